@@ -1,0 +1,50 @@
+//! Every bound of the product in one place. The CRDs state those that a structural schema reaches; the rest are checked
+//! by `decide::validate` and the gateway.
+
+/// Bytes. An output up to this size stays in its StepRun.
+pub const OUTPUT_INLINE_BYTES: usize = 16 * 1024;
+/// Bytes. A document's content, and the largest output.
+pub const DOCUMENT_BYTES: usize = 512 * 1024;
+/// Bytes. `Workflow.spec.documents` together.
+pub const WORKFLOW_DOCUMENTS_BYTES: usize = 64 * 1024;
+/// Bytes. Resolved parameters of one step.
+pub const PARAMETERS_BYTES: usize = 32 * 1024;
+/// Bytes. The end of an agent's log that is kept in a StepRun.
+pub const LOG_TAIL_BYTES: usize = 4 * 1024;
+/// Bytes. A message kept in a status.
+pub const MESSAGE_BYTES: usize = 1024;
+/// Bytes. A JSON Schema as text.
+pub const SCHEMA_BYTES: usize = 32 * 1024;
+/// Bytes. One CEL expression.
+pub const EXPRESSION_BYTES: usize = 1024;
+/// Bytes. What an expression may read, and what it may return.
+pub const EXPRESSION_DATA_BYTES: usize = 64 * 1024;
+/// Items of one `forEach`.
+pub const ITEMS: usize = 5_000;
+/// Steps of one list, by level.
+pub const STEPS: [u32; 3] = [200, 32, 16];
+/// Characters of a metadata.name that Lockstep derives other names from.
+pub const NAME_CHARS: usize = 52;
+/// Attempts remembered in a StepRun.
+pub const ATTEMPTS_KEPT: usize = 10;
+/// Attempts lost to the cluster (never claimed, pod evicted before the start) that one StepRun survives.
+pub const INFRASTRUCTURE_BUDGET: i32 = 5;
+/// Entries of `Workflow.status.activeSteps`.
+pub const ACTIVE_STEPS: usize = 50;
+/// Entries of the pending lists in `Workflow.status`.
+pub const PENDING: usize = 20;
+
+/// Seconds from claim to exit, when neither step nor Agent says otherwise.
+pub const TIMEOUT_SECONDS: i64 = 3_600;
+/// Seconds from Job creation to claim, when the Agent does not say otherwise.
+pub const START_TIMEOUT_SECONDS: i64 = 600;
+/// Seconds that the end of an attempt may lag behind its deadline before the operator acts: clock skew of gateway and operator.
+pub const SKEW_SECONDS: i64 = 5;
+/// Seconds that a finished Job stays, so that its logs can be read.
+pub const JOB_TTL_SECONDS: i32 = 86_400;
+/// Attempts since the last act of a person.
+pub const MAX_ATTEMPTS: i32 = 3;
+/// Seconds before the second attempt; doubles up to `MAX_BACKOFF_SECONDS`.
+pub const INITIAL_BACKOFF_SECONDS: i64 = 10;
+/// Seconds between two attempts at most.
+pub const MAX_BACKOFF_SECONDS: i64 = 300;

@@ -1,0 +1,64 @@
+//! Pieces of OpenAPI that schemars cannot know: free JSON, and the three generated levels of steps.
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use super::limits::STEPS;
+use super::step::Step;
+
+/// A JSON object with any content: a JSON Schema, a pod template, parameters.
+pub fn free_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "maxProperties": 256, "x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// Any JSON value.
+pub fn free_value(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-preserve-unknown-fields": true})
+}
+
+/// Structural schemas have no recursion: a step within a step within a step is written out.
+pub fn step_levels(generator: &mut SchemaGenerator) -> Schema {
+    let plain = Value::from(Step::json_schema(generator));
+    let mut list = Value::Null;
+    for limit in STEPS.iter().rev() {
+        let mut item = plain.clone();
+        if let Some(properties) = item.get_mut("properties").and_then(Value::as_object_mut)
+            && !list.is_null()
+        {
+            properties.insert("steps".to_owned(), list);
+        }
+        list = step_list(&item, *limit);
+    }
+    Schema::try_from(list).unwrap_or_default()
+}
+
+fn step_list(item: &Value, limit: u32) -> Value {
+    let groups = item.pointer("/properties/steps").is_some();
+    let (rule, message) = if groups {
+        (
+            "has(self.agentId) != has(self.steps)",
+            "exactly one of agentId and steps says what the step does",
+        )
+    } else {
+        (
+            "has(self.agentId)",
+            "agentId is required: groups nest at most three deep",
+        )
+    };
+    let mut item = item.clone();
+    if let Some(object) = item.as_object_mut() {
+        object.insert(
+            "x-kubernetes-validations".to_owned(),
+            json!([
+                {"rule": rule, "message": message},
+                {"rule": "has(self.agentId) || !(has(self.gate) || has(self.produces) || has(self.outputSchema) || has(self.parameters) || has(self.documents) || has(self.retry) || has(self.timeoutSeconds))",
+                 "message": "gate, produces, outputSchema, parameters, documents, retry and timeoutSeconds go with agentId, not with steps"}
+            ]),
+        );
+    }
+    json!({
+        "type": "array", "minItems": 1, "maxItems": limit,
+        "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+        "items": item,
+    })
+}

@@ -1,0 +1,14 @@
+#![doc = include_str!("ARCHITECTURE.md")]
+
+pub mod api;
+pub mod protocol;
+
+pub mod decide;
+
+pub mod cluster;
+pub mod telemetry;
+
+pub mod cli;
+pub mod controllers;
+pub mod gateway;
+pub mod shim;

@@ -1,4 +1,22 @@
 //! The brain: pure and total. Given what was observed and the time, it says what to do; it never does it.
 //! No async, client, clock, randomness or environment in here.
+//!
+//! Reading order: `plan` (what may come out), `workflow` and `step_run` (the two decisions), `graph` (where a run
+//! stands), `failure` and `gate` (how attempts and reviews end), then the small rooms they use.
 
+pub mod agent;
+pub mod build;
+pub mod document;
+pub mod expression;
+pub mod failure;
+pub mod gate;
+pub mod graph;
+pub mod plan;
 pub mod schema;
+pub mod scope;
+pub mod status;
+pub mod step_run;
+pub mod validate;
+pub mod workflow;
+
+pub use plan::{Effect, Notice, Plan};

@@ -1,0 +1,374 @@
+//! Child objects, complete: names from identity, owners, labels; the pod of an attempt with the shim in it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodSpec, PodTemplateSpec,
+    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
+use kube::Resource;
+use serde_json::Value;
+
+use super::agent::CONTAINER;
+use crate::api::agent::Agent;
+use crate::api::condition;
+use crate::api::definition::Definition;
+use crate::api::document::{Document, DocumentSpec, Scope};
+use crate::api::limits::{JOB_TTL_SECONDS, TIMEOUT_SECONDS};
+use crate::api::name::{
+    self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW,
+};
+use crate::api::step::Step;
+use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
+use crate::api::workflow::{InlineDocument, Workflow};
+use crate::protocol::{env, path};
+
+/// On a Job: the generation of the Agent that it was made from.
+pub const ANNOTATION_AGENT_GENERATION: &str = "lockstep.dev/agent-generation";
+const VOLUME: &str = "lockstep";
+const TOKEN_VOLUME: &str = "lockstep-token";
+const TOKEN_SECONDS: i64 = 3600;
+
+/// What every pod must know of the installation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Image that holds the shim.
+    pub image: String,
+    pub image_pull_policy: String,
+    pub gateway_url: String,
+    pub gateway_ca: String,
+}
+
+/// Why an Agent cannot be launched; a status that is behind its spec says nothing.
+pub fn not_ready(agent: &Agent) -> Option<String> {
+    let faults = super::agent::faults(agent);
+    (!faults.is_empty()).then(|| condition::clip(&faults.join("; "), 600))
+}
+
+fn owner<K: Resource<DynamicType = ()>>(object: &K, controller: bool) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: object.meta().name.clone().unwrap_or_default(),
+        uid: object.meta().uid.clone().unwrap_or_default(),
+        controller: Some(controller),
+        block_owner_deletion: Some(true),
+    }
+}
+
+fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), name::label_value(value)))
+        .collect()
+}
+
+/// The pinned definition, owned by its run.
+pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevision {
+    let meta = &workflow.metadata;
+    let (own, uid) = (
+        meta.name.clone().unwrap_or_default(),
+        meta.uid.clone().unwrap_or_default(),
+    );
+    ControllerRevision {
+        metadata: ObjectMeta {
+            name: Some(name::revision(&own, &uid)),
+            namespace: meta.namespace.clone(),
+            labels: Some(labels([(LABEL_WORKFLOW, &own)])),
+            owner_references: Some(vec![owner(workflow, true)]),
+            ..ObjectMeta::default()
+        },
+        data: Some(RawExtension(
+            serde_json::to_value(definition).unwrap_or_default(),
+        )),
+        revision: 1,
+    }
+}
+
+/// A document that stands in the run itself.
+pub fn run_document(workflow: &Workflow, inline: &InlineDocument) -> Document {
+    let meta = &workflow.metadata;
+    let (own, uid) = (
+        meta.name.clone().unwrap_or_default(),
+        meta.uid.clone().unwrap_or_default(),
+    );
+    let mut document = Document::new(
+        &name::run_document(&own, &uid, &inline.document_type),
+        DocumentSpec {
+            document_type: inline.document_type.clone(),
+            scope: Scope::Workflow,
+            scope_id: Some(uid),
+            workflow: Some(own.clone()),
+            format: inline.format,
+            content: inline.content.clone(),
+            ..DocumentSpec::default()
+        },
+    );
+    document.metadata.namespace.clone_from(&meta.namespace);
+    document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
+    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    document
+}
+
+/// A StepRun, owned by its run.
+pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[String]) -> StepRun {
+    let meta = &workflow.metadata;
+    let (own, uid) = (
+        meta.name.clone().unwrap_or_default(),
+        meta.uid.clone().unwrap_or_default(),
+    );
+    let labels = labels([
+        (LABEL_WORKFLOW, &own),
+        (LABEL_AGENT, &spec.agent_id),
+        (LABEL_SESSION, session),
+    ]);
+    let mut step_run = StepRun::new(&name::step_run(&own, &uid, &spec.path, keys), spec);
+    step_run.metadata.namespace.clone_from(&meta.namespace);
+    step_run.metadata.labels = Some(labels);
+    step_run.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    step_run
+}
+
+/// The Job of the current attempt.
+pub fn job(
+    step_run: &StepRun,
+    status: &StepRunStatus,
+    agent: &Agent,
+    step: Option<&Step>,
+    around: &Surroundings,
+) -> Result<Job, String> {
+    let meta = &step_run.metadata;
+    let (own, uid) = (
+        meta.name.clone().unwrap_or_default(),
+        meta.uid.clone().unwrap_or_default(),
+    );
+    let attempt = status.attempt;
+    let session = meta
+        .labels
+        .as_ref()
+        .and_then(|l| l.get(LABEL_SESSION))
+        .cloned()
+        .unwrap_or_default();
+    let labels = labels([
+        (LABEL_WORKFLOW, &step_run.spec.workflow.name),
+        (LABEL_STEP_RUN, &own),
+        (LABEL_AGENT, &step_run.spec.agent_id),
+        (LABEL_ATTEMPT, &attempt.to_string()),
+        (LABEL_SESSION, &session),
+    ]);
+    let timeout = step
+        .and_then(|s| s.timeout_seconds)
+        .or(agent.spec.timeout_seconds)
+        .unwrap_or(TIMEOUT_SECONDS);
+    let start = agent
+        .spec
+        .start_timeout_seconds
+        .unwrap_or(crate::api::limits::START_TIMEOUT_SECONDS);
+    let template = pod_template(step_run, attempt, agent, around, &labels)?;
+    Ok(Job {
+        metadata: ObjectMeta {
+            name: Some(name::job(&own, &uid, attempt)),
+            namespace: meta.namespace.clone(),
+            labels: Some(labels),
+            annotations: Some(
+                [(
+                    ANNOTATION_AGENT_GENERATION.to_owned(),
+                    agent.metadata.generation.unwrap_or_default().to_string(),
+                )]
+                .into(),
+            ),
+            owner_references: Some(vec![owner(step_run, true)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(JobSpec {
+            parallelism: Some(1),
+            completions: Some(1),
+            backoff_limit: Some(0),
+            pod_replacement_policy: Some("Failed".to_owned()),
+            ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
+            active_deadline_seconds: Some(start + timeout + 120),
+            template,
+            ..JobSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn pod_template(
+    step_run: &StepRun,
+    attempt: i32,
+    agent: &Agent,
+    around: &Surroundings,
+    labels: &BTreeMap<String, String>,
+) -> Result<PodTemplateSpec, String> {
+    let mut template: PodTemplateSpec =
+        serde_json::from_value(Value::Object(agent.spec.template.clone()))
+            .map_err(|e| format!("spec.template: {e}"))?;
+    let meta = template.metadata.get_or_insert_default();
+    meta.labels.get_or_insert_default().extend(labels.clone());
+    let pod = template.spec.get_or_insert_default();
+    pod.restart_policy = Some("Never".to_owned());
+    pod.automount_service_account_token = Some(false);
+    pod.enable_service_links.get_or_insert(false);
+    pod.volumes
+        .get_or_insert_default()
+        .extend(volumes(step_run, attempt));
+    let inherited = pod
+        .containers
+        .iter()
+        .find(|c| c.name == CONTAINER)
+        .and_then(|c| c.security_context.clone());
+    pod.init_containers
+        .get_or_insert_default()
+        .insert(0, install(around, inherited));
+    wrap(pod, step_run, attempt, around)?;
+    Ok(template)
+}
+
+fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
+    let uid = step_run.metadata.uid.as_deref().unwrap_or_default();
+    let token = ServiceAccountTokenProjection {
+        audience: Some(name::audience(uid, attempt)),
+        expiration_seconds: Some(TOKEN_SECONDS),
+        path: "token".to_owned(),
+    };
+    [
+        Volume {
+            name: VOLUME.to_owned(),
+            empty_dir: Some(EmptyDirVolumeSource::default()),
+            ..Volume::default()
+        },
+        Volume {
+            name: TOKEN_VOLUME.to_owned(),
+            projected: Some(ProjectedVolumeSource {
+                default_mode: Some(0o444),
+                sources: Some(vec![VolumeProjection {
+                    service_account_token: Some(token),
+                    ..VolumeProjection::default()
+                }]),
+            }),
+            ..Volume::default()
+        },
+    ]
+}
+
+/// Copies the shim into the pod. Hardened by itself, so that it passes where the agent's own container does.
+fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Container {
+    let limits: BTreeMap<String, Quantity> = [("cpu", "200m"), ("memory", "32Mi")]
+        .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
+        .into();
+    let requests: BTreeMap<String, Quantity> = [("cpu", "10m"), ("memory", "16Mi")]
+        .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
+        .into();
+    Container {
+        name: "lockstep-install".to_owned(),
+        image: Some(around.image.clone()),
+        image_pull_policy: Some(around.image_pull_policy.clone()).filter(|p| !p.is_empty()),
+        command: Some(vec![
+            "/lockstep-shim".to_owned(),
+            "install".to_owned(),
+            path::ROOT.to_owned(),
+        ]),
+        resources: Some(ResourceRequirements {
+            limits: Some(limits),
+            requests: Some(requests),
+            claims: None,
+        }),
+        volume_mounts: Some(vec![VolumeMount {
+            name: VOLUME.to_owned(),
+            mount_path: path::ROOT.to_owned(),
+            ..VolumeMount::default()
+        }]),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                add: None,
+            }),
+            read_only_root_filesystem: Some(true),
+            run_as_non_root: Some(true),
+            run_as_user: inherited.as_ref().and_then(|c| c.run_as_user),
+            run_as_group: inherited.as_ref().and_then(|c| c.run_as_group),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+fn wrap(
+    pod: &mut PodSpec,
+    step_run: &StepRun,
+    attempt: i32,
+    around: &Surroundings,
+) -> Result<(), String> {
+    let container = pod
+        .containers
+        .iter_mut()
+        .find(|c| c.name == CONTAINER)
+        .ok_or_else(|| format!("spec.template: no container is named {CONTAINER}"))?;
+    let own = container
+        .command
+        .take()
+        .filter(|c| !c.is_empty())
+        .ok_or_else(|| "spec.template: the agent's command is missing".to_owned())?;
+    let mut command = vec![path::SHIM.to_owned(), "run".to_owned(), "--".to_owned()];
+    command.extend(own);
+    container.command = Some(command);
+    container.termination_message_path = Some(path::TERMINATION_LOG.to_owned());
+    container.volume_mounts.get_or_insert_default().extend([
+        VolumeMount {
+            name: VOLUME.to_owned(),
+            mount_path: path::ROOT.to_owned(),
+            ..VolumeMount::default()
+        },
+        VolumeMount {
+            name: TOKEN_VOLUME.to_owned(),
+            mount_path: "/var/run/secrets/lockstep.dev".to_owned(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        },
+    ]);
+    let variables = container.env.get_or_insert_default();
+    let secret: Vec<&str> = variables
+        .iter()
+        .filter(|v| {
+            v.value_from
+                .as_ref()
+                .is_some_and(|f| f.secret_key_ref.is_some())
+        })
+        .map(|v| v.name.as_str())
+        .collect();
+    let secret = secret.join(",");
+    let meta = &step_run.metadata;
+    let id = format!(
+        "{}/{}",
+        meta.namespace.as_deref().unwrap_or_default(),
+        meta.name.as_deref().unwrap_or_default()
+    );
+    for (key, value) in [
+        (env::GATEWAY, around.gateway_url.as_str()),
+        (env::GATEWAY_CA, around.gateway_ca.as_str()),
+        (env::STEP_RUN, id.as_str()),
+        (env::STEP_RUN_UID, meta.uid.as_deref().unwrap_or_default()),
+        (env::ATTEMPT, attempt.to_string().as_str()),
+        (env::SECRET_NAMES, secret.as_str()),
+    ] {
+        variables.retain(|v| v.name != key);
+        variables.push(EnvVar {
+            name: key.to_owned(),
+            value: Some(value.to_owned()),
+            value_from: None,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,796 @@
+//! Where a run stands: the definition walked once over the StepRuns that exist. What may start now comes out complete.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
+
+use super::document;
+use super::expression::{self, Expression, kind};
+use super::scope::{self, Frame, Output, Sources};
+use super::workflow::Observed;
+use crate::api::definition::Definition;
+use crate::api::limits::{ACTIVE_STEPS, ITEMS, PARAMETERS_BYTES, PENDING};
+use crate::api::name;
+use crate::api::step::{ForEach, Step};
+use crate::api::step_run::{
+    AttemptResult, DocumentRef, Item, ScopeLink, StepRun, StepRunGate, StepRunSpec,
+    WorkflowIdentity,
+};
+use crate::api::workflow::{Counts, DefinitionRef, PendingAcceptance, Phase, StepStatus};
+
+/// The findings.
+#[derive(Default)]
+pub struct Stand {
+    /// StepRuns to make now, with the item keys of each.
+    pub creates: Vec<(StepRunSpec, Vec<String>)>,
+    /// By path, in file order.
+    pub steps: Vec<StepStatus>,
+    pub active: Vec<String>,
+    pub running: usize,
+    pub gates: usize,
+    pub pending_acceptance: Vec<PendingAcceptance>,
+    pub questions: usize,
+    pub missing_documents: Vec<String>,
+    /// What waits for something that is not there, in words.
+    pub pending: Vec<String>,
+    pub failure: Option<Failure>,
+    /// Everything is done.
+    pub done: bool,
+    /// Some attempt was claimed.
+    pub busy: bool,
+}
+
+/// The first failure that nothing tolerates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub place: String,
+    pub class: AttemptResult,
+    pub message: String,
+}
+
+/// How far a step, an item or a list has come.
+enum Outcome {
+    Done(Output),
+    /// Begun, or waiting for something.
+    Open,
+    /// Not begun.
+    Ahead,
+    Failed,
+}
+
+/// Walks the definition.
+pub fn stand(o: &Observed, definition: &Definition) -> Stand {
+    let status = o.workflow.status.as_ref();
+    let latched = status
+        .map(|s| {
+            s.steps
+                .iter()
+                .map(|s| (s.path.clone(), s.clone()))
+                .collect()
+        })
+        .unwrap_or_default();
+    let sources = Sources {
+        definition,
+        documents: &o.documents,
+        contents: &o.contents,
+    };
+    let mut walk = Walk {
+        o,
+        sources,
+        latched,
+        tallies: BTreeMap::new(),
+        order: Vec::new(),
+        stand: Stand::default(),
+    };
+    walk.lay_out(&definition.steps, "");
+    let outcome = walk.list(&definition.steps, &Frame::default(), true);
+    walk.finish(&outcome)
+}
+
+struct Walk<'a> {
+    o: &'a Observed,
+    sources: Sources<'a>,
+    latched: BTreeMap<String, StepStatus>,
+    tallies: BTreeMap<String, Tally>,
+    order: Vec<String>,
+    stand: Stand,
+}
+
+/// What adds up at one path, over all items.
+#[derive(Default)]
+struct Tally {
+    counts: Counts,
+    /// Inside or at a forEach.
+    plural: bool,
+    running: usize,
+    inputs: usize,
+    gates: usize,
+    documents: usize,
+    started_at: Option<Time>,
+    completed_at: Option<Time>,
+    step_run: Option<String>,
+    output_digest: Option<String>,
+    collection_digest: Option<String>,
+    collection_documents: Vec<String>,
+    cancelled: bool,
+    complete: bool,
+}
+
+impl Walk<'_> {
+    fn lay_out(&mut self, steps: &[Step], prefix: &str) {
+        for step in steps {
+            let path = format!("{prefix}{}", step.name);
+            self.lay_out(&step.steps, &format!("{path}/"));
+            self.order.push(path);
+        }
+    }
+
+    fn tally(&mut self, path: &str) -> &mut Tally {
+        self.tallies.entry(path.to_owned()).or_default()
+    }
+
+    fn list(&mut self, steps: &[Step], frame: &Frame, may_start: bool) -> Outcome {
+        let mut here = frame.clone();
+        let mut last = Output::Null;
+        for step in steps {
+            match self.step(step, &here, may_start) {
+                Outcome::Done(output) => {
+                    here.done.insert(step.name.clone(), output.clone());
+                    last = output;
+                }
+                other => return other,
+            }
+        }
+        Outcome::Done(last)
+    }
+
+    fn step(&mut self, step: &Step, frame: &Frame, may_start: bool) -> Outcome {
+        let path = format!("{}{}", frame.prefix, step.name);
+        let outcome = match &step.for_each {
+            None => self.body(step, &path, frame, may_start),
+            Some(for_each) => self.for_each(step, for_each, &path, frame, may_start),
+        };
+        if let Outcome::Done(_) = outcome {
+            self.tally(&path).complete = true;
+        }
+        outcome
+    }
+
+    fn body(&mut self, step: &Step, path: &str, frame: &Frame, may_start: bool) -> Outcome {
+        match &step.agent_id {
+            Some(agent) => self.run(step, agent, path, frame, may_start),
+            None => self.list(
+                &step.steps,
+                &Frame {
+                    prefix: format!("{path}/"),
+                    ..frame.clone()
+                },
+                may_start,
+            ),
+        }
+    }
+
+    // ---- one execution
+
+    fn run(
+        &mut self,
+        step: &Step,
+        agent: &str,
+        path: &str,
+        frame: &Frame,
+        may_start: bool,
+    ) -> Outcome {
+        let definition = self.sources.definition;
+        let own = name::step_run(
+            &definition.workflow,
+            &definition.workflow_uid,
+            path,
+            &frame.keys,
+        );
+        if let Some(found) = self.o.step_runs.get(&own).cloned() {
+            return self.existing(&found, path, frame);
+        }
+        if self
+            .latched
+            .get(path)
+            .is_some_and(|s| s.step_run.as_deref() == Some(&own))
+        {
+            let tally = self.tally(path);
+            tally.step_run = Some(own.clone());
+            tally.counts.failed += 1;
+            return self.fail(
+                place(path, frame),
+                AttemptResult::StepRunLost,
+                format!("StepRun {own} was deleted; it is never made again"),
+            );
+        }
+        if !may_start {
+            return Outcome::Ahead;
+        }
+        self.begin(step, agent, path, frame)
+    }
+
+    fn existing(&mut self, step_run: &Arc<StepRun>, path: &str, frame: &Frame) -> Outcome {
+        let status = step_run.status.clone().unwrap_or_default();
+        let phase = status.phase.unwrap_or_default();
+        self.stand.busy |= status.agent.as_ref().is_some_and(|a| a.claim.is_some());
+        let tally = self.tally(path);
+        tally.counts.started += 1;
+        if frame.keys.is_empty() {
+            tally.step_run.clone_from(&step_run.metadata.name);
+            tally.output_digest = status.result.as_ref().map(|r| r.digest.clone());
+        }
+        tally.started_at = earliest(tally.started_at.take(), status.started_at.clone());
+        tally.completed_at = latest(tally.completed_at.take(), status.completed_at.clone());
+        if status.completed_at.is_some() {
+            return self.ended(step_run, phase, path, frame);
+        }
+        match phase {
+            Phase::WaitingForAcceptance => {
+                tally.gates += 1;
+                self.stand.gates += 1;
+                let gate = step_run
+                    .spec
+                    .gate
+                    .as_ref()
+                    .map(|g| g.name.clone())
+                    .unwrap_or_default();
+                let step_run = step_run.metadata.name.clone().unwrap_or_default();
+                self.stand.pending_acceptance.push(PendingAcceptance {
+                    step_run,
+                    path: place(path, frame),
+                    gate,
+                });
+                self.stand.pending_acceptance.truncate(PENDING);
+            }
+            Phase::WaitingForInput => {
+                tally.inputs += 1;
+                self.stand.questions += 1;
+            }
+            _ => {
+                tally.running += 1;
+                self.stand.running += 1;
+            }
+        }
+        self.active(path, frame);
+        Outcome::Open
+    }
+
+    fn ended(
+        &mut self,
+        step_run: &Arc<StepRun>,
+        phase: Phase,
+        path: &str,
+        frame: &Frame,
+    ) -> Outcome {
+        match phase {
+            Phase::Completed => {
+                self.tally(path).counts.done += 1;
+                Outcome::Done(Output::Of(Arc::clone(step_run)))
+            }
+            Phase::Cancelled => {
+                self.tally(path).cancelled = true;
+                Outcome::Open
+            }
+            _ => {
+                self.tally(path).counts.failed += 1;
+                let error = step_run.status.as_ref().and_then(|s| s.error.as_ref());
+                let class = error.map_or(AttemptResult::Retryable, |e| e.class);
+                let message = error.map(|e| e.message.clone()).unwrap_or_default();
+                self.fail(place(path, frame), class, message)
+            }
+        }
+    }
+
+    fn begin(&mut self, step: &Step, agent: &str, path: &str, frame: &Frame) -> Outcome {
+        let Some(found) = self.o.agents.get(agent) else {
+            self.stand
+                .pending
+                .push(format!("{path}: Agent {agent} does not exist"));
+            self.active(path, frame);
+            return Outcome::Open;
+        };
+        let wanted: Vec<String> = found
+            .spec
+            .required_documents
+            .iter()
+            .chain(&step.documents)
+            .cloned()
+            .collect();
+        let Some(documents) = self.documents(&wanted, frame) else {
+            self.tally(path).documents += 1;
+            self.active(path, frame);
+            return Outcome::Open;
+        };
+        match self.spec(step, agent, path, frame, documents) {
+            Err((class, message)) => {
+                self.tally(path).counts.failed += 1;
+                self.fail(place(path, frame), class, message)
+            }
+            Ok(spec) => {
+                self.stand.creates.push((spec, frame.keys.clone()));
+                self.stand.running += 1;
+                let tally = self.tally(path);
+                tally.running += 1;
+                tally.counts.started += 1;
+                self.active(path, frame);
+                Outcome::Open
+            }
+        }
+    }
+
+    /// The documents that a step reads, pinned; none while one is missing.
+    fn documents(&mut self, wanted: &[String], frame: &Frame) -> Option<Vec<DocumentRef>> {
+        let from = self.sources.viewpoint(frame);
+        let mut found: Vec<DocumentRef> = Vec::new();
+        let mut complete = true;
+        for kind in wanted {
+            if let Some(plain) = kind.strip_suffix("/*") {
+                found.extend(
+                    document::fan_in(&self.o.documents, plain, &from)
+                        .into_iter()
+                        .map(|(key, d)| document::pinned(d, Some(key))),
+                );
+            } else if let Some(d) = document::find(&self.o.documents, kind, &from) {
+                if !found
+                    .iter()
+                    .any(|old| old.key.is_none() && old.document_type == *kind)
+                {
+                    found.push(document::pinned(d, None));
+                }
+            } else {
+                complete = false;
+                self.missing(kind);
+            }
+        }
+        complete.then_some(found)
+    }
+
+    fn missing(&mut self, kind: &str) {
+        if !self.stand.missing_documents.iter().any(|m| m == kind)
+            && self.stand.missing_documents.len() < PENDING
+        {
+            self.stand.missing_documents.push(kind.to_owned());
+        }
+    }
+
+    fn spec(
+        &self,
+        step: &Step,
+        agent: &str,
+        path: &str,
+        frame: &Frame,
+        documents: Vec<DocumentRef>,
+    ) -> Result<StepRunSpec, (AttemptResult, String)> {
+        let used = scope::of_step(step);
+        let scope = self
+            .sources
+            .scope(frame, &used.iter().collect::<Vec<_>>(), &[]);
+        let parameters = step.parameters.clone().unwrap_or_default();
+        let parameters = expression::expand(&parameters, &scope)
+            .map_err(|e| (AttemptResult::ExpressionError, e))?;
+        let parameters = Value::Object(parameters).to_string();
+        if parameters.len() > PARAMETERS_BYTES {
+            let message = format!(
+                "the parameters are {} bytes long, at most {PARAMETERS_BYTES} are allowed; pass a document instead",
+                parameters.len()
+            );
+            return Err((AttemptResult::InvalidParameters, message));
+        }
+        let definition = self.sources.definition;
+        let status = self.o.workflow.status.as_ref();
+        let gate = step.gate.as_ref().map(|gate| StepRunGate {
+            name: gate
+                .name
+                .clone()
+                .or_else(|| step.produces.as_ref().map(|p| p.document_type.clone()))
+                .unwrap_or_else(|| step.name.clone()),
+            acceptors: gate.acceptors.clone(),
+            message: gate.message.clone(),
+        });
+        let item = frame
+            .items
+            .last()
+            .zip(frame.keys.last())
+            .map(|((_, index, value), key)| Item {
+                key: key.clone(),
+                index: *index,
+                value: value.clone(),
+            });
+        let digests: Vec<&[u8]> = [
+            agent.as_bytes(),
+            parameters.as_bytes(),
+            definition.input.as_bytes(),
+        ]
+        .into_iter()
+        .chain(documents.iter().map(|d| d.digest.as_bytes()))
+        .collect();
+        Ok(StepRunSpec {
+            workflow: WorkflowIdentity {
+                name: definition.workflow.clone(),
+                uid: definition.workflow_uid.clone(),
+                creator: status.and_then(|s| s.creator.clone()),
+            },
+            definition: status
+                .and_then(|s| s.definition.clone())
+                .unwrap_or_else(DefinitionRef::default),
+            path: path.to_owned(),
+            agent_id: agent.to_owned(),
+            item,
+            scope_chain: self.scope_chain(frame),
+            input_digest: name::digest(digests),
+            parameters,
+            documents,
+            gate,
+        })
+    }
+
+    fn scope_chain(&self, frame: &Frame) -> Vec<ScopeLink> {
+        let uid = &self.sources.definition.workflow_uid;
+        let own = ScopeLink {
+            scope: "workflow".to_owned(),
+            scope_id: uid.clone(),
+        };
+        let items = frame
+            .items
+            .iter()
+            .enumerate()
+            .map(|(n, (as_name, _, _))| ScopeLink {
+                scope: as_name.clone(),
+                scope_id: name::scope_id(uid, &frame.keys[..=n]),
+            });
+        std::iter::once(own).chain(items).collect()
+    }
+
+    // ---- items
+
+    fn for_each(
+        &mut self,
+        step: &Step,
+        for_each: &ForEach,
+        path: &str,
+        frame: &Frame,
+        may_start: bool,
+    ) -> Outcome {
+        self.tally(path).plural = true;
+        let begun = self
+            .latched
+            .get(path)
+            .is_some_and(|s| s.collection_digest.is_some())
+            && frame.keys.is_empty();
+        if !begun && !may_start {
+            return Outcome::Ahead;
+        }
+        let items = match self.collection(for_each, path, frame) {
+            Ok(items) => items,
+            Err(fault) => {
+                self.tally(path).counts.failed += 1;
+                return self.fail(place(path, frame), AttemptResult::ExpressionError, fault);
+            }
+        };
+        let total = i32::try_from(items.len()).unwrap_or(i32::MAX);
+        self.tally(path).counts.total += total;
+        let mut slots = usize::try_from(for_each.max_parallel.unwrap_or(10))
+            .unwrap_or(10)
+            .saturating_sub(self.in_progress(path, frame));
+        let (mut outputs, mut open, mut failed) = (Vec::with_capacity(items.len()), false, false);
+        for (index, (key, value)) in items.into_iter().enumerate() {
+            let mut inner = frame.clone();
+            inner.keys.push(key);
+            inner.items.push((
+                for_each.as_name.clone(),
+                i32::try_from(index).unwrap_or(i32::MAX),
+                value,
+            ));
+            let before = self.stand.creates.len();
+            match self.body(step, path, &inner, may_start && slots > 0) {
+                Outcome::Done(output) => outputs.push(output),
+                Outcome::Open | Outcome::Ahead => open = true,
+                Outcome::Failed => failed = true,
+            }
+            slots = slots.saturating_sub(self.stand.creates.len() - before);
+        }
+        match (failed, open) {
+            (true, _) => Outcome::Failed,
+            (false, true) => Outcome::Open,
+            (false, false) => Outcome::Done(Output::List(outputs)),
+        }
+    }
+
+    /// Items with an attempt queued or running; those that wait for a person have given their slot up.
+    fn in_progress(&self, path: &str, frame: &Frame) -> usize {
+        let inside = |s: &StepRun| {
+            s.spec.path == path
+                || s.spec
+                    .path
+                    .strip_prefix(path)
+                    .is_some_and(|rest| rest.starts_with('/'))
+        };
+        let prefix = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
+        let here = |s: &StepRun| {
+            s.spec
+                .scope_chain
+                .get(frame.keys.len())
+                .is_some_and(|link| link.scope_id == prefix)
+        };
+        let runs = |s: &StepRun| {
+            s.status.as_ref().is_none_or(|s| {
+                s.completed_at.is_none()
+                    && !matches!(
+                        s.phase,
+                        Some(Phase::WaitingForAcceptance | Phase::WaitingForInput)
+                    )
+            })
+        };
+        self.o
+            .step_runs
+            .values()
+            .filter(|s| inside(s) && here(s) && runs(s))
+            .count()
+    }
+
+    fn collection(
+        &mut self,
+        for_each: &ForEach,
+        path: &str,
+        frame: &Frame,
+    ) -> Result<Vec<(String, Value)>, String> {
+        let latched = self
+            .latched
+            .get(path)
+            .filter(|_| frame.keys.is_empty())
+            .cloned()
+            .unwrap_or_default();
+        let expression =
+            Expression::parse(&for_each.items).map_err(|e| format!("forEach.in {e}"))?;
+        let scope = self
+            .sources
+            .scope(frame, &[&expression], &latched.collection_documents);
+        let value = expression
+            .evaluate(&scope)
+            .map_err(|e| format!("forEach.in: {e}"))?;
+        let digest = name::digest_bytes(value.to_string().as_bytes());
+        if latched
+            .collection_digest
+            .as_ref()
+            .is_some_and(|old| *old != digest)
+        {
+            return Err(
+                "forEach.in: the list is not the one it was when the step began".to_owned(),
+            );
+        }
+        if frame.keys.is_empty() {
+            let from = self.sources.viewpoint(frame);
+            let names: Vec<String> = if latched.collection_digest.is_some() {
+                latched.collection_documents
+            } else {
+                let kinds = expression.members("documents");
+                let spelled = |d: &crate::api::Document| {
+                    kinds.contains(&d.spec.document_type)
+                        || kinds.contains(&expression::underscored(&d.spec.document_type))
+                };
+                let kinds: std::collections::BTreeSet<&str> = self
+                    .o
+                    .documents
+                    .iter()
+                    .filter(|d| spelled(d))
+                    .map(|d| d.spec.document_type.as_str())
+                    .collect();
+                kinds
+                    .into_iter()
+                    .filter_map(|kind| {
+                        document::find(&self.o.documents, kind, &from)?
+                            .metadata
+                            .name
+                            .clone()
+                    })
+                    .take(16)
+                    .collect()
+            };
+            let tally = self.tally(path);
+            tally.collection_digest = Some(digest);
+            tally.collection_documents = names;
+        }
+        let items = match value {
+            Value::Null => Vec::new(),
+            Value::Array(items) => items,
+            other => return Err(format!("forEach.in gives {}, not a list", kind(&other))),
+        };
+        self.keyed(for_each, frame, items)
+    }
+
+    fn keyed(
+        &self,
+        for_each: &ForEach,
+        frame: &Frame,
+        items: Vec<Value>,
+    ) -> Result<Vec<(String, Value)>, String> {
+        if items.len() > ITEMS {
+            return Err(format!(
+                "forEach.in gives {} items, at most {ITEMS} are allowed",
+                items.len()
+            ));
+        }
+        let key = for_each
+            .key
+            .as_deref()
+            .map(Expression::parse)
+            .transpose()
+            .map_err(|e| format!("forEach.key {e}"))?;
+        let base = key
+            .as_ref()
+            .map(|key| self.sources.scope(frame, &[key], &[]));
+        let mut seen = std::collections::BTreeSet::new();
+        let mut keyed = Vec::with_capacity(items.len());
+        for (index, value) in items.into_iter().enumerate() {
+            let own = match (&key, &base) {
+                (Some(key), Some(base)) => {
+                    match key.evaluate(&base.clone().with(&for_each.as_name, value.clone())) {
+                        Ok(Value::String(text)) => text,
+                        Ok(Value::Number(number)) => number.to_string(),
+                        Ok(other) => {
+                            return Err(format!(
+                                "forEach.key gives {} for item {index}, not a string or a number",
+                                kind(&other)
+                            ));
+                        }
+                        Err(e) => return Err(format!("forEach.key of item {index}: {e}")),
+                    }
+                }
+                _ => index.to_string(),
+            };
+            if !legal_key(&own) {
+                return Err(format!(
+                    "forEach.key of item {index} is {own:?}; keys are 1 to 63 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+                ));
+            }
+            if !seen.insert(own.clone()) {
+                return Err(format!("forEach.key: {own:?} stands twice"));
+            }
+            keyed.push((own, value));
+        }
+        Ok(keyed)
+    }
+
+    // ---- findings
+
+    fn active(&mut self, path: &str, frame: &Frame) {
+        if self.stand.active.len() < ACTIVE_STEPS {
+            self.stand.active.push(place(path, frame));
+        }
+    }
+
+    fn fail(&mut self, place: String, class: AttemptResult, message: String) -> Outcome {
+        self.stand.failure.get_or_insert(Failure {
+            place,
+            class,
+            message,
+        });
+        Outcome::Failed
+    }
+
+    fn finish(mut self, outcome: &Outcome) -> Stand {
+        let order = std::mem::take(&mut self.order);
+        let mut tallies = std::mem::take(&mut self.tallies);
+        // Groups stand behind their steps in `order`; file order is by where a path first appears.
+        let mut steps: Vec<StepStatus> = order
+            .iter()
+            .map(|path| tallies.remove(path).unwrap_or_default().status(path))
+            .collect();
+        roll_up(&mut steps);
+        self.stand.steps = file_order(steps, &self.sources.definition.steps);
+        self.stand.done = matches!(outcome, Outcome::Done(_));
+        if self.stand.failure.is_some() {
+            self.stand.creates.clear();
+        }
+        self.stand
+    }
+}
+
+impl Tally {
+    fn status(self, path: &str) -> StepStatus {
+        let phase = if self.complete && self.counts.failed == 0 {
+            Phase::Completed
+        } else if self.counts.failed > 0 {
+            Phase::Failed
+        } else if self.running > 0 {
+            Phase::Running
+        } else if self.inputs > 0 {
+            Phase::WaitingForInput
+        } else if self.gates > 0 {
+            Phase::WaitingForAcceptance
+        } else if self.documents > 0 {
+            Phase::WaitingForDocuments
+        } else if self.cancelled {
+            Phase::Cancelled
+        } else if self.counts.done > 0 {
+            Phase::Running
+        } else {
+            Phase::Pending
+        };
+        let plural = self.plural || self.step_run.is_none() && self.counts.started > 1;
+        StepStatus {
+            path: path.to_owned(),
+            phase,
+            started_at: self.started_at,
+            completed_at: self.completed_at.filter(|_| phase.is_terminal()),
+            step_run: self.step_run,
+            output_digest: self.output_digest,
+            collection_digest: self.collection_digest,
+            collection_documents: self.collection_documents,
+            counts: plural.then_some(self.counts),
+        }
+    }
+}
+
+/// A group that is not complete stands where its furthest step stands.
+fn roll_up(steps: &mut [StepStatus]) {
+    for index in 0..steps.len() {
+        let prefix = format!("{}/", steps[index].path);
+        let inside = steps.iter().filter(|s| s.path.starts_with(&prefix));
+        let moved = inside
+            .clone()
+            .find(|s| !matches!(s.phase, Phase::Pending | Phase::Completed))
+            .map(|s| s.phase);
+        let begun = inside
+            .clone()
+            .any(|s| s.phase == Phase::Completed)
+            .then_some(Phase::Running);
+        let started = inside
+            .clone()
+            .filter_map(|s| s.started_at.clone())
+            .min_by_key(|t| t.0);
+        let completed = inside
+            .filter_map(|s| s.completed_at.clone())
+            .max_by_key(|t| t.0);
+        let own = &mut steps[index];
+        if own.phase == Phase::Pending {
+            own.phase = moved.or(begun).unwrap_or(Phase::Pending);
+        }
+        if own.started_at.is_none() {
+            own.started_at = started;
+        }
+        if own.phase.is_terminal() && own.completed_at.is_none() {
+            own.completed_at = completed;
+        }
+    }
+}
+
+fn file_order(mut steps: Vec<StepStatus>, definition: &[Step]) -> Vec<StepStatus> {
+    fn visit(list: &[Step], prefix: &str, rank: &mut BTreeMap<String, usize>) {
+        for step in list {
+            let path = format!("{prefix}{}", step.name);
+            rank.insert(path.clone(), rank.len());
+            visit(&step.steps, &format!("{path}/"), rank);
+        }
+    }
+    let mut rank = BTreeMap::new();
+    visit(definition, "", &mut rank);
+    steps.sort_by_key(|s| rank.get(&s.path).copied());
+    steps
+}
+
+fn place(path: &str, frame: &Frame) -> String {
+    frame
+        .keys
+        .iter()
+        .fold(path.to_owned(), |place, key| format!("{place}/{key}"))
+}
+
+fn legal_key(key: &str) -> bool {
+    (1..=63).contains(&key.len())
+        && key.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && key
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+fn earliest(a: Option<Time>, b: Option<Time>) -> Option<Time> {
+    [a, b].into_iter().flatten().min_by_key(|t| t.0)
+}
+
+fn latest(a: Option<Time>, b: Option<Time>) -> Option<Time> {
+    [a, b].into_iter().flatten().max_by_key(|t| t.0)
+}

@@ -1,0 +1,88 @@
+//! What a decision is: effects in order, at most one status, notices, and when to look again. Every effect names
+//! everything, so that nothing is left to choose when it is carried out.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::batch::v1::Job;
+
+use crate::api::document::{Document, DocumentStatus};
+use crate::api::step_run::StepRun;
+
+/// One act on the cluster. Carrying it out twice is the same as once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    CreateRevision(Box<ControllerRevision>),
+    CreateDocument(Box<Document>),
+    CreateStepRun(Box<StepRun>),
+    CreateJob(Box<Job>),
+    /// With that UID only; pods go with it.
+    DeleteJob {
+        name: String,
+        uid: String,
+    },
+    /// Single writer, so no version is needed.
+    SetDocumentStatus {
+        name: String,
+        status: DocumentStatus,
+    },
+    /// Removes keys from the mailbox, at that resourceVersion.
+    EmptyMailbox {
+        step_run: String,
+        resource_version: String,
+        keys: Vec<&'static str>,
+    },
+}
+
+/// Something people should hear of, once: an Event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub warning: bool,
+    pub reason: &'static str,
+    pub note: String,
+}
+
+/// What a pass decided.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan<S> {
+    pub effects: Vec<Effect>,
+    /// The whole status as it shall be; written only when it differs.
+    pub status: Option<S>,
+    pub notices: Vec<Notice>,
+    /// Look again after this, even if nothing happens.
+    pub requeue: Option<Duration>,
+}
+
+impl<S> Default for Plan<S> {
+    fn default() -> Self {
+        Self {
+            effects: Vec::new(),
+            status: None,
+            notices: Vec::new(),
+            requeue: None,
+        }
+    }
+}
+
+impl<S> Plan<S> {
+    pub fn notice(&mut self, reason: &'static str, note: impl Into<String>) {
+        self.notices.push(Notice {
+            warning: false,
+            reason,
+            note: note.into(),
+        });
+    }
+
+    pub fn warn(&mut self, reason: &'static str, note: impl Into<String>) {
+        self.notices.push(Notice {
+            warning: true,
+            reason,
+            note: note.into(),
+        });
+    }
+
+    /// The earliest of all asked for counts.
+    pub fn look_again(&mut self, after: Duration) {
+        self.requeue = Some(self.requeue.map_or(after, |soonest| soonest.min(after)));
+    }
+}

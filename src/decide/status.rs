@@ -1,0 +1,180 @@
+//! The status of a run, derived from where it stands. Phase is for people; the conditions are what tools read: kstatus
+//! (`Reconciling`, `Stalled`), `kubectl wait` (`Succeeded`), the health script of Argo CD (`Waiting`).
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::graph::Stand;
+use crate::api::condition::{self, Truth};
+use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
+
+/// Set while a run that failed still has attempts that finish.
+pub const FAILING: &str = "Failing";
+
+type At<'a> = (&'a Time, i64);
+
+/// Nothing runs yet, for this reason.
+pub fn pending(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'_>) {
+    status.observed_generation = at.1;
+    status.phase = Some(Phase::Pending);
+    conditions(status, reason, message, at);
+}
+
+/// It can never run: the spec is immutable, so this is the end.
+pub fn invalid(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'_>) {
+    status.observed_generation = at.1;
+    status.phase = Some(Phase::Failed);
+    status.completed_at = Some(at.0.clone());
+    if let Some(session) = &mut status.session {
+        session.phase = SessionPhase::Failed;
+    }
+    conditions(status, reason, message, at);
+}
+
+/// The status that follows from where the run stands.
+pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
+    let at = (now, status.observed_generation);
+    if !stand.steps.is_empty() {
+        status.steps.clone_from(&stand.steps);
+    }
+    status.current_step = status
+        .steps
+        .iter()
+        .find(|s| s.phase != Phase::Completed && !s.path.contains('/'))
+        .map(|s| s.path.clone());
+    status.active_steps.clone_from(&stand.active);
+    status
+        .pending_documents
+        .clone_from(&stand.missing_documents);
+    status
+        .pending_acceptance
+        .clone_from(&stand.pending_acceptance);
+    status.waiting = waiting(stand);
+    let phase = phase(stand);
+    status.phase = Some(phase);
+    if phase.is_terminal() {
+        status.completed_at = Some(now.clone());
+        status.active_steps.clear();
+    }
+    if let Some(session) = &mut status.session {
+        session.phase = match phase {
+            Phase::Completed => SessionPhase::Completed,
+            Phase::Failed | Phase::Cancelled => SessionPhase::Failed,
+            _ if stand.busy => SessionPhase::Busy,
+            _ => session.phase,
+        };
+    }
+    let (reason, message) = reason(phase, stand);
+    conditions(status, &reason, &message, at);
+    match &stand.failure {
+        Some(failure) if !phase.is_terminal() => {
+            let message = format!("{}: {}", failure.place, failure.message);
+            condition::set(
+                &mut status.conditions,
+                FAILING,
+                Truth::True,
+                &failure.class.to_string(),
+                &message,
+                at,
+            );
+        }
+        _ => condition::clear(&mut status.conditions, FAILING),
+    }
+}
+
+/// Running while anything runs; else input before acceptance before documents.
+fn phase(stand: &Stand) -> Phase {
+    if stand.failure.is_some() {
+        return if stand.running + stand.gates + stand.questions > 0 {
+            Phase::Running
+        } else {
+            Phase::Failed
+        };
+    }
+    if stand.done {
+        Phase::Completed
+    } else if stand.running > 0 {
+        Phase::Running
+    } else if stand.questions > 0 {
+        Phase::WaitingForInput
+    } else if stand.gates > 0 {
+        Phase::WaitingForAcceptance
+    } else if !stand.missing_documents.is_empty() {
+        Phase::WaitingForDocuments
+    } else {
+        Phase::Pending
+    }
+}
+
+fn reason(phase: Phase, stand: &Stand) -> (String, String) {
+    if let Some(failure) = &stand.failure {
+        return (
+            failure.class.to_string(),
+            format!("{}: {}", failure.place, failure.message),
+        );
+    }
+    let message = match phase {
+        Phase::WaitingForDocuments => format!(
+            "missing: {}; put them with kubectl apply (kind Document)",
+            stand.missing_documents.join(", ")
+        ),
+        Phase::WaitingForAcceptance | Phase::WaitingForInput => {
+            waiting(stand).map(|w| w.summary).unwrap_or_default()
+        }
+        Phase::Pending => stand.pending.join("; "),
+        _ => String::new(),
+    };
+    (phase.to_string(), message)
+}
+
+fn waiting(stand: &Stand) -> Option<Waiting> {
+    let words = |n: usize, word: &str| {
+        (n > 0).then(|| format!("{n} {word}{}", if n == 1 { "" } else { "s" }))
+    };
+    let summary: Vec<String> = [
+        words(stand.gates, "gate"),
+        words(stand.questions, "question"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+    (!summary.is_empty()).then(|| Waiting {
+        gates: count(stand.gates),
+        questions: count(stand.questions),
+        summary: summary.join(", "),
+    })
+}
+
+fn conditions(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'_>) {
+    let phase = status.phase.unwrap_or_default();
+    let (succeeded, reconciling, stalled) = match phase {
+        Phase::Completed => (Truth::True, false, false),
+        Phase::Failed | Phase::Cancelled => (Truth::False, false, true),
+        _ => (Truth::Unknown, true, false),
+    };
+    let waits = matches!(
+        phase,
+        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments
+    ) || status.waiting.is_some();
+    let list = &mut status.conditions;
+    condition::set(list, "Succeeded", succeeded, reason, message, at);
+    let summary = status
+        .waiting
+        .as_ref()
+        .map_or(message, |w| w.summary.as_str());
+    condition::set(
+        list,
+        "Waiting",
+        if waits { Truth::True } else { Truth::False },
+        if waits { reason } else { "NothingWaits" },
+        if waits { summary } else { "" },
+        at,
+    );
+    for (kind, on) in [("Reconciling", reconciling), ("Stalled", stalled)] {
+        if on {
+            condition::set(list, kind, Truth::True, reason, message, at);
+        } else {
+            condition::clear(list, kind);
+        }
+    }
+}

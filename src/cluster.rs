@@ -1,1 +1,18 @@
-//! TBD
+//! The hands: what the cluster looks like, and acts upon it. Decides nothing.
+//!
+//! `world` holds the caches, `observe` gathers what a decision needs, `apply` carries effects out, `publish` writes
+//! status and Events.
+
+pub mod apply;
+pub mod cache;
+pub mod client;
+pub mod consistency;
+pub mod contents;
+pub mod error;
+pub mod guard;
+pub mod observe;
+pub mod publish;
+pub mod tls;
+pub mod world;
+
+pub use error::Error;

@@ -1,1 +1,205 @@
-//! TBD
+//! Wiring: who is woken by what, and one reconcile a kind, each the same four lines: observe, decide, apply, publish.
+
+pub mod context;
+pub mod reconcile;
+pub mod triggers;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use clap::Args;
+use futures::StreamExt;
+use futures::channel::mpsc;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::runtime::controller::{Action, Config, applier};
+use kube::runtime::events::{Recorder, Reporter};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+
+use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
+use crate::cluster::cache::{Cache, Watched, ready};
+use crate::cluster::client::bounded;
+use crate::cluster::consistency::Consistency;
+use crate::cluster::contents::Contents;
+use crate::cluster::guard::{Accounts, PolicyGuard};
+use crate::cluster::observe::Observer;
+use crate::cluster::world::World;
+use crate::cluster::{Error, tls};
+use crate::decide::build::Surroundings;
+use crate::telemetry::{Health, Metrics};
+use context::{Context, guarded};
+use triggers::Triggers;
+
+/// How the operator is told where it is. The chart sets all of it.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Namespace of the operator and its gateway.
+    #[arg(long, env = "LOCKSTEP_NAMESPACE", default_value = "lockstep-system")]
+    pub namespace: String,
+    /// Image that holds the shim; it is copied into every agent's pod.
+    #[arg(long, env = "LOCKSTEP_IMAGE")]
+    pub image: String,
+    #[arg(long, env = "LOCKSTEP_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
+    pub image_pull_policy: String,
+    /// Name of the gateway's Service.
+    #[arg(long, env = "LOCKSTEP_GATEWAY_SERVICE", default_value = "lockstep-gateway")]
+    pub gateway_service: String,
+    /// How pods reach the gateway: by DNS name, or by the Service's cluster IP where pods have no DNS.
+    #[arg(long, env = "LOCKSTEP_GATEWAY_REACH", default_value = "dns")]
+    pub gateway_reach: Reach,
+    /// Secret that keeps the gateway's CA and certificate.
+    #[arg(long, env = "LOCKSTEP_TLS_SECRET", default_value = "lockstep-gateway-tls")]
+    pub tls_secret: String,
+    #[arg(long, env = "LOCKSTEP_OPERATOR_ACCOUNT", default_value = "system:serviceaccount:lockstep-system:lockstep-operator")]
+    pub operator_account: String,
+    #[arg(long, env = "LOCKSTEP_GATEWAY_ACCOUNT", default_value = "system:serviceaccount:lockstep-system:lockstep-gateway")]
+    pub gateway_account: String,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "LOCKSTEP_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
+    pub metrics_listen: SocketAddr,
+    /// Passes that may run at once, for each kind.
+    #[arg(long, env = "LOCKSTEP_CONCURRENCY", default_value_t = 16)]
+    pub concurrency: u16,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Dns,
+    #[value(name = "clusterIP", alias = "cluster-ip")]
+    ClusterIp,
+}
+
+/// Runs the operator until SIGTERM; an error ends the process, and Kubernetes starts it again.
+pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let health = Health::new(Arc::clone(&metrics));
+    let listening = tokio::spawn(health.clone().serve(options.metrics_listen));
+    let surroundings = Arc::new(surroundings(&options, &client).await?);
+    let accounts = Accounts { operator: options.operator_account.clone(), gateway: options.gateway_account.clone() };
+    let observer = Observer {
+        client: client.clone(),
+        world: World::default(),
+        consistency: Consistency::default(),
+        contents: Contents::default(),
+        guard: PolicyGuard::new(&accounts)?,
+        surroundings,
+    };
+    let recorder = Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });
+    let context = Arc::new(Context::new(observer, recorder, metrics));
+    let ended = tokio::select! {
+        what = supervise(&options, Arc::clone(&context), health) => what,
+        served = listening => format!("the metrics listener ended: {served:?}"),
+        () = terminated() => {
+            tracing::info!("SIGTERM: stopping");
+            return Ok(());
+        }
+    };
+    anyhow::bail!(ended)
+}
+
+async fn terminated() {
+    if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        signal.recv().await;
+    }
+}
+
+/// What pods must know: the gateway's address, and the CA that it is trusted by.
+async fn surroundings(options: &Options, client: &Client) -> anyhow::Result<Surroundings> {
+    let (service, namespace) = (&options.gateway_service, &options.namespace);
+    let api: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let found = bounded("GET services", api.get(service)).await?;
+    let address = found.spec.and_then(|s| s.cluster_ip).unwrap_or_default();
+    let mut names = vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local"), service.clone()];
+    if address.parse::<std::net::IpAddr>().is_ok() {
+        names.push(address.clone());
+    }
+    let gateway_ca = tls::ensure(client, namespace, &options.tls_secret, &names).await?;
+    let host = if options.gateway_reach == Reach::ClusterIp { &address } else { &names[0] };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    Ok(Surroundings { image: options.image.clone(), image_pull_policy: options.image_pull_policy.clone(), gateway_url: format!("https://{host}:443"), gateway_ca })
+}
+
+/// Watches everything, reconciles everything; returns only if something ends that must not.
+async fn supervise(options: &Options, context: Arc<Context>, health: Health) -> String {
+    let (triggers, queues) = Triggers::new();
+    let triggers = Arc::new(triggers);
+    let watching = watches(&context, &triggers);
+    let world = &context.observer.world;
+    let filled = async {
+        let all = [
+            ready(&world.agents).await,
+            ready(&world.templates).await,
+            ready(&world.workflows).await,
+            ready(&world.step_runs).await,
+            ready(&world.documents).await,
+            ready(&world.jobs).await,
+            ready(&world.pods).await,
+        ];
+        all.iter().all(|ready| *ready)
+    };
+    if !filled.await {
+        return "a watch ended before its first list".to_owned();
+    }
+    health.set_ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %context.observer.surroundings.gateway_url, "ready");
+    let n = options.concurrency;
+    tokio::select! {
+        () = drive("Workflow", &world.workflows, queues.workflows, &context, n, reconcile::workflow) => {}
+        () = drive("StepRun", &world.step_runs, queues.step_runs, &context, n, reconcile::step_run) => {}
+        () = drive("Agent", &world.agents, queues.agents, &context, n, reconcile::agent) => {}
+        () = drive("WorkflowTemplate", &world.templates, queues.templates, &context, n, reconcile::template) => {}
+        () = drive("Document", &world.documents, queues.documents, &context, n, reconcile::document) => {}
+        _ = futures::future::select_all(watching) => {}
+    }
+    "a controller or a watch ended".to_owned()
+}
+
+fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task::JoinHandle<()>> {
+    fn one<K: Watched>(
+        context: &Arc<Context>,
+        triggers: &Arc<Triggers>,
+        pick: fn(&World) -> &Arc<Cache<K>>,
+        config: watcher::Config,
+        wake: impl AsyncFn(&Triggers, &World, Arc<K>) + Send + Sync + 'static,
+    ) -> tokio::task::JoinHandle<()>
+    where
+        for<'a> <K as kube::Resource>::DynamicType: Default,
+    {
+        let (context, triggers) = (Arc::clone(context), Arc::clone(triggers));
+        let local = async move {
+            let cache = Arc::clone(pick(&context.observer.world));
+            let api = Api::all(context.observer.client.clone());
+            cache.run(api, config, async |object| wake(&triggers, &context.observer.world, object).await).await;
+        };
+        spawn_local_to_runtime(local)
+    }
+    let all = watcher::Config::default;
+    let ours = || watcher::Config::default().labels(LABEL_STEP_RUN);
+    vec![
+        one(context, triggers, |w| &w.agents, all(), async |t, w, o| t.agent(w, &o).await),
+        one(context, triggers, |w| &w.templates, all(), async |t, w, o| t.template(w, &o).await),
+        one(context, triggers, |w| &w.workflows, all(), async |t, w, o| t.workflow(w, &o).await),
+        one(context, triggers, |w| &w.step_runs, all(), async |t, w, o| t.step_run(w, &o).await),
+        one(context, triggers, |w| &w.documents, all(), async |t, w, o| t.document(w, &o).await),
+        one::<Job>(context, triggers, |w| &w.jobs, ours(), async |t, w, o| t.job(w, &o).await),
+        one::<Pod>(context, triggers, |w| &w.pods, ours(), async |t, w, o| t.pod(w, &o).await),
+    ]
+}
+
+async fn drive<K, R>(kind: &'static str, cache: &Cache<K>, queue: mpsc::Receiver<ObjectRef<K>>, context: &Arc<Context>, concurrency: u16, reconcile: R)
+where
+    K: Watched,
+    R: AsyncFn(&Context, Arc<K>) -> Result<Action, Error> + Clone + Send + Sync + 'static,
+{
+    let passes = applier(
+        move |object: Arc<K>, context: Arc<Context>| Box::pin(guarded(kind, object, context, reconcile.clone())),
+        move |object, error, context| context.after_error(kind, object.as_ref(), error),
+        Arc::clone(context),
+        cache.store(),
+        queue.map(Ok::<_, Error>),
+        Config::default().concurrency(concurrency),
+    );
+    passes.for_each(|_| std::future::ready(())).await;
+}

@@ -95,3 +95,14 @@ fn tidy(schema: &mut Value) {
 fn each(map: &mut Map<String, Value>, change: impl Fn(&mut Value)) {
     map.values_mut().for_each(change);
 }
+
+/// Writes one file a kind into a folder, or all of them to stdout.
+pub fn write(dir: Option<&std::path::Path>) -> anyhow::Result<()> {
+    for (plural, text) in files()? {
+        match dir {
+            Some(dir) => std::fs::write(dir.join(format!("{plural}.yaml")), text)?,
+            None => println!("---\n{}", text.trim_end()),
+        }
+    }
+    Ok(())
+}

@@ -1,1 +1,60 @@
-fn main() {}
+//! The operator, the gateway, and the CRDs' printer: chosen by the first argument.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lockstep::api::name::{GATEWAY, OPERATOR};
+use lockstep::cluster::client::connect;
+use lockstep::{controllers, gateway, telemetry};
+
+/// Runs agent workflows on Kubernetes.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Log filter, for example `info,lockstep=debug`.
+    #[arg(long, env = "LOCKSTEP_LOG", default_value = "info", global = true)]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watches workflows and drives them.
+    Operator(controllers::Options),
+    /// Speaks with the agents' pods.
+    Gateway(gateway::Options),
+    /// Prints the CustomResourceDefinitions, or writes them into a folder.
+    Crds {
+        #[arg(long)]
+        dir: Option<std::path::PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lockstep: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Command::Crds { dir } = arguments.command {
+        return lockstep::api::crd::write(dir.as_deref());
+    }
+    telemetry::log(&arguments.log)?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Expressions are evaluated on these threads: the parser is recursive, and address space costs nothing.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Operator(options) => controllers::run(options, connect(OPERATOR, 32).await?).await,
+            Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
+            Command::Crds { .. } => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,52 @@
+//! Writes what was decided where people and tools read it: status by compare-and-swap, once and only when it differs;
+//! then Events, whose loss harms nothing.
+
+use std::fmt::Debug;
+
+use kube::api::PostParams;
+use kube::core::NamespaceResourceScope;
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Error;
+use super::client::bounded;
+use super::consistency::Consistency;
+use crate::api::name::OPERATOR;
+use crate::decide::Notice;
+
+/// Replaces the status at the resourceVersion that was observed.
+pub async fn status<K>(client: &Client, observed: &K, change: impl FnOnce(&mut K), consistency: &Consistency) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Serialize + DeserializeOwned + Debug,
+{
+    let meta = observed.meta();
+    let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+    let mut object = observed.clone();
+    change(&mut object);
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
+    let written = bounded("PUT status", api.replace_status(&name, &params, &object)).await?;
+    consistency.wrote(written.meta());
+    Ok(())
+}
+
+/// Tells people.
+pub async fn notices<K>(recorder: &Recorder, about: &K, notices: Vec<Notice>)
+where
+    K: Resource<DynamicType = ()>,
+{
+    for notice in notices {
+        let event = Event {
+            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
+            reason: notice.reason.to_owned(),
+            note: Some(notice.note),
+            action: notice.reason.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = recorder.publish(&event, &about.object_ref(&())).await {
+            tracing::warn!(%error, reason = notice.reason, "an Event was lost");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What every reconcile has at hand, and what becomes of its errors.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use kube::Resource;
+use kube::runtime::controller::Action;
+use kube::runtime::events::Recorder;
+
+use crate::cluster::cache::Watched;
+use crate::cluster::consistency::PATIENCE;
+use crate::cluster::observe::Observer;
+use crate::cluster::{Error, apply, publish};
+use crate::decide::{Effect, Notice, Plan};
+use crate::telemetry::Metrics;
+
+/// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.
+const RESYNC: Duration = Duration::from_secs(300);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+pub struct Context {
+    pub observer: Observer,
+    recorder: Recorder,
+    metrics: Arc<Metrics>,
+    failures: Mutex<HashMap<String, u32>>,
+}
+
+impl Context {
+    pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
+        Self { observer, recorder, metrics, failures: Mutex::default() }
+    }
+
+    /// Carries a plan out: effects, then status, then notices.
+    pub async fn carry_out<K, S>(&self, observed: &K, plan: Plan<S>, set: impl FnOnce(&mut K, S)) -> Result<Action, Error>
+    where
+        K: Watched + serde::Serialize + Resource<Scope = kube::core::NamespaceResourceScope>,
+    {
+        let observer = &self.observer;
+        let namespace = observed.meta().namespace.clone().unwrap_or_default();
+        plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
+        apply::apply(&observer.client, &namespace, &plan.effects, &observer.consistency).await?;
+        if let Some(status) = plan.status {
+            self.metrics.wrote("status");
+            publish::status(&observer.client, observed, |object| set(object, status), &observer.consistency).await?;
+        }
+        self.tell(observed, plan.notices);
+        Ok(Action::requeue(plan.requeue.unwrap_or(RESYNC).min(RESYNC)))
+    }
+
+    /// Events go out beside the work: nothing waits for them.
+    fn tell<K: Watched>(&self, about: &K, notices: Vec<Notice>) {
+        let meta = about.meta();
+        for notice in &notices {
+            tracing::info!(kind = %K::kind(&()), namespace = ?meta.namespace, name = ?meta.name, reason = notice.reason, note = notice.note, "notice");
+        }
+        if !notices.is_empty() {
+            let (recorder, about) = (self.recorder.clone(), about.clone());
+            tokio::spawn(async move { publish::notices(&recorder, &about, notices).await });
+        }
+    }
+
+    /// When to try again.
+    pub fn after_error<K: Watched>(&self, kind: &'static str, object: &K, error: &Error) -> Action {
+        let meta = object.meta();
+        if error.is_conflict() {
+            self.metrics.failed(kind, "conflict");
+            return Action::requeue(Duration::from_millis(500));
+        }
+        if matches!(error, Error::Stale(_)) {
+            self.metrics.failed(kind, "stale");
+            return Action::requeue(PATIENCE + Duration::from_millis(50));
+        }
+        let failures = {
+            let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = all.entry(meta.uid.clone().unwrap_or_default()).or_insert(0);
+            *count = count.saturating_add(1);
+            *count
+        };
+        let wait = Duration::from_millis(200).saturating_mul(1 << failures.min(12)).min(LONGEST_BACKOFF);
+        self.metrics.failed(kind, if matches!(error, Error::Panic(_)) { "panic" } else { "api" });
+        tracing::warn!(kind, namespace = ?meta.namespace, name = ?meta.name, %error, failures, again_in = ?wait, "a pass failed");
+        Action::requeue(wait)
+    }
+
+    fn succeeded(&self, uid: Option<&String>) {
+        if let Some(uid) = uid {
+            self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        }
+    }
+}
+
+fn label(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::CreateRevision(_) => "create_revision",
+        Effect::CreateDocument(_) => "create_document",
+        Effect::CreateStepRun(_) => "create_steprun",
+        Effect::CreateJob(_) => "create_job",
+        Effect::DeleteJob { .. } => "delete_job",
+        Effect::SetDocumentStatus { .. } => "document_status",
+        Effect::EmptyMailbox { .. } => "empty_mailbox",
+    }
+}
+
+/// One pass: timed, and a panic in it harms this object alone.
+pub async fn guarded<K, R>(kind: &'static str, object: Arc<K>, context: Arc<Context>, reconcile: R) -> Result<Action, Error>
+where
+    K: Watched,
+    R: AsyncFn(&Context, Arc<K>) -> Result<Action, Error>,
+{
+    let began = Instant::now();
+    let uid = object.meta().uid.clone();
+    let outcome = AssertUnwindSafe(reconcile(&context, object)).catch_unwind().await;
+    context.metrics.passed(kind, began.elapsed());
+    let outcome = outcome.unwrap_or_else(|panic| Err(Error::Panic(words(panic.as_ref()))));
+    if outcome.is_ok() {
+        context.succeeded(uid.as_ref());
+    }
+    outcome
+}
+
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "no message".to_owned())
+}

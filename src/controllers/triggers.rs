@@ -1,0 +1,114 @@
+//! Who must look again when something changed. A queue a kind, bounded; being woken twice is the same as once.
+
+use std::sync::Arc;
+
+use futures::SinkExt;
+use futures::channel::mpsc;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+
+use crate::api::name::{LABEL_STEP_RUN, LABEL_WORKFLOW};
+use crate::api::workflow::Phase;
+use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
+use crate::cluster::cache::Watched;
+use crate::cluster::world::World;
+
+const CAPACITY: usize = 1024;
+
+pub struct Triggers {
+    workflows: mpsc::Sender<ObjectRef<Workflow>>,
+    step_runs: mpsc::Sender<ObjectRef<StepRun>>,
+    agents: mpsc::Sender<ObjectRef<Agent>>,
+    templates: mpsc::Sender<ObjectRef<WorkflowTemplate>>,
+    documents: mpsc::Sender<ObjectRef<Document>>,
+}
+
+pub struct Queues {
+    pub workflows: mpsc::Receiver<ObjectRef<Workflow>>,
+    pub step_runs: mpsc::Receiver<ObjectRef<StepRun>>,
+    pub agents: mpsc::Receiver<ObjectRef<Agent>>,
+    pub templates: mpsc::Receiver<ObjectRef<WorkflowTemplate>>,
+    pub documents: mpsc::Receiver<ObjectRef<Document>>,
+}
+
+impl Triggers {
+    pub fn new() -> (Self, Queues) {
+        let (workflows, workflows_in) = mpsc::channel(CAPACITY);
+        let (step_runs, step_runs_in) = mpsc::channel(CAPACITY);
+        let (agents, agents_in) = mpsc::channel(CAPACITY);
+        let (templates, templates_in) = mpsc::channel(CAPACITY);
+        let (documents, documents_in) = mpsc::channel(CAPACITY);
+        let queues = Queues { workflows: workflows_in, step_runs: step_runs_in, agents: agents_in, templates: templates_in, documents: documents_in };
+        (Self { workflows, step_runs, agents, templates, documents }, queues)
+    }
+
+    pub async fn workflow(&self, world: &World, workflow: &Workflow) {
+        send(&self.workflows, ObjectRef::from_obj(workflow)).await;
+        if crate::decide::workflow::is_closing(workflow) {
+            for step_run in world.step_runs.under(&workflow.uid().unwrap_or_default()) {
+                send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
+            }
+        }
+    }
+
+    pub async fn step_run(&self, _: &World, step_run: &StepRun) {
+        send(&self.step_runs, ObjectRef::from_obj(step_run)).await;
+        send(&self.workflows, ObjectRef::new(&step_run.spec.workflow.name).within(&step_run.namespace().unwrap_or_default())).await;
+    }
+
+    pub async fn job(&self, _: &World, job: &Job) {
+        self.labelled_step_run(job.labels().get(LABEL_STEP_RUN), job.namespace()).await;
+    }
+
+    pub async fn pod(&self, _: &World, pod: &Pod) {
+        self.labelled_step_run(pod.labels().get(LABEL_STEP_RUN), pod.namespace()).await;
+    }
+
+    async fn labelled_step_run(&self, name: Option<&String>, namespace: Option<String>) {
+        if let (Some(name), Some(namespace)) = (name, namespace) {
+            send(&self.step_runs, ObjectRef::new(name).within(&namespace)).await;
+        }
+    }
+
+    pub async fn agent(&self, world: &World, agent: &Agent) {
+        send(&self.agents, ObjectRef::from_obj(agent)).await;
+        let namespace = agent.namespace().unwrap_or_default();
+        for step_run in world.step_runs.under(&format!("agent {namespace}/{}", agent.name_any())) {
+            send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
+        }
+        self.expecting(world, &namespace).await;
+    }
+
+    pub async fn template(&self, world: &World, template: &WorkflowTemplate) {
+        send(&self.templates, ObjectRef::from_obj(template)).await;
+        self.expecting(world, &template.namespace().unwrap_or_default()).await;
+    }
+
+    pub async fn document(&self, world: &World, document: &Document) {
+        send(&self.documents, ObjectRef::from_obj(document)).await;
+        let namespace = document.namespace().unwrap_or_default();
+        if let Some(run) = document.spec.workflow.as_ref().filter(|_| document.labels().contains_key(LABEL_WORKFLOW)) {
+            send(&self.workflows, ObjectRef::new(run).within(&namespace)).await;
+        }
+        self.expecting(world, &namespace).await;
+    }
+
+    /// Runs of a namespace that wait for something to appear.
+    async fn expecting(&self, world: &World, namespace: &str) {
+        let expects = |w: &Arc<Workflow>| {
+            let status = w.status.as_ref();
+            let phase = status.and_then(|s| s.phase).unwrap_or_default();
+            matches!(phase, Phase::Pending | Phase::WaitingForDocuments) || status.is_some_and(|s| !s.pending_documents.is_empty())
+        };
+        for workflow in world.workflows.under(&format!("open {namespace}")).iter().filter(|w| expects(w)) {
+            send(&self.workflows, ObjectRef::from_obj(workflow.as_ref())).await;
+        }
+    }
+}
+
+async fn send<K: Watched>(queue: &mpsc::Sender<ObjectRef<K>>, who: ObjectRef<K>) {
+    // A closed queue means that the process is ending.
+    let _ = queue.clone().send(who).await;
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::BodyDataStream;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -26,6 +27,8 @@ const REQUEST: Duration = Duration::from_secs(30);
 const SMALL: usize = 16 * 1024;
 /// A document and an output at their limits, written as JSON strings.
 const LARGE: usize = 1_250_000;
+/// Bytes of a body beyond its limit that are read, so that its sender can hear the refusal.
+const DISCARDED: usize = 8 << 20;
 
 pub fn agents(gateway: Arc<Gateway>) -> Router {
     Router::new()
@@ -200,7 +203,7 @@ async fn admit<T: DeserializeOwned>(
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<usize>().ok());
     if declared.is_some_and(|declared| declared > limit) {
-        return Err(too_large(limit));
+        return Err(too_large(request.into_body().into_data_stream(), limit).await);
     }
     // Large bodies wait their turn, so that memory has a bound.
     let permit = if limit > SMALL {
@@ -224,14 +227,22 @@ async fn read(request: Request, limit: usize) -> Result<Vec<u8>> {
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| Refusal::bad_request("the body broke off"))?;
         if body.len() + chunk.len() > limit {
-            return Err(too_large(limit));
+            return Err(too_large(chunks, limit).await);
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
-fn too_large(limit: usize) -> Refusal {
+/// Reads on for a while and keeps nothing: a client in the middle of sending sees a broken connection, not an answer.
+async fn too_large(mut rest: BodyDataStream, limit: usize) -> Refusal {
+    let mut read = 0;
+    while let Some(Ok(chunk)) = rest.next().await {
+        read += chunk.len();
+        if read > DISCARDED {
+            break;
+        }
+    }
     Refusal::new(
         Reason::TooLarge,
         format!("the body has more than {limit} bytes"),

@@ -1,0 +1,368 @@
+//! Who calls: the token's audience names the attempt, TokenReview names the pod, the pod's owner is the attempt's Job.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::PostParams;
+
+use super::cluster;
+use super::refusal::{Reason, Refusal, Result};
+use crate::api::name;
+use crate::protocol::AttemptRef;
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+/// The API server itself keeps a good verdict as long.
+const KEEP: Duration = Duration::from_secs(10);
+const KEPT: usize = 4096;
+const TOKEN_BYTES: usize = 16 * 1024;
+
+/// The pod that a token was made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub pod_name: String,
+    pub pod_uid: String,
+}
+
+/// Good verdicts, by digest of token and audience.
+#[derive(Default)]
+pub struct Verdicts(Mutex<HashMap<String, (Instant, Caller)>>);
+
+impl Verdicts {
+    fn get(&self, key: &str) -> Option<Caller> {
+        let verdicts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts
+            .get(key)
+            .filter(|(at, _)| at.elapsed() < KEEP)
+            .map(|(_, caller)| caller.clone())
+    }
+
+    fn put(&self, key: String, caller: Caller, asked_at: Instant) {
+        let mut verdicts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if verdicts.len() >= KEPT {
+            verdicts.retain(|_, (at, _)| at.elapsed() < KEEP);
+        }
+        if verdicts.len() < KEPT {
+            verdicts.insert(key, (asked_at, caller));
+        }
+    }
+}
+
+/// The bearer token of a request.
+pub fn bearer(headers: &http::HeaderMap) -> Result<&str> {
+    headers
+        .get(http::header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token.trim())
+        .filter(|token| !token.is_empty() && token.len() <= TOKEN_BYTES)
+        .ok_or_else(|| Refusal::new(Reason::Unauthenticated, "a bearer token is required"))
+}
+
+/// Asks the API server who holds the token, for the audience of that attempt alone.
+pub async fn caller(
+    client: &kube::Client,
+    verdicts: &Verdicts,
+    token: &str,
+    attempt: &AttemptRef,
+) -> Result<Caller> {
+    let audience = name::audience(&attempt.uid, attempt.attempt);
+    let key = name::digest([
+        token.as_bytes(),
+        audience.as_bytes(),
+        attempt.namespace.as_bytes(),
+    ]);
+    if let Some(caller) = verdicts.get(&key) {
+        return Ok(caller);
+    }
+    let review = TokenReview {
+        spec: TokenReviewSpec {
+            audiences: Some(vec![audience.clone()]),
+            token: Some(token.to_owned()),
+        },
+        ..TokenReview::default()
+    };
+    let api: Api<TokenReview> = Api::all(client.clone());
+    let asked_at = Instant::now();
+    let answer =
+        cluster::call(|| async { api.create(&PostParams::default(), &review).await }).await?;
+    let caller = judge(answer.status.as_ref(), &audience, &attempt.namespace)?;
+    verdicts.put(key, caller.clone(), asked_at);
+    Ok(caller)
+}
+
+/// What a TokenReview proves. Absent is false: a refused token has no `authenticated` at all.
+fn judge(status: Option<&TokenReviewStatus>, audience: &str, namespace: &str) -> Result<Caller> {
+    let refuse = |why: &str| Refusal::new(Reason::Unauthenticated, why);
+    let status = status
+        .filter(|status| status.authenticated == Some(true))
+        .ok_or_else(|| refuse("the token is not good for this attempt"))?;
+    if !status
+        .audiences
+        .iter()
+        .flatten()
+        .any(|echo| echo == audience)
+    {
+        return Err(refuse("the token has another audience"));
+    }
+    let user = status
+        .user
+        .as_ref()
+        .ok_or_else(|| refuse("the token names nobody"))?;
+    let home = user
+        .username
+        .as_deref()
+        .and_then(|user| user.strip_prefix("system:serviceaccount:"))
+        .and_then(|user| user.split_once(':'))
+        .map(|(namespace, _)| namespace);
+    if home != Some(namespace) {
+        return Err(Refusal::new(
+            Reason::WrongPod,
+            "the token is not of a service account of the StepRun's namespace",
+        ));
+    }
+    let extra = |key: &str| {
+        user.extra
+            .as_ref()
+            .and_then(|extra| extra.get(key))
+            .and_then(|values| values.first())
+            .filter(|value| !value.is_empty())
+            .cloned()
+    };
+    match (extra(POD_NAME), extra(POD_UID)) {
+        (Some(pod_name), Some(pod_uid)) => Ok(Caller { pod_name, pod_uid }),
+        _ => Err(Refusal::new(
+            Reason::WrongPod,
+            "the token is not bound to a pod",
+        )),
+    }
+}
+
+/// What the pod is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    Claim,
+    Report,
+}
+
+/// Whether the caller's pod lives and is of the attempt's Job. Tokens outlive both for some seconds.
+pub async fn pod(
+    client: &kube::Client,
+    caller: &Caller,
+    attempt: &AttemptRef,
+    act: Act,
+) -> Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &attempt.namespace);
+    let pod = cluster::find(|| api.get(&caller.pod_name)).await?;
+    judge_pod(pod.as_ref(), caller, attempt, act)
+}
+
+fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<()> {
+    let refuse = |why: &str| Err(Refusal::new(Reason::WrongPod, why));
+    let Some(pod) = pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&caller.pod_uid)) else {
+        return refuse("the pod is gone");
+    };
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    if !matches!(phase, Some("Pending" | "Running")) {
+        return refuse("the pod has ended");
+    }
+    if act == Act::Claim && pod.metadata.deletion_timestamp.is_some() {
+        return refuse("the pod is being deleted");
+    }
+    let job = name::job(&attempt.step_run, &attempt.uid, attempt.attempt);
+    let owned = pod.metadata.owner_references.iter().flatten().any(|owner| {
+        owner.controller == Some(true)
+            && owner.kind == "Job"
+            && owner.api_version == "batch/v1"
+            && owner.name == job
+    });
+    if owned {
+        Ok(())
+    } else {
+        refuse("the pod is not of the attempt's Job")
+    }
+}
+
+/// Whether the reference can be what it says: it becomes part of paths and digests.
+pub fn well_formed(attempt: &AttemptRef) -> Result<()> {
+    let dns = |text: &str, most: usize| {
+        (1..=most).contains(&text.len())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    let fault = if !dns(&attempt.namespace, 63) {
+        "attempt.namespace"
+    } else if !dns(&attempt.step_run, 253) {
+        "attempt.stepRun"
+    } else if !(1..=64).contains(&attempt.uid.len()) || !hex(&attempt.uid) {
+        "attempt.uid"
+    } else if attempt.attempt < 1 {
+        "attempt.attempt"
+    } else if attempt.id.len() != 32 || !hex(&attempt.id) {
+        "attempt.id"
+    } else {
+        return Ok(());
+    };
+    Err(Refusal::bad_request(format!("{fault}: not well-formed")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn attempt() -> AttemptRef {
+        AttemptRef {
+            namespace: "team".to_owned(),
+            step_run: "shop-discovery-0123456789abcdef".to_owned(),
+            uid: "11111111-2222-3333-4444-555555555555".to_owned(),
+            attempt: 2,
+            id: "0123456789abcdef0123456789abcdef".to_owned(),
+        }
+    }
+
+    fn good() -> Value {
+        json!({"authenticated": true, "audiences": ["aud"], "user": {
+            "username": "system:serviceaccount:team:agent",
+            "extra": {POD_NAME: ["pod"], POD_UID: ["uid"]}}})
+    }
+
+    fn with(pointer: &str, value: Value) -> Value {
+        let mut review = good();
+        *review
+            .pointer_mut(pointer)
+            .expect("a field of the good one") = value;
+        review
+    }
+
+    #[test]
+    fn only_a_token_of_a_pod_for_this_audience_and_namespace_counts() {
+        use Reason::{Unauthenticated, WrongPod};
+        let refused = |review: Value| {
+            let status: TokenReviewStatus = serde_json::from_value(review).expect("a status");
+            judge(Some(&status), "aud", "team")
+                .expect_err("refused")
+                .reason
+        };
+        for (review, reason) in [
+            (
+                json!({"user": {}, "error": "invalid bearer token"}),
+                Unauthenticated,
+            ),
+            (with("/authenticated", json!(false)), Unauthenticated),
+            (with("/audiences", json!([])), Unauthenticated),
+            (with("/audiences", json!(["other"])), Unauthenticated),
+            (with("/user/username", json!("alice")), WrongPod),
+            (
+                with("/user/username", json!("system:serviceaccount:team2:agent")),
+                WrongPod,
+            ),
+            (with("/user/username", json!("system:node:team")), WrongPod),
+            (with("/user/extra", json!({POD_NAME: ["pod"]})), WrongPod),
+            (
+                with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: []})),
+                WrongPod,
+            ),
+            (
+                with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: [""]})),
+                WrongPod,
+            ),
+        ] {
+            assert_eq!(refused(review.clone()), reason, "{review}");
+        }
+        assert_eq!(
+            judge(None, "aud", "team").expect_err("refused").reason,
+            Unauthenticated
+        );
+        let status: TokenReviewStatus = serde_json::from_value(good()).expect("a status");
+        let caller = judge(Some(&status), "aud", "team").expect("a caller");
+        assert_eq!(
+            (caller.pod_name.as_str(), caller.pod_uid.as_str()),
+            ("pod", "uid")
+        );
+    }
+
+    #[test]
+    fn only_the_living_pod_of_the_attempts_job_counts() {
+        let attempt = attempt();
+        let caller = Caller {
+            pod_name: "pod".to_owned(),
+            pod_uid: "uid".to_owned(),
+        };
+        let job = name::job(&attempt.step_run, &attempt.uid, 2);
+        let pod = |uid: &str, phase: &str, owner: &str, controller: bool, deleted: bool| -> Pod {
+            let mut pod = json!({"metadata": {"name": "pod", "uid": uid, "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": owner, "uid": "j", "controller": controller}]},
+                "status": {"phase": phase}});
+            if deleted {
+                pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            serde_json::from_value(pod).expect("a pod")
+        };
+        let other = name::job(&attempt.step_run, &attempt.uid, 1);
+        for (pod, claim, report) in [
+            (pod("uid", "Running", &job, true, false), true, true),
+            (pod("uid", "Pending", &job, true, false), true, true),
+            (pod("uid", "Running", &job, true, true), false, true),
+            (pod("new", "Running", &job, true, false), false, false),
+            (pod("uid", "Succeeded", &job, true, false), false, false),
+            (pod("uid", "Failed", &job, true, false), false, false),
+            (pod("uid", "Running", &job, false, false), false, false),
+            (pod("uid", "Running", &other, true, false), false, false),
+        ] {
+            assert_eq!(
+                judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(),
+                claim,
+                "{pod:?}"
+            );
+            assert_eq!(
+                judge_pod(Some(&pod), &caller, &attempt, Act::Report).is_ok(),
+                report,
+                "{pod:?}"
+            );
+        }
+        assert!(judge_pod(None, &caller, &attempt, Act::Report).is_err());
+    }
+
+    #[test]
+    fn references_that_could_lead_elsewhere_are_refused() {
+        assert_eq!(well_formed(&attempt()), Ok(()));
+        let set = |change: fn(&mut AttemptRef)| {
+            let mut attempt = attempt();
+            change(&mut attempt);
+            well_formed(&attempt).expect_err("refused").message
+        };
+        assert!(
+            set(|a| a.namespace = "../kube-system".to_owned()).starts_with("attempt.namespace")
+        );
+        assert!(set(|a| a.step_run = "x/status?y".to_owned()).starts_with("attempt.stepRun"));
+        assert!(set(|a| a.step_run = "..".to_owned()).starts_with("attempt.stepRun"));
+        assert!(set(|a| a.uid = "u/1".to_owned()).starts_with("attempt.uid"));
+        assert!(set(|a| a.attempt = 0).starts_with("attempt.attempt"));
+        assert!(set(|a| a.id = String::new()).starts_with("attempt.id"));
+    }
+
+    #[test]
+    fn bearer_tokens_are_read() {
+        let mut headers = http::HeaderMap::new();
+        assert!(bearer(&headers).is_err());
+        headers.insert("authorization", http::HeaderValue::from_static("Basic abc"));
+        assert!(bearer(&headers).is_err());
+        headers.insert(
+            "authorization",
+            http::HeaderValue::from_static("bearer abc"),
+        );
+        assert_eq!(bearer(&headers), Ok("abc"));
+    }
+}

@@ -1,0 +1,219 @@
+//! Claim: the one moment at which an attempt becomes a shim's own, and the way the input reaches it.
+
+use std::collections::HashMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use kube::Api;
+
+use super::auth::{self, Act, Caller};
+use super::cluster::{add, patch_status, test};
+use super::context::{self, Parts};
+use super::refusal::{Reason, Refusal, Result};
+use super::{Gateway, attempt, cluster};
+use crate::api::definition::Definition;
+use crate::api::limits::TIMEOUT_SECONDS;
+use crate::api::step::{Format, Step};
+use crate::api::step_run::{AgentReport, Claim, StepRunSpec};
+use crate::api::{Agent, Document, StepRun};
+use crate::protocol::{AttemptRef, ClaimRequest, Claimed};
+
+/// Decisions on a StepRun that others keep writing to.
+const ROUNDS: usize = 6;
+const READS_AT_ONCE: usize = 8;
+
+pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) -> Result<Claimed> {
+    let who = &request.attempt;
+    auth::pod(&gateway.client, caller, who, Act::Claim).await?;
+    for _ in 0..ROUNDS {
+        let step_run = attempt::read(gateway, who).await?;
+        let again = decide(&step_run, who, caller)?;
+        // Before the write: an attempt whose input cannot be had must not be spent.
+        let answer = input(gateway, who, &step_run).await?;
+        if !again {
+            match write(gateway, who, caller, &step_run).await {
+                Ok(()) => {
+                    gateway.metrics.claims.inc();
+                }
+                Err(failure) if failure.is_outrun() => {
+                    gateway.metrics.conflicts.inc();
+                    continue;
+                }
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+        tracing::info!(
+            namespace = who.namespace,
+            workflow = step_run.spec.workflow.name,
+            step = step_run.spec.path,
+            agent = step_run.spec.agent_id,
+            attempt = who.attempt,
+            stepRun = who.step_run,
+            pod = caller.pod_name,
+            again,
+            "claimed"
+        );
+        return Ok(answer);
+    }
+    Err(Refusal::unavailable("the StepRun is being written to"))
+}
+
+/// Whether the claim is there already: true for a lost reply. Everything else is refused or free.
+fn decide(step_run: &StepRun, who: &AttemptRef, caller: &Caller) -> Result<bool> {
+    attempt::stands(step_run, who)?;
+    let status = attempt::status(step_run);
+    if attempt::report(&status, who.attempt).is_some() {
+        return Err(Refusal::fenced("the attempt has reported its end"));
+    }
+    match attempt::claim(&status, who.attempt) {
+        None => Ok(false),
+        Some(claim) if attempt::is_callers(claim, who, caller) => Ok(true),
+        Some(_) => Err(Refusal::new(
+            Reason::AlreadyClaimed,
+            "another shim has claimed this attempt",
+        )),
+    }
+}
+
+async fn write(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    caller: &Caller,
+    step_run: &StepRun,
+) -> std::result::Result<(), cluster::Failure> {
+    // What an earlier attempt left goes with this write.
+    let agent = AgentReport {
+        claim: Some(Claim {
+            attempt: who.attempt,
+            id: attempt::id_digest(who),
+            pod_name: caller.pod_name.clone(),
+            pod_uid: caller.pod_uid.clone(),
+            at: attempt::now(),
+        }),
+        ..AgentReport::default()
+    };
+    let version = step_run.metadata.resource_version.as_deref();
+    let mut operations = vec![
+        test("/metadata/uid", who.uid.as_str()),
+        test("/metadata/resourceVersion", version.unwrap_or_default()),
+    ];
+    if step_run.status.is_none() {
+        // The API server fills in the operator's defaults.
+        operations.push(add("/status", &serde_json::json!({})));
+    }
+    operations.push(add("/status/agent", &agent));
+    patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
+}
+
+async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Result<Claimed> {
+    let spec = &step_run.spec;
+    let definition = gateway
+        .definitions
+        .get(&gateway.client, &who.namespace, spec)
+        .await?;
+    let step = step(&definition, spec)?;
+    let timeout_seconds = timeout(gateway, who, spec, step).await?;
+    let formats = formats(gateway, who, spec, &definition).await?;
+    context::claimed(&Parts {
+        attempt: who,
+        spec,
+        status: &attempt::status(step_run),
+        definition: &definition,
+        step,
+        formats: &formats,
+        timeout_seconds,
+    })
+    .map_err(|error| {
+        tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
+        Refusal::new(
+            Reason::Internal,
+            "spec.parameters of the StepRun is not JSON",
+        )
+    })
+}
+
+pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {
+    definition
+        .step(&spec.path)
+        .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
+}
+
+async fn timeout(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+    step: &Step,
+) -> Result<i64> {
+    if let Some(seconds) = step.timeout_seconds {
+        return Ok(seconds);
+    }
+    let agent = agent(gateway, who, spec).await?;
+    Ok(agent
+        .and_then(|agent| agent.spec.timeout_seconds)
+        .unwrap_or(TIMEOUT_SECONDS))
+}
+
+pub async fn agent(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+) -> Result<Option<Agent>> {
+    let api: Api<Agent> = Api::namespaced(gateway.client.clone(), &who.namespace);
+    Ok(cluster::find(|| api.get(&spec.agent_id)).await?)
+}
+
+/// Formats of the pinned documents. Members of a fan-in were made by this run, whose definition says their format:
+/// thousands of documents are not read for the endings of their names.
+async fn formats(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+    definition: &Definition,
+) -> Result<HashMap<String, Format>> {
+    let mut made = HashMap::new();
+    produced(&definition.steps, &mut made);
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
+    let known = |document: &crate::api::step_run::DocumentRef| {
+        document.key.as_ref()?;
+        made.get(document.document_type.as_str()).copied()
+    };
+    let lookups: Vec<(String, Option<Format>)> = spec
+        .documents
+        .iter()
+        .map(|document| (document.name.clone(), known(document)))
+        .collect();
+    stream::iter(lookups)
+        .map(|(name, known)| {
+            let api = api.clone();
+            async move {
+                let format = match known {
+                    Some(format) => format,
+                    None => read_format(&api, &name).await?,
+                };
+                Ok::<_, Refusal>((name, format))
+            }
+        })
+        .buffered(READS_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn read_format(api: &Api<Document>, name: &str) -> Result<Format> {
+    cluster::find(|| api.get(name))
+        .await?
+        .map(|document| document.spec.format)
+        .ok_or_else(|| {
+            Refusal::new(
+                Reason::NotFound,
+                format!("the pinned document {name} is gone"),
+            )
+        })
+}
+
+fn produced<'a>(steps: &'a [Step], made: &mut HashMap<&'a str, Format>) {
+    for step in steps {
+        if let Some(produces) = &step.produces {
+            made.insert(&produces.document_type, produces.format);
+        }
+        produced(&step.steps, made);
+    }
+}

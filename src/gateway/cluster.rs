@@ -1,0 +1,136 @@
+//! Calls to the API server: each bounded in time, repeated a few times where that may help. All of them may be
+//! repeated: reads, creates under computed names, and patches that test what they were decided on.
+
+use std::future::Future;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::refusal::Refusal;
+use crate::api::{StepRun, name};
+
+const CALL: Duration = Duration::from_secs(10);
+const TRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the API server answered {}: {}", .0.code, .0.message)]
+    Refused(Box<kube::core::Status>),
+    #[error("the API server cannot be reached: {0}")]
+    Broken(String),
+    #[error("the API server did not answer in time")]
+    Late,
+}
+
+impl Failure {
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused(status) => status.code == 429 || status.code >= 500,
+            Self::Broken(_) => true,
+            // Its time is the request's: there is none left for another try.
+            Self::Late => false,
+        }
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.is_not_found())
+    }
+
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.is_already_exists())
+    }
+
+    /// A failed `test` of a JSON patch is Invalid; a PUT that came too late, or a patch that the server itself could
+    /// not place among other writes, is Conflict.
+    pub fn is_outrun(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.is_conflict() || status.is_invalid())
+    }
+
+    pub fn is_invalid(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.is_invalid())
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::Refused(status),
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        // The server's words may speak of objects that the caller has no business with.
+        tracing::warn!(error = %failure, "call to the API server failed");
+        Refusal::unavailable("the API server cannot serve this now")
+    }
+}
+
+/// Calls within ten seconds, all tries together.
+pub async fn call<T, F, Fut>(attempt: F) -> Result<T, Failure>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T, kube::Error>>,
+{
+    let tries = async {
+        let mut pause = PAUSE;
+        for _ in 1..TRIES {
+            match attempt().await.map_err(Failure::from) {
+                Err(failure) if failure.is_passing() => tokio::time::sleep(pause).await,
+                done => return done,
+            }
+            pause *= 3;
+        }
+        attempt().await.map_err(Failure::from)
+    };
+    tokio::time::timeout(CALL, tries)
+        .await
+        .unwrap_or(Err(Failure::Late))
+}
+
+/// As `call`, with `None` for what does not exist.
+pub async fn find<T, F, Fut>(attempt: F) -> Result<Option<T>, Failure>
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Result<T, kube::Error>>,
+{
+    match call(attempt).await {
+        Ok(found) => Ok(Some(found)),
+        Err(failure) if failure.is_not_found() => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Writes below `status.agent`, if all tests hold.
+///
+/// A JSON patch and not a PUT of what was read: it carries no field of the operator, so it can neither lose one that
+/// this version does not know nor change how one is spelt, and its tests are as strong as a resourceVersion.
+pub async fn patch_status(
+    api: &kube::Api<StepRun>,
+    name: &str,
+    operations: &[Value],
+) -> Result<(), Failure> {
+    let patch: Patch<()> = Patch::Json(
+        serde_json::from_value(json!(operations)).map_err(|e| Failure::Broken(e.to_string()))?,
+    );
+    let params = PatchParams {
+        field_manager: Some(name::GATEWAY.to_owned()),
+        ..PatchParams::default()
+    };
+    call(|| api.patch_status(name, &params, &patch))
+        .await
+        .map(drop)
+}
+
+pub fn test(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "test", "path": path, "value": value.into()})
+}
+
+pub fn add(path: &str, value: &impl serde::Serialize) -> Value {
+    json!({"op": "add", "path": path, "value": value})
+}

@@ -1,0 +1,359 @@
+//! `context.json` and what goes with it: pure, from the StepRun, the pinned definition and the formats of documents.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Map, Value, json};
+
+use super::judge::document_file;
+use crate::api::definition::Definition;
+use crate::api::name;
+use crate::api::step::{Format, Step};
+use crate::api::step_run::{DocumentRef, StepRunSpec, StepRunStatus};
+use crate::protocol::{self, AttemptRef, Claimed, InputFile};
+
+/// All that an attempt's input is made of.
+pub struct Parts<'a> {
+    pub attempt: &'a AttemptRef,
+    pub spec: &'a StepRunSpec,
+    pub status: &'a StepRunStatus,
+    pub definition: &'a Definition,
+    pub step: &'a Step,
+    /// Formats by the Document's name.
+    pub formats: &'a HashMap<String, Format>,
+    pub timeout_seconds: i64,
+}
+
+/// The answer to a claim; an error where the operator wrote what cannot be read.
+pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
+    let (documents, files) = documents(parts);
+    let spec = parts.spec;
+    let mut context = json!({
+        "version": protocol::VERSION,
+        "workflow": {
+            "name": spec.workflow.name,
+            "uid": spec.workflow.uid,
+            "session": parts.definition.session,
+            "project": parts.definition.project,
+        },
+        "session": parts.definition.session,
+        "step": {
+            "path": spec.path,
+            "stepRun": parts.attempt.step_run,
+            "agentId": spec.agent_id,
+            "attempt": parts.attempt.attempt,
+            "round": parts.status.round,
+        },
+        "scopeChain": spec.scope_chain,
+        "item": spec.item,
+        "parameters": serde_json::from_str::<Value>(&spec.parameters)?,
+        "input": parts.definition.input,
+        "history": history(parts),
+        "documents": documents,
+    });
+    if let Some(previous) = previous(parts) {
+        context["previous"] = previous;
+    }
+    let produces = parts.step.produces.as_ref();
+    Ok(Claimed {
+        context,
+        documents: files,
+        env: environment(parts),
+        document_file: produces.map(document_file),
+        document_is_json: produces.is_some_and(|produces| produces.format == Format::Json),
+        timeout_seconds: parts.timeout_seconds,
+    })
+}
+
+fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
+    use protocol::env;
+    let round = parts.status.round.to_string();
+    let key = name::digest([parts.attempt.uid.as_bytes(), round.as_bytes()]);
+    [
+        (env::SESSION_ID, parts.definition.session.clone()),
+        (env::WORKFLOW, parts.spec.workflow.name.clone()),
+        (env::STEP_ID, parts.spec.path.clone()),
+        (env::AGENT_ID, parts.spec.agent_id.clone()),
+        (env::ATTEMPT, parts.attempt.attempt.to_string()),
+        (
+            env::IDEMPOTENCY_KEY,
+            key.trim_start_matches("sha256:").to_owned(),
+        ),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+fn history(parts: &Parts<'_>) -> Vec<Value> {
+    earlier(parts)
+        .map(|(attempt, text)| json!({"kind": "fault", "attempt": attempt, "text": text}))
+        .collect()
+}
+
+fn previous(parts: &Parts<'_>) -> Option<Value> {
+    let (attempt, text) = earlier(parts).last()?;
+    let faults: Vec<&str> = text.lines().collect();
+    Some(json!({"attempt": attempt, "faults": faults}))
+}
+
+fn earlier<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (i32, String)> + use<'a> {
+    parts
+        .status
+        .attempts
+        .iter()
+        .filter(|attempt| attempt.number < parts.attempt.attempt)
+        .map(|attempt| {
+            let text = attempt.message.clone().filter(|text| !text.is_empty());
+            let text = text.unwrap_or_else(|| match attempt.exit_code {
+                Some(code) => format!("{}: exit code {code}", attempt.result),
+                None => attempt.result.to_string(),
+            });
+            (attempt.number, text)
+        })
+}
+
+fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
+    let mut listed = Map::new();
+    let mut members: HashMap<&str, Vec<Value>> = HashMap::new();
+    let mut files = Vec::new();
+    let mut names = Names::default();
+    for document in &parts.spec.documents {
+        let path = path(parts, document, &mut names);
+        match &document.key {
+            None => {
+                listed.insert(
+                    document.document_type.clone(),
+                    json!({"path": path, "digest": document.digest, "scopeId": document.scope_id}),
+                );
+            }
+            Some(key) => members
+                .entry(document.document_type.as_str())
+                .or_default()
+                .push(json!({"key": key, "path": path, "digest": document.digest})),
+        }
+        files.push(InputFile {
+            name: document.name.clone(),
+            path,
+            digest: document.digest.clone(),
+        });
+    }
+    // A fan-in over no items is an empty list, not an absent one.
+    for wanted in &parts.step.documents {
+        if let Some(document_type) = wanted.strip_suffix("/*") {
+            members.entry(document_type).or_default();
+        }
+    }
+    let mut members: Vec<_> = members.into_iter().collect();
+    members.sort_by_key(|(document_type, _)| *document_type);
+    for (document_type, list) in members {
+        let key = if listed.contains_key(document_type) {
+            format!("{document_type}/*")
+        } else {
+            document_type.to_owned()
+        };
+        listed.insert(key, Value::Array(list));
+    }
+    (listed, files)
+}
+
+fn path(parts: &Parts<'_>, document: &DocumentRef, names: &mut Names) -> String {
+    let format = parts.formats.get(&document.name).copied();
+    let extension = format.unwrap_or_default().extension();
+    let document_type = file_name(&document.document_type);
+    let base = match &document.key {
+        None => format!("documents/{document_type}"),
+        Some(key) => format!("documents/{document_type}/{}", file_name(key)),
+    };
+    format!("{}.{extension}", names.unique(base))
+}
+
+/// A name that leads nowhere else, whatever the key.
+fn file_name(text: &str) -> String {
+    let name: String = text
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
+                c
+            } else {
+                '-'
+            }
+        })
+        .take(100)
+        .collect();
+    let name = name.trim_start_matches(['.', '-']);
+    if name.is_empty() {
+        "x".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+/// Paths handed out so far; upper and lower case are one, for those who copy them to other file systems.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    counts: HashMap<String, u32>,
+}
+
+impl Names {
+    fn unique(&mut self, base: String) -> String {
+        if self.taken.insert(base.to_ascii_lowercase()) {
+            return base;
+        }
+        loop {
+            let count = self.counts.entry(base.to_ascii_lowercase()).or_insert(1);
+            *count += 1;
+            let name = format!("{base}-{count}");
+            if self.taken.insert(name.to_ascii_lowercase()) {
+                return name;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(document_type: &str, name: &str, key: Option<&str>) -> Value {
+        json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeID": "w", "key": key})
+    }
+
+    fn context(documents: Value, status: Value) -> Claimed {
+        let attempt = AttemptRef {
+            namespace: "team".to_owned(),
+            step_run: "shop-plan-0123456789abcdef".to_owned(),
+            uid: "u".to_owned(),
+            attempt: 3,
+            id: String::new(),
+        };
+        let spec: StepRunSpec = serde_json::from_value(json!({
+            "workflow": {"name": "shop", "uid": "w"}, "definition": {"revisionName": "r", "digest": "d"},
+            "path": "group/plan", "agentId": "planner", "parameters": "{\"depth\":2}", "inputDigest": "i",
+            "item": {"key": "e1", "index": 0, "value": {"id": "e1"}},
+            "scopeChain": [{"scope": "workflow", "scopeID": "w"}, {"scope": "epic", "scopeID": "w/e1"}],
+            "documents": documents,
+        }))
+        .expect("a spec");
+        let definition: Definition = serde_json::from_value(json!({
+            "workflow": "shop", "workflowUid": "w", "session": "ses", "input": "A shop", "steps": []}))
+        .expect("a definition");
+        let step: Step =
+            serde_json::from_value(json!({"name": "plan", "documents": ["brief", "none/*"],
+            "produces": {"type": "plan", "format": "json"}}))
+            .expect("a step");
+        let status: StepRunStatus = serde_json::from_value(status).expect("a status");
+        let formats = HashMap::from([
+            ("b".to_owned(), Format::Markdown),
+            ("k1".to_owned(), Format::Json),
+        ]);
+        claimed(&Parts {
+            attempt: &attempt,
+            spec: &spec,
+            status: &status,
+            definition: &definition,
+            step: &step,
+            formats: &formats,
+            timeout_seconds: 60,
+        })
+        .expect("an answer")
+    }
+
+    #[test]
+    fn the_context_says_all_that_an_agent_may_know() {
+        let claimed = context(
+            json!([reference("brief", "b", None)]),
+            json!({"attempt": 3, "round": 2}),
+        );
+        let context = &claimed.context;
+        for (pointer, value) in [
+            ("/version", json!(1)),
+            (
+                "/workflow",
+                json!({"name": "shop", "uid": "w", "session": "ses", "project": null}),
+            ),
+            ("/session", json!("ses")),
+            (
+                "/step",
+                json!({"path": "group/plan", "stepRun": "shop-plan-0123456789abcdef",
+                "agentId": "planner", "attempt": 3, "round": 2}),
+            ),
+            ("/item/value/id", json!("e1")),
+            ("/scopeChain/1/scopeID", json!("w/e1")),
+            ("/parameters", json!({"depth": 2})),
+            ("/input", json!("A shop")),
+            ("/history", json!([])),
+            (
+                "/documents/brief",
+                json!({"path": "documents/brief.md", "digest": "sha256:b", "scopeId": "w"}),
+            ),
+            ("/documents/none", json!([])),
+        ] {
+            assert_eq!(context.pointer(pointer), Some(&value), "{pointer}");
+        }
+        assert_eq!(context.get("previous"), None);
+        assert_eq!(claimed.document_file.as_deref(), Some("plan.json"));
+        assert!(claimed.document_is_json);
+        let env: HashMap<_, _> = claimed.env.into_iter().collect();
+        assert_eq!(env["STEP_ID"], "group/plan");
+        assert_eq!(env["ATTEMPT"], "3");
+        assert_eq!(env["IDEMPOTENCY_KEY"].len(), 64);
+    }
+
+    #[test]
+    fn earlier_attempts_are_told() {
+        let attempt = |number: i32, result: &str, message: Value| {
+            json!({"number": number, "round": 1, "result": result, "message": message, "exitCode": 7,
+                "completedAt": "2026-01-01T00:00:00Z"})
+        };
+        let claimed = context(
+            json!([]),
+            json!({"attempt": 3, "round": 1, "attempts": [
+            attempt(1, "Retryable", json!(null)), attempt(2, "InvalidOutput", json!("/a: one\n/b: two"))]}),
+        );
+        assert_eq!(
+            claimed.context["history"],
+            json!([
+            {"kind": "fault", "attempt": 1, "text": "Retryable: exit code 7"},
+            {"kind": "fault", "attempt": 2, "text": "/a: one\n/b: two"}])
+        );
+        assert_eq!(
+            claimed.context["previous"],
+            json!({"attempt": 2, "faults": ["/a: one", "/b: two"]})
+        );
+    }
+
+    #[test]
+    fn keys_of_a_fan_in_become_unique_names_that_lead_nowhere_else() {
+        let claimed = context(
+            json!([
+                reference("a", "k1", Some("../../etc")),
+                reference("a", "k2", Some("x/y")),
+                reference("a", "k3", Some("X-y")),
+                reference("a", "k4", Some("x-y-2")),
+                reference("a", "k5", Some("x y")),
+                reference("a", "k6", Some("")),
+                reference("a", "b", None)
+            ]),
+            json!({"attempt": 3}),
+        );
+        let paths: Vec<&str> = claimed
+            .documents
+            .iter()
+            .map(|file| file.path.as_str())
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                "documents/a/etc.json",
+                "documents/a/x-y.md",
+                "documents/a/X-y-2.md",
+                "documents/a/x-y-2-2.md",
+                "documents/a/x-y-3.md",
+                "documents/a/x.md",
+                "documents/a.md"
+            ]
+        );
+        assert_eq!(claimed.context["documents"]["a"]["path"], "documents/a.md");
+        assert_eq!(claimed.context["documents"]["a/*"][0]["key"], "../../etc");
+    }
+}

@@ -1,0 +1,202 @@
+//! Documents: the pinned ones are read out, the one that an attempt made is put up.
+
+use axum::response::{IntoResponse, Response};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::PostParams;
+use kube::{Api, Resource};
+
+use super::auth::Caller;
+use super::refusal::{Reason, Refusal, Result};
+use super::{Gateway, attempt, cluster};
+use crate::api::definition::Definition;
+use crate::api::document::Scope;
+use crate::api::step::{Produces, WiderScope};
+use crate::api::step_run::StepRunSpec;
+use crate::api::{Document, DocumentSpec, Workflow, name};
+use crate::protocol::{AttemptRef, DocumentRequest};
+
+/// The bytes of one pinned document.
+pub async fn read(
+    gateway: &Gateway,
+    caller: &Caller,
+    request: DocumentRequest,
+) -> Result<Response> {
+    let who = &request.attempt;
+    let step_run = attempt::read(gateway, who).await?;
+    attempt::stands(&step_run, who)?;
+    attempt::holds(&attempt::status(&step_run), who, caller)?;
+    let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
+    let pinned = step_run
+        .spec
+        .documents
+        .iter()
+        .find(|document| document.name == request.name)
+        .ok_or_else(|| refuse("the step does not read such a document"))?;
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
+    let document = cluster::find(|| api.get(&pinned.name))
+        .await?
+        .ok_or_else(|| refuse("the document is gone"))?;
+    if name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest {
+        return Err(refuse(
+            "the document is not the pinned one: its digest differs",
+        ));
+    }
+    let kind = [(http::header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, document.spec.content).into_response())
+}
+
+/// Where a document of an attempt comes from.
+pub struct Origin<'a> {
+    pub attempt: &'a AttemptRef,
+    pub spec: &'a StepRunSpec,
+    pub definition: &'a Definition,
+    pub produces: &'a Produces,
+}
+
+/// Makes the document, once: its name is the attempt's, so a second try finds the first one's. `Err` in `Ok` says why
+/// it cannot be.
+pub async fn create(
+    gateway: &Gateway,
+    origin: &Origin<'_>,
+    content: String,
+) -> Result<std::result::Result<String, String>> {
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &origin.attempt.namespace);
+    let document = build(origin, content);
+    let params = PostParams {
+        field_manager: Some(name::GATEWAY.to_owned()),
+        ..PostParams::default()
+    };
+    let name = document.metadata.name.clone().unwrap_or_default();
+    match cluster::call(|| api.create(&params, &document)).await {
+        Ok(_) => Ok(Ok(name)),
+        Err(failure) if failure.is_already_exists() => {
+            let found = cluster::find(|| api.get(&name)).await?;
+            match found {
+                Some(found) if found.spec == document.spec => Ok(Ok(name)),
+                Some(_) => Ok(Err(format!(
+                    "NameConflict: a different Document {name} exists"
+                ))),
+                None => Err(Refusal::unavailable("the document is being deleted")),
+            }
+        }
+        Err(failure) if failure.is_invalid() => {
+            tracing::warn!(error = %failure, document = name, "a document was refused");
+            Ok(Err(format!("the document was refused: {failure}")))
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+fn build(origin: &Origin<'_>, content: String) -> Document {
+    let Origin {
+        attempt,
+        spec,
+        definition,
+        produces,
+    } = origin;
+    let scope = match produces.scope {
+        Some(WiderScope::Session) => Scope::Session,
+        Some(WiderScope::Project) => Scope::Project,
+        None if spec.item.is_some() => Scope::Item,
+        None => Scope::Workflow,
+    };
+    // What outlives the run is not deleted with it.
+    let owner = matches!(scope, Scope::Item | Scope::Workflow).then(|| OwnerReference {
+        api_version: Workflow::api_version(&()).into_owned(),
+        kind: Workflow::kind(&()).into_owned(),
+        name: spec.workflow.name.clone(),
+        uid: spec.workflow.uid.clone(),
+        ..OwnerReference::default()
+    });
+    let name = name::document(
+        &attempt.step_run,
+        &attempt.uid,
+        attempt.attempt,
+        &produces.document_type,
+    );
+    Document {
+        metadata: ObjectMeta {
+            name: Some(name),
+            namespace: Some(attempt.namespace.clone()),
+            labels: Some(
+                [(
+                    name::LABEL_WORKFLOW.to_owned(),
+                    name::label_value(&spec.workflow.name),
+                )]
+                .into(),
+            ),
+            owner_references: owner.map(|owner| vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: DocumentSpec {
+            document_type: produces.document_type.clone(),
+            scope,
+            scope_id: spec.scope_chain.last().map(|link| link.scope_id.clone()),
+            session: Some(definition.session.clone()),
+            project: definition.project.clone(),
+            workflow: Some(spec.workflow.name.clone()),
+            path: Some(spec.path.clone()),
+            round: Some(attempt.attempt),
+            format: produces.format,
+            content,
+        },
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn documents_have_the_scope_and_owner_of_their_making() {
+        let who = AttemptRef {
+            namespace: "team".to_owned(),
+            step_run: "s".to_owned(),
+            uid: "u".to_owned(),
+            attempt: 2,
+            id: String::new(),
+        };
+        for (wider, item, scope, owned) in [
+            (None, false, Scope::Workflow, true),
+            (None, true, Scope::Item, true),
+            (Some(WiderScope::Session), true, Scope::Session, false),
+            (Some(WiderScope::Project), false, Scope::Project, false),
+        ] {
+            let mut spec = StepRunSpec::default();
+            spec.workflow.name = "shop".to_owned();
+            spec.workflow.uid = "w".to_owned();
+            spec.scope_chain = serde_json::from_value(json!([
+                {"scope": "workflow", "scopeID": "w"}, {"scope": "epic", "scopeID": "w/e1"}]))
+            .expect("a chain");
+            spec.item = item.then(Default::default);
+            let definition = Definition {
+                session: "ses".to_owned(),
+                ..Definition::default()
+            };
+            let produces = Produces {
+                document_type: "plan".to_owned(),
+                scope: wider,
+                ..Produces::default()
+            };
+            let origin = Origin {
+                attempt: &who,
+                spec: &spec,
+                definition: &definition,
+                produces: &produces,
+            };
+            let document = build(&origin, "text".to_owned());
+            assert_eq!(document.spec.scope, scope);
+            assert_eq!(document.spec.scope_id.as_deref(), Some("w/e1"));
+            assert_eq!(document.spec.round, Some(2));
+            let owners = document.metadata.owner_references.unwrap_or_default();
+            assert_eq!(owners.len(), usize::from(owned));
+            assert!(
+                owners
+                    .iter()
+                    .all(|owner| owner.controller.is_none() && owner.uid == "w")
+            );
+        }
+    }
+}

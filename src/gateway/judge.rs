@@ -1,0 +1,369 @@
+//! What an attempt's output is worth: pure, from the files' text and the step's contract. No cluster here.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::api::condition::clip;
+use crate::api::limits::{DOCUMENT_BYTES, MESSAGE_BYTES, OUTPUT_INLINE_BYTES};
+use crate::api::step::{Format, Produces};
+use crate::api::step_run::ReportClass;
+use crate::decide::schema;
+use crate::protocol::{Fault, Output};
+
+const FAULTS: usize = 20;
+const FAULT_BYTES: usize = 512;
+/// The output of an attempt that wrote none, where none is needed.
+const NULL: &str = "null";
+
+/// What the output must meet.
+#[derive(Clone, Debug, Default)]
+pub struct Contract {
+    pub produces: Option<Produces>,
+    /// Whose schema it is, for messages, and the schema.
+    pub schemas: Vec<(&'static str, Map<String, Value>)>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Judgement {
+    /// Succeeded, InvalidOutput or OutputTooLarge.
+    pub class: ReportClass,
+    pub faults: Vec<Fault>,
+    /// JSON text for the report; none where the document is the output and too large for a status.
+    pub output: Option<String>,
+    /// Content of the document to make.
+    pub document: Option<String>,
+}
+
+impl Judgement {
+    fn fault(class: ReportClass, faults: Vec<Fault>) -> Self {
+        Self {
+            class,
+            faults: bounded(faults),
+            output: None,
+            document: None,
+        }
+    }
+}
+
+/// The file name that the agent writes its document to.
+pub fn document_file(produces: &Produces) -> String {
+    format!("{}.{}", produces.document_type, produces.format.extension())
+}
+
+pub fn judge(contract: &Contract, output: &Output) -> Judgement {
+    let produces = contract.produces.as_ref();
+    // A file that the step does not produce is nothing.
+    let file = output.document.as_deref().filter(|_| produces.is_some());
+    let result = output.result.as_deref();
+    for (name, text) in [("result.json", result), ("the document", file)] {
+        let bytes = text.map_or(0, str::len);
+        if bytes > DOCUMENT_BYTES {
+            let text = format!("{name} has {bytes} bytes, the limit is {DOCUMENT_BYTES}");
+            return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
+        }
+    }
+    let result_is_document =
+        file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
+    let mut faults = result_faults(contract, result, file.is_some());
+    if let Some(produces) = produces.filter(|_| !result_is_document) {
+        faults.extend(document_fault(produces, file));
+    }
+    if !faults.is_empty() {
+        return Judgement::fault(ReportClass::InvalidOutput, faults);
+    }
+    let text = result.unwrap_or(NULL);
+    let document = if result_is_document { result } else { file };
+    let inline = text.len() <= OUTPUT_INLINE_BYTES;
+    if !inline && !result_is_document {
+        let text = format!(
+            "result.json has {} bytes, the limit of an output is {OUTPUT_INLINE_BYTES}; let the step produce a document of format json, which may have {DOCUMENT_BYTES}",
+            text.len()
+        );
+        return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
+    }
+    Judgement {
+        class: ReportClass::Succeeded,
+        faults: Vec::new(),
+        output: inline.then(|| text.to_owned()),
+        document: document.map(str::to_owned),
+    }
+}
+
+fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> Vec<Fault> {
+    let Some(text) = result else {
+        let needless = contract.schemas.is_empty() && (contract.produces.is_none() || has_file);
+        return if needless {
+            Vec::new()
+        } else {
+            vec![whole("no result.json".to_owned())]
+        };
+    };
+    let value = match parse(text) {
+        Ok(value) => value,
+        Err(error) => return vec![whole(format!("result.json is not JSON: {error}"))],
+    };
+    let mut faults = Vec::new();
+    for (whose, rules) in &contract.schemas {
+        match schema::faults(rules, &value) {
+            Ok(found) => faults.extend(found),
+            Err(error) => faults.push(whole(format!(
+                "outputSchema of the {whose} cannot be used: {error}"
+            ))),
+        }
+    }
+    faults
+}
+
+fn document_fault(produces: &Produces, file: Option<&str>) -> Option<Fault> {
+    let name = document_file(produces);
+    let fault = match file {
+        None => format!("no {name}, which the step produces"),
+        Some(text) if text.trim().is_empty() => format!("{name} is empty"),
+        Some(text) if produces.format == Format::Json => match parse(text) {
+            Ok(_) => return None,
+            Err(error) => format!("{name} is not JSON: {error}"),
+        },
+        Some(_) => return None,
+    };
+    Some(whole(fault))
+}
+
+fn whole(message: String) -> Fault {
+    Fault {
+        pointer: String::new(),
+        message,
+    }
+}
+
+fn bounded(faults: Vec<Fault>) -> Vec<Fault> {
+    let mut kept: Vec<Fault> = Vec::new();
+    for fault in faults {
+        let fault = Fault {
+            pointer: clip(&line(&fault.pointer, FAULT_BYTES), FAULT_BYTES),
+            // One line each, so that a report's message can be read back.
+            message: clip(&line(&fault.message, FAULT_BYTES), FAULT_BYTES),
+        };
+        // Step and Agent may ask for the same.
+        if kept.len() < FAULTS && !kept.contains(&fault) {
+            kept.push(fault);
+        }
+    }
+    kept
+}
+
+/// Faults as a report's message, one a line.
+pub fn message(faults: &[Fault]) -> Option<String> {
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    (!lines.is_empty()).then(|| clean(&lines.join("\n"), MESSAGE_BYTES))
+}
+
+/// Text of an agent as it may stand in a status: no control characters but newline and tab, and the head of it.
+pub fn clean(text: &str, bytes: usize) -> String {
+    clip(&printable(text), bytes)
+}
+
+/// As `clean`, but the end of it.
+pub fn clean_tail(text: &str, bytes: usize) -> String {
+    let text = printable(text);
+    let mut start = text.len().saturating_sub(bytes);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text[start..].to_owned()
+}
+
+/// One line of at most that many characters.
+pub fn line(text: &str, chars: usize) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(chars)
+        .collect()
+}
+
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
+}
+
+/// JSON in which no object has a key twice: readers would differ over what it says.
+pub fn parse(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str::<Strict>(text).map(|strict| strict.0)
+}
+
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("number out of range"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Strict(value))) = members.next_entry::<String, Strict>()? {
+            if object.insert(key, value).is_some() {
+                return Err(de::Error::custom("an object has a key twice"));
+            }
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ReportClass::{InvalidOutput, OutputTooLarge, Succeeded};
+    use serde_json::json;
+
+    fn contract(produces: Option<Format>, schema: Option<Value>) -> Contract {
+        Contract {
+            produces: produces.map(|format| Produces {
+                document_type: "plan".to_owned(),
+                format,
+                scope: None,
+            }),
+            schemas: schema
+                .into_iter()
+                .map(|schema| ("step", schema.as_object().cloned().unwrap_or_default()))
+                .collect(),
+        }
+    }
+
+    fn output(result: Option<&str>, document: Option<&str>) -> Output {
+        Output {
+            result: result.map(str::to_owned),
+            document: document.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    #[allow(clippy::too_many_lines)]
+    fn outputs_are_judged() {
+        let integer = || Some(json!({"type": "object", "properties": {"n": {"type": "integer"}}}));
+        let markdown = Some(Format::Markdown);
+        let json = Some(Format::Json);
+        let long = format!("\"{}\"", "x".repeat(20_000));
+        let huge = format!("\"{}\"", "x".repeat(600_000));
+        let deep = "[".repeat(200);
+        // contract, result.json, document file; class, part of the first fault, output, document
+        #[rustfmt::skip]
+        let table = [
+            (None, None, None, None, Succeeded, "", Some("null"), None),
+            (None, None, None, Some("stray"), Succeeded, "", Some("null"), None),
+            (None, None, Some("{\"a\":1}"), None, Succeeded, "", Some("{\"a\":1}"), None),
+            (None, None, Some("{\"a\":1"), None, InvalidOutput, "result.json is not JSON", None, None),
+            (None, None, Some(""), None, InvalidOutput, "result.json is not JSON", None, None),
+            (None, None, Some("{\"a\":1,\"a\":2}"), None, InvalidOutput, "key twice", None, None),
+            (None, None, Some(deep.as_str()), None, InvalidOutput, "recursion", None, None),
+            (None, None, Some("{} {}"), None, InvalidOutput, "trailing", None, None),
+            (None, None, Some(long.as_str()), None, OutputTooLarge, "16384", None, None),
+            (None, None, Some(huge.as_str()), None, OutputTooLarge, "524288", None, None),
+            (None, integer(), None, None, InvalidOutput, "no result.json", None, None),
+            (None, integer(), Some("{\"n\":1}"), None, Succeeded, "", Some("{\"n\":1}"), None),
+            (None, integer(), Some("{\"n\":\"x\"}"), None, InvalidOutput, "not of type", None, None),
+            (None, Some(json!({"$ref": "http://x/"})), Some("1"), None, InvalidOutput, "outputSchema of the step cannot be used", None, None),
+            (markdown, None, None, Some("# Plan"), Succeeded, "", Some("null"), Some("# Plan")),
+            (markdown, None, Some("7"), Some("# Plan"), Succeeded, "", Some("7"), Some("# Plan")),
+            (markdown, integer(), None, Some("# Plan"), InvalidOutput, "no result.json", None, None),
+            (markdown, None, Some("7"), None, InvalidOutput, "no plan.md", None, None),
+            (markdown, None, None, None, InvalidOutput, "no result.json", None, None),
+            (markdown, None, None, Some(" \n"), InvalidOutput, "plan.md is empty", None, None),
+            (markdown, None, None, Some(huge.as_str()), OutputTooLarge, "the document has", None, None),
+            (markdown, None, Some(long.as_str()), Some("# Plan"), OutputTooLarge, "16384", None, None),
+            (json, None, Some("{\"n\":1}"), None, Succeeded, "", Some("{\"n\":1}"), Some("{\"n\":1}")),
+            (json, None, Some(long.as_str()), None, Succeeded, "", None, Some(long.as_str())),
+            (json, None, None, Some("{\"n\":1}"), Succeeded, "", Some("null"), Some("{\"n\":1}")),
+            (json, None, None, Some("{n"), InvalidOutput, "plan.json is not JSON", None, None),
+            (json, None, None, None, InvalidOutput, "no result.json", None, None),
+            (json, integer(), Some("{\"n\":\"x\"}"), None, InvalidOutput, "not of type", None, None),
+        ];
+        for (produces, schema, result, document, class, part, kept, made) in table {
+            let case = format!("{produces:?} {schema:?} {:.40?} {:.40?}", result, document);
+            let judgement = judge(&contract(produces, schema), &output(result, document));
+            assert_eq!(judgement.class, class, "{case}");
+            assert_eq!(judgement.faults.is_empty(), class == Succeeded, "{case}");
+            if let Some(fault) = judgement.faults.first() {
+                assert!(fault.message.contains(part), "{case}: {fault}");
+            }
+            assert_eq!(judgement.output.as_deref(), kept, "{case}");
+            assert_eq!(judgement.document.as_deref(), made, "{case}");
+        }
+    }
+
+    #[test]
+    fn both_schemas_count_and_equal_faults_are_told_once() {
+        let schema = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let mut contract = Contract::default();
+        contract
+            .schemas
+            .push(("step", schema(json!({"required": ["a"]}))));
+        contract
+            .schemas
+            .push(("Agent", schema(json!({"required": ["a", "b"]}))));
+        let judgement = judge(&contract, &output(Some("{}"), None));
+        assert_eq!(judgement.faults.len(), 2);
+        let message = message(&judgement.faults).expect("a message");
+        assert_eq!(message.lines().count(), 2);
+    }
+
+    #[test]
+    fn texts_of_agents_are_cleaned() {
+        assert_eq!(clean("a\u{1b}[31m\tb\nc\0", 100), "a[31m\tb\nc");
+        assert_eq!(clean(&"é".repeat(600), 1024).len(), 1023);
+        assert_eq!(clean_tail("0123456789", 4), "6789");
+        assert_eq!(clean_tail("ééé", 3), "é");
+        assert_eq!(line("a\nb\u{7}c", 2), "ab");
+    }
+
+    #[test]
+    fn strict_parsing_keeps_values() {
+        let text = r#"{"b":[1,-2,3.5,null,true,"x"],"a":{"c":18446744073709551615}}"#;
+        assert_eq!(parse(text).expect("JSON").to_string(), text);
+    }
+}

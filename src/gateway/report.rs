@@ -1,0 +1,352 @@
+//! Report: the end of an attempt, written once. Check: the same judgement, written nowhere.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::auth::{self, Act, Caller};
+use super::cluster::{add, patch_status, test};
+use super::document::{self, Origin};
+use super::judge::{self, Contract, Judgement};
+use super::metrics::Class;
+use super::refusal::{Reason, Refusal, Result};
+use super::{Gateway, attempt, claim, cluster};
+use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
+use crate::api::step_run::{Report, ReportClass, StepRunSpec};
+use crate::api::{StepRun, name};
+use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
+
+const ROUNDS: usize = 5;
+/// A schema and an output within their limits can still cost much together.
+const JUDGE: Duration = Duration::from_secs(10);
+
+/// Judges what there is so far.
+pub async fn check(gateway: &Gateway, caller: &Caller, request: CheckRequest) -> Result<Checked> {
+    let who = &request.attempt;
+    let step_run = attempt::read(gateway, who).await?;
+    attempt::stands(&step_run, who)?;
+    attempt::holds(&attempt::status(&step_run), who, caller)?;
+    let judgement = judged(gateway, who, &step_run.spec, request.output).await?;
+    Ok(Checked {
+        faults: judgement.faults,
+    })
+}
+
+/// Commits the attempt's end; a repeated report gets the answer of the first.
+pub async fn report(gateway: &Gateway, caller: &Caller, request: ReportRequest) -> Result<Checked> {
+    let who = &request.attempt;
+    auth::pod(&gateway.client, caller, who, Act::Report).await?;
+    let mut made: Option<(Report, Checked)> = None;
+    for _ in 0..ROUNDS {
+        let step_run = attempt::read(gateway, who).await?;
+        let status = attempt::status(&step_run);
+        if let Some(earlier) = attempt::report(&status, who.attempt) {
+            attempt::holds(&status, who, caller)?;
+            return Ok(verdict(earlier));
+        }
+        attempt::stands(&step_run, who)?;
+        attempt::holds(&status, who, caller)?;
+        let (report, checked) = match made.take() {
+            Some(made) => made,
+            None => compose(gateway, &request, &step_run.spec).await?,
+        };
+        match write(gateway, who, &report).await {
+            Ok(()) => {
+                log(gateway, who, &step_run, &report);
+                return Ok(checked);
+            }
+            Err(failure) if failure.is_outrun() => {
+                gateway.metrics.conflicts.inc();
+                made = Some((report, checked));
+            }
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(Refusal::unavailable("the report could not be written"))
+}
+
+/// What a report that is already there says.
+fn verdict(report: &Report) -> Checked {
+    let judged = matches!(
+        report.class,
+        ReportClass::InvalidOutput | ReportClass::OutputTooLarge
+    );
+    let faults = report
+        .message
+        .iter()
+        .filter(|_| judged)
+        .flat_map(|message| message.lines())
+        .map(fault)
+        .collect();
+    Checked { faults }
+}
+
+/// Reads a line back that `Fault` displays.
+fn fault(line: &str) -> Fault {
+    let (pointer, message) = match line.split_once(": ") {
+        Some((pointer, message)) if pointer.starts_with('/') => (pointer, message),
+        _ => ("", line),
+    };
+    Fault {
+        pointer: if pointer == "/" { "" } else { pointer }.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+async fn write(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    report: &Report,
+) -> std::result::Result<(), cluster::Failure> {
+    let operations = [
+        test("/metadata/uid", who.uid.as_str()),
+        test("/status/attempt", who.attempt),
+        test("/status/completedAt", Value::Null),
+        test("/status/agent/claim/id", attempt::id_digest(who)),
+        test("/status/agent/claim/attempt", who.attempt),
+        test("/status/agent/report", Value::Null),
+        add("/status/agent/report", report),
+    ];
+    patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
+}
+
+fn log(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun, report: &Report) {
+    let class = format!("{:?}", report.class);
+    tracing::info!(
+        namespace = who.namespace,
+        workflow = step_run.spec.workflow.name,
+        step = step_run.spec.path,
+        agent = step_run.spec.agent_id,
+        attempt = who.attempt,
+        stepRun = who.step_run,
+        class,
+        exitCode = report.exit_code,
+        "reported"
+    );
+    gateway
+        .metrics
+        .reports
+        .get_or_create(&Class { class })
+        .inc();
+}
+
+/// The report and the answer to it; makes the document first, so that a report never names one that is not there.
+async fn compose(
+    gateway: &Gateway,
+    request: &ReportRequest,
+    spec: &StepRunSpec,
+) -> Result<(Report, Checked)> {
+    let who = &request.attempt;
+    let mut report = ended(request);
+    if report.class != ReportClass::Succeeded {
+        return Ok((report, Checked::default()));
+    }
+    let mut judgement = judged(gateway, who, spec, request.output.clone()).await?;
+    if let Some(content) = judgement.document.take() {
+        let definition = definition(gateway, who, spec).await?;
+        let step = claim::step(&definition, spec)?;
+        if let Some(produces) = &step.produces {
+            let origin = Origin {
+                attempt: who,
+                spec,
+                definition: &definition,
+                produces,
+            };
+            report.digest = digest(judgement.output.as_deref(), &content, request);
+            match document::create(gateway, &origin, content).await? {
+                Ok(name) => report.document_name = Some(name),
+                Err(why) => judgement = refused(why),
+            }
+        }
+    } else if judgement.class == ReportClass::Succeeded {
+        report.digest = digest(judgement.output.as_deref(), "", request);
+    }
+    report.class = judgement.class;
+    report.message = judge::message(&judgement.faults);
+    report.output = judgement.output;
+    let faults = judgement.faults;
+    Ok((report, Checked { faults }))
+}
+
+fn refused(why: String) -> Judgement {
+    Judgement {
+        class: ReportClass::InvalidOutput,
+        faults: vec![Fault {
+            pointer: String::new(),
+            message: why,
+        }],
+        output: None,
+        document: None,
+    }
+}
+
+/// Over the bytes that the verdict commits: output, then document.
+fn digest(output: Option<&str>, document: &str, request: &ReportRequest) -> String {
+    let output = output.or(request.output.result.as_deref());
+    name::digest([output.unwrap_or_default().as_bytes(), document.as_bytes()])
+}
+
+/// What the ending alone says. `fail` beats the exit code, the exit code beats the files.
+fn ended(request: &ReportRequest) -> Report {
+    let (class, exit_code, message) = match &request.ending {
+        Ending::Exited { code: 0 } => (ReportClass::Succeeded, Some(0), None),
+        Ending::Exited { code } => (ReportClass::Exited, Some(*code), None),
+        Ending::Failed {
+            retryable,
+            message,
+            code,
+        } => {
+            let class = if *retryable {
+                ReportClass::Retryable
+            } else {
+                ReportClass::Unrecoverable
+            };
+            let message = judge::clean(message, MESSAGE_BYTES);
+            (class, Some(*code), Some(message))
+        }
+        Ending::TimedOut => (ReportClass::Timeout, None, None),
+    };
+    let output = request.output.result.as_deref().unwrap_or_default();
+    let document = request.output.document.as_deref().unwrap_or_default();
+    let log_tail = judge::clean_tail(&request.log_tail, LOG_TAIL_BYTES);
+    Report {
+        attempt: request.attempt.attempt,
+        exit_code,
+        class,
+        digest: name::digest([output.as_bytes(), document.as_bytes()]),
+        output: None,
+        document_name: None,
+        message,
+        log_tail: Some(log_tail).filter(|text| !text.is_empty()),
+        at: attempt::now(),
+    }
+}
+
+async fn definition(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+) -> Result<std::sync::Arc<crate::api::definition::Definition>> {
+    gateway
+        .definitions
+        .get(&gateway.client, &who.namespace, spec)
+        .await
+}
+
+/// Judges off the async threads, a few at a time, within a time limit.
+async fn judged(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+    output: Output,
+) -> Result<Judgement> {
+    let definition = definition(gateway, who, spec).await?;
+    let step = claim::step(&definition, spec)?;
+    let Some(agent) = claim::agent(gateway, who, spec).await? else {
+        let why = format!(
+            "Agent {} is gone, and its outputSchema with it",
+            spec.agent_id
+        );
+        return Ok(refused(why));
+    };
+    let schemas = [
+        ("step", step.output_schema.clone()),
+        ("Agent", agent.spec.output_schema),
+    ];
+    let contract = Contract {
+        produces: step.produces.clone(),
+        schemas: schemas
+            .into_iter()
+            .filter_map(|(whose, schema)| Some((whose, schema?)))
+            .collect(),
+    };
+    let permit = gateway.judges.clone().acquire_owned().await;
+    let work = tokio::task::spawn_blocking(move || {
+        // Held until the work ends, not until somebody stops waiting for it.
+        let _permit = permit;
+        judge::judge(&contract, &output)
+    });
+    match tokio::time::timeout(JUDGE, work).await {
+        Ok(Ok(judgement)) => Ok(judgement),
+        Ok(Err(error)) => {
+            tracing::error!(%error, stepRun = who.step_run, "an output could not be judged");
+            Err(Refusal::new(
+                Reason::Internal,
+                "the output could not be judged",
+            ))
+        }
+        Err(_) => Ok(refused(format!(
+            "the output could not be checked against the schema within {} s",
+            JUDGE.as_secs()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(ending: Ending) -> ReportRequest {
+        ReportRequest {
+            attempt: AttemptRef {
+                namespace: "team".to_owned(),
+                step_run: "s".to_owned(),
+                uid: "u".to_owned(),
+                attempt: 2,
+                id: String::new(),
+            },
+            ending,
+            output: Output {
+                result: Some("1".to_owned()),
+                document: None,
+            },
+            log_tail: format!("{}\u{1b}end", "x".repeat(5000)),
+        }
+    }
+
+    #[test]
+    fn fail_beats_the_exit_code_and_the_exit_code_beats_the_files() {
+        let failed = |retryable| Ending::Failed {
+            retryable,
+            message: "no \u{7}quota".to_owned(),
+            code: 0,
+        };
+        for (ending, class, code) in [
+            (Ending::Exited { code: 0 }, ReportClass::Succeeded, Some(0)),
+            (Ending::Exited { code: 7 }, ReportClass::Exited, Some(7)),
+            (Ending::Exited { code: 137 }, ReportClass::Exited, Some(137)),
+            (failed(true), ReportClass::Retryable, Some(0)),
+            (failed(false), ReportClass::Unrecoverable, Some(0)),
+            (Ending::TimedOut, ReportClass::Timeout, None),
+        ] {
+            let message = matches!(ending, Ending::Failed { .. }).then(|| "no quota".to_owned());
+            let report = ended(&request(ending));
+            assert_eq!((report.class, report.exit_code), (class, code));
+            assert_eq!(report.message, message);
+            assert_eq!(report.output, None);
+            let tail = report.log_tail.expect("a tail");
+            assert!(tail.len() == 4096 && tail.ends_with("xend"));
+        }
+    }
+
+    #[test]
+    fn a_repeated_report_gets_the_faults_of_the_first() {
+        let faults = vec![
+            Fault {
+                pointer: "/a".to_owned(),
+                message: "is: wrong".to_owned(),
+            },
+            Fault {
+                pointer: String::new(),
+                message: "no result.json".to_owned(),
+            },
+        ];
+        let mut report = ended(&request(Ending::Exited { code: 0 }));
+        assert_eq!(verdict(&report), Checked::default());
+        report.class = ReportClass::InvalidOutput;
+        report.message = judge::message(&faults);
+        assert_eq!(verdict(&report).faults, faults);
+        report.class = ReportClass::Retryable;
+        assert_eq!(verdict(&report), Checked::default());
+    }
+}

@@ -102,9 +102,8 @@ impl Settings {
             .env(env::IN, &self.input)
             .env(env::OUT, &self.output)
             .env(env::WORK, &self.work);
-        if let Some(path) = search_path(std::env::var_os("PATH"), std::env::current_exe().ok()) {
-            command.env("PATH", path);
-        }
+        let own = std::env::current_exe().unwrap_or_else(|_| path::SHIM.into());
+        command.env("PATH", search_path(std::env::var_os("PATH"), &own));
         let usable = |name: &str| {
             std::env::var_os(name).is_some_and(|folder| files::writable(Path::new(&folder)))
         };
@@ -123,13 +122,15 @@ impl Settings {
 }
 
 /// The shim's folder comes last, so that it hides nothing of the image.
-fn search_path(given: Option<OsString>, own: Option<PathBuf>) -> Option<OsString> {
+fn search_path(given: Option<OsString>, own: &Path) -> OsString {
     let mut path = given
         .filter(|path| !path.is_empty())
         .unwrap_or_else(|| DEFAULT_PATH.into());
-    path.push(":");
-    path.push(own?.parent()?);
-    Some(path)
+    if let Some(folder) = own.parent() {
+        path.push(":");
+        path.push(folder);
+    }
+    path
 }
 
 #[cfg(test)]
@@ -199,13 +200,10 @@ mod tests {
 
     #[test]
     fn the_shim_comes_last_on_the_path() {
-        let own = || Some(PathBuf::from("/lockstep/bin/lockstep"));
+        let own = Path::new(path::SHIM);
+        assert_eq!(search_path(Some("/bin".into()), own), "/bin:/lockstep/bin");
         assert_eq!(
-            search_path(Some("/bin".into()), own()).unwrap(),
-            "/bin:/lockstep/bin"
-        );
-        assert_eq!(
-            search_path(None, own()).unwrap(),
+            search_path(None, own),
             format!("{DEFAULT_PATH}:/lockstep/bin").as_str()
         );
     }

@@ -1,0 +1,136 @@
+//! The verbs that an agent calls: they talk to the shim over `LOCKSTEP_URL`, or read `LOCKSTEP_IN`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Stop, exit, files};
+use crate::protocol::{self, Checked, env, path};
+
+/// The call itself went wrong, the verb has no answer.
+const TROUBLE: u8 = 2;
+/// Longer than the shim tries to reach the gateway for a check.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+pub fn progress(percent: i32, text: &str) -> Result<u8, Stop> {
+    let (status, answer) = post("progress", &json!({"percent": percent, "message": text}))?;
+    expect(status, 202, &answer)
+}
+
+pub fn result(file: Option<&Path>) -> Result<u8, Stop> {
+    let target = folder(env::OUT, "out").join("result.json");
+    if let Some(file) = file {
+        copy(file, &target)?;
+    }
+    let (status, answer) = post("result", &Value::Null)?;
+    let checked = match status {
+        200 | 422 => serde_json::from_str::<Checked>(&answer)
+            .map_err(|error| Stop::new(TROUBLE, format!("result: {error}")))?,
+        _ => return expect(status, 200, &answer),
+    };
+    for fault in &checked.faults {
+        print(&format!("{fault}\n"))?;
+    }
+    Ok(u8::from(!checked.faults.is_empty()))
+}
+
+fn copy(file: &Path, target: &Path) -> Result<(), Stop> {
+    let same = match (file.canonicalize(), target.canonicalize()) {
+        (Ok(file), Ok(target)) => file == target,
+        _ => false,
+    };
+    if same {
+        return Ok(());
+    }
+    let fault = |error| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
+    let text = files::read_output(file)
+        .map_err(fault)?
+        .ok_or_else(|| fault(std::io::ErrorKind::NotFound.into()))?;
+    files::replace(target, text.as_bytes())
+        .map_err(|error| Stop::new(TROUBLE, format!("{}: {error}", target.display())))
+}
+
+pub fn fail(retryable: bool, message: &str) -> Result<u8, Stop> {
+    let (status, answer) = post("fail", &json!({"retryable": retryable, "message": message}))?;
+    expect(status, 202, &answer)?;
+    // The shim ends the whole group; a script must not go on meanwhile.
+    loop {
+        std::thread::park();
+    }
+}
+
+pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
+    let file = folder(env::IN, "in").join("context.json");
+    let fault = |error: String| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
+    let bytes = files::read_context(&file).map_err(|error| fault(error.to_string()))?;
+    let context: Value =
+        serde_json::from_slice(&bytes).map_err(|error| fault(error.to_string()))?;
+    if !pointer.is_empty() && !pointer.starts_with('/') {
+        return Err(Stop::new(
+            TROUBLE,
+            format!("'{pointer}' is no JSON pointer: it begins with / or is empty"),
+        ));
+    }
+    match context.pointer(pointer) {
+        None => Ok(1),
+        Some(Value::String(text)) if !as_json => print(&format!("{text}\n")),
+        Some(value) => print(&format!("{value}\n")),
+    }
+}
+
+pub fn version() -> Result<u8, Stop> {
+    print(&format!(
+        "lockstep {} protocol {}\n",
+        env!("CARGO_PKG_VERSION"),
+        protocol::VERSION
+    ))
+}
+
+fn print(text: &str) -> Result<u8, Stop> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map(|()| 0)
+        .map_err(|error| Stop::new(TROUBLE, format!("stdout: {error}")))
+}
+
+fn folder(name: &str, default: &str) -> PathBuf {
+    std::env::var_os(name).map_or_else(|| Path::new(path::ROOT).join(default), PathBuf::from)
+}
+
+fn expect(status: u16, good: u16, answer: &str) -> Result<u8, Stop> {
+    if status == good {
+        Ok(0)
+    } else {
+        Err(Stop::new(TROUBLE, format!("{status} {}", answer.trim())))
+    }
+}
+
+fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
+    let url = std::env::var(env::URL).map_err(|_| {
+        let message = format!("{} is not set: not in an agent's container", env::URL);
+        Stop::new(exit::UNAVAILABLE, message)
+    })?;
+    let body = if body.is_null() {
+        String::new()
+    } else {
+        body.to_string()
+    };
+    let agent = ureq::Agent::config_builder()
+        .proxy(None)
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .build()
+        .new_agent();
+    let fault = |error: ureq::Error| Stop::new(exit::UNAVAILABLE, format!("{call}: {error}"));
+    let mut response = agent
+        .post(format!("{url}/{call}"))
+        .header("Content-Type", "application/json")
+        .send(body)
+        .map_err(fault)?;
+    let status = response.status().as_u16();
+    let answer = response.body_mut().read_to_string().map_err(fault)?;
+    Ok((status, answer))
+}

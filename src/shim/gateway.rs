@@ -1,0 +1,335 @@
+//! Calls to the gateway, with retries.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+
+use crate::protocol::{AttemptRef, Refusal};
+
+const CONNECT: Duration = Duration::from_secs(5);
+const CALL: Duration = Duration::from_secs(45);
+const FIRST_DELAY: Duration = Duration::from_millis(250);
+const LONGEST_DELAY: Duration = Duration::from_secs(15);
+/// A projected token is renewed in place, and the gateway's own view of a new pod may lag.
+const DENIED: Duration = Duration::from_secs(30);
+/// Beyond the largest answer: the context with its inputs.
+const ANSWER_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Why a call has no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// 409: the attempt is another pod's, or over.
+    NotOurs(Refusal),
+    /// The request or its body is too large.
+    TooLarge(String),
+    /// Any other refusal that a repetition does not change.
+    Refused(String),
+    /// No answer within the time allowed, or the signal to stop came.
+    Unreachable(String),
+}
+
+impl std::fmt::Display for CallError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotOurs(refusal) => write!(f, "{}: {}", refusal.reason, refusal.message),
+            Self::TooLarge(message) | Self::Refused(message) | Self::Unreachable(message) => {
+                f.write_str(message)
+            }
+        }
+    }
+}
+
+/// What to make of a failed try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// It may pass.
+    Down,
+    /// The token was not accepted (yet).
+    Denied,
+    Final,
+}
+
+fn trouble(status: u16) -> Trouble {
+    match status {
+        408 | 429 | 500 | 502 | 503 | 504 => Trouble::Down,
+        401 | 403 => Trouble::Denied,
+        _ => Trouble::Final,
+    }
+}
+
+/// Decides on the next try; reads no clock.
+#[derive(Debug)]
+struct Schedule {
+    patience: Duration,
+    denied_since: Option<Duration>,
+    tries: u32,
+}
+
+impl Schedule {
+    fn new(patience: Duration) -> Self {
+        Self {
+            patience,
+            denied_since: None,
+            tries: 0,
+        }
+    }
+
+    /// The delay before the next try, `None` to give up. `random` spreads the pods of one outage.
+    fn next(&mut self, elapsed: Duration, trouble: Trouble, random: u8) -> Option<Duration> {
+        let longest = FIRST_DELAY * 2u32.pow(self.tries.min(16));
+        let half = longest.min(LONGEST_DELAY) / 2;
+        let delay = half + half * u32::from(random) / 255;
+        self.tries += 1;
+        let until = match trouble {
+            Trouble::Final => return None,
+            Trouble::Down => {
+                self.denied_since = None;
+                self.patience
+            }
+            Trouble::Denied => {
+                let since = *self.denied_since.get_or_insert(elapsed);
+                self.patience.min(since + DENIED)
+            }
+        };
+        (elapsed + delay <= until).then_some(delay)
+    }
+}
+
+pub struct Gateway {
+    agent: ureq::Agent,
+    base: String,
+    token: PathBuf,
+    pub attempt: AttemptRef,
+}
+
+impl Gateway {
+    /// `ca` is PEM. Plain HTTP is for a gateway in the same machine only.
+    pub fn new(
+        base: &str,
+        ca: Option<&str>,
+        token: PathBuf,
+        attempt: AttemptRef,
+    ) -> Result<Self, String> {
+        let tls = match ca {
+            Some(pem) => TlsConfig::builder()
+                .unversioned_rustls_crypto_provider(Arc::new(
+                    rustls::crypto::ring::default_provider(),
+                ))
+                .root_certs(RootCerts::new_with_certs(&certificates(pem)?))
+                .build(),
+            None if base.starts_with("http://127.0.0.1:") => TlsConfig::builder().build(),
+            None => return Err("there is no CA for it".to_owned()),
+        };
+        let agent = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .https_only(ca.is_some())
+            // What the agent's template sets is for the agent.
+            .proxy(None)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT))
+            .timeout_global(Some(CALL))
+            .user_agent(format!("lockstep-shim/{}", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Self {
+            agent,
+            base: base.trim_end_matches('/').to_owned(),
+            token,
+            attempt,
+        })
+    }
+
+    /// `pause` sleeps and says whether to go on.
+    pub fn call(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        patience: Duration,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Vec<u8>, CallError> {
+        let body =
+            serde_json::to_vec(request).map_err(|error| CallError::Refused(error.to_string()))?;
+        let begin = Instant::now();
+        let mut schedule = Schedule::new(patience);
+        loop {
+            let (trouble, error) = match self.once(path, &body) {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            let Some(delay) = schedule.next(begin.elapsed(), trouble, random_byte()) else {
+                return Err(error);
+            };
+            if schedule.tries == 1 || schedule.tries.is_multiple_of(10) {
+                super::say(&format!("{path}: {error}; trying again"));
+            }
+            if !pause(delay) {
+                return Err(error);
+            }
+        }
+    }
+
+    fn once(&self, path: &str, body: &[u8]) -> Result<Vec<u8>, (Trouble, CallError)> {
+        let down = |message: String| (Trouble::Down, CallError::Unreachable(message));
+        let token = std::fs::read_to_string(&self.token)
+            .map_err(|error| down(format!("token {}: {error}", self.token.display())))?;
+        let mut response = self
+            .agent
+            .post(format!("{}{path}", self.base))
+            .header("Authorization", format!("Bearer {}", token.trim()))
+            .header("Content-Type", "application/json")
+            .send(body)
+            .map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
+        let status = response.status().as_u16();
+        let answer = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES)
+            .read_to_vec()
+            .map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
+        if (200..300).contains(&status) {
+            return Ok(answer);
+        }
+        Err(refused(status, &answer))
+    }
+}
+
+fn refused(status: u16, answer: &[u8]) -> (Trouble, CallError) {
+    let refusal = serde_json::from_slice::<Refusal>(answer).unwrap_or_else(|_| Refusal {
+        reason: format!("HTTP{status}"),
+        message: super::mask::first_bytes(&String::from_utf8_lossy(answer), 200).to_owned(),
+    });
+    let message = format!(
+        "the gateway answers {status} {}: {}",
+        refusal.reason, refusal.message
+    );
+    let trouble = trouble(status);
+    let error = match (status, trouble) {
+        (409, _) => CallError::NotOurs(refusal),
+        (413, _) => CallError::TooLarge(message),
+        (_, Trouble::Down) => CallError::Unreachable(message),
+        _ => CallError::Refused(message),
+    };
+    (trouble, error)
+}
+
+fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, String> {
+    let mut found = Vec::new();
+    for item in ureq::tls::parse_pem(pem.as_bytes()) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(format!("its CA is no PEM: {error}")),
+        }
+    }
+    if found.is_empty() {
+        return Err("its CA holds no certificate".to_owned());
+    }
+    Ok(found)
+}
+
+/// Random bytes as hex.
+pub fn random_hex() -> Option<String> {
+    use std::fmt::Write as _;
+    let mut bytes = [0u8; 16];
+    fill(&mut bytes).then(|| {
+        bytes.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    })
+}
+
+fn random_byte() -> u8 {
+    let mut byte = [128];
+    fill(&mut byte);
+    byte[0]
+}
+
+fn fill(bytes: &mut [u8]) -> bool {
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(bytes)
+        .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// Times of all tries until it gives up.
+    fn tries(patience: Duration, trouble: Trouble, random: u8) -> Vec<Duration> {
+        let mut schedule = Schedule::new(patience);
+        let mut at = vec![Duration::ZERO];
+        while let Some(delay) = schedule.next(at[at.len() - 1], trouble, random) {
+            at.push(at[at.len() - 1] + delay);
+        }
+        at
+    }
+
+    #[test]
+    fn an_outage_is_waited_for_with_growing_delays() {
+        let at = tries(5 * MINUTE, Trouble::Down, 255);
+        assert_eq!(at[1], Duration::from_millis(250));
+        assert_eq!(at[2] - at[1], Duration::from_millis(500));
+        assert!(at.windows(2).all(|two| two[1] - two[0] <= LONGEST_DELAY));
+        assert!(at[at.len() - 1] > 4 * MINUTE);
+        assert!((20..40).contains(&at.len()));
+        assert!(tries(5 * MINUTE, Trouble::Down, 0)[1] == Duration::from_millis(125));
+    }
+
+    #[test]
+    fn a_denied_token_gets_half_a_minute() {
+        let at = tries(5 * MINUTE, Trouble::Denied, 128);
+        assert!(at.len() > 4);
+        assert!(at[at.len() - 1] <= DENIED);
+    }
+
+    #[test]
+    fn denial_is_counted_from_its_begin() {
+        let mut schedule = Schedule::new(5 * MINUTE);
+        assert!(schedule.next(2 * MINUTE, Trouble::Denied, 0).is_some());
+        assert!(schedule.next(3 * MINUTE, Trouble::Denied, 0).is_none());
+    }
+
+    #[test]
+    fn refusals_are_final() {
+        assert!(
+            Schedule::new(MINUTE)
+                .next(Duration::ZERO, Trouble::Final, 0)
+                .is_none()
+        );
+        let body = br#"{"reason":"Fenced","message":"attempt 2 runs"}"#;
+        let (kind, error) = refused(409, body);
+        assert_eq!(kind, Trouble::Final);
+        assert_eq!(error.to_string(), "Fenced: attempt 2 runs");
+        assert!(matches!(refused(413, b"").1, CallError::TooLarge(_)));
+        assert!(matches!(refused(400, b"").1, CallError::Refused(_)));
+        assert_eq!(refused(503, b"<html>").0, Trouble::Down);
+        assert_eq!(refused(401, b"").0, Trouble::Denied);
+    }
+
+    #[test]
+    fn a_gateway_elsewhere_needs_a_ca() {
+        let attempt = AttemptRef {
+            namespace: "n".to_owned(),
+            step_run: "s".to_owned(),
+            uid: "u".to_owned(),
+            attempt: 1,
+            id: "i".to_owned(),
+        };
+        let new = |base: &str, ca: Option<&str>| {
+            Gateway::new(base, ca, PathBuf::from("/t"), attempt.clone()).is_ok()
+        };
+        assert!(new("http://127.0.0.1:80", None));
+        assert!(!new("http://gateway:80", None));
+        assert!(!new("https://gateway", None));
+        assert!(!new("https://gateway", Some("nonsense")));
+        assert_eq!(random_hex().unwrap().len(), 32);
+    }
+}

@@ -152,6 +152,9 @@ impl Connection {
             Err(_) => Vec::new(),
         };
         let remedy = match near(name, &known).as_slice() {
+            [] if kind == "template" => {
+                "see kubectl get workflowtemplates, or choose another -n".to_owned()
+            }
             [] => "see kubectl lockstep list -A, or choose another -n".to_owned(),
             close => format!("did you mean {}?", close.join(" or ")),
         };

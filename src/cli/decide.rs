@@ -147,9 +147,9 @@ async fn preview(on: &Connection, step: &StepRun, gate: &GateStatus) -> Result<S
     let lines: Vec<&str> = content.lines().collect();
     text.push_str(&indent(&lines[..lines.len().min(10)].join("\n"), "  | "));
     if lines.len() > 10 {
-        write!(
+        writeln!(
             text,
-            "  … {} more lines: kubectl lockstep show {}\n",
+            "  … {} more lines: kubectl lockstep show {}",
             lines.len() - 10,
             quote(&format!("{}/{}", step.spec.workflow.name, label(step)))
         )

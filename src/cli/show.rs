@@ -66,7 +66,7 @@ fn facts(run: &Workflow) -> String {
     let mut text = String::from("\n");
     let mut fact = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|v| !v.is_empty()) {
-            write!(text, "{name:<20}{}\n", inline(&value, 1024)).ok();
+            writeln!(text, "{name:<20}{}", inline(&value, 1024)).ok();
         }
     };
     fact(

@@ -142,7 +142,7 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
     );
     let mut fact = |name: &str, value: Option<String>| {
         if let Some(value) = value {
-            write!(text, "{name:<12}{}\n", inline(&value, 600)).ok();
+            writeln!(text, "{name:<12}{}", inline(&value, 600)).ok();
         }
     };
     fact("StepRun", Some(step.name_any()));
@@ -189,7 +189,7 @@ fn documents(step: &StepRun) -> String {
         .collect();
     let mut text = indent(&table(&["TYPE", "NAME", "DIGEST"], &rows), "  ");
     if step.spec.documents.len() > 100 {
-        write!(text, "  … {} more\n", step.spec.documents.len() - 100).ok();
+        writeln!(text, "  … {} more", step.spec.documents.len() - 100).ok();
     }
     text
 }

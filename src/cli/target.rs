@@ -171,8 +171,8 @@ async fn whole_run(
 ) -> Result<StepRun, Fault> {
     on.workflow(name).await?;
     let steps = on.step_runs(name).await?;
-    let waiting: Vec<&StepRun> = steps.iter().filter(|s| wanting(s)).collect();
-    match waiting.as_slice() {
+    let open: Vec<&StepRun> = steps.iter().filter(|s| wanting(s)).collect();
+    match open.as_slice() {
         [step] => Ok((*step).clone()),
         [] => Err(Fault::missing(format!(
             "no step of the run {name} waits for this; see kubectl lockstep show {name}"

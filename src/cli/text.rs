@@ -69,22 +69,24 @@ pub fn pad(text: &str, to: usize) -> String {
     format!("{text}{}", " ".repeat(to.saturating_sub(width(text))))
 }
 
+/// The part of a text that fits a width.
+pub fn head(text: &str, to: usize) -> &str {
+    let mut used = 0;
+    for (at, c) in text.char_indices() {
+        used += columns(c);
+        if used > to {
+            return &text[..at];
+        }
+    }
+    text
+}
+
 /// Cut to a width, the cut marked.
 pub fn cut(text: &str, to: usize) -> String {
     if width(text) <= to {
         return text.to_owned();
     }
-    let mut out = String::new();
-    let mut used = 0;
-    for c in text.chars() {
-        used += columns(c);
-        if used + 1 > to {
-            break;
-        }
-        out.push(c);
-    }
-    out.push('…');
-    out
+    format!("{}…", head(text, to.saturating_sub(1)))
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -192,9 +194,7 @@ pub fn quote(text: &str) -> String {
 
 /// Every line further in.
 pub fn indent(text: &str, by: &str) -> String {
-    text.lines()
-        .map(|line| format!("{by}{line}\n"))
-        .collect::<String>()
+    text.lines().flat_map(|line| [by, line, "\n"]).collect()
 }
 
 /// Writes to standard output; a reader that went away (`| head`) ends the program without noise.

@@ -47,35 +47,48 @@ impl Line {
     }
 
     fn text(&self, view: View) -> String {
+        let filled = self
+            .pieces
+            .iter()
+            .rposition(|(piece, _)| !piece.trim().is_empty());
+        let pieces = &self.pieces[..filled.map_or(0, |at| at + 1)];
+        let total = self.width();
         let mut left = match view.width {
-            Some(width) if !self.whole => width,
+            Some(width) if !self.whole && total > width => width.saturating_sub(1),
             _ => usize::MAX,
         };
+        let is_cut = left < usize::MAX;
         let mut out = String::new();
-        let last = self.pieces.len().saturating_sub(1);
-        for (at, (piece, style)) in self.pieces.iter().enumerate() {
-            let piece = if at == last { piece.trim_end() } else { piece };
-            let piece = text::cut(piece, left);
-            left = left.saturating_sub(text::width(&piece));
-            if view.colours {
-                out.push_str(&style.paint(&piece));
+        for (at, (piece, style)) in pieces.iter().enumerate() {
+            let piece = if at + 1 == pieces.len() {
+                piece.trim_end()
             } else {
-                out.push_str(&piece);
+                piece
+            };
+            let piece = text::head(piece, left);
+            left = left.saturating_sub(text::width(piece));
+            if view.colours && !piece.is_empty() {
+                out.push_str(&style.paint(piece));
+            } else {
+                out.push_str(piece);
             }
-            if left == 0 {
-                break;
-            }
+        }
+        if is_cut {
+            out.push('…');
         }
         out
     }
 
-    /// Rows of the window that it takes.
-    fn rows(&self, view: View) -> usize {
-        let width: usize = self
-            .pieces
+    fn width(&self) -> usize {
+        self.pieces
             .iter()
             .map(|(piece, _)| text::width(piece))
-            .sum();
+            .sum()
+    }
+
+    /// Rows of the window that it takes.
+    fn rows(&self, view: View) -> usize {
+        let width = self.width();
         match view.width {
             Some(columns) if self.whole && columns > 0 => width.div_ceil(columns).max(1),
             _ => 1,
@@ -235,11 +248,18 @@ fn style(phase: Phase) -> Style {
 /// The steps of this run that wait for people.
 pub fn open<'a>(run: &Workflow, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
     let uid = run.uid().unwrap_or_default();
-    steps
+    let mut open: Vec<&StepRun> = steps
         .iter()
         .filter(|s| uid.is_empty() || s.spec.workflow.uid == uid)
         .filter(|s| waits_at_gate(s) || waits_for_answer(s))
-        .collect()
+        .collect();
+    let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
+    open.sort_by_key(|step| {
+        let place = listed.iter().position(|l| l.path == step.spec.path);
+        let index = step.spec.item.as_ref().map_or(-1, |item| item.index);
+        (place.unwrap_or(usize::MAX), index)
+    });
+    open
 }
 
 /// What one step waits for, who may end it, and the commands.
@@ -264,6 +284,9 @@ pub fn wait(step: &StepRun) -> Vec<Line> {
         ]));
     }
     lines.extend(commands(step).iter().map(|c| Line::command(c)));
+    lines.extend(
+        otherwise(step).map(|o| Line::of(vec![(format!("    {}", inline(&o, 1024)), Style::Dim)])),
+    );
     lines
 }
 
@@ -271,7 +294,7 @@ pub fn wait(step: &StepRun) -> Vec<Line> {
 pub fn wait_text(step: &StepRun, view: View) -> String {
     wait(step)
         .iter()
-        .map(|line| format!("{}\n", line.text(view)))
+        .flat_map(|line| [line.text(view), "\n".to_owned()])
         .collect()
 }
 
@@ -302,17 +325,11 @@ fn who(step: &StepRun) -> String {
 const WHOAMI: &str = "\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"";
 
 /// Plain kubectl first, then this plugin.
-pub fn commands(step: &StepRun) -> Vec<String> {
+fn commands(step: &StepRun) -> Vec<String> {
     let Some(status) = &step.status else {
         return Vec::new();
     };
-    let namespace = step.namespace().unwrap_or_default();
-    let target = quote(&format!("{}/{}", step.spec.workflow.name, label(step)));
-    let plain = format!(
-        "kubectl -n {namespace} annotate steprun {}",
-        step.name_any()
-    );
-    let own = format!("kubectl lockstep -n {namespace}");
+    let (plain, own, target) = callers(step);
     if waits_at_gate(step) {
         let digest = status
             .gate
@@ -326,31 +343,47 @@ pub fn commands(step: &StepRun) -> Vec<String> {
             format!("{own} approve {target}"),
         ];
     }
-    let Some(wait) = status
-        .waiting_for
-        .as_ref()
-        .filter(|_| waits_for_answer(step))
-    else {
+    let Some(wait) = &status.waiting_for else {
         return Vec::new();
     };
-    let mut commands: Vec<String> = if wait.commands.is_empty() {
-        let options = wait.options.iter();
-        options
-            .map(|o| format!("{plain} {ACTION}={} {DECIDED_BY}={WHOAMI}", quote(o)))
-            .collect()
-    } else {
-        wait.commands.iter().map(|c| inline(c, 1024)).collect()
-    };
-    let answers = wait.options.iter().map(|o| inline(o, 64));
-    let ours: Vec<String> = answers
-        .map(|o| format!("{own} answer {target} {o}"))
-        .filter(|command| !commands.contains(command))
-        .collect();
-    commands.extend(ours);
+    let first = quote(wait.options.first().map_or("retry", String::as_str));
+    let mut commands: Vec<String> = wait.commands.iter().map(|c| inline(c, 1024)).collect();
+    if commands.is_empty() {
+        commands.push(format!("{plain} {ACTION}={first} {DECIDED_BY}={WHOAMI}"));
+    }
+    if !commands.iter().any(|c| c.starts_with("kubectl lockstep")) {
+        commands.push(format!("{own} answer {target} {first}"));
+    }
     commands
 }
 
+/// What else may be said, in words: shells differ in whether a pasted comment is one.
+fn otherwise(step: &StepRun) -> Option<String> {
+    let (_, own, target) = callers(step);
+    if waits_at_gate(step) {
+        return Some(format!("to reject: {own} reject {target} -m WHY"));
+    }
+    let wait = step.status.as_ref()?.waiting_for.as_ref()?;
+    let (first, others) = wait.options.split_first()?;
+    (!others.is_empty() && wait.commands.is_empty())
+        .then(|| format!("or {} in the place of {first}", others.join(", ")))
+}
+
+/// The beginnings of the commands, and the target as a word of the shell.
+fn callers(step: &StepRun) -> (String, String, String) {
+    let namespace = step.namespace().unwrap_or_default();
+    (
+        format!(
+            "kubectl -n {namespace} annotate steprun {}",
+            step.name_any()
+        ),
+        format!("kubectl lockstep -n {namespace}"),
+        quote(&format!("{}/{}", step.spec.workflow.name, label(step))),
+    )
+}
+
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 pub mod sample {
     use super::*;
     use serde_json::json;
@@ -428,6 +461,7 @@ pub mod sample {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 
@@ -449,10 +483,10 @@ shop  Running  5m03s  waits for 1 gate
   ○ report        Pending
 ◆ shop/backlog waits for acceptance by group product, who may approve gates/backlog
     kubectl -n team-a annotate steprun shop-backlog-1 lockstep.dev/decision=accepted lockstep.dev/review=sha256:00ff lockstep.dev/decided-by=\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"
-    kubectl lockstep -n team-a approve shop/backlog";
+    kubectl lockstep -n team-a approve shop/backlog
+    to reject: kubectl lockstep -n team-a reject shop/backlog -m WHY";
         let drawn = drawn(View::default());
-        let lines: Vec<&str> = drawn.lines.iter().map(|l| l.trim_end()).collect();
-        assert_eq!(lines.join("\n"), golden);
+        assert_eq!(drawn.lines.join("\n"), golden);
     }
 
     #[test]
@@ -464,8 +498,8 @@ shop  Running  5m03s  waits for 1 gate
         });
         assert_eq!(drawn.lines[1], "  ✓ discovery     Completed            …");
         assert!(drawn.lines[8].ends_with("username}')\""));
-        // Eight lines of one row; commands of 207 and 51 columns.
-        assert_eq!(drawn.rows, 8 + 6 + 2);
+        // Nine lines of one row; commands of 206 and 51 columns.
+        assert_eq!(drawn.rows, 9 + 6 + 2);
     }
 
     #[test]

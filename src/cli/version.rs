@@ -43,8 +43,9 @@ pub async fn run(on: &Connection) -> Result<Code, Fault> {
 
 fn print(format: Format, lines: &[(&str, String)]) -> Result<Code, Fault> {
     if format.is_text() {
-        let text: String = lines.iter().map(|(k, v)| format!("{k:<12}{v}\n")).collect();
-        put(&text)?;
+        for (name, value) in lines {
+            put(&format!("{name:<12}{value}\n"))?;
+        }
         return Ok(Code::Done);
     }
     let value = lines

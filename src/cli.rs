@@ -7,6 +7,7 @@ mod connect;
 mod decide;
 mod fault;
 mod inbox;
+mod line;
 mod list;
 mod mailbox;
 mod print;
@@ -19,6 +20,7 @@ mod target;
 mod text;
 mod tree;
 mod version;
+mod wait;
 mod watch;
 
 use std::process::ExitCode;

@@ -55,7 +55,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let Some(wait) = wait else {
         return Err(Fault::new(
             Code::Failed,
-            format!("{name} asks nothing; see kubectl lockstep show {name}"),
+            format!("{name} asks nothing; see {}", on.hint("show", &name)),
         ));
     };
     let word = args.action.word();

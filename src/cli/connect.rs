@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::fault::{Code, Fault};
 use super::print::Format;
 use super::target::near;
+use super::text::quote;
 use crate::api::name::CLI;
 use crate::api::{StepRun, Workflow};
 
@@ -82,6 +83,12 @@ impl Connection {
             output: global.output,
             timeout: global.request_timeout,
         })
+    }
+
+    /// The next command, ready to paste.
+    pub fn hint(&self, verb: &str, target: &str) -> String {
+        let (namespace, target) = (quote(&self.namespace), quote(target));
+        format!("kubectl lockstep -n {namespace} {verb} {target}")
     }
 
     pub fn api<K>(&self) -> Api<K>

@@ -7,7 +7,7 @@ use super::print;
 use super::rows::{accepted, waits_at_gate};
 use super::step_page;
 use super::target::{self, Target, label};
-use super::text::{indent, inline, put, quote};
+use super::text::{indent, inline, put};
 use crate::api::StepRun;
 use crate::api::name::{COMMENT, DECISION, REVIEW};
 use crate::api::step_run::{GateState, GateStatus};
@@ -149,9 +149,12 @@ async fn preview(on: &Connection, step: &StepRun, gate: &GateStatus) -> Result<S
     if lines.len() > 10 {
         writeln!(
             text,
-            "  … {} more lines: kubectl lockstep show {}",
+            "  … {} more lines: {}",
             lines.len() - 10,
-            quote(&format!("{}/{}", step.spec.workflow.name, label(step)))
+            on.hint(
+                "show",
+                &format!("{}/{}", step.spec.workflow.name, label(step))
+            )
         )
         .ok();
     }
@@ -179,7 +182,7 @@ fn outcome(
     let rest = match gate.state {
         GateState::Accepted => format!("{count} of {count}; the run goes on"),
         GateState::Waiting => format!("{count} so far; the gate waits for more"),
-        GateState::Rejected => format!("the round is over; see kubectl lockstep watch {run}"),
+        GateState::Rejected => format!("the round is over; see {}", on.hint("watch", run)),
         GateState::Closed => "but the gate is closed".to_owned(),
     };
     if on.output.is_text() {

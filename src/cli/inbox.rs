@@ -6,10 +6,11 @@ use kube::api::{Api, ListParams};
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use super::line::View;
 use super::print::{self, Format};
 use super::target::label;
 use super::text::{age, inline, put, quote, table};
-use super::tree;
+use super::wait;
 use crate::api::StepRun;
 use crate::api::workflow::Phase;
 
@@ -45,10 +46,10 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     }
     steps.sort_by_key(since);
     if on.output == Format::Wide {
-        let view = tree::View::default();
+        let view = View::default();
         put(&steps
             .iter()
-            .map(|step| tree::wait_text(step, view))
+            .map(|step| wait::text(step, view))
             .collect::<String>())?;
         return Ok(Code::Done);
     }

@@ -89,10 +89,12 @@ pub async fn post(
                     return Err(Fault::new(
                         Code::Failed,
                         format!(
-                            "{} changed in between, nothing was decided; look again with kubectl lockstep show {}/{}",
+                            "{} changed in between, nothing was decided; look again: {}",
                             label(&known),
-                            known.spec.workflow.name,
-                            label(&known)
+                            on.hint(
+                                "show",
+                                &format!("{}/{}", known.spec.workflow.name, label(&known))
+                            )
                         ),
                     ));
                 }

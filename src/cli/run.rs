@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::connect::{Connection, post};
 use super::fault::{Code, Fault};
-use super::text::{inline, put, quote};
+use super::text::{inline, put};
 use super::{print, watch};
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::step::Format;
@@ -82,7 +82,8 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
                     return Err(Fault::new(
                         Code::Api,
                         format!(
-                            "there is a run {name} already; choose another --name, or see kubectl lockstep show {name}"
+                            "there is a run {name} already; choose another --name, or see {}",
+                            on.hint("show", &name)
                         ),
                     ));
                 }
@@ -97,10 +98,7 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
         eprintln!("started {name}");
     } else {
         put(&format!("{name}\n"))?;
-        eprintln!(
-            "next: kubectl lockstep watch {name} -n {}",
-            quote(&on.namespace)
-        );
+        eprintln!("next: {}", on.hint("watch", &name));
     }
     if watch {
         return watch::follow(on, made, false).await;

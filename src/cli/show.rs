@@ -6,11 +6,11 @@ use std::fmt::Write as _;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use super::line::View;
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::{self, Target};
 use super::text::{colours, inline, put, table};
-use super::tree::{self, View};
-use super::{print, step_page};
+use super::{print, step_page, tree};
 use crate::api::{StepRun, Workflow};
 
 /// Show a run, or one step of it with its output and what it waits for

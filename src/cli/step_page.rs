@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use super::line::View;
 use super::print;
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::label;
 use super::text::{
     age, block, clock, colours, elapsed, indent, inline, put, seconds_between, short_digest, table,
 };
-use super::tree::{self, View};
+use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step_run::{Attempt, Decision, Report};
 use crate::api::{Document, StepRun, StepRunStatus};
@@ -114,7 +115,7 @@ fn page(step: &StepRun, document: Option<Result<&Document, &String>>) -> String 
             colours: colours(),
             ..View::default()
         };
-        section(&mut text, "WAITS FOR YOU", &tree::wait_text(step, view));
+        section(&mut text, "WAITS FOR YOU", &wait::text(step, view));
     }
     text
 }

@@ -3,98 +3,13 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::rows::{Row, rows, waits_at_gate, waits_for_answer};
-use super::target::label;
-use super::text::{self, Style, elapsed, inline, quote, seconds_between};
+use super::line::{Line, View};
+use super::rows::{Row, rows};
+use super::text::{self, Style, elapsed, inline, seconds_between};
+use super::wait;
 use crate::api::condition;
-use crate::api::name::{ACTION, DECIDED_BY, DECISION, REVIEW};
 use crate::api::workflow::Phase;
 use crate::api::{StepRun, Workflow};
-
-/// What the reader's window can take.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct View {
-    pub width: Option<usize>,
-    pub height: Option<usize>,
-    pub colours: bool,
-}
-
-/// Pieces of one line, and whether it may be cut.
-#[derive(Clone, Debug, Default)]
-pub struct Line {
-    pieces: Vec<(String, Style)>,
-    whole: bool,
-}
-
-impl Line {
-    fn of(pieces: Vec<(String, Style)>) -> Self {
-        Self {
-            pieces,
-            whole: false,
-        }
-    }
-
-    fn plain(text: String) -> Self {
-        Self::of(vec![(text, Style::Plain)])
-    }
-
-    /// To be copied: never cut.
-    fn command(text: &str) -> Self {
-        Self {
-            pieces: vec![(format!("    {text}"), Style::Plain)],
-            whole: true,
-        }
-    }
-
-    fn text(&self, view: View) -> String {
-        let filled = self
-            .pieces
-            .iter()
-            .rposition(|(piece, _)| !piece.trim().is_empty());
-        let pieces = &self.pieces[..filled.map_or(0, |at| at + 1)];
-        let total = self.width();
-        let mut left = match view.width {
-            Some(width) if !self.whole && total > width => width.saturating_sub(1),
-            _ => usize::MAX,
-        };
-        let is_cut = left < usize::MAX;
-        let mut out = String::new();
-        for (at, (piece, style)) in pieces.iter().enumerate() {
-            let piece = if at + 1 == pieces.len() {
-                piece.trim_end()
-            } else {
-                piece
-            };
-            let piece = text::head(piece, left);
-            left = left.saturating_sub(text::width(piece));
-            if view.colours && !piece.is_empty() {
-                out.push_str(&style.paint(piece));
-            } else {
-                out.push_str(piece);
-            }
-        }
-        if is_cut {
-            out.push('…');
-        }
-        out
-    }
-
-    fn width(&self) -> usize {
-        self.pieces
-            .iter()
-            .map(|(piece, _)| text::width(piece))
-            .sum()
-    }
-
-    /// Rows of the window that it takes.
-    fn rows(&self, view: View) -> usize {
-        let width = self.width();
-        match view.width {
-            Some(columns) if self.whole && columns > 0 => width.div_ceil(columns).max(1),
-            _ => 1,
-        }
-    }
-}
 
 /// Lines as they are printed, and the rows that they take.
 #[derive(Clone, Debug, Default)]
@@ -107,7 +22,10 @@ pub struct Drawn {
 pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Drawn {
     let head = run_line(run, now);
     let body = body(run, steps, now);
-    let waits: Vec<Vec<Line>> = open(run, steps).into_iter().map(wait).collect();
+    let waits: Vec<Vec<Line>> = wait::open(run, steps)
+        .into_iter()
+        .map(wait::lines)
+        .collect();
     let lines = fit(head, body, waits, view);
     Drawn {
         rows: lines.iter().map(|line| line.rows(view)).sum(),
@@ -154,7 +72,10 @@ fn run_line(run: &Workflow, now: Timestamp) -> Line {
     let until = status.completed_at.as_ref().map_or(now, |at| at.0);
     let took = started.map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
     let mut notes = Vec::new();
-    if let Some(waiting) = status.waiting.filter(|w| !w.summary.is_empty()) {
+    if let Some(waiting) = status
+        .waiting
+        .filter(|w| !phase.is_terminal() && !w.summary.is_empty())
+    {
         notes.push(format!("waits for {}", waiting.summary));
     }
     if !status.pending_documents.is_empty() {
@@ -243,143 +164,6 @@ fn style(phase: Phase) -> Style {
         Phase::Failed => Style::Bad,
         _ => Style::Wait,
     }
-}
-
-/// The steps of this run that wait for people.
-pub fn open<'a>(run: &Workflow, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
-    let uid = run.uid().unwrap_or_default();
-    let mut open: Vec<&StepRun> = steps
-        .iter()
-        .filter(|s| uid.is_empty() || s.spec.workflow.uid == uid)
-        .filter(|s| waits_at_gate(s) || waits_for_answer(s))
-        .collect();
-    let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
-    open.sort_by_key(|step| {
-        let place = listed.iter().position(|l| l.path == step.spec.path);
-        let index = step.spec.item.as_ref().map_or(-1, |item| item.index);
-        (place.unwrap_or(usize::MAX), index)
-    });
-    open
-}
-
-/// What one step waits for, who may end it, and the commands.
-pub fn wait(step: &StepRun) -> Vec<Line> {
-    let name = format!("{}/{}", step.spec.workflow.name, label(step));
-    let mut lines = Vec::new();
-    if waits_at_gate(step) {
-        lines.push(Line::of(vec![
-            ("◆ ".to_owned(), Style::Wait),
-            (inline(&name, 600), Style::Bold),
-            (" waits for acceptance by ".to_owned(), Style::Plain),
-            (inline(&who(step), 600), Style::Plain),
-        ]));
-        let message = step.spec.gate.as_ref().and_then(|g| g.message.as_deref());
-        lines.extend(message.map(|m| Line::plain(format!("    {}", inline(m, 1024)))));
-    } else if let Some(wait) = step.status.as_ref().and_then(|s| s.waiting_for.as_ref()) {
-        lines.push(Line::of(vec![
-            ("? ".to_owned(), Style::Wait),
-            (inline(&name, 600), Style::Bold),
-            (" waits for an answer: ".to_owned(), Style::Plain),
-            (inline(&wait.question, 600), Style::Plain),
-        ]));
-    }
-    lines.extend(commands(step).iter().map(|c| Line::command(c)));
-    lines.extend(
-        otherwise(step).map(|o| Line::of(vec![(format!("    {}", inline(&o, 1024)), Style::Dim)])),
-    );
-    lines
-}
-
-/// The same as text, for pages.
-pub fn wait_text(step: &StepRun, view: View) -> String {
-    wait(step)
-        .iter()
-        .flat_map(|line| [line.text(view), "\n".to_owned()])
-        .collect()
-}
-
-fn who(step: &StepRun) -> String {
-    let gate = step.spec.gate.as_ref();
-    let right = format!(
-        "who may approve gates/{}",
-        gate.map_or("", |g| g.name.as_str())
-    );
-    let acceptors = gate.and_then(|g| g.acceptors.clone()).unwrap_or_default();
-    let list = |kind: &str, names: &[String]| match names {
-        [] => None,
-        [one] => Some(format!("{kind} {one}")),
-        several => Some(format!("{kind}s {}", several.join(", "))),
-    };
-    let named: Vec<String> = list("user", &acceptors.users)
-        .into_iter()
-        .chain(list("group", &acceptors.groups))
-        .collect();
-    if named.is_empty() {
-        format!("all {right}")
-    } else {
-        format!("{}, {right}", named.join(" and "))
-    }
-}
-
-/// The person's own name, for clusters that do not stamp it.
-const WHOAMI: &str = "\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"";
-
-/// Plain kubectl first, then this plugin.
-fn commands(step: &StepRun) -> Vec<String> {
-    let Some(status) = &step.status else {
-        return Vec::new();
-    };
-    let (plain, own, target) = callers(step);
-    if waits_at_gate(step) {
-        let digest = status
-            .gate
-            .as_ref()
-            .map_or("", |g| g.output_digest.as_str());
-        return vec![
-            format!(
-                "{plain} {DECISION}=accepted {REVIEW}={} {DECIDED_BY}={WHOAMI}",
-                quote(digest)
-            ),
-            format!("{own} approve {target}"),
-        ];
-    }
-    let Some(wait) = &status.waiting_for else {
-        return Vec::new();
-    };
-    let first = quote(wait.options.first().map_or("retry", String::as_str));
-    let mut commands: Vec<String> = wait.commands.iter().map(|c| inline(c, 1024)).collect();
-    if commands.is_empty() {
-        commands.push(format!("{plain} {ACTION}={first} {DECIDED_BY}={WHOAMI}"));
-    }
-    if !commands.iter().any(|c| c.starts_with("kubectl lockstep")) {
-        commands.push(format!("{own} answer {target} {first}"));
-    }
-    commands
-}
-
-/// What else may be said, in words: shells differ in whether a pasted comment is one.
-fn otherwise(step: &StepRun) -> Option<String> {
-    let (_, own, target) = callers(step);
-    if waits_at_gate(step) {
-        return Some(format!("to reject: {own} reject {target} -m WHY"));
-    }
-    let wait = step.status.as_ref()?.waiting_for.as_ref()?;
-    let (first, others) = wait.options.split_first()?;
-    (!others.is_empty() && wait.commands.is_empty())
-        .then(|| format!("or {} in the place of {first}", others.join(", ")))
-}
-
-/// The beginnings of the commands, and the target as a word of the shell.
-fn callers(step: &StepRun) -> (String, String, String) {
-    let namespace = step.namespace().unwrap_or_default();
-    (
-        format!(
-            "kubectl -n {namespace} annotate steprun {}",
-            step.name_any()
-        ),
-        format!("kubectl lockstep -n {namespace}"),
-        quote(&format!("{}/{}", step.spec.workflow.name, label(step))),
-    )
 }
 
 #[cfg(test)]

@@ -14,10 +14,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::connect::{Connection, steps_of};
 use super::fault::{Code, Fault};
+use super::line::View;
 use super::rows::rows;
 use super::target::Target;
 use super::text::{self, clock, put, quote};
-use super::tree::{self, View};
+use super::{tree, wait};
 use crate::api::workflow::Phase;
 use crate::api::{StepRun, Workflow};
 
@@ -133,11 +134,15 @@ impl Scene {
     }
 
     fn end(&self, until_wait: bool) -> Option<Code> {
-        if self.run_known && self.steps_known {
-            ended(self.run.status.as_ref()?.phase?, until_wait)
-        } else {
-            None
+        if !(self.run_known && self.steps_known) {
+            return None;
         }
+        let phase = self.run.status.as_ref()?.phase?;
+        let code = ended(phase, until_wait)?;
+        // Just after a decision the run's phase may be behind its steps: then nothing waits for people any more.
+        let waits =
+            phase == Phase::WaitingForDocuments || !wait::open(&self.run, &self.steps()).is_empty();
+        (code != Code::Waiting || waits).then_some(code)
     }
 
     fn steps(&self) -> Vec<StepRun> {
@@ -196,14 +201,14 @@ pub async fn follow(on: &Connection, run: Workflow, until_wait: bool) -> Result<
             }
             _ = tick.tick() => shown.show(&scene, false)?,
             _ = resized.recv() => shown.measure(),
-            _ = interrupted.recv() => return Ok(left(&name)),
-            _ = terminated.recv() => return Ok(left(&name)),
+            _ = interrupted.recv() => return Ok(left(&on.hint("watch", &name))),
+            _ = terminated.recv() => return Ok(left(&on.hint("watch", &name))),
         }
     }
 }
 
-fn left(name: &str) -> Code {
-    eprintln!("\nleft; the run goes on: kubectl lockstep watch {name}");
+fn left(again: &str) -> Code {
+    eprintln!("\nleft; the run goes on: {again}");
     Code::Interrupted
 }
 
@@ -350,9 +355,9 @@ impl Shown {
             return Ok(());
         }
         let steps = scene.steps();
-        tree::open(&scene.run, &steps)
+        wait::open(&scene.run, &steps)
             .into_iter()
-            .try_for_each(|step| put(&tree::wait_text(step, self.view)))
+            .try_for_each(|step| put(&wait::text(step, self.view)))
     }
 }
 
@@ -385,7 +390,12 @@ fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun
         })
         .collect();
     let status = run.status.clone().unwrap_or_default();
-    let summary = status.waiting.unwrap_or_default().summary;
+    let is_over = status.phase.is_some_and(Phase::is_terminal);
+    let summary = status
+        .waiting
+        .filter(|_| !is_over)
+        .unwrap_or_default()
+        .summary;
     let mut line = format!("{}  {}", run.name_any(), status.phase.unwrap_or_default());
     if !summary.is_empty() {
         write!(line, "  waits for {}", text::inline(&summary, 64)).ok();
@@ -413,7 +423,7 @@ fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun
     }
     // No step has an empty label.
     let run_entry = (String::new(), line);
-    if status.phase.is_some_and(Phase::is_terminal) {
+    if is_over {
         now.push(run_entry);
     } else {
         now.insert(0, run_entry);

@@ -134,6 +134,7 @@ fn detail(step: &StepRun) -> String {
                 let by = last.map_or("nobody", |d| d.decided_by.as_str());
                 let comment = last
                     .and_then(|d| d.comment.as_deref())
+                    .filter(|c| !c.trim().is_empty())
                     .map_or_else(String::new, |c| format!(": {c}"));
                 parts.push(inline(&format!("{word} by {by}{comment}"), 200));
             }

@@ -246,6 +246,7 @@ fn decision(one: &Decision) -> String {
     let comment = one
         .comment
         .as_deref()
+        .filter(|c| !c.trim().is_empty())
         .map_or_else(String::new, |c| format!(": {}", inline(c, 4096)));
     format!(
         "  {word} by {} at {}, round {}{comment}\n",

@@ -44,6 +44,11 @@ fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Ve
     for (at, block) in waits.into_iter().enumerate() {
         if at > 0 && taken(&tail) + taken(&block) > room / 2 {
             left_out += 1;
+        } else if taken(&block) > room.saturating_sub(6) {
+            tail.extend(block.into_iter().take(1));
+            tail.push(Line::plain(
+                "    commands: kubectl lockstep inbox -o wide".to_owned(),
+            ));
         } else {
             tail.extend(block);
         }
@@ -295,6 +300,17 @@ shop  Running  5m03s  waits for 1 gate
         });
         assert!(drawn.lines.iter().any(|l| l.contains("more lines")));
         assert!(drawn.rows < 9, "{:#?}", drawn.lines);
+    }
+
+    #[test]
+    fn commands_that_do_not_fit_are_named() {
+        let drawn = drawn(View {
+            width: Some(60),
+            height: Some(12),
+            colours: false,
+        });
+        assert!(drawn.rows < 12, "{:#?}", drawn.lines);
+        assert!(drawn.lines.iter().any(|l| l.contains("inbox -o wide")));
     }
 
     #[test]

@@ -1,1 +1,183 @@
-//! TBD
+//! `kubectl lockstep`: starts runs, shows them live, and carries people's decisions. Works on the objects alone, as the
+//! person that the kubeconfig names; one file a verb. The exit codes stand in `fault`.
+
+mod answer;
+mod approve;
+mod connect;
+mod decide;
+mod fault;
+mod inbox;
+mod line;
+mod list;
+mod mailbox;
+mod print;
+mod reject;
+mod rows;
+mod run;
+mod show;
+mod step_page;
+mod target;
+mod text;
+mod tree;
+mod version;
+mod wait;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use connect::{Connection, Global};
+use fault::{Code, Fault};
+
+const EXIT_CODES: &str = "\
+Targets:
+  RUN               a run (Workflow)
+  RUN/STEP          a step of it; a step in a group also as RUN/GROUP/STEP
+  RUN/STEP/KEY      one item of a forEach
+  NAME              a StepRun by its own name, where a step is expected
+
+Exit codes:
+  0  done; the run completed
+  1  the run failed or was cancelled; or the wait that was to be answered is over
+  2  wrong usage
+  3  the run waits for people (watch --until-wait)
+  4  not found, or more than one fits
+  5  the API server refused, failed, could not be reached, or nothing answered in time
+  130  left with Ctrl-C; the run goes on";
+
+const EXAMPLES: &str = "\
+Examples:
+  kubectl lockstep run default --name shop --input 'A shop for used bikes' --doc brief=brief.md -w
+  kubectl lockstep watch shop
+  kubectl lockstep inbox -A
+  kubectl lockstep show shop/discovery
+  kubectl lockstep approve shop/discovery -m 'good'
+";
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "kubectl-lockstep",
+    bin_name = "kubectl lockstep",
+    about = "Run agent workflows on Kubernetes, watch them, and decide at their gates",
+    version,
+    disable_version_flag = true,
+    after_help = format!("{EXAMPLES}\n{EXIT_CODES}"),
+    propagate_version = false,
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    Run(run::Args),
+    List(list::Args),
+    Inbox(inbox::Args),
+    Watch(watch::Args),
+    Show(show::Args),
+    Approve(approve::Args),
+    Reject(reject::Args),
+    Answer(answer::Args),
+    Version(version::Args),
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(wrong) => {
+            let code = if wrong.use_stderr() {
+                Code::Usage
+            } else {
+                Code::Done
+            };
+            wrong.print().ok();
+            return code.into();
+        }
+    };
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(wrong) => {
+            eprintln!("error: cannot start: {wrong}");
+            return Code::Api.into();
+        }
+    };
+    let end = runtime.block_on(verb(cli));
+    // Not waited for: a resolver thread may still hang on a dead network.
+    runtime.shutdown_background();
+    match end {
+        Ok(code) => code.into(),
+        Err(fault) => {
+            if !fault.text.is_empty() {
+                eprintln!("error: {}", fault.text);
+            }
+            fault.code.into()
+        }
+    }
+}
+
+async fn verb(cli: Cli) -> Result<Code, Fault> {
+    if let Verb::Version(args) = &cli.verb
+        && args.client
+    {
+        return version::client(cli.global.output);
+    }
+    let on = Connection::open(&cli.global).await?;
+    match cli.verb {
+        Verb::Run(args) => run::run(&on, args).await,
+        Verb::List(args) => list::run(&on, args).await,
+        Verb::Inbox(args) => inbox::run(&on, args).await,
+        Verb::Watch(args) => watch::run(&on, &args).await,
+        Verb::Show(args) => show::run(&on, &args).await,
+        Verb::Approve(args) => approve::run(&on, &args).await,
+        Verb::Reject(args) => reject::run(&on, &args).await,
+        Verb::Answer(args) => answer::run(&on, &args).await,
+        Verb::Version(_) => version::run(&on).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_go_anywhere() {
+        for line in [
+            "kubectl-lockstep -n team-a show shop/discovery -o yaml",
+            "kubectl-lockstep show shop/discovery -n team-a -o yaml",
+            "kubectl-lockstep --as alice --as-group a --as-group b run default --input -x -w",
+            "kubectl-lockstep run default --param a=1 --param b=@f.json --doc brief=b.md",
+            "kubectl-lockstep run -f run.yaml",
+            "kubectl-lockstep answer shop/a retry -m more --request-timeout 5s",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "kubectl-lockstep",
+            "kubectl-lockstep run",
+            "kubectl-lockstep reject shop/a",
+            "kubectl-lockstep answer shop/a perhaps",
+            "kubectl-lockstep list -o fancy",
+        ] {
+            let wrong = Cli::try_parse_from(line.split(' ')).err();
+            assert!(wrong.is_some_and(|wrong| wrong.use_stderr()), "{line}");
+        }
+    }
+}

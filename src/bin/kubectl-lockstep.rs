@@ -1,1 +1,5 @@
-fn main() {}
+//! The kubectl plugin: `kubectl lockstep`.
+
+fn main() -> std::process::ExitCode {
+    lockstep::cli::main()
+}

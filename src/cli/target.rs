@@ -1,0 +1,352 @@
+//! `RUN/STEP[/KEY]`: which step is meant.
+
+use super::connect::Connection;
+use super::fault::Fault;
+use crate::api::StepRun;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A run, or a StepRun by its own name.
+    Name(String),
+    /// A run, and what follows it.
+    Step(String, String),
+}
+
+impl Target {
+    pub fn parse(text: &str) -> Result<Self, Fault> {
+        let text = text.trim_end_matches('/');
+        let wrong = || {
+            Fault::usage(format!(
+                "{text:?} names no step; write RUN/STEP, RUN/STEP/KEY or the name of a StepRun"
+            ))
+        };
+        // What kubectl prints with -o name is taken too.
+        for kind in ["workflow.lockstep.dev/", "steprun.lockstep.dev/"] {
+            if let Some(name) = text.strip_prefix(kind) {
+                return Self::parse(name);
+            }
+        }
+        match text.split_once('/') {
+            None if text.is_empty() => Err(wrong()),
+            None => Ok(Self::Name(text.to_owned())),
+            Some((run, step)) if run.is_empty() || step.is_empty() || step.starts_with('/') => {
+                Err(wrong())
+            }
+            Some((run, step)) => Ok(Self::Step(run.to_owned(), step.to_owned())),
+        }
+    }
+}
+
+/// Keys of the items around a step, from the run inwards.
+pub fn keys(step: &StepRun) -> Vec<&str> {
+    let Some(item) = &step.spec.item else {
+        return Vec::new();
+    };
+    let outer = step
+        .spec
+        .scope_chain
+        .last()
+        .and_then(|link| link.scope_id.strip_prefix(&step.spec.workflow.uid))
+        .and_then(|keys| keys.strip_prefix('/'))
+        .and_then(|keys| keys.strip_suffix(item.key.as_str()))
+        .and_then(|keys| keys.strip_suffix('/'));
+    outer
+        .into_iter()
+        .flat_map(|keys| keys.split('/'))
+        .chain([item.key.as_str()])
+        .collect()
+}
+
+/// `group/step/key`, as a target names it.
+pub fn label(step: &StepRun) -> String {
+    std::iter::once(step.spec.path.as_str())
+        .chain(keys(step))
+        .collect::<Vec<_>>()
+        .join("/")
+}
+
+/// All that `wanted` may mean: the whole label, a step's bare name, a label without the outer keys or without any.
+pub fn matching<'a>(wanted: &str, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
+    let exact: Vec<&StepRun> = steps.iter().filter(|s| label(s) == wanted).collect();
+    if !exact.is_empty() {
+        return exact;
+    }
+    steps
+        .iter()
+        .filter(|step| {
+            let path = step.spec.path.as_str();
+            let bare = path.rsplit('/').next().unwrap_or(path);
+            let all = keys(step).join("/");
+            let inner = keys(step).last().copied().unwrap_or_default().to_owned();
+            [path, bare].into_iter().any(|path| {
+                wanted == path
+                    || [&all, &inner].into_iter().any(|key| {
+                        wanted
+                            .strip_prefix(path)
+                            .and_then(|rest| rest.strip_prefix('/'))
+                            == Some(key.as_str())
+                    })
+            })
+        })
+        .collect()
+}
+
+/// The one StepRun that is meant. `wanting` is true for those that the verb is for: where several fit, they win.
+pub async fn find(
+    on: &Connection,
+    target: &Target,
+    wanting: impl Fn(&StepRun) -> bool,
+) -> Result<StepRun, Fault> {
+    let (run, wanted) = match target {
+        Target::Name(name) => {
+            let found = on
+                .call(
+                    &format!("read the step {name}"),
+                    on.api::<StepRun>().get_opt(name),
+                )
+                .await?;
+            return match found {
+                Some(step) => Ok(step),
+                None => whole_run(on, name, wanting).await,
+            };
+        }
+        Target::Step(run, wanted) => (run, wanted),
+    };
+    let steps = on.step_runs(run).await?;
+    if steps.is_empty() {
+        on.workflow(run).await?;
+    }
+    one(run, wanted, &steps, wanting)
+}
+
+fn one(
+    run: &str,
+    wanted: &str,
+    steps: &[StepRun],
+    wanting: impl Fn(&StepRun) -> bool,
+) -> Result<StepRun, Fault> {
+    let mut found = matching(wanted, steps);
+    if found.len() > 1 && found.iter().filter(|s| wanting(s)).count() == 1 {
+        found.retain(|s| wanting(s));
+    }
+    match found.as_slice() {
+        [step] => Ok((*step).clone()),
+        [] => {
+            let labels: Vec<String> = steps.iter().map(label).collect();
+            let close = near(wanted, &labels);
+            Err(Fault::missing(
+                match (close.as_slice(), labels.as_slice()) {
+                    (_, []) => format!(
+                        "no step of the run {run} has started yet; see kubectl lockstep watch {run}"
+                    ),
+                    ([], _) => format!(
+                        "the run {run} has no started step {wanted}; it has {}",
+                        listed(&labels)
+                    ),
+                    (close, _) => format!(
+                        "the run {run} has no started step {wanted}; did you mean {}?",
+                        close.join(" or ")
+                    ),
+                },
+            ))
+        }
+        several => {
+            let names: Vec<String> = several
+                .iter()
+                .map(|s| format!("{run}/{}", label(s)))
+                .collect();
+            Err(Fault::missing(format!(
+                "{run}/{wanted} is more than one step; name one of {}",
+                listed(&names)
+            )))
+        }
+    }
+}
+
+/// A run's name where a step is expected: good enough when exactly one of its steps is meant.
+async fn whole_run(
+    on: &Connection,
+    name: &str,
+    wanting: impl Fn(&StepRun) -> bool,
+) -> Result<StepRun, Fault> {
+    on.workflow(name).await?;
+    let steps = on.step_runs(name).await?;
+    let open: Vec<&StepRun> = steps.iter().filter(|s| wanting(s)).collect();
+    match open.as_slice() {
+        [step] => Ok((*step).clone()),
+        [] => Err(Fault::missing(format!(
+            "no step of the run {name} waits for this; see kubectl lockstep show {name}"
+        ))),
+        several => {
+            let names: Vec<String> = several
+                .iter()
+                .map(|s| format!("{name}/{}", label(s)))
+                .collect();
+            Err(Fault::missing(format!(
+                "several steps of the run {name} wait; name one of {}",
+                listed(&names)
+            )))
+        }
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    let shown: Vec<String> = names
+        .iter()
+        .take(10)
+        .map(|n| super::text::inline(n, 300))
+        .collect();
+    match names.len() {
+        0..=10 => shown.join(", "),
+        more => format!("{} and {} more", shown.join(", "), more - 10),
+    }
+}
+
+/// At most three names that may have been meant.
+pub fn near(wanted: &str, known: &[String]) -> Vec<String> {
+    let mut close: Vec<(usize, &String)> = known
+        .iter()
+        .map(|name| {
+            let inside =
+                wanted.len() >= 3 && (name.contains(wanted) || wanted.contains(name.as_str()));
+            (if inside { 1 } else { distance(wanted, name) }, name)
+        })
+        .filter(|(far, _)| *far <= 1 + wanted.len() / 4)
+        .collect();
+    close.sort();
+    close
+        .into_iter()
+        .take(3)
+        .map(|(_, name)| super::text::inline(name, 300))
+        .collect()
+}
+
+/// Edits between two texts.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(300).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(300).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let swap = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = swap.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::step_run::{Item, ScopeLink};
+
+    fn step(path: &str, keys: &[&str]) -> StepRun {
+        let mut step = StepRun::new(
+            &format!("shop-{}-{}", path.replace('/', "-"), keys.join("-")),
+            crate::api::StepRunSpec::default(),
+        );
+        step.spec.path = path.to_owned();
+        step.spec.workflow.uid = "uid".to_owned();
+        step.spec.item = keys.last().map(|key| Item {
+            key: (*key).to_owned(),
+            ..Item::default()
+        });
+        step.spec.scope_chain = vec![ScopeLink {
+            scope: "s".to_owned(),
+            scope_id: format!("uid/{}", keys.join("/")),
+        }];
+        step
+    }
+
+    #[test]
+    fn targets_are_parsed() {
+        let two = |a: &str, b: &str| Some(Target::Step(a.to_owned(), b.to_owned()));
+        let table = [
+            ("shop", Some(Target::Name("shop".to_owned()))),
+            ("shop/", Some(Target::Name("shop".to_owned()))),
+            (
+                "workflow.lockstep.dev/shop",
+                Some(Target::Name("shop".to_owned())),
+            ),
+            ("shop/discovery", two("shop", "discovery")),
+            ("shop/arch/E1", two("shop", "arch/E1")),
+            ("shop/group/arch/E1/", two("shop", "group/arch/E1")),
+            ("", None),
+            ("/", None),
+            ("/x", None),
+            ("shop//x", None),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Target::parse(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn steps_are_found_by_path_name_and_key() {
+        let steps = [
+            step("discovery", &[]),
+            step("build/arch", &["E1"]),
+            step("build/arch", &["E2"]),
+            step("build/arch/story", &["E1", "S1"]),
+            step("build/arch/story", &["E2", "S1"]),
+        ];
+        let table: [(&str, &[usize]); 10] = [
+            ("discovery", &[0]),
+            ("build/arch/E1", &[1]),
+            ("arch/E2", &[2]),
+            ("arch", &[1, 2]),
+            ("build/arch", &[1, 2]),
+            ("build/arch/story/E1/S1", &[3]),
+            ("story/E2/S1", &[4]),
+            ("story/S1", &[3, 4]),
+            ("arch/E3", &[]),
+            ("nothing", &[]),
+        ];
+        for (wanted, expected) in table {
+            let found: Vec<usize> = matching(wanted, &steps)
+                .iter()
+                .filter_map(|f| steps.iter().position(|s| s == *f))
+                .collect();
+            assert_eq!(found, expected, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn faults_name_the_candidates() {
+        let steps = [
+            step("discovery", &[]),
+            step("arch", &["E1"]),
+            step("arch", &["E2"]),
+        ];
+        let text = |wanted: &str| {
+            one("shop", wanted, &steps, |_| false)
+                .err()
+                .map(|f| f.text)
+                .unwrap_or_default()
+        };
+        assert_eq!(
+            text("arch"),
+            "shop/arch is more than one step; name one of shop/arch/E1, shop/arch/E2"
+        );
+        assert_eq!(
+            text("discvery"),
+            "the run shop has no started step discvery; did you mean discovery?"
+        );
+        assert_eq!(
+            text("zzz"),
+            "the run shop has no started step zzz; it has discovery, arch/E1, arch/E2"
+        );
+        let only_e2 = one("shop", "arch", &steps, |s| label(s) == "arch/E2").map(|s| label(&s));
+        assert_eq!(only_e2.as_deref(), Ok("arch/E2"));
+    }
+
+    #[test]
+    fn near_names_are_offered() {
+        let known: Vec<String> = ["shop", "shop-2", "billing"].map(str::to_owned).into();
+        assert_eq!(near("shpo", &known), ["shop"]);
+        assert_eq!(near("shop1", &known), ["shop", "shop-2"]);
+        assert_eq!(near("biling", &known), ["billing"]);
+        assert_eq!(near("zzzzzz", &known), Vec::<String>::new());
+    }
+}

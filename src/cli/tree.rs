@@ -1,0 +1,325 @@
+//! A run as a tree of lines: pure, from objects and a time to text.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use super::line::{Line, View};
+use super::rows::{Row, rows};
+use super::text::{self, Style, elapsed, inline, seconds_between};
+use super::wait;
+use crate::api::condition;
+use crate::api::workflow::Phase;
+use crate::api::{StepRun, Workflow};
+
+/// Lines as they are printed, and the rows that they take.
+#[derive(Clone, Debug, Default)]
+pub struct Drawn {
+    pub lines: Vec<String>,
+    pub rows: usize,
+}
+
+/// The run, its steps, and below them what waits for people.
+pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Drawn {
+    let head = run_line(run, now);
+    let body = body(run, steps, now);
+    let waits: Vec<Vec<Line>> = wait::open(run, steps)
+        .into_iter()
+        .map(wait::lines)
+        .collect();
+    let lines = fit(head, body, waits, view);
+    Drawn {
+        rows: lines.iter().map(|line| line.rows(view)).sum(),
+        lines: lines.iter().map(|line| line.text(view)).collect(),
+    }
+}
+
+/// Leaves lines out, in the middle, where the window is too low: what is redrawn must not scroll.
+fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Vec<Line> {
+    let taken = |lines: &[Line]| lines.iter().map(|line| line.rows(view)).sum::<usize>();
+    let room = view
+        .height
+        .map_or(usize::MAX, |height| height.saturating_sub(2));
+    let mut tail: Vec<Line> = Vec::new();
+    let mut left_out = 0;
+    for (at, block) in waits.into_iter().enumerate() {
+        if at > 0 && taken(&tail) + taken(&block) > room / 2 {
+            left_out += 1;
+        } else if taken(&block) > room.saturating_sub(6) {
+            tail.extend(block.into_iter().take(1));
+            tail.push(Line::plain(
+                "    commands: kubectl lockstep inbox -o wide".to_owned(),
+            ));
+        } else {
+            tail.extend(block);
+        }
+    }
+    if left_out > 0 {
+        tail.push(Line::plain(format!(
+            "… {left_out} more wait: kubectl lockstep inbox"
+        )));
+    }
+    let for_body = room.saturating_sub(1 + taken(&tail)).max(3);
+    if body.len() > for_body {
+        let hidden = body.len() - for_body + 1;
+        let from = (for_body - 1) / 2;
+        body.splice(
+            from..from + hidden,
+            [Line::plain(format!("  … {hidden} more lines"))],
+        );
+    }
+    std::iter::once(head).chain(body).chain(tail).collect()
+}
+
+fn run_line(run: &Workflow, now: Timestamp) -> Line {
+    let status = run.status.clone().unwrap_or_default();
+    let phase = status.phase.unwrap_or_default();
+    let started = status.started_at.as_ref();
+    let until = status.completed_at.as_ref().map_or(now, |at| at.0);
+    let took = started.map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
+    let mut notes = Vec::new();
+    if let Some(waiting) = status
+        .waiting
+        .filter(|w| !phase.is_terminal() && !w.summary.is_empty())
+    {
+        notes.push(format!("waits for {}", waiting.summary));
+    }
+    if !status.pending_documents.is_empty() {
+        notes.push(format!("lacks {}", status.pending_documents.join(", ")));
+    }
+    if let Some(succeeded) = condition::get(&status.conditions, "Succeeded")
+        && matches!(phase, Phase::Failed | Phase::Cancelled | Phase::Pending)
+    {
+        notes.push(format!("{}: {}", succeeded.reason, succeeded.message));
+    }
+    if status.phase.is_none() {
+        notes.push("no operator has seen it yet; see kubectl lockstep version".to_owned());
+    }
+    Line::of(vec![
+        (format!("{}  ", run.name_any()), Style::Bold),
+        (format!("{phase}  "), style(phase)),
+        (format!("{took}  "), Style::Plain),
+        (inline(&notes.join("; "), 600), Style::Dim),
+    ])
+}
+
+fn body(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Vec<Line> {
+    let rows = rows(run, steps);
+    let name_width = |row: &Row| text::width(&row.name) + 2 * row.depth;
+    let names = rows.iter().map(name_width).max().unwrap_or(0).min(40);
+    let phases = rows.iter().map(|row| row.phase.to_string().len()).max();
+    let widths = (names, phases.unwrap_or(0));
+    rows.iter().map(|row| row_line(row, widths, now)).collect()
+}
+
+fn row_line(row: &Row, (names, phases): (usize, usize), now: Timestamp) -> Line {
+    let until = row.completed.as_ref().map_or(now, |at| at.0);
+    let took = row
+        .started
+        .as_ref()
+        .map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
+    let mut detail = row.detail.clone();
+    if let Some(at) = &row.not_before
+        && row.phase == Phase::Pending
+        && at.0 > now
+    {
+        let again = format!("again in {}", elapsed(at.0.duration_since(now).as_secs()));
+        detail = if detail.is_empty() {
+            again
+        } else {
+            format!("{again}; {detail}")
+        };
+    }
+    let indent = "  ".repeat(row.depth);
+    Line::of(vec![
+        (format!("  {indent}{} ", glyph(row.phase)), style(row.phase)),
+        (
+            format!(
+                "{}  ",
+                text::pad(&row.name, names.saturating_sub(2 * row.depth))
+            ),
+            Style::Plain,
+        ),
+        (
+            format!("{}  ", text::pad(&row.phase.to_string(), phases)),
+            style(row.phase),
+        ),
+        (format!("{}  ", text::pad(&took, 6)), Style::Plain),
+        (detail, Style::Dim),
+    ])
+}
+
+fn glyph(phase: Phase) -> char {
+    match phase {
+        Phase::Pending => '○',
+        Phase::Running => '●',
+        Phase::WaitingForInput => '?',
+        Phase::WaitingForAcceptance => '◆',
+        Phase::WaitingForDocuments => '◇',
+        Phase::Completed => '✓',
+        Phase::Failed => '✗',
+        Phase::Cancelled => '⊘',
+    }
+}
+
+fn style(phase: Phase) -> Style {
+    match phase {
+        Phase::Pending | Phase::Cancelled => Style::Dim,
+        Phase::Running => Style::Busy,
+        Phase::Completed => Style::Good,
+        Phase::Failed => Style::Bad,
+        _ => Style::Wait,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+pub mod sample {
+    use super::*;
+    use serde_json::json;
+
+    /// A run with one accepted step, one at its gate, and a forEach.
+    pub fn shop() -> (Workflow, Vec<StepRun>) {
+        let at = |minute: u32| format!("2026-11-21T10:{minute:02}:00Z");
+        let run = json!({
+            "apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
+            "metadata": {"name": "shop", "namespace": "team-a", "uid": "uid"},
+            "spec": {"templateRef": {"name": "default"}},
+            "status": {
+                "phase": "Running", "startedAt": at(0),
+                "waiting": {"gates": 1, "questions": 0, "summary": "1 gate"},
+                "steps": [
+                    {"path": "discovery", "phase": "Completed", "startedAt": at(0), "completedAt": at(2), "stepRun": "shop-discovery-1"},
+                    {"path": "backlog", "phase": "WaitingForAcceptance", "startedAt": at(2), "stepRun": "shop-backlog-1"},
+                    {"path": "architecture", "phase": "Running", "startedAt": at(3), "counts": {"total": 3, "started": 2, "done": 0, "failed": 1}},
+                    {"path": "report", "phase": "Pending"}
+                ]
+            }
+        });
+        let step = |name: &str, path: &str, key: Option<(&str, i32)>, status: serde_json::Value| {
+            json!({
+                "apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+                "metadata": {"name": name, "namespace": "team-a"},
+                "spec": {
+                    "workflow": {"name": "shop", "uid": "uid"}, "definition": {"revisionName": "r", "digest": "d"},
+                    "path": path, "agentId": "a", "parameters": "{}", "inputDigest": "d",
+                    "item": key.map(|(key, index)| json!({"key": key, "index": index, "value": null})),
+                    "gate": {"name": path, "acceptors": {"groups": ["product"]}},
+                },
+                "status": status,
+            })
+        };
+        let gate = |state: &str, decisions: serde_json::Value| json!({"state": state, "round": 1, "outputDigest": "sha256:00ff", "openedAt": at(3), "policy": "p", "decisions": decisions});
+        let accepted = json!([{"documentType": "discovery", "scopeID": "uid", "accepted": true, "comment": "good\u{1b}[31m",
+            "decidedBy": "alice", "decidedAt": at(2), "digest": "sha256:00ff", "round": 1}]);
+        let steps = [
+            step(
+                "shop-discovery-1",
+                "discovery",
+                None,
+                json!({"phase": "Completed", "startedAt": at(0), "completedAt": at(2), "gate": gate("Accepted", accepted)}),
+            ),
+            step(
+                "shop-backlog-1",
+                "backlog",
+                None,
+                json!({"phase": "WaitingForAcceptance", "startedAt": at(2), "gate": gate("Waiting", json!([]))}),
+            ),
+            step(
+                "shop-arch-2",
+                "architecture",
+                Some(("E2", 1)),
+                json!({"phase": "Running", "attempt": 2, "startedAt": at(3),
+                "agent": {"progress": {"percent": 40, "message": "writing", "at": at(4)}}}),
+            ),
+            step(
+                "shop-arch-1",
+                "architecture",
+                Some(("E1", 0)),
+                json!({"phase": "Failed", "startedAt": at(3), "completedAt": at(4),
+                "error": {"class": "Unrecoverable", "message": "no such\u{202e} epic", "attempt": 1, "exitCode": 3}}),
+            ),
+        ];
+        (
+            serde_json::from_value(run).expect("a run"),
+            steps
+                .into_iter()
+                .map(|s| serde_json::from_value(s).expect("a step"))
+                .collect(),
+        )
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn drawn(view: View) -> Drawn {
+        let (run, steps) = sample::shop();
+        let now: Timestamp = "2026-11-21T10:05:03Z".parse().expect("a time");
+        draw(&run, &steps, now, view)
+    }
+
+    #[test]
+    fn a_run_is_a_tree() {
+        let golden = "\
+shop  Running  5m03s  waits for 1 gate
+  ✓ discovery     Completed             2m00s   accepted by alice: good\u{fffd}[31m
+  ◆ backlog       WaitingForAcceptance  3m03s   gate backlog, round 1
+  ● architecture  Running               2m03s   0/3 done, 1 failed, 1 under way
+    ✗ E1          Failed                1m00s   Unrecoverable (exit 3): no such\u{fffd} epic
+    ● E2          Running               2m03s   attempt 2; 40% writing
+  ○ report        Pending
+◆ shop/backlog waits for acceptance by group product, who may approve gates/backlog
+    kubectl -n team-a annotate steprun shop-backlog-1 lockstep.dev/decision=accepted lockstep.dev/review=sha256:00ff lockstep.dev/decided-by=\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"
+    kubectl lockstep -n team-a approve shop/backlog
+    to reject: kubectl lockstep -n team-a reject shop/backlog -m WHY";
+        let drawn = drawn(View::default());
+        assert_eq!(drawn.lines.join("\n"), golden);
+    }
+
+    #[test]
+    fn lines_are_cut_to_the_window_and_commands_are_not() {
+        let drawn = drawn(View {
+            width: Some(40),
+            height: None,
+            colours: false,
+        });
+        assert_eq!(drawn.lines[1], "  ✓ discovery     Completed            …");
+        assert!(drawn.lines[8].ends_with("username}')\""));
+        // Nine lines of one row; commands of 206 and 51 columns.
+        assert_eq!(drawn.rows, 9 + 6 + 2);
+    }
+
+    #[test]
+    fn a_low_window_leaves_lines_out() {
+        let drawn = drawn(View {
+            width: Some(250),
+            height: Some(9),
+            colours: false,
+        });
+        assert!(drawn.lines.iter().any(|l| l.contains("more lines")));
+        assert!(drawn.rows < 9, "{:#?}", drawn.lines);
+    }
+
+    #[test]
+    fn commands_that_do_not_fit_are_named() {
+        let drawn = drawn(View {
+            width: Some(60),
+            height: Some(12),
+            colours: false,
+        });
+        assert!(drawn.rows < 12, "{:#?}", drawn.lines);
+        assert!(drawn.lines.iter().any(|l| l.contains("inbox -o wide")));
+    }
+
+    #[test]
+    fn an_unseen_run_says_so() {
+        let run = Workflow::new("new", crate::api::WorkflowSpec::default());
+        let drawn = draw(&run, &[], Timestamp::UNIX_EPOCH, View::default());
+        assert_eq!(
+            drawn.lines,
+            ["new  Pending    no operator has seen it yet; see kubectl lockstep version"]
+        );
+    }
+}

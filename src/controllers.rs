@@ -10,8 +10,7 @@ use std::sync::Arc;
 use clap::Args;
 use futures::StreamExt;
 use futures::channel::mpsc;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
@@ -146,55 +145,51 @@ async fn supervise(options: &Options, context: Arc<Context>, health: Health) -> 
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %context.observer.surroundings.gateway_url, "ready");
     let n = options.concurrency;
     tokio::select! {
-        () = drive("Workflow", &world.workflows, queues.workflows, &context, n, reconcile::workflow) => {}
-        () = drive("StepRun", &world.step_runs, queues.step_runs, &context, n, reconcile::step_run) => {}
-        () = drive("Agent", &world.agents, queues.agents, &context, n, reconcile::agent) => {}
-        () = drive("WorkflowTemplate", &world.templates, queues.templates, &context, n, reconcile::template) => {}
-        () = drive("Document", &world.documents, queues.documents, &context, n, reconcile::document) => {}
+        () = drive("Workflow", &world.workflows, queues.workflows, (&context, n), reconcile::workflow) => {}
+        () = drive("StepRun", &world.step_runs, queues.step_runs, (&context, n), reconcile::step_run) => {}
+        () = drive("Agent", &world.agents, queues.agents, (&context, n), reconcile::agent) => {}
+        () = drive("WorkflowTemplate", &world.templates, queues.templates, (&context, n), reconcile::template) => {}
+        () = drive("Document", &world.documents, queues.documents, (&context, n), reconcile::document) => {}
         _ = futures::future::select_all(watching) => {}
     }
     "a controller or a watch ended".to_owned()
 }
 
 fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task::JoinHandle<()>> {
-    fn one<K: Watched>(
-        context: &Arc<Context>,
-        triggers: &Arc<Triggers>,
-        pick: fn(&World) -> &Arc<Cache<K>>,
+    type Pick<K> = fn(&World) -> &Arc<Cache<K>>;
+    fn one<K: Watched, W: Future<Output = ()> + Send + 'static>(
+        (context, triggers): (&Arc<Context>, &Arc<Triggers>),
+        pick: Pick<K>,
         config: watcher::Config,
-        wake: impl AsyncFn(&Triggers, &World, Arc<K>) + Send + Sync + 'static,
-    ) -> tokio::task::JoinHandle<()>
-    where
-        for<'a> <K as kube::Resource>::DynamicType: Default,
-    {
+        wake: fn(Arc<Triggers>, Arc<Context>, Arc<K>) -> W,
+    ) -> tokio::task::JoinHandle<()> {
         let (context, triggers) = (Arc::clone(context), Arc::clone(triggers));
-        let local = async move {
-            let cache = Arc::clone(pick(&context.observer.world));
-            let api = Api::all(context.observer.client.clone());
-            cache.run(api, config, async |object| wake(&triggers, &context.observer.world, object).await).await;
-        };
-        spawn_local_to_runtime(local)
+        let cache = Arc::clone(pick(&context.observer.world));
+        let api = Api::all(context.observer.client.clone());
+        tokio::spawn(cache.run(api, config, move |object| wake(Arc::clone(&triggers), Arc::clone(&context), object)))
     }
+    let both = (context, triggers);
     let all = watcher::Config::default;
     let ours = || watcher::Config::default().labels(LABEL_STEP_RUN);
     vec![
-        one(context, triggers, |w| &w.agents, all(), async |t, w, o| t.agent(w, &o).await),
-        one(context, triggers, |w| &w.templates, all(), async |t, w, o| t.template(w, &o).await),
-        one(context, triggers, |w| &w.workflows, all(), async |t, w, o| t.workflow(w, &o).await),
-        one(context, triggers, |w| &w.step_runs, all(), async |t, w, o| t.step_run(w, &o).await),
-        one(context, triggers, |w| &w.documents, all(), async |t, w, o| t.document(w, &o).await),
-        one::<Job>(context, triggers, |w| &w.jobs, ours(), async |t, w, o| t.job(w, &o).await),
-        one::<Pod>(context, triggers, |w| &w.pods, ours(), async |t, w, o| t.pod(w, &o).await),
+        one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
+        one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
+        one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
+        one(both, |w| &w.step_runs, all(), |t, _, o| async move { t.step_run(&o).await }),
+        one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
+        one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
+        one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
     ]
 }
 
-async fn drive<K, R>(kind: &'static str, cache: &Cache<K>, queue: mpsc::Receiver<ObjectRef<K>>, context: &Arc<Context>, concurrency: u16, reconcile: R)
+async fn drive<K, R, F>(kind: &'static str, cache: &Cache<K>, queue: mpsc::Receiver<ObjectRef<K>>, (context, concurrency): (&Arc<Context>, u16), reconcile: R)
 where
     K: Watched,
-    R: AsyncFn(&Context, Arc<K>) -> Result<Action, Error> + Clone + Send + Sync + 'static,
+    R: Fn(Arc<Context>, Arc<K>) -> F + Send + Sync + 'static,
+    F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
     let passes = applier(
-        move |object: Arc<K>, context: Arc<Context>| Box::pin(guarded(kind, object, context, reconcile.clone())),
+        move |object: Arc<K>, context: Arc<Context>| Box::pin(guarded(kind, object.meta().uid.clone(), Arc::clone(&context), reconcile(context, object))),
         move |object, error, context| context.after_error(kind, object.as_ref(), error),
         Arc::clone(context),
         cache.store(),

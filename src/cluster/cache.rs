@@ -50,7 +50,7 @@ impl<K: Watched> Cache<K> {
     }
 
     /// Watches for ever; `changed` hears of every object that came, changed or went.
-    pub async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config, changed: impl AsyncFn(Arc<K>)) {
+    pub async fn run<F: Future<Output = ()>>(self: Arc<Self>, api: Api<K>, config: watcher::Config, changed: impl Fn(Arc<K>) -> F) {
         let api: Api<DeserializeGuard<K>> = Api::all(api.into_client());
         let mut events = watch_kind(api, config).default_backoff().boxed();
         while let Some(event) = events.next().await {

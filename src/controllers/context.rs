@@ -1,12 +1,9 @@
 //! What every reconcile has at hand, and what becomes of its errors.
 
-use std::any::Any;
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use kube::Resource;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
@@ -105,24 +102,17 @@ fn label(effect: &Effect) -> &'static str {
     }
 }
 
-/// One pass: timed, and a panic in it harms this object alone.
-pub async fn guarded<K, R>(kind: &'static str, object: Arc<K>, context: Arc<Context>, reconcile: R) -> Result<Action, Error>
+/// One pass, a task of its own: timed, and a panic in it harms this object alone.
+pub async fn guarded<F>(kind: &'static str, uid: Option<String>, context: Arc<Context>, pass: F) -> Result<Action, Error>
 where
-    K: Watched,
-    R: AsyncFn(&Context, Arc<K>) -> Result<Action, Error>,
+    F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
     let began = Instant::now();
-    let uid = object.meta().uid.clone();
-    let outcome = AssertUnwindSafe(reconcile(&context, object)).catch_unwind().await;
+    let outcome = tokio::spawn(pass).await;
     context.metrics.passed(kind, began.elapsed());
-    let outcome = outcome.unwrap_or_else(|panic| Err(Error::Panic(words(panic.as_ref()))));
+    let outcome = outcome.unwrap_or_else(|lost| Err(Error::Panic(lost.to_string())));
     if outcome.is_ok() {
         context.succeeded(uid.as_ref());
     }
     outcome
-}
-
-fn words(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "no message".to_owned())
 }

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use futures::SinkExt;
 use futures::channel::mpsc;
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -53,21 +51,14 @@ impl Triggers {
         }
     }
 
-    pub async fn step_run(&self, _: &World, step_run: &StepRun) {
+    pub async fn step_run(&self, step_run: &StepRun) {
         send(&self.step_runs, ObjectRef::from_obj(step_run)).await;
         send(&self.workflows, ObjectRef::new(&step_run.spec.workflow.name).within(&step_run.namespace().unwrap_or_default())).await;
     }
 
-    pub async fn job(&self, _: &World, job: &Job) {
-        self.labelled_step_run(job.labels().get(LABEL_STEP_RUN), job.namespace()).await;
-    }
-
-    pub async fn pod(&self, _: &World, pod: &Pod) {
-        self.labelled_step_run(pod.labels().get(LABEL_STEP_RUN), pod.namespace()).await;
-    }
-
-    async fn labelled_step_run(&self, name: Option<&String>, namespace: Option<String>) {
-        if let (Some(name), Some(namespace)) = (name, namespace) {
+    /// For Jobs and Pods.
+    pub async fn labelled_step_run(&self, child: &impl ResourceExt) {
+        if let (Some(name), Some(namespace)) = (child.labels().get(LABEL_STEP_RUN), child.namespace()) {
             send(&self.step_runs, ObjectRef::new(name).within(&namespace)).await;
         }
     }

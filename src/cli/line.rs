@@ -30,9 +30,9 @@ impl Line {
     }
 
     /// To be copied: never cut.
-    pub fn command(text: &str) -> Self {
+    pub fn whole(text: String, style: Style) -> Self {
         Self {
-            pieces: vec![(format!("    {text}"), Style::Plain)],
+            pieces: vec![(text, style)],
             whole: true,
         }
     }

@@ -287,8 +287,8 @@ shop  Running  5m03s  waits for 1 gate
         });
         assert_eq!(drawn.lines[1], "  ✓ discovery     Completed            …");
         assert!(drawn.lines[8].ends_with("username}')\""));
-        // Nine lines of one row; commands of 206 and 51 columns.
-        assert_eq!(drawn.rows, 9 + 6 + 2);
+        // Eight lines of one row; commands of 206, 51 and 69 columns.
+        assert_eq!(drawn.rows, 8 + 6 + 2 + 2);
     }
 
     #[test]

@@ -47,9 +47,13 @@ pub fn lines(step: &StepRun) -> Vec<Line> {
             (inline(&wait.question, 600), Style::Plain),
         ]));
     }
-    lines.extend(commands(step).iter().map(|c| Line::command(c)));
     lines.extend(
-        otherwise(step).map(|o| Line::of(vec![(format!("    {}", inline(&o, 1024)), Style::Dim)])),
+        commands(step)
+            .iter()
+            .map(|c| Line::whole(format!("    {c}"), Style::Plain)),
+    );
+    lines.extend(
+        otherwise(step).map(|o| Line::whole(format!("    {}", inline(&o, 1024)), Style::Dim)),
     );
     lines
 }

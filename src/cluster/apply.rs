@@ -18,35 +18,70 @@ use crate::api::{Document, StepRun};
 use crate::decide::Effect;
 
 /// All effects of a plan within one namespace.
-pub async fn apply(client: &Client, namespace: &str, effects: &[Effect], consistency: &Consistency) -> Result<(), Error> {
+pub async fn apply(
+    client: &Client,
+    namespace: &str,
+    effects: &[Effect],
+    consistency: &Consistency,
+) -> Result<(), Error> {
     for effect in effects {
         one(client, namespace, effect, consistency).await?;
     }
     Ok(())
 }
 
-async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Consistency) -> Result<(), Error> {
+async fn one(
+    client: &Client,
+    namespace: &str,
+    effect: &Effect,
+    consistency: &Consistency,
+) -> Result<(), Error> {
     match effect {
-        Effect::CreateRevision(object) => create(client, namespace, "ControllerRevision", object.as_ref()).await,
-        Effect::CreateDocument(object) => create(client, namespace, "Document", object.as_ref()).await,
-        Effect::CreateStepRun(object) => create(client, namespace, "StepRun", object.as_ref()).await,
+        Effect::CreateRevision(object) => {
+            create(client, namespace, "ControllerRevision", object.as_ref()).await
+        }
+        Effect::CreateDocument(object) => {
+            create(client, namespace, "Document", object.as_ref()).await
+        }
+        Effect::CreateStepRun(object) => {
+            create(client, namespace, "StepRun", object.as_ref()).await
+        }
         Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await,
         Effect::DeleteJob { name, uid } => delete_job(client, namespace, name, uid).await,
-        Effect::SetDocumentStatus { name, status } => set_document_status(client, namespace, name, status).await,
-        Effect::EmptyMailbox { step_run, resource_version, keys } => {
-            let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
+        Effect::SetDocumentStatus { name, status } => {
+            set_document_status(client, namespace, name, status).await
+        }
+        Effect::EmptyMailbox {
+            step_run,
+            resource_version,
+            keys,
+        } => {
+            let emptied =
+                empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
             consistency.wrote(&emptied.metadata);
             Ok(())
         }
     }
 }
 
-async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
+async fn create<K>(
+    client: &Client,
+    namespace: &str,
+    kind: &'static str,
+    object: &K,
+) -> Result<(), Error>
 where
-    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + Serialize + DeserializeOwned + Debug,
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + Serialize
+        + DeserializeOwned
+        + Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
+    let params = PostParams {
+        field_manager: Some(OPERATOR.to_owned()),
+        ..PostParams::default()
+    };
     let answer = bounded("POST", api.create(&params, object)).await;
     let Err(error) = answer else { return Ok(()) };
     if !error.is_already_exists() {
@@ -55,17 +90,31 @@ where
     let name = object.meta().name.clone().unwrap_or_default();
     let existing = bounded("GET", api.get(&name)).await?;
     // Never by its content: an Agent edited after a lost reply is no conflict.
-    if owner(existing.meta()) == owner(object.meta()) { Ok(()) } else { Err(Error::NotOurs { kind, name }) }
+    if owner(existing.meta()) == owner(object.meta()) {
+        Ok(())
+    } else {
+        Err(Error::NotOurs { kind, name })
+    }
 }
 
 fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {
-    meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
+    meta.owner_references
+        .as_ref()?
+        .iter()
+        .find(|o| o.controller == Some(true))
+        .map(|o| o.uid.as_str())
 }
 
 async fn delete_job(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
     let api: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(client.clone(), namespace);
     // A bare DELETE of a Job orphans its pods.
-    let params = DeleteParams { preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }), ..DeleteParams::background() };
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::background()
+    };
     match bounded("DELETE jobs", api.delete(name, &params)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
@@ -73,19 +122,44 @@ async fn delete_job(client: &Client, namespace: &str, name: &str, uid: &str) -> 
     }
 }
 
-async fn set_document_status(client: &Client, namespace: &str, name: &str, status: &DocumentStatus) -> Result<(), Error> {
+async fn set_document_status(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    status: &DocumentStatus,
+) -> Result<(), Error> {
     let api: Api<Document> = Api::namespaced(client.clone(), namespace);
     let patch = Patch::Merge(json!({"status": status}));
-    match bounded("PATCH documents/status", api.patch_status(name, &PatchParams::default(), &patch)).await {
+    match bounded(
+        "PATCH documents/status",
+        api.patch_status(name, &PatchParams::default(), &patch),
+    )
+    .await
+    {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-async fn empty_mailbox(client: &Client, namespace: &str, name: &str, resource_version: &str, keys: &[&str]) -> Result<StepRun, Error> {
+async fn empty_mailbox(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    resource_version: &str,
+    keys: &[&str],
+) -> Result<StepRun, Error> {
     let api: Api<StepRun> = Api::namespaced(client.clone(), namespace);
-    let nulls: Map<String, Value> = keys.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
-    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": resource_version, "annotations": nulls}}));
-    bounded("PATCH stepruns", api.patch(name, &PatchParams::default(), &patch)).await
+    let nulls: Map<String, Value> = keys
+        .iter()
+        .map(|key| ((*key).to_owned(), Value::Null))
+        .collect();
+    let patch = Patch::Merge(
+        json!({"metadata": {"resourceVersion": resource_version, "annotations": nulls}}),
+    );
+    bounded(
+        "PATCH stepruns",
+        api.patch(name, &PatchParams::default(), &patch),
+    )
+    .await
 }

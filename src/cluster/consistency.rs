@@ -36,11 +36,17 @@ impl Consistency {
 
     /// Compares, and forgets what the cache has caught up with.
     pub fn freshness(&self, meta: &ObjectMeta) -> Freshness {
-        let Some(uid) = &meta.uid else { return Freshness::Fresh };
+        let Some(uid) = &meta.uid else {
+            return Freshness::Fresh;
+        };
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         match (written.get(uid), number(meta)) {
             (Some((version, since)), Some(seen)) if seen < *version => {
-                if since.elapsed() < PATIENCE { Freshness::Behind } else { Freshness::TooLong }
+                if since.elapsed() < PATIENCE {
+                    Freshness::Behind
+                } else {
+                    Freshness::TooLong
+                }
             }
             _ => {
                 written.remove(uid);
@@ -51,7 +57,10 @@ impl Consistency {
 
     /// The object is gone.
     pub fn forget(&self, uid: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.written
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
     }
 }
 
@@ -66,7 +75,11 @@ mod tests {
 
     #[test]
     fn a_copy_older_than_our_write_is_noticed_once() {
-        let meta = |version: &str| ObjectMeta { uid: Some("u".into()), resource_version: Some(version.into()), ..ObjectMeta::default() };
+        let meta = |version: &str| ObjectMeta {
+            uid: Some("u".into()),
+            resource_version: Some(version.into()),
+            ..ObjectMeta::default()
+        };
         let consistency = Consistency::default();
         assert_eq!(consistency.freshness(&meta("5")), Freshness::Fresh);
         consistency.wrote(&meta("10"));

@@ -36,32 +36,77 @@ struct Definitions {
 
 impl Contents {
     /// The content of a Document, none if it is gone.
-    pub async fn text(&self, client: &Client, document: &Document) -> Result<Option<Arc<str>>, Error> {
+    pub async fn text(
+        &self,
+        client: &Client,
+        document: &Document,
+    ) -> Result<Option<Arc<str>>, Error> {
         let meta = &document.metadata;
-        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace) else { return Ok(None) };
-        if let Some(found) = self.texts.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(uid) {
+        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace)
+        else {
+            return Ok(None);
+        };
+        if let Some(found) = self
+            .texts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_uid
+            .get(uid)
+        {
             return Ok(Some(Arc::clone(found)));
         }
         let api: Api<Document> = Api::namespaced(client.clone(), namespace);
-        let found = bounded("GET documents", api.get_opt(name)).await?.filter(|d| d.metadata.uid.as_ref() == Some(uid));
+        let found = bounded("GET documents", api.get_opt(name))
+            .await?
+            .filter(|d| d.metadata.uid.as_ref() == Some(uid));
         let Some(found) = found else { return Ok(None) };
         let text: Arc<str> = found.spec.content.into();
-        self.texts.lock().unwrap_or_else(PoisonError::into_inner).keep(uid, &text);
+        self.texts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keep(uid, &text);
         Ok(Some(text))
     }
 
     /// The definition that a run pinned: owned by it, none if it is gone or another's.
-    pub async fn definition(&self, client: &Client, namespace: &str, revision: &str, workflow_uid: &str) -> Result<Option<Arc<Definition>>, Error> {
-        if let Some(found) = self.definitions.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(workflow_uid) {
+    pub async fn definition(
+        &self,
+        client: &Client,
+        namespace: &str,
+        revision: &str,
+        workflow_uid: &str,
+    ) -> Result<Option<Arc<Definition>>, Error> {
+        if let Some(found) = self
+            .definitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .by_uid
+            .get(workflow_uid)
+        {
             return Ok(Some(Arc::clone(found)));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let Some(found) = bounded("GET controllerrevisions", api.get_opt(revision)).await? else { return Ok(None) };
-        let ours = found.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == workflow_uid);
-        let definition = found.data.filter(|_| ours).and_then(|data| serde_json::from_value::<Definition>(data.0).ok());
-        let Some(definition) = definition else { return Ok(None) };
+        let Some(found) = bounded("GET controllerrevisions", api.get_opt(revision)).await? else {
+            return Ok(None);
+        };
+        let ours = found
+            .metadata
+            .owner_references
+            .iter()
+            .flatten()
+            .any(|o| o.controller == Some(true) && o.uid == workflow_uid);
+        let definition = found
+            .data
+            .filter(|_| ours)
+            .and_then(|data| serde_json::from_value::<Definition>(data.0).ok());
+        let Some(definition) = definition else {
+            return Ok(None);
+        };
         let definition = Arc::new(definition);
-        self.definitions.lock().unwrap_or_else(PoisonError::into_inner).keep(workflow_uid, &definition);
+        self.definitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keep(workflow_uid, &definition);
         Ok(Some(definition))
     }
 }
@@ -72,7 +117,9 @@ impl Texts {
         self.order.push_back(uid.to_owned());
         self.by_uid.insert(uid.to_owned(), Arc::clone(text));
         while self.bytes > BYTES {
-            let Some(oldest) = self.order.pop_front() else { break };
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
             if let Some(gone) = self.by_uid.remove(&oldest) {
                 self.bytes -= gone.len();
             }

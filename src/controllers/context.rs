@@ -28,21 +28,45 @@ pub struct Context {
 
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
-        Self { observer, recorder, metrics, failures: Mutex::default() }
+        Self {
+            observer,
+            recorder,
+            metrics,
+            failures: Mutex::default(),
+        }
     }
 
     /// Carries a plan out: effects, then status, then notices.
-    pub async fn carry_out<K, S>(&self, observed: &K, plan: Plan<S>, set: impl FnOnce(&mut K, S)) -> Result<Action, Error>
+    pub async fn carry_out<K, S>(
+        &self,
+        observed: &K,
+        plan: Plan<S>,
+        set: impl FnOnce(&mut K, S),
+    ) -> Result<Action, Error>
     where
         K: Watched + serde::Serialize + Resource<Scope = kube::core::NamespaceResourceScope>,
     {
         let observer = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
-        plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
-        apply::apply(&observer.client, &namespace, &plan.effects, &observer.consistency).await?;
+        plan.effects
+            .iter()
+            .for_each(|effect| self.metrics.wrote(label(effect)));
+        apply::apply(
+            &observer.client,
+            &namespace,
+            &plan.effects,
+            &observer.consistency,
+        )
+        .await?;
         if let Some(status) = plan.status {
             self.metrics.wrote("status");
-            publish::status(&observer.client, observed, |object| set(object, status), &observer.consistency).await?;
+            publish::status(
+                &observer.client,
+                observed,
+                |object| set(object, status),
+                &observer.consistency,
+            )
+            .await?;
         }
         self.tell(observed, plan.notices);
         Ok(Action::requeue(plan.requeue.unwrap_or(RESYNC).min(RESYNC)))
@@ -77,15 +101,27 @@ impl Context {
             *count = count.saturating_add(1);
             *count
         };
-        let wait = Duration::from_millis(200).saturating_mul(1 << failures.min(12)).min(LONGEST_BACKOFF);
-        self.metrics.failed(kind, if matches!(error, Error::Panic(_)) { "panic" } else { "api" });
+        let wait = Duration::from_millis(200)
+            .saturating_mul(1 << failures.min(12))
+            .min(LONGEST_BACKOFF);
+        self.metrics.failed(
+            kind,
+            if matches!(error, Error::Panic(_)) {
+                "panic"
+            } else {
+                "api"
+            },
+        );
         tracing::warn!(kind, namespace = ?meta.namespace, name = ?meta.name, %error, failures, again_in = ?wait, "a pass failed");
         Action::requeue(wait)
     }
 
     fn succeeded(&self, uid: Option<&String>) {
         if let Some(uid) = uid {
-            self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+            self.failures
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(uid);
         }
     }
 }
@@ -103,7 +139,12 @@ fn label(effect: &Effect) -> &'static str {
 }
 
 /// One pass, a task of its own: timed, and a panic in it harms this object alone.
-pub async fn guarded<F>(kind: &'static str, uid: Option<String>, context: Arc<Context>, pass: F) -> Result<Action, Error>
+pub async fn guarded<F>(
+    kind: &'static str,
+    uid: Option<String>,
+    context: Arc<Context>,
+    pass: F,
+) -> Result<Action, Error>
 where
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {

@@ -14,30 +14,70 @@ use crate::decide::{self, Effect, Plan};
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
     let plan = decide::workflow::workflow(&observed);
-    context.carry_out(observed.workflow.as_ref(), plan, |object, status| object.status = Some(status)).await
+    context
+        .carry_out(observed.workflow.as_ref(), plan, |object, status| {
+            object.status = Some(status)
+        })
+        .await
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {
     let observed = context.observer.step_run(step_run).await?;
     let plan = decide::step_run::step_run(&observed);
-    context.carry_out(observed.step_run.as_ref(), plan, |object, status| object.status = Some(status)).await
+    context
+        .carry_out(observed.step_run.as_ref(), plan, |object, status| {
+            object.status = Some(status)
+        })
+        .await
 }
 
 pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, Error> {
     let status = decide::agent::agent_status(&agent, &now());
-    let plan = Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() };
-    context.carry_out(agent.as_ref(), plan, |object, status| object.status = Some(status)).await
+    let plan = Plan {
+        status: Some(status).filter(|s| agent.status.as_ref() != Some(s)),
+        ..Plan::default()
+    };
+    context
+        .carry_out(agent.as_ref(), plan, |object, status| {
+            object.status = Some(status)
+        })
+        .await
 }
 
-pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) -> Result<Action, Error> {
+pub async fn template(
+    context: Arc<Context>,
+    template: Arc<WorkflowTemplate>,
+) -> Result<Action, Error> {
     let status = decide::agent::template_status(&template, &now());
-    let plan = Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() };
-    context.carry_out(template.as_ref(), plan, |object, status| object.status = Some(status)).await
+    let plan = Plan {
+        status: Some(status).filter(|s| template.status.as_ref() != Some(s)),
+        ..Plan::default()
+    };
+    context
+        .carry_out(template.as_ref(), plan, |object, status| {
+            object.status = Some(status)
+        })
+        .await
 }
 
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
     let observed = context.observer.put_document(document).await?;
     let status = decide::document::put_by_person(&observed.0, &observed.1);
-    let effects = status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
-    context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, ()| {}).await
+    let effects = status
+        .into_iter()
+        .map(|status| Effect::SetDocumentStatus {
+            name: observed.0.name_any(),
+            status,
+        })
+        .collect();
+    context
+        .carry_out(
+            observed.0.as_ref(),
+            Plan::<()> {
+                effects,
+                ..Plan::default()
+            },
+            |_, ()| {},
+        )
+        .await
 }

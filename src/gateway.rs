@@ -28,8 +28,8 @@ mod routes;
 mod serve;
 mod tls;
 
-/// Bodies of outputs that are read at once.
-const LARGE_AT_ONCE: usize = 64;
+/// Calls with outputs that are under way at once.
+const LARGE_AT_ONCE: usize = 128;
 /// Outputs that are judged at once.
 const JUDGED_AT_ONCE: usize = 4;
 
@@ -60,7 +60,7 @@ struct Gateway {
     definitions: definitions::Definitions,
     pace: progress::Pace,
     metrics: metrics::Metrics,
-    large: Semaphore,
+    large: Arc<Semaphore>,
     judges: Arc<Semaphore>,
     ready: AtomicBool,
 }
@@ -73,7 +73,7 @@ impl Gateway {
             definitions: definitions::Definitions::default(),
             pace: progress::Pace::default(),
             metrics: metrics::Metrics::default(),
-            large: Semaphore::new(LARGE_AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             judges: Arc::new(Semaphore::new(JUDGED_AT_ONCE)),
             ready: AtomicBool::new(false),
         }

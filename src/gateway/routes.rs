@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use futures::{FutureExt, StreamExt};
 use http::{StatusCode, header};
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::{self, Caller};
 use super::metrics::{Call, Path};
@@ -24,6 +25,8 @@ use crate::protocol::{
 
 /// From the request's head to the answer, its body included.
 const REQUEST: Duration = Duration::from_secs(30);
+/// A slow sender must not keep the place of others for long.
+const BODY: Duration = Duration::from_secs(10);
 const SMALL: usize = 16 * 1024;
 /// A document and an output at their limits, written as JSON strings.
 const LARGE: usize = 1_250_000;
@@ -153,7 +156,7 @@ where
 {
     let begun = Instant::now();
     let work = async {
-        let (caller, asked) = admit(&gateway, request, limit, of).await?;
+        let (caller, asked, _permit) = admit(&gateway, request, limit, of).await?;
         act(gateway.clone(), caller, asked).await
     };
     let bounded = tokio::time::timeout(REQUEST, work);
@@ -195,7 +198,7 @@ async fn admit<T: DeserializeOwned>(
     request: Request,
     limit: usize,
     of: fn(&T) -> AttemptRef,
-) -> Result<(Caller, T)> {
+) -> Result<(Caller, T, Option<OwnedSemaphorePermit>)> {
     let token = auth::bearer(request.headers())?.to_owned();
     let declared = request
         .headers()
@@ -205,20 +208,22 @@ async fn admit<T: DeserializeOwned>(
     if declared.is_some_and(|declared| declared > limit) {
         return Err(too_large(request.into_body().into_data_stream(), limit).await);
     }
-    // Large bodies wait their turn, so that memory has a bound.
+    // Outputs wait their turn until the call is over, so that memory has a bound.
     let permit = if limit > SMALL {
-        gateway.large.acquire().await.ok()
+        gateway.large.clone().acquire_owned().await.ok()
     } else {
         None
     };
-    let body = read(request, limit).await?;
+    let body = tokio::time::timeout(BODY, read(request, limit))
+        .await
+        .map_err(|_| Refusal::bad_request("the body came too slowly"))??;
     let asked: T = serde_json::from_slice(&body)
         .map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
-    drop((body, permit));
+    drop(body);
     let attempt = of(&asked);
     auth::well_formed(&attempt)?;
     let caller = auth::caller(&gateway.client, &gateway.verdicts, &token, &attempt).await?;
-    Ok((caller, asked))
+    Ok((caller, asked, permit))
 }
 
 async fn read(request: Request, limit: usize) -> Result<Vec<u8>> {

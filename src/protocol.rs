@@ -192,7 +192,8 @@ pub enum Ending {
 /// Every refusal of the gateway.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// CamelCase, stable: `AlreadyClaimed`, `Fenced`, `Unauthenticated`, `TooLarge`, `BadRequest`, `Unavailable`.
+    /// CamelCase, stable: `AlreadyClaimed`, `Fenced`, `Unauthenticated`, `WrongPod`, `NotFound`,
+    /// `TooLarge`, `BadRequest`, `Unavailable`, `Internal`.
     pub reason: String,
     pub message: String,
 }

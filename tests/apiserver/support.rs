@@ -95,7 +95,7 @@ impl Who {
     pub async fn in_pod(name: &str, pod: &str) -> Result<Self> {
         let mut config = config().await?;
         config.auth_info.impersonate = Some(name.to_owned());
-        let claim = "authentication.kubernetes.io%2Fpod-name".to_owned();
+        let claim = "authentication.kubernetes.io/pod-name".to_owned();
         config.auth_info.impersonate_user_extra = Some([(claim, vec![pod.to_owned()])].into());
         Ok(Self { client: Client::try_from(config)?, name: name.to_owned() })
     }
@@ -122,7 +122,12 @@ impl Who {
 
     /// Everything happens, except that nothing is stored.
     pub async fn tries(&self, ask: &Ask) -> Answer {
-        self.send(ask, "dryRun=All").await
+        let mut ask = ask.clone();
+        // Options in a DELETE's body make the server overlook those in its query.
+        if let (true, Some(options)) = (ask.method == Method::DELETE, &mut ask.body) {
+            options["dryRun"] = json!(["All"]);
+        }
+        self.send(&ask, "dryRun=All").await
     }
 
     /// As `kubectl` asks since 1.27: unknown and doubled fields are refused.

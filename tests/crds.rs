@@ -25,8 +25,9 @@ fn crds_match_the_types() -> Result<()> {
                 fs::create_dir_all(root.join(place))?;
                 fs::write(&path, &text)?;
             }
-            let stored = fs::read_to_string(&path)
-                .with_context(|| format!("{}: run UPDATE=1 cargo test --test crds", path.display()))?;
+            let stored = fs::read_to_string(&path).with_context(|| {
+                format!("{}: run UPDATE=1 cargo test --test crds", path.display())
+            })?;
             ensure!(
                 stored == text,
                 "{} is not what the types say: run UPDATE=1 cargo test --test crds",
@@ -65,7 +66,11 @@ fn no_field_may_be_null_and_every_status_reads_as_unseen_first() {
             .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status")
             .cloned()
             .unwrap_or_default();
-        assert_eq!(status.get("default"), Some(&serde_json::json!({})), "{kind}");
+        assert_eq!(
+            status.get("default"),
+            Some(&serde_json::json!({})),
+            "{kind}"
+        );
         if kind != "Document" {
             assert_eq!(
                 status.pointer("/properties/observedGeneration/default"),
@@ -90,9 +95,13 @@ fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {
     let has = |key: &str| schema.get(key).is_some();
     let free = has("x-kubernetes-preserve-unknown-fields");
     match schema.get("type").and_then(Value::as_str) {
-        Some("array") if !has("maxItems") => faults.push(format!("{path}: a list without maxItems")),
+        Some("array") if !has("maxItems") => {
+            faults.push(format!("{path}: a list without maxItems"))
+        }
         Some("string") if !(has("maxLength") || has("enum") || has("format")) => {
-            faults.push(format!("{path}: a string without maxLength, enum or format"));
+            faults.push(format!(
+                "{path}: a string without maxLength, enum or format"
+            ));
         }
         Some("object") if has("additionalProperties") && !has("maxProperties") => {
             faults.push(format!("{path}: a map without maxProperties"));

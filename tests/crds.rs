@@ -96,7 +96,7 @@ fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {
     let free = has("x-kubernetes-preserve-unknown-fields");
     match schema.get("type").and_then(Value::as_str) {
         Some("array") if !has("maxItems") => {
-            faults.push(format!("{path}: a list without maxItems"))
+            faults.push(format!("{path}: a list without maxItems"));
         }
         Some("string") if !(has("maxLength") || has("enum") || has("format")) => {
             faults.push(format!(

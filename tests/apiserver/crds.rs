@@ -56,201 +56,62 @@ async fn the_server_accepts_the_kinds_as_they_are() -> Result<()> {
 }
 
 #[tokio::test]
+#[rustfmt::skip] // one case, one line
 async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("faults").await?;
     let long = "n".repeat(53);
     let step = json!({"name": "a", "agentId": "x"});
-    let nested =
-        json!([{"name": "a", "steps": [{"name": "b", "steps": [{"name": "c", "agentId": "x"}]}]}]);
-    let too_deep =
-        json!([{"name": "a", "steps": [{"name": "b", "steps": [{"name": "c", "steps": [step]}]}]}]);
-    let run =
-        |name: &str, steps: Value| workflow(name, &json!({"templateRef": null, "steps": steps}));
-    let many = |count: usize| {
-        (0..count)
-            .map(|i| json!({"name": format!("s{i}"), "agentId": "x"}))
-            .collect::<Vec<_>>()
-    };
+    let nested = json!([{"name": "a", "steps": [{"name": "b", "steps": [{"name": "c", "agentId": "x"}]}]}]);
+    let too_deep = json!([{"name": "a", "steps": [{"name": "b", "steps": [{"name": "c", "steps": [step]}]}]}]);
+    let run = |name: &str, steps: Value| workflow(name, &json!({"templateRef": null, "steps": steps}));
+    let many = |count: usize| (0..count).map(|i| json!({"name": format!("s{i}"), "agentId": "x"})).collect::<Vec<_>>();
     let group = |steps: Vec<Value>| json!([{"name": "g", "steps": steps}]);
-    let inner =
-        |steps: Vec<Value>| json!([{"name": "g", "steps": [{"name": "h", "steps": steps}]}]);
+    let inner = |steps: Vec<Value>| json!([{"name": "g", "steps": [{"name": "h", "steps": steps}]}]);
 
     for (what, body) in [
-        (
-            "name of 52 characters",
-            workflow(&"n".repeat(52), &json!({})),
-        ),
+        ("name of 52 characters", workflow(&"n".repeat(52), &json!({}))),
         ("three levels", run("nested", nested)),
         ("200 steps", run("s200", json!(many(200)))),
         ("32 in a group", run("s32", group(many(32)))),
         ("16 in a group's group", run("s16", inner(many(16)))),
     ] {
-        team.admin
-            .asks_strictly(&Ask::post(team.all("workflows"), body))
-            .await
-            .map_err(|r| anyhow::anyhow!("{what}: {} {}", r.code, r.message))?;
+        team.admin.asks_strictly(&Ask::post(team.all("workflows"), body)).await.map_err(|r| {
+            anyhow::anyhow!("{what}: {} {}", r.code, r.message)
+        })?;
     }
 
     let agent = json!({"template": {}});
     let cases: Vec<(&str, Value, u16, &str)> = vec![
-        (
-            "workflows",
-            workflow(&long, &json!({})),
-            422,
-            "at most 52 characters",
-        ),
-        (
-            "agents",
-            object("Agent", &long, &agent),
-            422,
-            "at most 52 characters",
-        ),
-        (
-            "workflowtemplates",
-            object("WorkflowTemplate", &long, &json!({"steps": [step]})),
-            422,
-            "at most 52 characters",
-        ),
-        (
-            "workflows",
-            workflow("x", &json!({"nosuch": 1})),
-            400,
-            "unknown field \"spec.nosuch\"",
-        ),
-        (
-            "workflows",
-            run("x", json!([{"name": "a", "agentId": "x", "nosuch": 1}])),
-            400,
-            "nosuch",
-        ),
+        ("workflows", workflow(&long, &json!({})), 422, "at most 52 characters"),
+        ("agents", object("Agent", &long, &agent), 422, "at most 52 characters"),
+        ("workflowtemplates", object("WorkflowTemplate", &long, &json!({"steps": [step]})), 422, "at most 52 characters"),
+        ("workflows", workflow("x", &json!({"nosuch": 1})), 400, "unknown field \"spec.nosuch\""),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "nosuch": 1}])), 400, "nosuch"),
         ("workflows", run("x", too_deep), 400, "unknown field"),
-        (
-            "workflows",
-            run("x", json!([step, step])),
-            422,
-            "Duplicate value",
-        ),
-        (
-            "workflows",
-            run("x", group(vec![step.clone(), step.clone()])),
-            422,
-            "Duplicate value",
-        ),
-        (
-            "workflows",
-            run("x", json!([{"name": "a"}])),
-            422,
-            "exactly one of agentId and steps",
-        ),
-        (
-            "workflows",
-            run("x", json!([{"name": "a", "agentId": "x", "steps": [step]}])),
-            422,
-            "exactly one of agentId and steps",
-        ),
-        (
-            "workflows",
-            run("x", json!([{"name": "a", "steps": [step], "gate": {}}])),
-            422,
-            "go with agentId",
-        ),
-        (
-            "workflows",
-            run("x", inner(vec![json!({"name": "a"})])),
-            422,
-            "groups nest at most three deep",
-        ),
-        (
-            "workflows",
-            run("x", json!(many(201))),
-            422,
-            "must have at most 200 items",
-        ),
-        (
-            "workflows",
-            run("x", group(many(33))),
-            422,
-            "must have at most 32 items",
-        ),
-        (
-            "workflows",
-            run("x", inner(many(17))),
-            422,
-            "must have at most 16 items",
-        ),
-        (
-            "workflows",
-            run("x", json!([])),
-            422,
-            "should have at least 1 items",
-        ),
-        (
-            "workflows",
-            workflow("x", &json!({"steps": [step]})),
-            422,
-            "exactly one of templateRef and steps",
-        ),
-        (
-            "workflows",
-            workflow("x", &json!({"templateRef": null})),
-            422,
-            "exactly one of templateRef and steps",
-        ),
-        (
-            "workflows",
-            workflow("x", &json!({"input": "x".repeat(65_537)})),
-            422,
-            "Too long",
-        ),
-        (
-            "documents",
-            document("x", &json!({"scope": "Session"})),
-            422,
-            "scope Session needs",
-        ),
-        (
-            "documents",
-            document("x", &json!({"scope": "Project"})),
-            422,
-            "scope Session needs",
-        ),
-        (
-            "documents",
-            document("x", &json!({"format": "link"})),
-            422,
-            "Unsupported value",
-        ),
-        (
-            "documents",
-            document("x", &json!({"content": "x".repeat(524_289)})),
-            422,
-            "Too long",
-        ),
-        (
-            "agents",
-            object("Agent", "x", &json!({"template": {}, "timeoutSeconds": 0})),
-            422,
-            "greater than or equal to 1",
-        ),
-        (
-            "agents",
-            object("Agent", "x", &json!({})),
-            422,
-            "spec.template: Required value",
-        ),
-        (
-            "agents",
-            json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Agent", "metadata": {"name": "x"}}),
-            422,
-            "spec: Required value",
-        ),
+        ("workflows", run("x", json!([step, step])), 422, "Duplicate value"),
+        ("workflows", run("x", group(vec![step.clone(), step.clone()])), 422, "Duplicate value"),
+        ("workflows", run("x", json!([{"name": "a"}])), 422, "exactly one of agentId and steps"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "steps": [step]}])), 422, "exactly one of agentId and steps"),
+        ("workflows", run("x", json!([{"name": "a", "steps": [step], "gate": {}}])), 422, "go with agentId"),
+        ("workflows", run("x", inner(vec![json!({"name": "a"})])), 422, "groups nest at most three deep"),
+        ("workflows", run("x", json!(many(201))), 422, "must have at most 200 items"),
+        ("workflows", run("x", group(many(33))), 422, "must have at most 32 items"),
+        ("workflows", run("x", inner(many(17))), 422, "must have at most 16 items"),
+        ("workflows", run("x", json!([])), 422, "should have at least 1 items"),
+        ("workflows", workflow("x", &json!({"steps": [step]})), 422, "exactly one of templateRef and steps"),
+        ("workflows", workflow("x", &json!({"templateRef": null})), 422, "exactly one of templateRef and steps"),
+        ("workflows", workflow("x", &json!({"input": "x".repeat(65_537)})), 422, "Too long"),
+        ("documents", document("x", &json!({"scope": "Session"})), 422, "scope Session needs"),
+        ("documents", document("x", &json!({"scope": "Project"})), 422, "scope Session needs"),
+        ("documents", document("x", &json!({"format": "link"})), 422, "Unsupported value"),
+        ("documents", document("x", &json!({"content": "x".repeat(524_289)})), 422, "Too long"),
+        ("agents", object("Agent", "x", &json!({"template": {}, "timeoutSeconds": 0})), 422, "greater than or equal to 1"),
+        ("agents", object("Agent", "x", &json!({})), 422, "spec.template: Required value"),
+        ("agents", json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Agent", "metadata": {"name": "x"}}), 422, "spec: Required value"),
     ];
     for (plural, body, code, words) in cases {
-        let answer = team
-            .admin
-            .asks_strictly(&Ask::post(team.all(plural), body))
-            .await;
+        let answer = team.admin.asks_strictly(&Ask::post(team.all(plural), body)).await;
         refused(&answer, code, words).with_context(|| format!("{plural}: {words}"))?;
     }
     team.close().await

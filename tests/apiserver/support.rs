@@ -73,6 +73,7 @@ impl Ask {
     }
 
     /// What `kubectl annotate` sends.
+    #[expect(clippy::needless_pass_by_value, reason = "as its brothers")]
     pub fn annotate(path: impl Into<String>, annotations: Value) -> Self {
         Self::patch(path, json!({"metadata": {"annotations": annotations}}))
     }

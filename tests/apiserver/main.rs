@@ -1,0 +1,9 @@
+//! The CRDs and the admission policies of the chart, against a real API server. KUBECONFIG names it, with rights of an
+//! administrator; the chart is installed in the namespace lockstep-system:
+//!
+//!     helm install lockstep charts/lockstep -n lockstep-system --create-namespace
+//!     KUBECONFIG=... cargo test --test apiserver
+
+mod crds;
+mod policies;
+mod support;

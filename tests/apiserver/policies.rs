@@ -1,0 +1,806 @@
+//! Who may write what: the chart's policies and roles, asked one by one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use futures::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole,
+    refused, stamps, step_run, until, workflow,
+};
+
+const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+const STAMPS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings";
+
+/// A request that exactly one rule refuses; `words` are in that rule's message and in no other's.
+struct Case {
+    policy: &'static str,
+    words: &'static str,
+    who: Who,
+    ask: Ask,
+    /// Where the server stamps names, the fault is gone before the rule looks.
+    unstamped_only: bool,
+}
+
+fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
+    let decisions: Vec<_> = decided
+        .iter()
+        .map(|by| {
+            json!({"documentType": "brief", "scopeID": "u-1", "accepted": true, "decidedBy": by,
+                "decidedAt": "2026-01-01T00:00:00Z", "digest": "sha256:a", "round": round})
+        })
+        .collect();
+    json!({"phase": "WaitingForAcceptance", "gate": {"state": state, "round": round, "outputDigest": "sha256:a",
+        "openedAt": "2026-01-01T00:00:00Z", "policy": "p", "decisions": decisions}})
+}
+
+fn accepted(by: &str) -> Value {
+    json!({"lockstep.dev/decision": "accepted", "lockstep.dev/decided-by": by})
+}
+
+fn agent_part() -> Value {
+    json!({"status": {"agent": {"progress": {"percent": 1, "message": "on it", "at": "2026-01-01T00:00:00Z"}}}})
+}
+
+/// StepRuns in every state that the rules tell apart.
+async fn stage(team: &Team) -> Result<()> {
+    let guarded = || json!({"gate": {"name": "brief"}});
+    let named = json!({"gate": {"name": "brief", "acceptors": {"users": ["carol"], "groups": ["product"]}}});
+    let asking = json!({"phase": "WaitingForInput"});
+    team.step_run("open", guarded(), gate("Waiting", 1, &[]))
+        .await?;
+    team.step_run("named", named, gate("Waiting", 1, &[]))
+        .await?;
+    team.step_run("second", guarded(), gate("Waiting", 2, &[]))
+        .await?;
+    team.step_run("decided", guarded(), gate("Waiting", 1, &["alice"]))
+        .await?;
+    team.step_run("closed", guarded(), gate("Accepted", 1, &[]))
+        .await?;
+    team.step_run("asking", json!({}), asking.clone()).await?;
+    team.step_run("asking-gated", guarded(), asking).await?;
+    team.step_run("running", json!({}), json!({"phase": "Running"}))
+        .await?;
+    team.step_run(
+        "ended",
+        json!({}),
+        json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"}),
+    )
+    .await?;
+    team.step_run("fresh", json!({}), Value::Null).await?;
+    team.step_run("pending", guarded(), gate("Waiting", 1, &[]))
+        .await?;
+    let carol = Who::user("carol", &[]).await?;
+    carol
+        .gets(&Ask::annotate(
+            team.one("stepruns", "pending"),
+            accepted("carol"),
+        ))
+        .await?;
+    team.admin
+        .gets(&Ask::post(
+            team.all("workflows"),
+            workflow("renaming", &json!({"parameters": {"a": 1}})),
+        ))
+        .await?;
+    Ok(())
+}
+
+/// At least one case a rule.
+#[rustfmt::skip] // one case, one line
+async fn cases(team: &Team) -> Result<Vec<Case>> {
+    let steps = |name: &str| team.one("stepruns", name);
+    let status = |name: &str| team.one("stepruns", &format!("{name}/status"));
+    let mark = |name: &str, annotations: Value| Ask::annotate(steps(name), annotations);
+    let answer = |action: &str, by: &str| json!({"lockstep.dev/action": action, "lockstep.dev/decided-by": by});
+    let with = |mut base: Value, key: &str, value: &str| {
+        base[format!("lockstep.dev/{key}")] = json!(value);
+        base
+    };
+    let (admin, operator, gateway) = (&team.admin, &team.operator, &team.gateway);
+    let (alice, bob) = (&team.alice, &team.bob);
+    let bot_name = format!("system:serviceaccount:{}:bot", team.namespace);
+    let bot = Who::user(&bot_name, &[]).await?;
+    let in_pod = Who::in_pod("alice", "agent-1").await?;
+
+    let mut decided_at_birth = step_run("born", &json!({}));
+    decided_at_birth["metadata"]["annotations"] = accepted("alice");
+    let mut forged_creator = workflow("forged", &json!({}));
+    forged_creator["metadata"]["annotations"] = json!({"lockstep.dev/created-by": "alice"});
+
+    let mut cases = Vec::new();
+    let mut add = |policy: &'static str, words: &'static str, who: &Who, ask: Ask| {
+        cases.push(Case { policy, words, who: who.clone(), ask, unstamped_only: false });
+    };
+    let g = "lockstep-gate";
+    add(g, "cannot be created with a decision", operator, Ask::post(team.all("stepruns"), decided_at_birth));
+    add(g, "canary ok", operator, mark("fresh", json!({"lockstep.dev/canary": "x"})));
+    add(g, "only the operator creates StepRuns", admin, Ask::post(team.all("stepruns"), step_run("mine", &json!({}))));
+    add(g, "only the operator may change '", alice, mark("open", json!({"lockstep.dev/attempt": "9"})));
+    add(g, "only the operator may change '", alice, mark("open", json!({"x.lockstep.dev/y": "9"})));
+    add(g, "is already there and only", alice, mark("pending", with(accepted("alice"), "decision", "rejected")));
+    add(g, "nothing recorded for you", alice, mark("pending", json!({"lockstep.dev/decision": "accepted"})));
+    add(g, "never both at once", alice, mark("asking", with(answer("retry", "alice"), "decision", "accepted")));
+    add(g, "never both at once", alice, mark("asking", with(answer("retry", "alice"), "review", "sha256:a")));
+    add(g, "must be accepted or rejected", alice, mark("open", with(accepted("alice"), "decision", "maybe")));
+    add(g, "must be accepted or rejected", alice, mark("open", json!({"lockstep.dev/decided-by": "alice"})));
+    add(g, "must be retry, skip or fail", alice, mark("asking", answer("dance", "alice")));
+    add(g, "at most 4096 characters", alice, mark("open", with(accepted("alice"), "comment", &"ü".repeat(4097))));
+    add(g, "not waiting for a decision", alice, mark("closed", accepted("alice")));
+    add(g, "not waiting for a decision", alice, mark("fresh", accepted("alice")));
+    add(g, "not waiting for an answer", alice, mark("running", answer("retry", "alice")));
+    add(g, "cannot be skipped", alice, mark("asking-gated", answer("skip", "alice")));
+    add(g, "is a machine identity", &bot, mark("open", accepted(&bot_name)));
+    add(g, "is a machine identity", &in_pod, mark("open", accepted("alice")));
+    add(g, "is a machine identity", &bot, mark("asking", answer("retry", &bot_name)));
+    add(g, "lacks the permission approve", bob, mark("open", accepted("bob")));
+    add(g, "lacks the permission answer", bob, mark("asking", answer("retry", "bob")));
+    add(g, "is not an acceptor", alice, mark("named", accepted("alice")));
+    add(g, "is not an acceptor", admin, mark("named", accepted(&person(admin).await?)));
+    add(g, "stale review", alice, mark("open", with(accepted("alice"), "review", "sha256:b")));
+    add(g, "say which output you reviewed", alice, mark("second", accepted("alice")));
+    add(g, "has already decided this round", alice, mark("decided", accepted("alice")));
+    add(g, "belong to the operator", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
+    add(g, "belong to the operator", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
+    add(g, "belong to the operator", bob, Ask::patch(steps("open"), json!({"metadata": {"ownerReferences": [
+        {"apiVersion": "v1", "kind": "Namespace", "name": "x", "uid": "y"}]}})));
+
+    let s = "lockstep-status";
+    let phase = || json!({"status": {"phase": "Completed"}});
+    add(s, "canary ok", operator, Ask::patch(status("fresh"), json!({"status": {"canary": "x"}})));
+    add(s, "canary ok", operator, Ask::patch(status("open"), json!({"status": {"canary": "x"}})));
+    add(s, "may not write the status", admin, Ask::patch(status("running"), agent_part()));
+    add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("running"), phase()));
+    add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("running"), json!({"status": {"phase": null}})));
+    add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("fresh"), json!({"status": {"attempt": 2}})));
+    add(s, "ended or is under review", gateway, Ask::patch(status("ended"), agent_part()));
+    add(s, "ended or is under review", gateway, Ask::patch(status("open"), agent_part()));
+
+    // A renamed key in free JSON, which the CRD's own rule does not see.
+    add("lockstep-spec", "is immutable", admin,
+        Ask::patch(team.one("workflows", "renaming"), json!({"spec": {"parameters": {"a": null, "b": 1}}})));
+    add("lockstep-delete", "never alone", admin, Ask::delete(steps("open")));
+
+    let d = "lockstep-document";
+    let put = |more: Value| Ask::post(team.all("documents"), document("forged", &more));
+    add(d, "put by Lockstep", bob, put(json!({"scope": "Workflow"})));
+    add(d, "put by Lockstep", bob, put(json!({"scope": "Item"})));
+    add(d, "only Lockstep may set them", bob, put(json!({"scopeID": "u-1"})));
+    add(d, "only Lockstep may set them", bob, put(json!({"workflow": "shop"})));
+    add(d, "only Lockstep may set them", bob, put(json!({"path": "discovery"})));
+    add(d, "only Lockstep may set them", bob, put(json!({"round": 1})));
+
+    let mut unstamped = |policy: &'static str, words: &'static str, who: &Who, ask: Ask| {
+        cases.push(Case { policy, words, who: who.clone(), ask, unstamped_only: true });
+    };
+    unstamped(g, "must be your own name", alice, mark("open", accepted("carol")));
+    unstamped(g, "cannot stamp your name", alice, mark("open", json!({"lockstep.dev/decision": "accepted"})));
+    unstamped(g, "must be your own name", alice, mark("asking", answer("retry", "carol")));
+    let c = "lockstep-creator";
+    unstamped(c, "must be your own name", bob, Ask::post(team.all("workflows"), forged_creator));
+    unstamped(c, "cannot be changed", bob, Ask::annotate(team.one("workflows", "nobodys"), json!({"lockstep.dev/created-by": "bob"})));
+    Ok(cases)
+}
+
+async fn person(who: &Who) -> Result<String> {
+    let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let review = who
+        .gets(&Ask::post(
+            "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+            body,
+        ))
+        .await?;
+    Ok(review["status"]["userInfo"]["username"]
+        .as_str()
+        .context("no name")?
+        .to_owned())
+}
+
+#[tokio::test]
+async fn every_rule_refuses() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("rules").await?;
+    stage(&team).await?;
+    let stamping = stamps(&team.admin).await?;
+    for case in cases(&team)
+        .await?
+        .iter()
+        .filter(|case| !(stamping && case.unstamped_only))
+    {
+        let words = case.words.trim_end_matches(" '");
+        for words in [&format!("{}/v1: ", case.policy), words] {
+            case.who
+                .is_refused(&case.ask, 403, words)
+                .await
+                .with_context(|| format!("{:?}", case.ask.body))?;
+        }
+    }
+    team.close().await
+}
+
+/// Takes each rule out of the live policies in turn (if it is killed meanwhile, install the chart anew): then, and only then, its cases pass. So no rule is covered by
+/// another, none reads a field that is not there, and each has a case.
+#[tokio::test]
+async fn every_rule_alone_refuses() -> Result<()> {
+    let _mine = policies_mine().await;
+    let team = Team::open("alone").await?;
+    stage(&team).await?;
+    let kept = without_stamps(&team).await?;
+    let outcome = take_rules_out(&team).await;
+    for binding in kept {
+        team.admin.gets(&Ask::post(STAMPS, binding)).await?;
+    }
+    outcome?;
+    team.policies_stand().await?;
+    team.close().await
+}
+
+async fn take_rules_out(team: &Team) -> Result<()> {
+    let nobodys = Ask::post(team.all("workflows"), workflow("nobodys", &json!({})));
+    team.bob.gets(&nobodys).await?;
+    let cases = cases(team).await?;
+    let mut by_policy: BTreeMap<&str, Vec<&Case>> = BTreeMap::new();
+    for case in &cases {
+        by_policy.entry(case.policy).or_default().push(case);
+    }
+    for (policy, cases) in by_policy {
+        let path = format!("{POLICIES}/{policy}");
+        let whole = team.admin.gets(&Ask::get(&path)).await?;
+        let rules = whole["spec"]["validations"]
+            .as_array()
+            .context("no rules")?
+            .clone();
+        let outcome = take_out_of(team, &path, &rules, &cases).await;
+        team.admin
+            .gets(&Ask::patch(&path, json!({"spec": {"validations": rules}})))
+            .await?;
+        for case in &cases {
+            until(case.words, || async {
+                Ok(refused(&case.who.tries(&case.ask).await, 403, policy).ok())
+            })
+            .await
+            .context("the rule is put back and refuses")?;
+        }
+        outcome.with_context(|| policy.to_owned())?;
+    }
+    Ok(())
+}
+
+async fn take_out_of(team: &Team, path: &str, rules: &[Value], cases: &[&Case]) -> Result<()> {
+    let mut covered = BTreeSet::new();
+    for case in cases {
+        let holders: Vec<usize> = (0..rules.len())
+            .filter(|i| says(&rules[*i]).contains(case.words))
+            .collect();
+        let [index] = holders[..] else {
+            bail!("{:?} is in the message of rules {holders:?}", case.words);
+        };
+        covered.insert(index);
+    }
+    let missing: Vec<_> = (0..rules.len())
+        .filter(|i| !covered.contains(i))
+        .map(|i| says(&rules[i]))
+        .collect();
+    ensure!(missing.is_empty(), "rules without a case: {missing:?}");
+    for index in covered {
+        let mut rest = rules.to_vec();
+        let removed = rest.remove(index);
+        if rest.is_empty() {
+            rest.push(json!({"expression": "true"}));
+        }
+        team.admin
+            .gets(&Ask::patch(path, json!({"spec": {"validations": rest}})))
+            .await?;
+        for case in cases
+            .iter()
+            .filter(|case| says(&removed).contains(case.words))
+        {
+            let mut last = None;
+            let passed = until("passes without its rule", || async {
+                Ok(case.who.tries(&case.ask).await.ok())
+            })
+            .await;
+            if passed.is_err() {
+                last = case.who.tries(&case.ask).await.err();
+            }
+            passed.with_context(|| format!("{:?} {:?}: {last:?}", case.words, case.ask.body))?;
+        }
+    }
+    Ok(())
+}
+
+/// The fixed text and the expression of a rule's message.
+fn says(rule: &Value) -> String {
+    format!(
+        "{}\n{}",
+        rule["message"].as_str().unwrap_or(""),
+        rule["messageExpression"].as_str().unwrap_or("")
+    )
+}
+
+/// Takes the stamping away, and gives what is needed to put it back.
+async fn without_stamps(team: &Team) -> Result<Vec<Value>> {
+    let mut kept = Vec::new();
+    if !stamps(&team.admin).await? {
+        return Ok(kept);
+    }
+    for name in ["lockstep-stamp-decision", "lockstep-stamp-creator"] {
+        let path = format!("{STAMPS}/{name}");
+        let mut binding = team.admin.gets(&Ask::get(&path)).await?;
+        for field in [
+            "resourceVersion",
+            "uid",
+            "managedFields",
+            "creationTimestamp",
+            "generation",
+        ] {
+            binding["metadata"]
+                .as_object_mut()
+                .context("no metadata")?
+                .remove(field);
+        }
+        team.admin.gets(&Ask::delete(&path)).await?;
+        kept.push(binding);
+    }
+    let run = Ask::post(team.all("workflows"), workflow("probe", &json!({})));
+    let bare = Ask::annotate(
+        team.one("stepruns", "open"),
+        json!({"lockstep.dev/decision": "accepted"}),
+    );
+    until("names are stamped no more", || async {
+        let made = team.bob.tries(&run).await.map_err(|r| anyhow!(r.message))?;
+        let asked = team.alice.tries(&bare).await.is_err();
+        Ok((asked && annotation(&made, "lockstep.dev/created-by").is_none()).then_some(()))
+    })
+    .await?;
+    Ok(kept)
+}
+
+/// The operator compares what the server stores with the files that it was built with: they must be equal, key by key.
+#[tokio::test]
+async fn the_server_stores_the_policies_as_the_files_have_them() -> Result<()> {
+    let _whole = policies_whole().await;
+    let admin = Who::admin().await?;
+    let mut compared = 0;
+    for file in
+        std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/lockstep/policies"))?
+    {
+        let text = std::fs::read_to_string(file?.path())?;
+        for document in serde_saphyr::from_multiple::<Value>(&text)? {
+            let name = document["metadata"]["name"].as_str().context("no name")?;
+            let list = match document["kind"].as_str() {
+                Some("ValidatingAdmissionPolicy") => POLICIES,
+                Some("ValidatingAdmissionPolicyBinding") => BINDINGS,
+                _ => continue,
+            };
+            let stored = admin.gets(&Ask::get(format!("{list}/{name}"))).await?;
+            ensure!(
+                stored["spec"] == document["spec"],
+                "{name}:\n{}\n{}",
+                stored["spec"],
+                document["spec"]
+            );
+            if list == POLICIES {
+                let checked = until("type checking", || async {
+                    let stored = admin.gets(&Ask::get(format!("{list}/{name}"))).await?;
+                    let seen =
+                        stored["status"]["observedGeneration"] == stored["metadata"]["generation"];
+                    Ok(seen.then_some(stored["status"]["typeChecking"].clone()))
+                })
+                .await?;
+                ensure!(checked["expressionWarnings"].is_null(), "{name}: {checked}");
+            }
+            compared += 1;
+        }
+    }
+    ensure!(compared == 12, "compared {compared}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn people_decide_and_answer() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("people").await?;
+    stage(&team).await?;
+    let at = |name: &str| team.one("stepruns", name);
+    let dave = Who::user("dave", &["product"]).await?;
+    let erin = Who::user("erin", &[]).await?;
+    let review = json!({"lockstep.dev/review": "sha256:a", "lockstep.dev/comment": "ü".repeat(4096),
+        "lockstep.dev/decision": "rejected", "lockstep.dev/decided-by": "alice"});
+    team.alice
+        .gets(&Ask::annotate(at("open"), accepted("alice")))
+        .await?;
+    team.alice
+        .gets(&Ask::annotate(at("open"), accepted("alice")))
+        .await
+        .context("the same again")?;
+    team.alice
+        .gets(&Ask::annotate(at("second"), review))
+        .await?;
+    dave.gets(&Ask::annotate(at("named"), accepted("dave")))
+        .await
+        .context("member of an accepting group")?;
+    let answer = json!({"lockstep.dev/action": "retry", "lockstep.dev/comment": "mind the tax", "lockstep.dev/decided-by": "alice"});
+    team.alice
+        .gets(&Ask::annotate(at("asking"), answer))
+        .await?;
+    let fail = json!({"lockstep.dev/action": "fail", "lockstep.dev/decided-by": "alice"});
+    team.alice
+        .gets(&Ask::annotate(at("asking-gated"), fail))
+        .await?;
+    team.bob
+        .gets(&Ask::annotate(at("open"), json!({"example.com/note": "x"})))
+        .await
+        .context("foreign annotations are free")?;
+    erin.is_refused(
+        &Ask::annotate(at("open"), accepted("erin")),
+        403,
+        "cannot patch resource",
+    )
+    .await?;
+
+    // Withdrawing, by whomever; then the operator empties the mailbox, and the next decision finds it free.
+    let withdraw = json!({"lockstep.dev/decision": null, "lockstep.dev/decided-by": null});
+    team.alice
+        .is_refused(
+            &Ask::annotate(at("open"), withdraw.clone()),
+            403,
+            "only the operator may change it",
+        )
+        .await?;
+    team.admin
+        .is_refused(
+            &Ask::annotate(at("open"), withdraw.clone()),
+            403,
+            "only the operator may change it",
+        )
+        .await?;
+    team.operator
+        .gets(&Ask::annotate(at("open"), withdraw))
+        .await?;
+    Who::user("carol", &[])
+        .await?
+        .gets(&Ask::annotate(at("open"), accepted("carol")))
+        .await?;
+
+    // What is written to the status subresource never reaches the mailbox.
+    let smuggled = json!({"metadata": {"annotations": accepted("alice")}, "status": {"phase": "WaitingForAcceptance"}});
+    team.operator
+        .gets(&Ask::patch(
+            team.one("stepruns", "decided/status"),
+            smuggled,
+        ))
+        .await?;
+    let stored = team.admin.gets(&Ask::get(at("decided"))).await?;
+    ensure!(annotation(&stored, "lockstep.dev/decision").is_none());
+    // Nor does a status that is sent along open a gate.
+    let forged =
+        json!({"metadata": {"annotations": accepted("alice")}, "status": gate("Waiting", 1, &[])});
+    team.alice
+        .is_refused(
+            &Ask::patch(at("closed"), forged),
+            403,
+            "not waiting for a decision",
+        )
+        .await?;
+    team.close().await
+}
+
+#[tokio::test]
+async fn names_are_stamped_where_the_server_can() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("stamped").await?;
+    if !stamps(&team.admin).await? {
+        return team.close().await;
+    }
+    stage(&team).await?;
+    for (name, annotations) in [
+        ("open", json!({"lockstep.dev/decision": "accepted"})),
+        (
+            "second",
+            json!({"lockstep.dev/decision": "rejected", "lockstep.dev/review": "sha256:a", "lockstep.dev/decided-by": "carol"}),
+        ),
+        ("asking", json!({"lockstep.dev/action": "skip"})),
+    ] {
+        let stored = team
+            .alice
+            .gets(&Ask::annotate(team.one("stepruns", name), annotations))
+            .await?;
+        ensure!(
+            annotation(&stored, "lockstep.dev/decided-by") == Some("alice"),
+            "{stored}"
+        );
+    }
+    let mut forged = workflow("run", &json!({}));
+    forged["metadata"]["annotations"] = json!({"lockstep.dev/created-by": "alice"});
+    let made = team
+        .bob
+        .gets(&Ask::post(team.all("workflows"), forged))
+        .await?;
+    ensure!(
+        annotation(&made, "lockstep.dev/created-by") == Some("bob"),
+        "{made}"
+    );
+    for value in [json!("alice"), Value::Null] {
+        let ask = Ask::annotate(
+            team.one("workflows", "run"),
+            json!({"lockstep.dev/created-by": value}),
+        );
+        let kept = team.admin.gets(&ask).await?;
+        ensure!(
+            annotation(&kept, "lockstep.dev/created-by") == Some("bob"),
+            "{kept}"
+        );
+    }
+    team.close().await
+}
+
+#[tokio::test]
+async fn of_many_approvers_at_once_one_is_recorded() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("race").await?;
+    team.step_run(
+        "race",
+        json!({"gate": {"name": "brief"}}),
+        gate("Waiting", 1, &[]),
+    )
+    .await?;
+    let mut people = Vec::new();
+    for number in 0..16 {
+        people.push(Who::user(&format!("p{number}"), &["product"]).await?);
+    }
+    let asks: Vec<_> = people
+        .iter()
+        .map(|p| Ask::annotate(team.one("stepruns", "race"), accepted(&p.name)))
+        .collect();
+    let answers = join_all(people.iter().zip(&asks).map(|(who, ask)| who.asks(ask))).await;
+    let winners: Vec<_> = people
+        .iter()
+        .zip(&answers)
+        .filter(|(_, a)| a.is_ok())
+        .map(|(p, _)| p.name.as_str())
+        .collect();
+    ensure!(winners.len() == 1, "{winners:?}");
+    for answer in answers.iter().filter(|a| a.is_err()) {
+        refused(answer, 403, "a decision by ")?;
+    }
+    let stored = team
+        .admin
+        .gets(&Ask::get(team.one("stepruns", "race")))
+        .await?;
+    ensure!(annotation(&stored, "lockstep.dev/decided-by") == winners.first().copied());
+    team.close().await
+}
+
+/// Real tokens, not impersonation: one bound to a pod, one bound to nothing.
+#[tokio::test]
+async fn tokens_of_service_accounts_decide_nothing() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("tokens").await?;
+    stage(&team).await?;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "agent"}, "spec": {
+        "serviceAccountName": "bot", "containers": [{"name": "agent", "image": "none"}]}});
+    let pod = team.admin.gets(&Ask::post(team.core("pods"), pod)).await?;
+    let bound = json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "agent", "uid": pod["metadata"]["uid"]}});
+    for (spec, words) in [
+        (json!({}), "is a machine identity"),
+        (bound, "is a machine identity (pod agent)"),
+    ] {
+        let request =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        let token = team
+            .admin
+            .gets(&Ask::post(
+                format!("{}/bot/token", team.core("serviceaccounts")),
+                request,
+            ))
+            .await?;
+        let bot = Who::token(
+            "bot",
+            token["status"]["token"].as_str().context("no token")?,
+        )
+        .await?;
+        let name = format!("system:serviceaccount:{}:bot", team.namespace);
+        ensure!(person(&bot).await? == name);
+        bot.is_refused(
+            &Ask::annotate(team.one("stepruns", "open"), accepted(&name)),
+            403,
+            words,
+        )
+        .await?;
+        let answer = json!({"lockstep.dev/action": "retry", "lockstep.dev/decided-by": name});
+        bot.is_refused(
+            &Ask::annotate(team.one("stepruns", "asking"), answer),
+            403,
+            words,
+        )
+        .await?;
+    }
+    team.close().await
+}
+
+#[tokio::test]
+async fn operator_and_gateway_may_do_their_work() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("work").await?;
+    stage(&team).await?;
+    // The gateway's first word on a StepRun whose status nobody has written: as a patch, and as a whole.
+    team.gateway
+        .gets(&Ask::patch(
+            team.one("stepruns", "fresh/status"),
+            agent_part(),
+        ))
+        .await?;
+    team.step_run("untouched", json!({}), Value::Null).await?;
+    let mut whole = team
+        .gateway
+        .gets(&Ask::get(team.one("stepruns", "untouched")))
+        .await?;
+    whole["status"]["agent"] = agent_part()["status"]["agent"].clone();
+    team.gateway
+        .gets(&Ask::put(team.one("stepruns", "untouched/status"), whole))
+        .await?;
+    team.gateway
+        .gets(&Ask::patch(
+            team.one("stepruns", "running/status"),
+            agent_part(),
+        ))
+        .await?;
+    let made = json!({"scope": "Workflow", "scopeID": "u-1", "workflow": "shop", "path": "discovery", "round": 1});
+    team.gateway
+        .gets(&Ask::post(team.all("documents"), document("made", &made)))
+        .await?;
+    team.operator
+        .gets(&Ask::post(
+            team.all("documents"),
+            document("inline", &json!({"scope": "Workflow", "scopeID": "u-1"})),
+        ))
+        .await?;
+    for (scope, field) in [("Session", "session"), ("Project", "project")] {
+        let mine = document(
+            &format!("mine-{field}"),
+            &json!({"scope": scope, field: "shop"}),
+        );
+        team.bob
+            .gets(&Ask::post(team.all("documents"), mine))
+            .await?;
+    }
+    let phase = json!({"status": {"phase": "Published", "revision": 1}});
+    team.operator
+        .gets(&Ask::patch(
+            team.one("documents", "made/status"),
+            phase.clone(),
+        ))
+        .await?;
+    team.admin
+        .is_refused(
+            &Ask::patch(team.one("documents", "made/status"), phase),
+            403,
+            "may not write the status",
+        )
+        .await?;
+    let phase = json!({"status": {"phase": "Running"}});
+    team.operator
+        .gets(&Ask::patch(
+            team.one("workflows", "renaming/status"),
+            phase.clone(),
+        ))
+        .await?;
+    team.admin
+        .is_refused(
+            &Ask::patch(team.one("workflows", "renaming/status"), phase),
+            403,
+            "may not write the status",
+        )
+        .await?;
+    team.operator
+        .gets(&Ask::delete(team.one("stepruns", "fresh")))
+        .await?;
+    team.close().await
+}
+
+/// Deletion by those whom Kubernetes sends: the garbage collector after the run, the namespace controller after all.
+#[tokio::test]
+async fn runs_and_namespaces_go_with_all_they_hold() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("gone").await?;
+    stage(&team).await?;
+    let run = team
+        .admin
+        .gets(&Ask::get(team.one("workflows", "renaming")))
+        .await?;
+    let mut owned = step_run("owned", &json!({}));
+    owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
+        "name": "renaming", "uid": run["metadata"]["uid"], "controller": true}]);
+    team.operator
+        .gets(&Ask::post(team.all("stepruns"), owned))
+        .await?;
+    let all = Ask::delete(team.all("stepruns"));
+    team.admin.is_refused(&all, 403, "never alone").await?;
+    team.admin
+        .gets(&Ask::delete(team.one("workflows", "renaming")))
+        .await?;
+    until("the StepRun goes with its run", || async {
+        Ok(team
+            .admin
+            .asks(&Ask::get(team.one("stepruns", "owned")))
+            .await
+            .err()
+            .filter(|r| r.code == 404))
+    })
+    .await?;
+    team.close().await?;
+    until(
+        "the namespace goes, a decision in the mailbox and all",
+        || async {
+            let namespace = Ask::get(format!("/api/v1/namespaces/{}", team.namespace));
+            Ok(team
+                .admin
+                .asks(&namespace)
+                .await
+                .err()
+                .filter(|r| r.code == 404))
+        },
+    )
+    .await?;
+    Ok(())
+}
+
+#[tokio::test]
+#[rustfmt::skip] // one case, one line
+async fn roles_hold_no_more_than_they_need() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("roles").await?;
+    let roles = team.admin.gets(&Ask::get("/apis/rbac.authorization.k8s.io/v1/clusterroles?labelSelector=app.kubernetes.io%2Fpart-of%3Dlockstep")).await?;
+    let roles = roles["items"].as_array().context("no roles")?;
+    ensure!(roles.len() == 6, "{} roles", roles.len());
+    for role in roles {
+        ensure!(!role["rules"].to_string().contains('*'), "{} has a wildcard", role["metadata"]["name"]);
+    }
+    for (user, verb, group, resource) in [
+        (OPERATOR, "get", "", "secrets"), (OPERATOR, "list", "", "secrets"), (OPERATOR, "create", "", "pods"),
+        (OPERATOR, "delete", "", "pods"), (OPERATOR, "update", "", "pods"), (OPERATOR, "create", "", "serviceaccounts/token"),
+        (OPERATOR, "impersonate", "", "users"), (OPERATOR, "patch", "lockstep.dev", "workflows"),
+        (OPERATOR, "approve", "lockstep.dev", "gates"), (OPERATOR, "answer", "lockstep.dev", "inputs"),
+        (OPERATOR, "delete", "lockstep.dev", "workflows"), (OPERATOR, "update", "batch", "jobs"),
+        (OPERATOR, "update", "admissionregistration.k8s.io", "validatingadmissionpolicies"),
+        (OPERATOR, "bind", "rbac.authorization.k8s.io", "clusterroles"), (OPERATOR, "create", "", "pods/exec"),
+        (GATEWAY, "list", "lockstep.dev", "stepruns"), (GATEWAY, "create", "lockstep.dev", "stepruns"),
+        (GATEWAY, "patch", "lockstep.dev", "stepruns"), (GATEWAY, "create", "batch", "jobs"), (GATEWAY, "get", "", "secrets"),
+        (GATEWAY, "approve", "lockstep.dev", "gates"), (GATEWAY, "update", "lockstep.dev", "workflows/status"),
+        ("bob", "approve", "lockstep.dev", "gates"), ("bob", "answer", "lockstep.dev", "inputs"),
+        ("bob", "create", "lockstep.dev", "stepruns"), ("bob", "delete", "lockstep.dev", "stepruns"),
+        ("bob", "create", "lockstep.dev", "agents"), ("bob", "patch", "lockstep.dev", "stepruns/status"),
+    ] {
+        ensure!(!team.may(user, &[], verb, group, resource).await?, "{user} may {verb} {resource}.{group}");
+    }
+    for (user, verb, group, resource) in [
+        (OPERATOR, "create", "batch", "jobs"), (OPERATOR, "create", "apps", "controllerrevisions"),
+        (OPERATOR, "create", "events.k8s.io", "events"), (OPERATOR, "update", "lockstep.dev", "agents/status"),
+        (OPERATOR, "watch", "admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
+        (OPERATOR, "delete", "lockstep.dev", "stepruns"), (GATEWAY, "create", "authentication.k8s.io", "tokenreviews"),
+        (GATEWAY, "get", "apps", "controllerrevisions"), (GATEWAY, "get", "", "pods"),
+        (GATEWAY, "update", "lockstep.dev", "stepruns/status"), ("bob", "create", "lockstep.dev", "workflows"),
+        ("bob", "watch", "lockstep.dev", "stepruns"), ("alice", "answer", "lockstep.dev", "inputs"),
+    ] {
+        ensure!(team.may(user, &[], verb, group, resource).await?, "{user} may not {verb} {resource}.{group}");
+    }
+    // The built-in roles take the kinds in, and none of them the right to approve.
+    for (role, verb, resource) in [("view", "list", "stepruns"), ("edit", "create", "workflows"), ("admin", "create", "agents")] {
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}");
+        until(&format!("{role} may {verb} {resource}"), || async {
+            let role = team.admin.gets(&Ask::get(&path)).await?;
+            let ours: Vec<_> = role["rules"].as_array().into_iter().flatten().filter(|r| r["apiGroups"] == json!(["lockstep.dev"])).cloned().collect();
+            let text = Value::from(ours.clone()).to_string();
+            ensure!(!text.contains("approve") && !text.contains("answer"), "{text}");
+            let has = |list: &Value, word: &str| list.as_array().is_some_and(|l| l.contains(&json!(word)));
+            Ok(ours.iter().any(|r| has(&r["verbs"], verb) && has(&r["resources"], resource)).then_some(()))
+        })
+        .await?;
+    }
+    team.close().await
+}

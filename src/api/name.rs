@@ -75,7 +75,7 @@ pub fn job(step_run: &str, step_run_uid: &str, attempt: i32) -> String {
     let readable = step_run
         .rsplit_once('-')
         .map_or(step_run, |(readable, _)| readable);
-    legal(&format!("{}-{attempt}", head(readable, 28)), &hash)
+    legal(&format!("{}-{attempt}", head(readable, 24)), &hash)
 }
 
 /// The document that one attempt makes.
@@ -88,7 +88,7 @@ pub fn document(step_run: &str, step_run_uid: &str, attempt: i32, document_type:
     let readable = step_run
         .rsplit_once('-')
         .map_or(step_run, |(readable, _)| readable);
-    legal(&format!("{}-{attempt}", head(readable, 28)), &hash)
+    legal(&format!("{}-{attempt}", head(readable, 24)), &hash)
 }
 
 /// The document of run scope that stands in the run itself.
@@ -149,11 +149,15 @@ fn head(text: &str, chars: usize) -> String {
         .to_owned()
 }
 
+/// At most 52 characters: the readable part may be cut, the hash is the identity.
 fn legal(readable: &str, hash: &str) -> String {
     let readable = readable.trim_matches('-');
-    if readable.is_empty() || !readable.starts_with(|c: char| c.is_ascii_lowercase()) {
-        return format!("x{readable}-{}", &hash[..16]);
-    }
+    let begins = readable.starts_with(|c: char| c.is_ascii_lowercase());
+    let readable = if begins {
+        head(readable, 35)
+    } else {
+        head(&format!("x{readable}"), 35)
+    };
     format!("{readable}-{}", &hash[..16])
 }
 

@@ -17,12 +17,13 @@ use crate::api::name::{self, CANARY};
 use crate::decide::gate::Guard;
 
 /// The files that the chart installs, with the accounts of its default release.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     include_str!("../../charts/lockstep/policies/gate.yaml"),
     include_str!("../../charts/lockstep/policies/status.yaml"),
     include_str!("../../charts/lockstep/policies/spec.yaml"),
     include_str!("../../charts/lockstep/policies/delete.yaml"),
     include_str!("../../charts/lockstep/policies/document.yaml"),
+    include_str!("../../charts/lockstep/policies/creator.yaml"),
 ];
 const DEFAULT_OPERATOR: &str = "system:serviceaccount:lockstep-system:lockstep-operator";
 const DEFAULT_GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gateway";

@@ -58,7 +58,8 @@ fn owner<K: Resource<DynamicType = ()>>(object: &K, controller: bool) -> OwnerRe
         name: object.meta().name.clone().unwrap_or_default(),
         uid: object.meta().uid.clone().unwrap_or_default(),
         controller: Some(controller),
-        block_owner_deletion: Some(true),
+        // Blocking would need the right to update finalizers where OwnerReferencesPermissionEnforcement is on.
+        block_owner_deletion: None,
     }
 }
 

@@ -11,7 +11,7 @@ IMAGE := lockstep:$(VERSION)
 IMAGE_TAR := target/lockstep-image.tar
 AGENTS_TAR := target/example-agents.tar
 
-.PHONY: help build image example-image install demo demo-down test check crds clean
+.PHONY: help build image example-image install demo demo-agents demo-down test check crds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ example-image: ## Build the image of the example agents
 install: image cluster ## Install the chart into the cluster, with the image built here
 	@$(call load-image,$(IMAGE_TAR))
 	@$(call in-cluster,hack/install $(VERSION))
+
+demo-agents: example-image
+	@$(call load-image,$(AGENTS_TAR))
 
 demo: ## Show it: cluster, install, Discovery -> Epic Backlog -> Architecture with gates (AUTO=1 approves by itself)
 	@hack/demo

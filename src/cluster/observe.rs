@@ -365,6 +365,25 @@ fn pod_seen(pod: &Pod) -> PodSeen {
 
     // The API server's deletionTimestamp has the grace period in it already.
     let gone_by = pod.metadata.deletion_timestamp.clone();
+    let broken = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .find_map(|c| {
+            c.state
+                .as_ref()?
+                .terminated
+                .clone()
+                .filter(|t| t.exit_code != 0)
+                .map(|t| (c.name.clone(), t))
+        });
+    let broken = broken.map(|(name, t)| {
+        format!(
+            "container {name}: {}: {}",
+            t.reason.unwrap_or_default(),
+            t.message.unwrap_or_default()
+        )
+    });
     let reason = status
         .reason
         .clone()
@@ -375,6 +394,7 @@ fn pod_seen(pod: &Pod) -> PodSeen {
         gone_by,
         termination: terminated
             .map(|t| t.message.unwrap_or_else(|| t.reason.unwrap_or_default()))
+            .or(broken)
             .or(reason)
             .unwrap_or_default(),
         obstacle: obstacle(&status),

@@ -236,7 +236,7 @@ impl<'a> Pass<'a> {
             Ok(job) => self.plan.effects.push(Effect::CreateJob(Box::new(job))),
             Err(fault) => return self.pend("AgentInvalid", &fault),
         }
-        self.launched();
+        self.launched(Truth::Unknown, "Launched", "");
         self.wake_in(self.start_timeout());
     }
 
@@ -256,7 +256,6 @@ impl<'a> Pass<'a> {
     }
 
     fn starting(&mut self, created: Option<Time>) {
-        self.launched();
         let deadline = after(
             &created.unwrap_or_else(|| self.o.now.clone()),
             self.start_timeout() + SKEW_SECONDS,
@@ -270,18 +269,20 @@ impl<'a> Pass<'a> {
                 &format!("not started within {} s: {why}", self.start_timeout()),
             );
         }
-        if let Some(obstacle) = obstacle {
-            self.condition("Started", Truth::False, "PodNotReady", &obstacle);
+        match obstacle {
+            Some(obstacle) => self.launched(Truth::False, "PodNotReady", &obstacle),
+            None => self.launched(Truth::Unknown, "Launched", ""),
         }
         self.wake_at(&deadline);
     }
 
-    fn launched(&mut self) {
+    /// Sets the condition once a pass: by way of another state its time would move, and every pass would write.
+    fn launched(&mut self, started: Truth, reason: &str, message: &str) {
         self.status.phase = Some(Phase::Running);
         self.status
             .started_at
             .get_or_insert_with(|| self.o.now.clone());
-        self.condition("Started", Truth::Unknown, "Launched", "");
+        self.condition("Started", started, reason, message);
     }
 
     fn start_timeout(&self) -> i64 {
@@ -303,9 +304,7 @@ impl<'a> Pass<'a> {
     // ---- running and its end
 
     fn running(&mut self, claim: &Claim) {
-        self.launched();
-        self.condition(
-            "Started",
+        self.launched(
             Truth::True,
             "Claimed",
             &format!("by pod {}", claim.pod_name),

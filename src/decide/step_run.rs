@@ -210,7 +210,10 @@ impl<'a> Pass<'a> {
                     .o
                     .pod
                     .as_ref()
-                    .map_or("its pod is gone", |p| p.termination.as_str())
+                    .map_or("its pod is gone", |p| match p.termination.trim() {
+                        "" => "no reason known",
+                        known => known,
+                    })
                     .to_owned();
                 self.end_attempt(
                     AttemptResult::Infrastructure,
@@ -461,6 +464,10 @@ impl<'a> Pass<'a> {
         let Some(wanted) = &self.o.step_run.spec.gate else {
             return self.accept();
         };
+        // Accepted in an earlier pass, but the document could not be seen yet: nobody is asked again.
+        if self.gate_is(GateState::Accepted) && gate::can_proceed(self.status.gate.as_ref()) {
+            return self.accept();
+        }
         if self.o.closing {
             return self.cancel();
         }
@@ -578,6 +585,7 @@ impl<'a> Pass<'a> {
 
     fn accept(&mut self) {
         if !self.set_document(DocumentPhase::Published) {
+            self.status.phase = Some(Phase::Running);
             self.plan.look_again(Duration::from_secs(1));
             return;
         }
@@ -627,6 +635,9 @@ impl<'a> Pass<'a> {
             step_run.metadata.name.as_deref().unwrap_or_default(),
         );
         let question = match kind {
+            WaitKind::RetriesSpent if self.status.counts.retryable == 1 => {
+                format!("the only attempt failed: {why}")
+            }
             WaitKind::RetriesSpent => format!(
                 "all {} attempts failed, the last with: {why}",
                 self.status.counts.retryable

@@ -106,7 +106,11 @@ fn related(definition: &Definition, a: &StepRun, b: &StepRun) -> bool {
         .zip(b.spec.path.split('/'))
         .take_while(|(x, y)| x == y)
     {
-        path = if path.is_empty() { x.to_owned() } else { format!("{path}/{x}") };
+        path = if path.is_empty() {
+            x.to_owned()
+        } else {
+            format!("{path}/{x}")
+        };
         links += usize::from(definition.step(&path).is_some_and(|s| s.for_each.is_some()));
     }
     let chain = |s: &StepRun| s.spec.scope_chain[..links].to_vec();

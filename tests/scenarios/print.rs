@@ -34,7 +34,7 @@ pub fn attempt(job: &Job) -> i32 {
 /// What was printed last, so that only news is.
 #[derive(Default)]
 pub struct Printer {
-    last: BTreeMap<String, String>,
+    last: BTreeMap<(String, String), String>,
     /// Places of all StepRuns that there ever were, by name.
     names: BTreeMap<String, String>,
 }
@@ -45,7 +45,11 @@ impl Printer {
         for (name, step_run) in &world.step_runs {
             let run = &step_run.spec.workflow.name;
             let place = place(step_run);
-            let place = if several { format!("{run}:{place}") } else { place };
+            let place = if several {
+                format!("{run}:{place}")
+            } else {
+                place
+            };
             self.names.insert(name.clone(), place);
         }
         let mut lines: Vec<String> = log
@@ -60,10 +64,11 @@ impl Printer {
                 ),
             })
             .collect();
-        for (about, standing) in self.standings(world) {
-            if self.last.get(&about) != Some(&standing) {
+        for (id, about, standing) in self.standings(world) {
+            let id = (id, about.rsplit(':').next().unwrap_or_default().to_owned());
+            if self.last.get(&id) != Some(&standing) {
                 lines.push(format!("  {about}: {standing}"));
-                self.last.insert(about, standing);
+                self.last.insert(id, standing);
             }
         }
         lines.iter().map(|l| self.readable(l) + "\n").collect()
@@ -81,7 +86,7 @@ impl Printer {
             Effect::CreateRevision(_) => "pin the definition".to_owned(),
             Effect::CreateDocument(d) => format!("create Document {}", d.spec.document_type),
             Effect::CreateStepRun(s) => {
-                let mut words = format!("create StepRun {}", place(s));
+                let mut words = format!("create StepRun {}", crate::world::own(&s.metadata));
                 if s.spec.parameters != "{}" {
                     words += &format!(" with {}", s.spec.parameters);
                 }
@@ -119,26 +124,32 @@ impl Printer {
         }
     }
 
-    fn standings(&self, world: &World) -> Vec<(String, String)> {
+    /// Object, place and standing: runs first, then StepRuns by place.
+    fn standings(&self, world: &World) -> Vec<(String, String, String)> {
         let mut found = Vec::new();
         for (name, workflow) in &world.workflows {
-            found.push((format!("run {name}"), run(workflow)));
+            found.push((name.clone(), format!("run {name}"), run(workflow)));
             for step in workflow.status.iter().flat_map(|s| &s.steps) {
                 if let Some(c) = step.counts {
                     let words = format!(
                         "{}, {} of {} done, {} started, {} failed",
                         step.phase, c.done, c.total, c.started, c.failed
                     );
-                    found.push((format!("items of {}", step.path), words));
+                    let about = if world.workflows.len() > 1 {
+                        format!("items of {name}:{}", step.path)
+                    } else {
+                        format!("items of {}", step.path)
+                    };
+                    found.push((name.clone(), about, words));
                 }
             }
         }
-        let mut step_runs: Vec<(String, String)> = world
+        let mut step_runs: Vec<(String, String, String)> = world
             .step_runs
             .iter()
-            .map(|(name, s)| (self.names[name].clone(), standing(s, world)))
+            .map(|(name, s)| (name.clone(), self.names[name].clone(), standing(s, world)))
             .collect();
-        step_runs.sort();
+        step_runs.sort_by(|a, b| a.1.cmp(&b.1));
         found.extend(step_runs);
         found
     }
@@ -155,7 +166,11 @@ fn run(workflow: &Workflow) -> String {
     };
     let phase = status.phase.unwrap_or_default();
     let mut words = phase.to_string();
-    if let Some(step) = status.current_step.as_ref().filter(|_| !phase.is_terminal()) {
+    if let Some(step) = status
+        .current_step
+        .as_ref()
+        .filter(|_| !phase.is_terminal())
+    {
         words += &format!(" at {step}");
     }
     if let Some(session) = &status.session {

@@ -197,7 +197,9 @@ impl Teller {
             ["steprun", "of", of, "deleted"] => {
                 let name = self.find(of);
                 self.world.step_runs.remove(&name);
-                self.world.jobs.retain(|_, j| j.step_run.as_ref() != Some(&name));
+                self.world
+                    .jobs
+                    .retain(|_, j| j.step_run.as_ref() != Some(&name));
             }
             _ => self.act_of_person(words, line),
         }
@@ -214,7 +216,11 @@ impl Teller {
                 of
             }
             [verb @ ("accepts" | "rejects"), of, "by", by, ..] => {
-                let decision = if *verb == "accepts" { "accepted" } else { "rejected" };
+                let decision = if *verb == "accepts" {
+                    "accepted"
+                } else {
+                    "rejected"
+                };
                 letter.push((DECISION, decision.into()));
                 letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
                 of
@@ -452,4 +458,3 @@ fn yaml<T: serde::de::DeserializeOwned + Default>(body: &str) -> T {
     }
     serde_saphyr::from_str(body).unwrap_or_else(|e| panic!("{e}\n{body}"))
 }
-

@@ -126,9 +126,7 @@ impl World {
         };
         let agents: BTreeMap<_, _> = workflow::agent_names(&steps)
             .into_iter()
-            .filter_map(|name| {
-                Some((name.clone(), Arc::new(self.agents.get(&name)?.clone())))
-            })
+            .filter_map(|name| Some((name.clone(), Arc::new(self.agents.get(&name)?.clone()))))
             .collect();
         let types = workflow::document_types(&steps, &agents);
         let documents: Vec<&Document> = self
@@ -294,8 +292,7 @@ impl World {
             let slot = self.step_runs.get_mut(name).expect("it is there");
             slot.status = Some(stored(&status));
         }
-        let place = crate::print::place(&found);
-        let about = |n| Happened::Notice(place.clone(), n);
+        let about = |n| Happened::Notice(name.to_owned(), n);
         log.extend(plan.notices.into_iter().map(about));
         (plan.requeue, wrote)
     }

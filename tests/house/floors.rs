@@ -1,0 +1,216 @@
+//! Who imports whom: a floor imports only lower floors, and rooms of one floor never import each other.
+
+use crate::source::{File, closing, files, room, rust, word_at};
+use crate::{none, one, refused};
+
+/// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 3: both edges
+/// go down.
+const FLOORS: [(&str, u8); 10] = [
+    ("api", 0),
+    ("protocol", 0),
+    ("decide", 1),
+    ("cluster", 2),
+    ("telemetry", 2),
+    ("controllers", 3),
+    ("gateway", 3),
+    ("cli", 3),
+    ("shim", 3),
+    ("bin", 4),
+];
+
+/// Names that say nothing of what is inside.
+const EMPTY_NAMES: [&str; 8] = [
+    "utils", "util", "helpers", "common", "manager", "service", "misc", "lib_",
+];
+
+fn floor(room: &str) -> Option<u8> {
+    FLOORS
+        .iter()
+        .find(|(name, _)| *name == room)
+        .map(|(_, floor)| *floor)
+}
+
+fn edges(files: &[File]) -> Vec<String> {
+    let mut refusals = Vec::new();
+    for file in files {
+        let Some(from) = room(&file.path) else {
+            continue;
+        };
+        let Some(own) = floor(from) else {
+            refusals.push(format!("{}:1: the room {from} has no floor; give it one in tests/house/floors.rs and in src/ARCHITECTURE.md", file.path));
+            continue;
+        };
+        for (at, to) in imports(file) {
+            let allowed = to == from || floor(&to).is_some_and(|floor| floor < own);
+            if !allowed {
+                refusals.push(format!(
+                    "{}: {from} (floor {own}) imports {to}{}; move what both need to a lower floor",
+                    file.place(at),
+                    floor(&to).map_or_else(String::new, |floor| format!(" (floor {floor})"))
+                ));
+            }
+        }
+    }
+    refusals
+}
+
+/// The rooms that a file names, as `crate::ROOM`, `lockstep::ROOM` (bins), or enough `super::`.
+fn imports(file: &File) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for prefix in ["crate::", "lockstep::"] {
+        for (at, _) in file.code.match_indices(prefix) {
+            let before = file.code[..at].chars().next_back();
+            // `$crate::` is a macro's own, `x_crate::` another name.
+            if before.is_none_or(|c| !crate::source::is_word(c)) {
+                found.extend(
+                    named(&file.code, at + prefix.len())
+                        .into_iter()
+                        .map(|to| (at, to)),
+                );
+            }
+        }
+    }
+    let depth = file.path.matches('/').count();
+    for (at, chain) in supers(&file.code) {
+        // A file's module is as deep as its path; modules in braces are deeper.
+        if chain >= depth + inline_depth(&file.code, at) {
+            let end = at + chain * "super::".len();
+            found.extend(named(&file.code, end).into_iter().map(|to| (at, to)));
+        }
+    }
+    found
+}
+
+/// The first names behind a path's prefix: one, or those of a `{ }` list.
+fn named(code: &str, at: usize) -> Vec<String> {
+    if !code[at..].starts_with('{') {
+        let word = word_at(code, at);
+        return vec![if word.is_empty() {
+            "everything".to_owned()
+        } else {
+            word.to_owned()
+        }];
+    }
+    let list = &code[at + 1..closing(code, at) - 1];
+    let mut depth = 0_i32;
+    let mut names = vec![String::new()];
+    for c in list.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => names.push(String::new()),
+            c if depth == 0 => names.last_mut().expect("never empty").push(c),
+            _ => {}
+        }
+    }
+    let heads = names.iter().filter_map(|n| n.trim().split(':').next());
+    heads
+        .filter(|n| !n.is_empty())
+        .map(|n| word_at(n, 0).to_owned())
+        .collect()
+}
+
+/// Runs of `super::`, and how long they are.
+fn supers(code: &str) -> Vec<(usize, usize)> {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for (at, word) in code.match_indices("super::") {
+        match runs.last_mut() {
+            Some((from, count)) if *from + *count * word.len() == at => *count += 1,
+            _ => runs.push((at, 1)),
+        }
+    }
+    runs
+}
+
+/// How many `mod x { }` stand around a place.
+fn inline_depth(code: &str, place: usize) -> usize {
+    let around = |(at, _): &(usize, &str)| {
+        let open = code[*at..].find(['{', ';']).map_or(code.len(), |n| at + n);
+        code[open..].starts_with('{') && (open..closing(code, open)).contains(&place)
+    };
+    code.match_indices("mod ").filter(around).count()
+}
+
+fn names(paths: &[String]) -> Vec<String> {
+    let mut refusals = Vec::new();
+    for path in paths.iter().filter(|p| rust(p)) {
+        if path.ends_with("/mod.rs") {
+            refusals.push(format!(
+                "{path}:1: mod.rs; name the file as its folder, beside it"
+            ));
+        }
+        for part in path.split('/').map(|part| part.trim_end_matches(".rs")) {
+            if EMPTY_NAMES.contains(&part) {
+                refusals.push(format!("{path}:1: {part} says nothing of what is inside; name it by what it does, or move its parts home"));
+            }
+        }
+    }
+    refusals
+}
+
+#[test]
+fn floors_import_downwards_only() {
+    none(&edges(&files(rust)));
+}
+
+#[test]
+fn rooms_have_telling_names() {
+    none(&names(crate::source::paths()));
+}
+
+#[test]
+fn wrong_edges_are_refused() {
+    for (path, text, words) in [
+        (
+            "src/api/x.rs",
+            "use crate::decide::Plan;",
+            "api (floor 0) imports decide",
+        ),
+        (
+            "src/decide/x.rs",
+            "use crate::{api::a::{B, C}, cluster::D};",
+            "imports cluster",
+        ),
+        (
+            "src/gateway/x.rs",
+            "fn f() { crate::controllers::run() }",
+            "imports controllers",
+        ),
+        (
+            "src/decide/x.rs",
+            "use super::super::cluster::D;",
+            "imports cluster",
+        ),
+        ("src/shim.rs", "use super::{gateway::x};", "imports gateway"),
+        (
+            "src/decide/x.rs",
+            "mod tests { use super::super::super::cli::X; }",
+            "imports cli",
+        ),
+        ("src/decide/x.rs", "use crate::*;", "imports everything"),
+        (
+            "src/decide/x.rs",
+            "use crate::new_room::X;",
+            "imports new_room",
+        ),
+        ("src/cellar/x.rs", "", "has no floor"),
+        (
+            "src/cluster/x.rs",
+            "use crate::telemetry::Metrics;",
+            "imports telemetry",
+        ),
+    ] {
+        refused(&edges(&one(path, text)), words);
+    }
+    let fine = "use crate::api::{a::B, c}; use super::super::api::X; use super::plan::Y; mod tests { use super::super::plan; }";
+    none(&edges(&one("src/decide/x.rs", fine)));
+}
+
+#[test]
+fn empty_names_are_refused() {
+    let paths = |path: &str| names(&[path.to_owned()]);
+    refused(&paths("src/decide/utils.rs"), "says nothing");
+    refused(&paths("src/common/x.rs"), "says nothing");
+    refused(&paths("src/decide/mod.rs"), "mod.rs");
+    none(&paths("src/decide/gate.rs"));
+}

@@ -1,0 +1,31 @@
+//! The house rules of src/ARCHITECTURE.md as tests over the source's text. Each check is a pure function from texts to
+//! refusals (`file:line: what; remedy`), used twice: on the repository, which must yield none, and on a crafted text,
+//! which must yield one, so that no check can be vacuous.
+//!
+//! `source` reads and masks Rust, `floors` looks at who imports whom, `budgets` at sizes, `words` at what may stand
+//! where, `papers` at the texts for people.
+
+mod budgets;
+mod floors;
+mod papers;
+mod source;
+mod words;
+
+use source::File;
+
+/// Fails with every refusal, one a line.
+fn none(refusals: &[String]) {
+    assert!(refusals.is_empty(), "\n{}\n", refusals.join("\n"));
+}
+
+/// The crafted text must be refused for these words.
+fn refused(refusals: &[String], words: &str) {
+    assert!(
+        refusals.iter().any(|r| r.contains(words)),
+        "nothing was refused for {words:?}: {refusals:?}"
+    );
+}
+
+fn one(path: &str, text: &str) -> Vec<File> {
+    vec![File::new(path, text)]
+}

@@ -307,11 +307,15 @@ impl<'a> Pass<'a> {
     // ---- running and its end
 
     fn running(&mut self, claim: &Claim) {
-        self.launched(
-            Truth::True,
-            "Claimed",
-            &format!("by pod {}", claim.pod_name),
-        );
+        // `status.agent.claim` says it already; the condition is mended only where it named an obstacle.
+        match condition::get(&self.status.conditions, "Started").map(|c| c.status.as_str()) {
+            Some("False") => self.launched(
+                Truth::True,
+                "Claimed",
+                &format!("by pod {}", claim.pod_name),
+            ),
+            _ => self.launched(Truth::Unknown, "Launched", ""),
+        }
         // The shim ends the agent itself; this is for a shim that cannot.
         let deadline = after(&claim.at, self.timeout() + 60 + SKEW_SECONDS);
         let ended = match &self.o.pod {

@@ -8,6 +8,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use super::Error;
@@ -16,7 +17,7 @@ use super::consistency::{Consistency, Freshness};
 use super::contents::Contents;
 use super::guard::PolicyGuard;
 use super::world::{World, controller_uid};
-use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
+use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
 use crate::api::step_run::ReportClass;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
@@ -113,6 +114,18 @@ impl Observer {
                     live.filter(|s| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid))
                 {
                     found.insert(name, Arc::new(live));
+                }
+            }
+        }
+        if fewer_than_begun(workflow, &found) {
+            let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
+            let own = name::label_value(&workflow.name_any());
+            let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
+            for live in bounded("LIST stepruns", api.list(&live)).await?.items {
+                if controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid) {
+                    found
+                        .entry(live.name_any())
+                        .or_insert_with(|| Arc::new(live));
                 }
             }
         }
@@ -316,6 +329,18 @@ impl Observer {
     }
 }
 
+/// Whether the items of a forEach have fewer StepRuns here than were begun: lost, or the cache is behind.
+fn fewer_than_begun(workflow: &Workflow, found: &BTreeMap<String, Arc<StepRun>>) -> bool {
+    let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
+    steps.iter().any(|step| {
+        let inside = format!("{}/", step.path);
+        let is_group = steps.iter().any(|s| s.path.starts_with(&inside));
+        let begun = step.counts.map_or(0, |c| c.started);
+        let there = found.values().filter(|s| s.spec.path == step.path).count();
+        !is_group && i32::try_from(there).unwrap_or(i32::MAX) < begun
+    })
+}
+
 fn needs_guard(step_run: &StepRun) -> bool {
     let marked = step_run.annotations().contains_key(DECISION)
         || step_run.annotations().contains_key(ACTION);
@@ -365,6 +390,25 @@ fn pod_seen(pod: &Pod) -> PodSeen {
 
     // The API server's deletionTimestamp has the grace period in it already.
     let gone_by = pod.metadata.deletion_timestamp.clone();
+    let broken = status
+        .init_container_statuses
+        .iter()
+        .flatten()
+        .find_map(|c| {
+            c.state
+                .as_ref()?
+                .terminated
+                .clone()
+                .filter(|t| t.exit_code != 0)
+                .map(|t| (c.name.clone(), t))
+        });
+    let broken = broken.map(|(name, t)| {
+        format!(
+            "container {name}: {}: {}",
+            t.reason.unwrap_or_default(),
+            t.message.unwrap_or_default()
+        )
+    });
     let reason = status
         .reason
         .clone()
@@ -375,6 +419,7 @@ fn pod_seen(pod: &Pod) -> PodSeen {
         gone_by,
         termination: terminated
             .map(|t| t.message.unwrap_or_else(|| t.reason.unwrap_or_default()))
+            .or(broken)
             .or(reason)
             .unwrap_or_default(),
         obstacle: obstacle(&status),

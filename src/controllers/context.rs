@@ -76,7 +76,7 @@ impl Context {
     fn tell<K: Watched>(&self, about: &K, notices: Vec<Notice>) {
         let meta = about.meta();
         for notice in &notices {
-            tracing::info!(kind = %K::kind(&()), namespace = ?meta.namespace, name = ?meta.name, reason = notice.reason, note = notice.note, "notice");
+            tracing::info!(kind = %K::kind(&()), namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), reason = notice.reason, note = notice.note, "notice");
         }
         if !notices.is_empty() {
             let (recorder, about) = (self.recorder.clone(), about.clone());
@@ -112,7 +112,7 @@ impl Context {
                 "api"
             },
         );
-        tracing::warn!(kind, namespace = ?meta.namespace, name = ?meta.name, %error, failures, again_in = ?wait, "a pass failed");
+        tracing::warn!(kind, namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), %error, failures, again_in = ?wait, "a pass failed");
         Action::requeue(wait)
     }
 

@@ -65,6 +65,15 @@ fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
                     "{place}.containers[{index}].command: is required, because Kubernetes does not tell an image's entrypoint; find it with: skopeo inspect --config docker://IMAGE"
                 ));
             }
+            for (n, variable) in container
+                .env
+                .iter()
+                .flatten()
+                .enumerate()
+                .filter(|(_, v)| v.name.starts_with("LOCKSTEP_"))
+            {
+                faults.push(format!("{place}.containers[{index}].env[{n}].name: {}: names that begin with LOCKSTEP_ are Lockstep's own", variable.name));
+            }
             if container.image.as_ref().is_none_or(String::is_empty) {
                 faults.push(format!("{place}.containers[{index}].image: is required"));
             }

@@ -32,6 +32,8 @@ use crate::protocol::{env, path};
 /// On a Job: the generation of the Agent that it was made from.
 pub const ANNOTATION_AGENT_GENERATION: &str = "lockstep.dev/agent-generation";
 const VOLUME: &str = "lockstep";
+/// Where the volume lies in the init container: the image has a file where the agent has the folder.
+const INSTALL_ROOT: &str = "/shared";
 const TOKEN_VOLUME: &str = "lockstep-token";
 const TOKEN_SECONDS: i64 = 3600;
 
@@ -261,7 +263,7 @@ fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
 
 /// Copies the shim into the pod. Hardened by itself, so that it passes where the agent's own container does.
 fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Container {
-    let limits: BTreeMap<String, Quantity> = [("cpu", "200m"), ("memory", "32Mi")]
+    let limits: BTreeMap<String, Quantity> = [("memory", "32Mi")]
         .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
         .into();
     let requests: BTreeMap<String, Quantity> = [("cpu", "10m"), ("memory", "16Mi")]
@@ -274,7 +276,7 @@ fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Contain
         command: Some(vec![
             "/lockstep-shim".to_owned(),
             "install".to_owned(),
-            path::ROOT.to_owned(),
+            INSTALL_ROOT.to_owned(),
         ]),
         resources: Some(ResourceRequirements {
             limits: Some(limits),
@@ -283,7 +285,7 @@ fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Contain
         }),
         volume_mounts: Some(vec![VolumeMount {
             name: VOLUME.to_owned(),
-            mount_path: path::ROOT.to_owned(),
+            mount_path: INSTALL_ROOT.to_owned(),
             ..VolumeMount::default()
         }]),
         security_context: Some(SecurityContext {
@@ -326,6 +328,7 @@ fn wrap(
     command.extend(own);
     container.command = Some(command);
     container.termination_message_path = Some(path::TERMINATION_LOG.to_owned());
+    container.termination_message_policy = Some("File".to_owned());
     container.volume_mounts.get_or_insert_default().extend([
         VolumeMount {
             name: VOLUME.to_owned(),

@@ -1,6 +1,6 @@
 //! Where a run stands: the definition walked once over the StepRuns that exist. What may start now comes out complete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -10,6 +10,7 @@ use super::document;
 use super::expression::{self, Expression, kind};
 use super::scope::{self, Frame, Output, Sources};
 use super::workflow::Observed;
+use crate::api::condition;
 use crate::api::definition::Definition;
 use crate::api::limits::{ACTIVE_STEPS, ITEMS, PARAMETERS_BYTES, PENDING};
 use crate::api::name;
@@ -35,6 +36,8 @@ pub struct Stand {
     pub missing_documents: Vec<String>,
     /// What waits for something that is not there, in words.
     pub pending: Vec<String>,
+    /// StepRuns that wait for their Agent.
+    pub held: usize,
     pub failure: Option<Failure>,
     /// Everything is done.
     pub done: bool,
@@ -115,7 +118,11 @@ struct Tally {
     collection_digest: Option<String>,
     collection_documents: Vec<String>,
     cancelled: bool,
-    complete: bool,
+    /// StepRuns that were begun and are gone.
+    lost: i32,
+    /// How often this path is done, and how often it has to be; unknown before the items around it are.
+    complete: usize,
+    wanted: Option<usize>,
 }
 
 impl Walk<'_> {
@@ -133,27 +140,37 @@ impl Walk<'_> {
 
     fn list(&mut self, steps: &[Step], frame: &Frame, may_start: bool) -> Outcome {
         let mut here = frame.clone();
-        let mut last = Output::Null;
+        let (mut last, mut failed) = (Output::Null, false);
         for step in steps {
-            match self.step(step, &here, may_start) {
+            match self.step(step, &here, may_start && !failed) {
                 Outcome::Done(output) => {
                     here.done.insert(step.name.clone(), output.clone());
                     last = output;
                 }
+                // What was begun behind a StepRun that is lost still runs: it is counted, nothing more.
+                Outcome::Failed => failed = true,
+                _ if failed => {}
                 other => return other,
             }
         }
-        Outcome::Done(last)
+        if failed {
+            Outcome::Failed
+        } else {
+            Outcome::Done(last)
+        }
     }
 
     fn step(&mut self, step: &Step, frame: &Frame, may_start: bool) -> Outcome {
         let path = format!("{}{}", frame.prefix, step.name);
+        if frame.keys.is_empty() {
+            self.tally(&path).wanted = Some(1);
+        }
         let outcome = match &step.for_each {
             None => self.body(step, &path, frame, may_start),
             Some(for_each) => self.for_each(step, for_each, &path, frame, may_start),
         };
         if let Outcome::Done(_) = outcome {
-            self.tally(&path).complete = true;
+            self.tally(&path).complete += 1;
         }
         outcome
     }
@@ -248,6 +265,15 @@ impl Walk<'_> {
             Phase::WaitingForInput => {
                 tally.inputs += 1;
                 self.stand.questions += 1;
+            }
+            // It was looked at, and its Agent is not there or not ready.
+            Phase::Pending if status.phase.is_some() => {
+                self.stand.held += 1;
+                let why = condition::get(&status.conditions, "Started");
+                let why = why.map(|c| c.message.clone()).unwrap_or_default();
+                self.stand
+                    .pending
+                    .push(format!("{}: {why}", place(path, frame)));
             }
             _ => {
                 tally.running += 1;
@@ -455,12 +481,7 @@ impl Walk<'_> {
         may_start: bool,
     ) -> Outcome {
         self.tally(path).plural = true;
-        let begun = self
-            .latched
-            .get(path)
-            .is_some_and(|s| s.collection_digest.is_some())
-            && frame.keys.is_empty();
-        if !begun && !may_start {
+        if !may_start && !self.begun(path, frame) {
             return Outcome::Ahead;
         }
         let items = match self.collection(for_each, path, frame) {
@@ -472,9 +493,11 @@ impl Walk<'_> {
         };
         let total = i32::try_from(items.len()).unwrap_or(i32::MAX);
         self.tally(path).counts.total += total;
+        self.expect(&step.steps, path, items.len());
+        let busy = self.in_progress(path, frame);
         let mut slots = usize::try_from(for_each.max_parallel.unwrap_or(10))
             .unwrap_or(10)
-            .saturating_sub(self.in_progress(path, frame));
+            .saturating_sub(busy.len());
         let (mut outputs, mut open, mut failed) = (Vec::with_capacity(items.len()), false, false);
         for (index, (key, value)) in items.into_iter().enumerate() {
             let mut inner = frame.clone();
@@ -485,12 +508,22 @@ impl Walk<'_> {
                 value,
             ));
             let before = self.stand.creates.len();
-            match self.body(step, path, &inner, may_start && slots > 0) {
+            let has_slot = busy.contains(&name::scope_id(
+                &self.sources.definition.workflow_uid,
+                &inner.keys,
+            ));
+            let outcome = self.body(step, path, &inner, may_start && (has_slot || slots > 0));
+            if step.agent_id.is_none() {
+                self.tally(path).counts.item(&outcome);
+            }
+            match outcome {
                 Outcome::Done(output) => outputs.push(output),
                 Outcome::Open | Outcome::Ahead => open = true,
                 Outcome::Failed => failed = true,
             }
-            slots = slots.saturating_sub(self.stand.creates.len() - before);
+            if !has_slot && self.stand.creates.len() > before {
+                slots -= 1;
+            }
         }
         match (failed, open) {
             (true, _) => Outcome::Failed,
@@ -499,8 +532,39 @@ impl Walk<'_> {
         }
     }
 
-    /// Items with an attempt queued or running; those that wait for a person have given their slot up.
-    fn in_progress(&self, path: &str, frame: &Frame) -> usize {
+    /// Whether a forEach was begun at this place, or something behind it for the same item.
+    fn begun(&self, path: &str, frame: &Frame) -> bool {
+        if frame.keys.is_empty() {
+            let latched = self.latched.get(path);
+            return latched.is_some_and(|s| s.collection_digest.is_some());
+        }
+        let here = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
+        let rank = |path: &str| self.order.iter().position(|p| p == path);
+        let inside = format!("{path}/");
+        self.o.step_runs.values().any(|s| {
+            let link = s.spec.scope_chain.get(frame.keys.len());
+            link.is_some_and(|link| link.scope_id == here)
+                && (s.spec.path.starts_with(&inside) || rank(&s.spec.path) >= rank(path))
+        })
+    }
+
+    /// The steps of a group have to be done once for each item.
+    fn expect(&mut self, steps: &[Step], path: &str, items: usize) {
+        for step in steps {
+            let path = format!("{path}/{}", step.name);
+            let tally = self.tally(&path);
+            tally.wanted = Some(tally.wanted.unwrap_or_default() + items);
+            if step.for_each.is_some() {
+                continue;
+            }
+            tally.plural = true;
+            tally.counts.total += i32::try_from(items).unwrap_or(i32::MAX);
+            self.expect(&step.steps, &path, items);
+        }
+    }
+
+    /// Items, by their scope, with an attempt queued or running; those that wait for a person have given their slot up.
+    fn in_progress(&self, path: &str, frame: &Frame) -> BTreeSet<String> {
         let inside = |s: &StepRun| {
             s.spec.path == path
                 || s.spec
@@ -508,13 +572,7 @@ impl Walk<'_> {
                     .strip_prefix(path)
                     .is_some_and(|rest| rest.starts_with('/'))
         };
-        let prefix = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
-        let here = |s: &StepRun| {
-            s.spec
-                .scope_chain
-                .get(frame.keys.len())
-                .is_some_and(|link| link.scope_id == prefix)
-        };
+        let around = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
         let runs = |s: &StepRun| {
             s.status.as_ref().is_none_or(|s| {
                 s.completed_at.is_none()
@@ -524,11 +582,18 @@ impl Walk<'_> {
                     )
             })
         };
+        let item = |s: &StepRun| {
+            let depth = frame.keys.len();
+            let here = s.spec.scope_chain.get(depth)?.scope_id == around;
+            let own = s.spec.scope_chain.get(depth + 1)?;
+            here.then(|| own.scope_id.clone())
+        };
         self.o
             .step_runs
             .values()
-            .filter(|s| inside(s) && here(s) && runs(s))
-            .count()
+            .filter(|s| inside(s) && runs(s))
+            .filter_map(|s| item(s))
+            .collect()
     }
 
     fn collection(
@@ -571,7 +636,7 @@ impl Walk<'_> {
                     kinds.contains(&d.spec.document_type)
                         || kinds.contains(&expression::underscored(&d.spec.document_type))
                 };
-                let kinds: std::collections::BTreeSet<&str> = self
+                let kinds: BTreeSet<&str> = self
                     .o
                     .documents
                     .iter()
@@ -622,7 +687,7 @@ impl Walk<'_> {
         let base = key
             .as_ref()
             .map(|key| self.sources.scope(frame, &[key], &[]));
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         let mut keyed = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
             let own = match (&key, &base) {
@@ -672,6 +737,10 @@ impl Walk<'_> {
     }
 
     fn finish(mut self, outcome: &Outcome) -> Stand {
+        self.find_lost();
+        if self.stand.failure.is_some() {
+            self.hold_back();
+        }
         let order = std::mem::take(&mut self.order);
         let mut tallies = std::mem::take(&mut self.tallies);
         // Groups stand behind their steps in `order`; file order is by where a path first appears.
@@ -682,16 +751,61 @@ impl Walk<'_> {
         roll_up(&mut steps);
         self.stand.steps = file_order(steps, &self.sources.definition.steps);
         self.stand.done = matches!(outcome, Outcome::Done(_));
-        if self.stand.failure.is_some() {
-            self.stand.creates.clear();
-        }
         self.stand
+    }
+
+    /// Items whose StepRun is gone: more were begun than there are. They are never made again.
+    fn find_lost(&mut self) {
+        let mut there: BTreeMap<&str, i32> = BTreeMap::new();
+        for found in self.o.step_runs.values() {
+            *there.entry(found.spec.path.as_str()).or_default() += 1;
+        }
+        for path in self.order.clone() {
+            let step = self.sources.definition.step(&path);
+            let begun = self.latched.get(&path).and_then(|s| s.counts);
+            let begun = begun.map_or(0, |c| c.started);
+            let there = there.get(path.as_str()).copied().unwrap_or_default();
+            if step.is_none_or(|s| s.agent_id.is_none()) || begun <= there {
+                continue;
+            }
+            let lost = begun - there;
+            let tally = self.tally(&path);
+            tally.counts.failed += lost;
+            // It stays as it was: the next pass must find them lost, too.
+            tally.lost = lost;
+            let message =
+                format!("StepRuns of it were deleted ({lost}); they are never made again");
+            self.fail(path, AttemptResult::StepRunLost, message);
+        }
+    }
+
+    /// Once something failed, what was to start does not, and does not count.
+    fn hold_back(&mut self) {
+        for (spec, keys) in std::mem::take(&mut self.stand.creates) {
+            let place = keys
+                .iter()
+                .fold(spec.path.clone(), |place, key| format!("{place}/{key}"));
+            self.stand.active.retain(|a| *a != place);
+            self.stand.running -= 1;
+            let tally = self.tally(&spec.path);
+            tally.running -= 1;
+            tally.counts.started -= 1;
+        }
+    }
+}
+
+impl Counts {
+    fn item(&mut self, outcome: &Outcome) {
+        self.started += i32::from(!matches!(outcome, Outcome::Ahead));
+        self.done += i32::from(matches!(outcome, Outcome::Done(_)));
+        self.failed += i32::from(matches!(outcome, Outcome::Failed));
     }
 }
 
 impl Tally {
     fn status(self, path: &str) -> StepStatus {
-        let phase = if self.complete && self.counts.failed == 0 {
+        let complete = self.wanted == Some(self.complete);
+        let phase = if complete && self.counts.failed == 0 {
             Phase::Completed
         } else if self.counts.failed > 0 {
             Phase::Failed
@@ -720,7 +834,10 @@ impl Tally {
             output_digest: self.output_digest,
             collection_digest: self.collection_digest,
             collection_documents: self.collection_documents,
-            counts: plural.then_some(self.counts),
+            counts: plural.then_some(Counts {
+                started: self.counts.started + self.lost,
+                ..self.counts
+            }),
         }
     }
 }

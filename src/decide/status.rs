@@ -84,7 +84,7 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
 /// Running while anything runs; else input before acceptance before documents.
 fn phase(stand: &Stand) -> Phase {
     if stand.failure.is_some() {
-        return if stand.running + stand.gates + stand.questions > 0 {
+        return if stand.running + stand.held + stand.gates + stand.questions > 0 {
             Phase::Running
         } else {
             Phase::Failed

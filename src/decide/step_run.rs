@@ -210,7 +210,10 @@ impl<'a> Pass<'a> {
                     .o
                     .pod
                     .as_ref()
-                    .map_or("its pod is gone", |p| p.termination.as_str())
+                    .map_or("its pod is gone", |p| match p.termination.trim() {
+                        "" => "no reason known",
+                        known => known,
+                    })
                     .to_owned();
                 self.end_attempt(
                     AttemptResult::Infrastructure,
@@ -236,7 +239,7 @@ impl<'a> Pass<'a> {
             Ok(job) => self.plan.effects.push(Effect::CreateJob(Box::new(job))),
             Err(fault) => return self.pend("AgentInvalid", &fault),
         }
-        self.launched();
+        self.launched(Truth::Unknown, "Launched", "");
         self.wake_in(self.start_timeout());
     }
 
@@ -256,7 +259,6 @@ impl<'a> Pass<'a> {
     }
 
     fn starting(&mut self, created: Option<Time>) {
-        self.launched();
         let deadline = after(
             &created.unwrap_or_else(|| self.o.now.clone()),
             self.start_timeout() + SKEW_SECONDS,
@@ -270,18 +272,20 @@ impl<'a> Pass<'a> {
                 &format!("not started within {} s: {why}", self.start_timeout()),
             );
         }
-        if let Some(obstacle) = obstacle {
-            self.condition("Started", Truth::False, "PodNotReady", &obstacle);
+        match obstacle {
+            Some(obstacle) => self.launched(Truth::False, "PodNotReady", &obstacle),
+            None => self.launched(Truth::Unknown, "Launched", ""),
         }
         self.wake_at(&deadline);
     }
 
-    fn launched(&mut self) {
+    /// Sets the condition once a pass: by way of another state its time would move, and every pass would write.
+    fn launched(&mut self, started: Truth, reason: &str, message: &str) {
         self.status.phase = Some(Phase::Running);
         self.status
             .started_at
             .get_or_insert_with(|| self.o.now.clone());
-        self.condition("Started", Truth::Unknown, "Launched", "");
+        self.condition("Started", started, reason, message);
     }
 
     fn start_timeout(&self) -> i64 {
@@ -303,9 +307,7 @@ impl<'a> Pass<'a> {
     // ---- running and its end
 
     fn running(&mut self, claim: &Claim) {
-        self.launched();
-        self.condition(
-            "Started",
+        self.launched(
             Truth::True,
             "Claimed",
             &format!("by pod {}", claim.pod_name),
@@ -462,6 +464,10 @@ impl<'a> Pass<'a> {
         let Some(wanted) = &self.o.step_run.spec.gate else {
             return self.accept();
         };
+        // Accepted in an earlier pass, but the document could not be seen yet: nobody is asked again.
+        if self.gate_is(GateState::Accepted) && gate::can_proceed(self.status.gate.as_ref()) {
+            return self.accept();
+        }
         if self.o.closing {
             return self.cancel();
         }
@@ -579,6 +585,7 @@ impl<'a> Pass<'a> {
 
     fn accept(&mut self) {
         if !self.set_document(DocumentPhase::Published) {
+            self.status.phase = Some(Phase::Running);
             self.plan.look_again(Duration::from_secs(1));
             return;
         }
@@ -628,6 +635,9 @@ impl<'a> Pass<'a> {
             step_run.metadata.name.as_deref().unwrap_or_default(),
         );
         let question = match kind {
+            WaitKind::RetriesSpent if self.status.counts.retryable == 1 => {
+                format!("the only attempt failed: {why}")
+            }
             WaitKind::RetriesSpent => format!(
                 "all {} attempts failed, the last with: {why}",
                 self.status.counts.retryable

@@ -239,7 +239,9 @@ fn advance(
                 missing_documents: missing,
                 ..Stand::default()
             };
+            let was = status.phase;
             status::derive(&mut status, &stand, &o.now);
+            announce(&mut plan, was, &status, &stand);
             plan.status = Some(status);
             return plan;
         }

@@ -1,0 +1,61 @@
+//! Stories against `decide` alone: `scenarios/NAME.txt` tells one, `scenarios/NAME.golden` is the whole transcript.
+//! A reviewer reads the golden files first. `UPDATE=1 cargo test --test scenarios` rewrites them.
+
+#[path = "scenarios/invariants.rs"]
+mod invariants;
+#[path = "scenarios/print.rs"]
+mod print;
+#[path = "scenarios/story.rs"]
+mod story;
+#[path = "scenarios/world.rs"]
+mod world;
+
+use std::path::PathBuf;
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios")
+}
+
+fn check(name: &str) {
+    let text = std::fs::read_to_string(folder().join(format!("{name}.txt"))).expect("the story");
+    let transcript = story::tell(&text);
+    let golden = folder().join(format!("{name}.golden"));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&golden, transcript).expect("the golden file is written");
+        return;
+    }
+    let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+    if transcript != expected {
+        let line = transcript
+            .lines()
+            .zip(expected.lines())
+            .take_while(|(a, b)| a == b)
+            .count();
+        panic!(
+            "{name}.golden differs at line {}; UPDATE=1 rewrites it\nexpected: {:?}\nfound:    {:?}",
+            line + 1,
+            expected.lines().nth(line),
+            transcript.lines().nth(line)
+        );
+    }
+}
+
+macro_rules! stories {
+    ($($name:ident),* $(,)?) => {
+        $(#[test] fn $name() { check(stringify!($name)); })*
+
+        #[test]
+        fn every_file_is_told() {
+            let told = [$(stringify!($name)),*];
+            for entry in std::fs::read_dir(folder()).expect("the folder") {
+                let path = entry.expect("an entry").path();
+                if path.extension().is_some_and(|e| e == "txt" || e == "golden") {
+                    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                    assert!(told.contains(&stem.as_str()), "{stem} stands in no list");
+                }
+            }
+        }
+    };
+}
+
+include!("scenarios/list.in");

@@ -1,0 +1,460 @@
+//! Reads a story and plays it. A line is a step; indented lines under it are its YAML; `#` is prose. After each step the
+//! operator looks until it has nothing left to do; with `unseen` before a step it does not look yet.
+
+use k8s_openapi::jiff::SignedDuration;
+use lockstep::api::document::{Document, DocumentSpec, Scope};
+use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, DECISION, REVIEW};
+use lockstep::api::step::WiderScope;
+use lockstep::api::step_run::{AgentReport, Claim, Report, ReportClass};
+use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
+use lockstep::decide::gate::Guard;
+use lockstep::decide::step_run::PodSeen;
+use serde_json::{Map, Value, json};
+
+use crate::invariants::Invariants;
+use crate::print::{Printer, place};
+use crate::world::{Happened, World};
+
+/// Plays a story; the transcript is the story with what followed under every step.
+pub fn tell(text: &str) -> String {
+    let mut teller = Teller {
+        world: World::new(),
+        printer: Printer::default(),
+        invariants: Invariants::default(),
+    };
+    let mut transcript = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        transcript += &format!("{line}\n");
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut body = String::new();
+        while let Some(more) = lines.next_if(|l| l.starts_with(' ')) {
+            transcript += &format!("{more}\n");
+            body += &format!("{more}\n");
+        }
+        transcript += &teller.step(line, &body);
+    }
+    transcript
+}
+
+struct Teller {
+    world: World,
+    printer: Printer,
+    invariants: Invariants,
+}
+
+/// `text` between `before` and `after`.
+fn split<'a>(text: &'a str, at: &str) -> (&'a str, &'a str) {
+    text.split_once(at).unwrap_or((text, ""))
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::from_str(text.trim()).unwrap_or_else(|e| panic!("{text} is no string: {e}"))
+}
+
+impl Teller {
+    fn step(&mut self, line: &str, body: &str) -> String {
+        let mut log = Vec::new();
+        if let Some(line) = line.strip_prefix("unseen ") {
+            self.act(line, body, &mut log);
+            return String::new();
+        }
+        self.act(line, body, &mut log);
+        self.settle(&mut log);
+        self.invariants.check(&self.world, &log);
+        self.printer.news(&self.world, &log)
+    }
+
+    /// Looks at everything until a whole round decides nothing: quiescence.
+    fn settle(&mut self, log: &mut Vec<Happened>) {
+        for _ in 0..100 {
+            let mut moved = false;
+            for key in self.world.keys() {
+                moved |= self.world.pass(&key, log);
+            }
+            if !moved {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    /// Time passes; the operator looks again only where and when it asked for it.
+    fn after(&mut self, seconds: i64, log: &mut Vec<Happened>) {
+        let end = self.world.now + SignedDuration::from_secs(seconds);
+        for _ in 0..10_000 {
+            let due = self.world.due.iter().min_by_key(|(_, at)| **at);
+            let Some((key, at)) = due.map(|(k, at)| (k.clone(), *at)) else {
+                break;
+            };
+            if at > end {
+                break;
+            }
+            self.world.now = self.world.now.max(at);
+            if self.world.pass(&key, log) {
+                self.settle(log);
+            }
+        }
+        self.world.now = self.world.now.max(end);
+        let mut missed = Vec::new();
+        for key in self.world.keys() {
+            assert!(
+                !self.world.pass(&key, &mut missed),
+                "{key:?} had something to do and did not ask to be woken"
+            );
+        }
+    }
+
+    fn act(&mut self, line: &str, body: &str, log: &mut Vec<Happened>) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["agent", names @ ..] => names.iter().for_each(|n| self.agent(n, body)),
+            ["template", name, ..] => self.template(name, body),
+            ["workflow", name, "deleted"] => {
+                let now = self.world.time();
+                let found = self.world.workflows.get_mut(*name).expect("a run");
+                found.metadata.deletion_timestamp = Some(now);
+            }
+            ["workflow", name] => self.workflow(name, body),
+            ["document", kind, "scope", scope, ..] => self.document(kind, scope, line),
+            ["document", kind, "of", of, "deleted"] => {
+                let report = self.report_of(of).expect("a report");
+                let name = report.document_name.expect("a document");
+                let gone = self.world.documents.remove(&name);
+                assert!(gone.is_some_and(|d| d.spec.document_type == *kind));
+            }
+            ["settle"] => {}
+            ["after", time] => {
+                let (number, unit) = time.split_at(time.len() - 1);
+                let number: i64 = number.parse().expect("a number");
+                let unit = if unit == "m" { 60 } else { 1 };
+                self.after(number * unit, log);
+            }
+            ["policies", "missing"] => {
+                self.world.guard = Guard::Missing("lockstep-gate is not installed".into());
+            }
+            ["policies", "stand"] => self.world.guard = Guard::Proven("policies-1".into()),
+            ["policies", "change"] => self.world.guard = Guard::Proven("policies-2".into()),
+            _ => self.act_of_agent(&words, line),
+        }
+    }
+
+    fn act_of_agent(&mut self, words: &[&str], line: &str) {
+        match words {
+            ["claim", of] => self.claim(of),
+            ["succeeds", of, ..] => self.succeeds(of, line),
+            ["fails", of, "exit", code] => {
+                let code = Some(code.parse().expect("a code"));
+                self.ends(of, ReportClass::Exited, code, None);
+            }
+            ["reports", of, class, ..] => {
+                let class = serde_json::from_value(json!(class.trim_end_matches(':')));
+                let message = line.split_once(": ").map(|(_, m)| m.to_owned());
+                self.ends(of, class.expect("a class"), None, message);
+            }
+            ["late", "report", "of", "attempt", attempt, "of", of] => {
+                let attempt = attempt.parse().expect("a number");
+                let report = self.report(of, ReportClass::Succeeded);
+                let status = self.status(of);
+                let agent = status.agent.get_or_insert_default();
+                agent.report = Some(Report { attempt, ..report });
+            }
+            ["late", "claim", "of", "attempt", attempt, "of", of] => {
+                let attempt = attempt.parse().expect("a number");
+                self.claim(of);
+                let agent = self.status(of).agent.as_mut().expect("a claim");
+                agent.claim.as_mut().expect("a claim").attempt = attempt;
+            }
+            ["pod", "of", of, "vanishes"] => {
+                self.work(of).pod = None;
+                self.work(of).ended = true;
+            }
+            ["pod", "of", of, "ends", "saying", ..] => {
+                let termination = quoted(split(line, "saying ").1);
+                let work = self.work(of);
+                work.ended = true;
+                work.pod = Some(PodSeen {
+                    ended: true,
+                    termination,
+                    ..work.pod.clone().unwrap_or_default()
+                });
+            }
+            ["pod", "of", of, "waits:", ..] => {
+                let obstacle = split(line, "waits: ").1.to_owned();
+                let pod = self.work(of).pod.as_mut().expect("a pod");
+                pod.obstacle = Some(obstacle);
+            }
+            ["job", "of", of, "deleted"] => {
+                let job = self.job(of);
+                self.world.jobs.remove(&job);
+            }
+            ["foreign", "job", "at", of] => {
+                let (job, work) = (self.job(of), self.world.work());
+                self.world.jobs.insert(job, work);
+            }
+            ["steprun", "of", of, "deleted"] => {
+                let name = self.find(of);
+                self.world.step_runs.remove(&name);
+                self.world
+                    .jobs
+                    .retain(|_, j| j.step_run.as_ref() != Some(&name));
+            }
+            _ => self.act_of_person(words, line),
+        }
+    }
+
+    fn act_of_person(&mut self, words: &[&str], line: &str) {
+        let comment = line.split_once(": ").map(|(_, c)| c.to_owned());
+        let mut letter: Vec<(&str, String)> = Vec::new();
+        let of = match words {
+            ["accepts", of, "another", "output", "by", by] => {
+                letter.push((REVIEW, "sha256:another".into()));
+                letter.push((DECISION, "accepted".into()));
+                letter.push((DECIDED_BY, (*by).into()));
+                of
+            }
+            [verb @ ("accepts" | "rejects"), of, "by", by, ..] => {
+                let decision = if *verb == "accepts" {
+                    "accepted"
+                } else {
+                    "rejected"
+                };
+                letter.push((DECISION, decision.into()));
+                letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
+                of
+            }
+            ["unsigned", "decision", "on", of] => {
+                letter.push((DECISION, "accepted".into()));
+                of
+            }
+            ["unsigned", "answer", "to", of] => {
+                letter.push((ACTION, "retry".into()));
+                of
+            }
+            ["answers", of, action, "by", by, ..] => {
+                letter.push((ACTION, (*action).into()));
+                letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
+                of
+            }
+            _ => panic!("{line:?} is no step that a story knows"),
+        };
+        letter.extend(comment.map(|c| (COMMENT, c)));
+        let name = self.find(of);
+        let meta = &mut self.world.touch(&name).metadata;
+        let annotations = meta.annotations.get_or_insert_default();
+        annotations.extend(letter.into_iter().map(|(k, v)| (k.to_owned(), v)));
+    }
+
+    // ---- objects
+
+    fn agent(&mut self, name: &str, body: &str) {
+        if name == "appears" || name == "changes" {
+            return;
+        }
+        let mut spec: Map<String, Value> = yaml(body);
+        spec.entry("template").or_insert_with(|| {
+            json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}})
+        });
+        let spec = serde_json::from_value(Value::Object(spec)).expect("an Agent");
+        let mut agent = Agent::new(name, spec);
+        self.world.admit(&mut agent.metadata, name);
+        if let Some(old) = self.world.agents.get(name) {
+            agent.metadata.generation = old.metadata.generation.map(|g| g + 1);
+        }
+        self.world.agents.insert(name.to_owned(), agent);
+    }
+
+    fn template(&mut self, name: &str, body: &str) {
+        let mut template = WorkflowTemplate::new(name, yaml(body));
+        self.world.admit(&mut template.metadata, name);
+        self.world.templates.insert(name.to_owned(), template);
+    }
+
+    fn workflow(&mut self, name: &str, body: &str) {
+        let mut workflow = Workflow::new(name, yaml(body));
+        self.world.admit(&mut workflow.metadata, name);
+        self.world.workflows.insert(name.to_owned(), workflow);
+    }
+
+    fn document(&mut self, kind: &str, scope: &str, line: &str) {
+        let scope = serde_json::from_value(json!(scope.trim_end_matches(':'))).expect("a scope");
+        let (head, content) = split(line, ": ");
+        let whose = head.split_whitespace().last().map(str::to_owned);
+        let spec = DocumentSpec {
+            document_type: kind.to_owned(),
+            scope,
+            session: whose.clone().filter(|_| scope == Scope::Session),
+            project: whose.filter(|_| scope == Scope::Project),
+            format: if content.starts_with('"') {
+                lockstep::api::step::Format::Markdown
+            } else {
+                lockstep::api::step::Format::Json
+            },
+            content: if content.starts_with('"') {
+                quoted(content)
+            } else {
+                content.to_owned()
+            },
+            ..DocumentSpec::default()
+        };
+        let name = format!("{kind}-{}", self.world.documents.len());
+        self.world.put_document(Document::new(&name, spec));
+    }
+
+    // ---- what agents and pods do
+
+    /// The StepRun that a story means: `[RUN:]STEP[/KEY]`.
+    fn find(&self, of: &str) -> String {
+        let (run, wanted) = of.split_once(':').map_or((None, of), |(r, w)| (Some(r), w));
+        let mut found = self.world.step_runs.iter().filter(|(_, s)| {
+            run.is_none_or(|run| s.spec.workflow.name == run) && place(s) == wanted
+        });
+        let name = found.next().unwrap_or_else(|| panic!("no StepRun {of}")).0;
+        assert!(found.next().is_none(), "{of} means several StepRuns");
+        name.clone()
+    }
+
+    fn status(&mut self, of: &str) -> &mut lockstep::api::StepRunStatus {
+        let name = self.find(of);
+        self.world.touch(&name).status.get_or_insert_default()
+    }
+
+    fn job(&self, of: &str) -> String {
+        let name = self.find(of);
+        let found = &self.world.step_runs[&name];
+        let attempt = found.status.as_ref().map_or(1, |s| s.attempt);
+        let uid = found.metadata.uid.clone().unwrap_or_default();
+        name::job(&name, &uid, attempt)
+    }
+
+    fn work(&mut self, of: &str) -> &mut crate::world::Work {
+        let job = self.job(of);
+        let found = self.world.jobs.get_mut(&job);
+        found.unwrap_or_else(|| panic!("{of} has no Job"))
+    }
+
+    fn claim(&mut self, of: &str) {
+        let pod = self.work(of).pod.clone().expect("a pod that can claim");
+        let at = self.world.time();
+        let status = self.status(of);
+        status.agent = Some(AgentReport {
+            claim: Some(Claim {
+                attempt: status.attempt,
+                id: "id".into(),
+                pod_name: format!("pod-{}", status.attempt),
+                pod_uid: pod.uid,
+                at,
+            }),
+            ..AgentReport::default()
+        });
+    }
+
+    fn report_of(&self, of: &str) -> Option<Report> {
+        let status = self.world.step_runs[&self.find(of)].status.clone();
+        status?.agent?.report
+    }
+
+    fn report(&mut self, of: &str, class: ReportClass) -> Report {
+        let at = self.world.time();
+        Report {
+            attempt: self.status(of).attempt,
+            exit_code: None,
+            class,
+            digest: name::digest_bytes(b""),
+            output: None,
+            document_name: None,
+            message: None,
+            log_tail: None,
+            at,
+        }
+    }
+
+    /// What the gateway writes once the agent has ended; the pod ends by itself.
+    fn write(&mut self, of: &str, report: Report) {
+        let status = self.status(of);
+        let attempt = status.attempt;
+        let claimed = status.agent.as_ref().and_then(|a| a.claim.as_ref());
+        if claimed.is_none_or(|c| c.attempt != attempt) {
+            self.claim(of);
+        }
+        self.status(of).agent.as_mut().expect("a claim").report = Some(report);
+        let work = self.work(of);
+        work.ended = true;
+        work.pod.as_mut().expect("a pod").ended = true;
+    }
+
+    fn ends(&mut self, of: &str, class: ReportClass, code: Option<i32>, message: Option<String>) {
+        let report = self.report(of, class);
+        let report = Report {
+            exit_code: code,
+            message,
+            ..report
+        };
+        self.write(of, report);
+    }
+
+    /// `succeeds STEP [with JSON] [document JSON]`.
+    fn succeeds(&mut self, of: &str, line: &str) {
+        let (head, content) = split(line, " document ");
+        let output = split(head, " with ").1;
+        let output = Some(output.to_owned()).filter(|o| !o.is_empty());
+        let content = if content.starts_with('"') {
+            quoted(content)
+        } else {
+            content.to_owned()
+        };
+        let document_name = (!content.is_empty()).then(|| self.draft(of, &content));
+        let report = Report {
+            digest: name::digest([
+                output.as_deref().unwrap_or_default().as_bytes(),
+                content.as_bytes(),
+            ]),
+            output,
+            document_name,
+            exit_code: Some(0),
+            ..self.report(of, ReportClass::Succeeded)
+        };
+        self.write(of, report);
+    }
+
+    /// The document as the gateway makes it.
+    fn draft(&mut self, of: &str, content: &str) -> String {
+        let step_run_name = self.find(of);
+        let step_run: StepRun = self.world.step_runs[&step_run_name].clone();
+        let run = self.world.run_of(&step_run).expect("its run");
+        let definition = self.world.definition(run).expect("its definition");
+        let step = definition.step(&step_run.spec.path).expect("its step");
+        let produces = step.produces.clone().expect("a step that makes a document");
+        let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
+        let uid = step_run.metadata.uid.clone().unwrap_or_default();
+        let name = name::document(&step_run_name, &uid, attempt, &produces.document_type);
+        let spec = DocumentSpec {
+            document_type: produces.document_type.clone(),
+            scope: match produces.scope {
+                Some(WiderScope::Session) => Scope::Session,
+                Some(WiderScope::Project) => Scope::Project,
+                None if step_run.spec.item.is_some() => Scope::Item,
+                None => Scope::Workflow,
+            },
+            scope_id: step_run.spec.scope_chain.last().map(|l| l.scope_id.clone()),
+            session: Some(definition.session.clone()),
+            project: definition.project.clone(),
+            workflow: Some(step_run.spec.workflow.name.clone()),
+            path: Some(step_run.spec.path.clone()),
+            round: Some(attempt),
+            format: produces.format,
+            content: content.to_owned(),
+        };
+        self.world.put_document(Document::new(&name, spec));
+        name
+    }
+}
+
+fn yaml<T: serde::de::DeserializeOwned + Default>(body: &str) -> T {
+    if body.trim().is_empty() {
+        return T::default();
+    }
+    serde_saphyr::from_str(body).unwrap_or_else(|e| panic!("{e}\n{body}"))
+}

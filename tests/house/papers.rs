@@ -370,7 +370,7 @@ fn untrue_papers_are_refused() {
 
 #[test]
 fn untrue_criteria_are_refused() {
-    let all: String = ids().iter().map(|id| format!("{id} open\n")).collect();
+    let all = ids().into_iter().collect::<Vec<_>>().join(" open\n") + " open\n";
     none(&criteria(&all, |_, _| false));
     refused(
         &criteria(&all.replace("S0.1 open", "S0.1 unit:nothing"), |_, _| false),

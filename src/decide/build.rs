@@ -372,3 +372,6 @@ fn wrap(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

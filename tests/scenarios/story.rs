@@ -110,6 +110,9 @@ impl Teller {
     fn act(&mut self, line: &str, body: &str, log: &mut Vec<Happened>) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
+            ["agent", name, "disappears"] => {
+                self.world.agents.remove(*name);
+            }
             ["agent", names @ ..] => names.iter().for_each(|n| self.agent(n, body)),
             ["template", name, ..] => self.template(name, body),
             ["workflow", name, "deleted"] => {

@@ -184,6 +184,11 @@ impl Teller {
                     ..work.pod.clone().unwrap_or_default()
                 });
             }
+            ["pod", "of", of, "is", "deleted"] => {
+                let by = self.world.now + SignedDuration::from_secs(30);
+                let pod = self.work(of).pod.as_mut().expect("a pod");
+                pod.gone_by = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(by));
+            }
             ["pod", "of", of, "waits:", ..] => {
                 let obstacle = split(line, "waits: ").1.to_owned();
                 let pod = self.work(of).pod.as_mut().expect("a pod");

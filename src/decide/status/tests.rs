@@ -15,12 +15,12 @@ fn derived(stand: &Stand) -> WorkflowStatus {
     status
 }
 
-fn failed() -> Option<Failure> {
-    Some(Failure {
+fn failed() -> Failure {
+    Failure {
         place: "draft".into(),
         class: AttemptResult::Unrecoverable,
         message: "no".into(),
-    })
+    }
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_failed_run_ends_when_nothing_of_it_is_left() {
             held,
             gates,
             questions,
-            failure: failed(),
+            failure: Some(failed()),
             ..Stand::default()
         };
         let status = derived(&stand);
@@ -104,7 +104,7 @@ fn tools_read_the_end_from_conditions() {
         ..Stand::default()
     };
     let failed = Stand {
-        failure: failed(),
+        failure: Some(failed()),
         ..Stand::default()
     };
     for (stand, succeeded, reconciling, stalled) in [
@@ -133,7 +133,7 @@ fn a_session_is_initiated_until_the_first_claim() {
         (stand(false, false, None), SessionPhase::Initiated),
         (stand(true, false, None), SessionPhase::Busy),
         (stand(true, true, None), SessionPhase::Completed),
-        (stand(true, false, failed()), SessionPhase::Failed),
+        (stand(true, false, Some(failed())), SessionPhase::Failed),
     ] {
         assert_eq!(derived(&stand).session.map(|s| s.phase), Some(expected));
     }

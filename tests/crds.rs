@@ -1,6 +1,8 @@
 //! The CRD files are what the types say, small, and bounded in every list, string and map.
 //! `UPDATE=1 cargo test --test crds` writes them anew.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
 use std::fs;
 use std::path::Path;
 

@@ -229,7 +229,7 @@ fn pod_template(
         .and_then(|c| c.security_context.clone());
     pod.init_containers
         .get_or_insert_default()
-        .insert(0, install(around, inherited));
+        .insert(0, install(around, inherited.as_ref()));
     wrap(pod, step_run, attempt, around)?;
     Ok(template)
 }
@@ -262,7 +262,7 @@ fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
 }
 
 /// Copies the shim into the pod. Hardened by itself, so that it passes where the agent's own container does.
-fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Container {
+fn install(around: &Surroundings, inherited: Option<&SecurityContext>) -> Container {
     let limits: BTreeMap<String, Quantity> = [("memory", "32Mi")]
         .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
         .into();
@@ -296,8 +296,8 @@ fn install(around: &Surroundings, inherited: Option<SecurityContext>) -> Contain
             }),
             read_only_root_filesystem: Some(true),
             run_as_non_root: Some(true),
-            run_as_user: inherited.as_ref().and_then(|c| c.run_as_user),
-            run_as_group: inherited.as_ref().and_then(|c| c.run_as_group),
+            run_as_user: inherited.and_then(|c| c.run_as_user),
+            run_as_group: inherited.and_then(|c| c.run_as_group),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".to_owned(),
                 localhost_profile: None,
@@ -376,3 +376,6 @@ fn wrap(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

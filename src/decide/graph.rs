@@ -19,7 +19,7 @@ use crate::api::step_run::{
     AttemptResult, DocumentRef, Item, ScopeLink, StepRun, StepRunGate, StepRunSpec,
     WorkflowIdentity,
 };
-use crate::api::workflow::{Counts, DefinitionRef, PendingAcceptance, Phase, StepStatus};
+use crate::api::workflow::{Counts, PendingAcceptance, Phase, StepStatus};
 
 /// The findings.
 #[derive(Default)]
@@ -441,7 +441,7 @@ impl Walk<'_> {
             },
             definition: status
                 .and_then(|s| s.definition.clone())
-                .unwrap_or_else(DefinitionRef::default),
+                .unwrap_or_default(),
             path: path.to_owned(),
             agent_id: agent.to_owned(),
             item,
@@ -842,15 +842,24 @@ impl Tally {
     }
 }
 
-/// A group that is not complete stands where its furthest step stands.
+/// Of the phases inside a group, the one that is the group's.
+const PRECEDENCE: [Phase; 6] = [
+    Phase::Failed,
+    Phase::Running,
+    Phase::WaitingForInput,
+    Phase::WaitingForAcceptance,
+    Phase::WaitingForDocuments,
+    Phase::Cancelled,
+];
+
+/// A group that is not complete stands where its steps stand.
 fn roll_up(steps: &mut [StepStatus]) {
     for index in 0..steps.len() {
         let prefix = format!("{}/", steps[index].path);
         let inside = steps.iter().filter(|s| s.path.starts_with(&prefix));
-        let moved = inside
-            .clone()
-            .find(|s| !matches!(s.phase, Phase::Pending | Phase::Completed))
-            .map(|s| s.phase);
+        let moved = PRECEDENCE
+            .into_iter()
+            .find(|phase| inside.clone().any(|s| s.phase == *phase));
         let begun = inside
             .clone()
             .any(|s| s.phase == Phase::Completed)

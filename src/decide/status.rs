@@ -178,3 +178,6 @@ fn conditions(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,16 +118,16 @@ impl<'a> Pass<'a> {
         self.drop_stray_answer();
         if self.gate_is(GateState::Waiting) {
             return if self.o.closing {
-                self.cancel()
+                self.cancel();
             } else {
-                self.review()
+                self.review();
             };
         }
         if self.status.waiting_for.is_some() {
             return if self.o.closing {
-                self.cancel()
+                self.cancel();
             } else {
-                self.answer()
+                self.answer();
             };
         }
         if self.status.result.is_some() {
@@ -404,6 +404,8 @@ impl<'a> Pass<'a> {
         let (counts, next) = failure::next(result, self.status.counts, self.policy);
         self.status.counts = counts;
         match next {
+            // No attempt follows and nobody is asked any more.
+            _ if self.o.closing => self.conclude(Phase::Failed),
             Next::Again => {
                 let failures = if result == AttemptResult::Infrastructure {
                     counts.infrastructure
@@ -419,7 +421,6 @@ impl<'a> Pass<'a> {
                     self.o.now.0 + SignedDuration::try_from(wait).unwrap_or_default(),
                 )));
             }
-            Next::Ask(_) | Next::Fail if self.o.closing => self.conclude(Phase::Failed),
             Next::Ask(kind) => self.ask(kind, message),
             Next::Fail => self.conclude(Phase::Failed),
         }

@@ -279,6 +279,50 @@ mod tests {
     }
 
     #[test]
+    fn the_documents_of_a_run_have_a_limit_in_all() {
+        for (bytes, faults) in [
+            (WORKFLOW_DOCUMENTS_BYTES / 2, 0),
+            (WORKFLOW_DOCUMENTS_BYTES / 2 + 1, 1),
+        ] {
+            let document = |kind: &str| crate::api::workflow::InlineDocument {
+                document_type: kind.into(),
+                content: "x".repeat(bytes),
+                ..Default::default()
+            };
+            let spec = WorkflowSpec {
+                documents: vec![document("a"), document("b")],
+                ..WorkflowSpec::default()
+            };
+            assert_eq!(workflow(&spec).len(), faults, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_held_against_their_schema() {
+        let schema = json!({"type": "object", "required": ["hero"], "additionalProperties": false,
+            "properties": {"hero": {"type": "string"}, "words": {"type": "integer"}}});
+        let Value::Object(schema) = schema else {
+            return;
+        };
+        for (given, expected) in [
+            (json!({"hero": "h"}), &[][..]),
+            (json!({}), &["spec.parameters: "][..]),
+            (
+                json!({"hero": 1, "words": "x"}),
+                &["spec.parameters.hero", "spec.parameters.words"][..],
+            ),
+            (json!({"hero": "h", "villain": "v"}), &["villain"][..]),
+        ] {
+            let Value::Object(given) = given else { return };
+            let (_, faults) = parameters(&given, Some(&schema));
+            assert_eq!(faults.len(), expected.len(), "{faults:?}");
+            for (fault, part) in faults.iter().zip(expected) {
+                assert!(fault.contains(part), "{fault} lacks {part}");
+            }
+        }
+    }
+
+    #[test]
     fn defaults_fill_parameters() {
         let schema =
             json!({"type": "object", "properties": {"depth": {"type": "integer", "default": 2}}});

@@ -288,7 +288,7 @@ fn announce(
             plan.warn("Failed", clip(&why, 900));
         }
         Some(Phase::WaitingForDocuments) => {
-            plan.notice("WaitingForDocuments", stand.missing_documents.join(", "))
+            plan.notice("WaitingForDocuments", stand.missing_documents.join(", "));
         }
         _ => {}
     }

@@ -4,6 +4,8 @@
 //!     helm install lockstep charts/lockstep -n lockstep-system --create-namespace
 //!     KUBECONFIG=... cargo test --test apiserver
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+
 mod crds;
 mod policies;
 mod support;

@@ -55,7 +55,7 @@ impl Printer {
         let mut lines: Vec<String> = log
             .iter()
             .map(|happened| match happened {
-                Happened::Effect(effect) => format!("  + {}", self.effect(world, effect)),
+                Happened::Effect(effect) => format!("  + {}", Self::effect(world, effect)),
                 Happened::Notice(about, notice) => format!(
                     "  {} {about}: {}: {}",
                     if notice.warning { "!" } else { "*" },
@@ -81,7 +81,7 @@ impl Printer {
         })
     }
 
-    fn effect(&self, world: &World, effect: &Effect) -> String {
+    fn effect(world: &World, effect: &Effect) -> String {
         match effect {
             Effect::CreateRevision(_) => "pin the definition".to_owned(),
             Effect::CreateDocument(d) => format!("create Document {}", d.spec.document_type),
@@ -199,7 +199,10 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     if status.attempt > 1 {
         words += &format!(", attempt {}", status.attempt);
     }
-    if let Some(at) = status.not_before.filter(|at| at.0 > world.now) {
+    if let Some(at) = status
+        .not_before
+        .filter(|at| at.0 > world.now && !phase.is_terminal())
+    {
         let wait = at.0.duration_since(world.now).as_millis();
         words += &format!(", not before {} s from now", (wait + 999) / 1000);
     }

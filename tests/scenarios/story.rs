@@ -110,6 +110,9 @@ impl Teller {
     fn act(&mut self, line: &str, body: &str, log: &mut Vec<Happened>) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
+            ["agent", name, "disappears"] => {
+                self.world.agents.remove(*name);
+            }
             ["agent", names @ ..] => names.iter().for_each(|n| self.agent(n, body)),
             ["template", name, ..] => self.template(name, body),
             ["workflow", name, "deleted"] => {
@@ -180,6 +183,11 @@ impl Teller {
                     termination,
                     ..work.pod.clone().unwrap_or_default()
                 });
+            }
+            ["pod", "of", of, "is", "deleted"] => {
+                let by = self.world.now + SignedDuration::from_secs(30);
+                let pod = self.work(of).pod.as_mut().expect("a pod");
+                pod.gone_by = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(by));
             }
             ["pod", "of", of, "waits:", ..] => {
                 let obstacle = split(line, "waits: ").1.to_owned();

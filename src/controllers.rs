@@ -6,6 +6,7 @@ pub mod triggers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
@@ -95,7 +96,9 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let health = Health::new(Arc::clone(&metrics));
     let listening = tokio::spawn(health.clone().serve(options.metrics_listen));
-    let surroundings = Arc::new(surroundings(&options, &client).await?);
+    let (surroundings, names) = surroundings(&options, &client).await?;
+    let surroundings = Arc::new(surroundings);
+    let renewing = renew(client.clone(), options.clone(), names);
     let accounts = Accounts {
         operator: options.operator_account.clone(),
         gateway: options.gateway_account.clone(),
@@ -118,6 +121,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let context = Arc::new(Context::new(observer, recorder, metrics));
     let ended = tokio::select! {
         what = supervise(&options, Arc::clone(&context), health) => what,
+        () = renewing => "renewing the certificate ended".to_owned(),
         served = listening => format!("the metrics listener ended: {served:?}"),
         () = terminated() => {
             tracing::info!("SIGTERM: stopping");
@@ -135,8 +139,23 @@ async fn terminated() {
     }
 }
 
+/// Twice a day: the certificate is renewed a month before its end, and the gateway reads it again every hour.
+async fn renew(client: Client, options: Options, names: Vec<String>) {
+    let mut due = tokio::time::interval(Duration::from_secs(12 * 3600));
+    loop {
+        due.tick().await;
+        let (namespace, secret) = (&options.namespace, &options.tls_secret);
+        if let Err(error) = tls::ensure(&client, namespace, secret, &names).await {
+            tracing::warn!(%error, "the gateway's certificate could not be checked");
+        }
+    }
+}
+
 /// What pods must know: the gateway's address, and the CA that it is trusted by.
-async fn surroundings(options: &Options, client: &Client) -> anyhow::Result<Surroundings> {
+async fn surroundings(
+    options: &Options,
+    client: &Client,
+) -> anyhow::Result<(Surroundings, Vec<String>)> {
     let (service, namespace) = (&options.gateway_service, &options.namespace);
     let api: Api<Service> = Api::namespaced(client.clone(), namespace);
     let found = bounded("GET services", api.get(service)).await?;
@@ -160,12 +179,13 @@ async fn surroundings(options: &Options, client: &Client) -> anyhow::Result<Surr
     } else {
         host.clone()
     };
-    Ok(Surroundings {
+    let surroundings = Surroundings {
         image: options.image.clone(),
         image_pull_policy: options.image_pull_policy.clone(),
         gateway_url: format!("https://{host}:443"),
         gateway_ca,
-    })
+    };
+    Ok((surroundings, names))
 }
 
 /// Watches everything, reconciles everything; returns only if something ends that must not.

@@ -1,10 +1,7 @@
 //! Stories against `decide` alone: `scenarios/NAME.txt` tells one, `scenarios/NAME.golden` is the whole transcript.
 //! A reviewer reads the golden files first. `UPDATE=1 cargo test --test scenarios` rewrites them.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
-
 #![expect(clippy::expect_used, clippy::panic, reason = "all of it is test")]
-#![expect(clippy::format_push_string, reason = "transcripts grow by appending")]
 
 #[path = "scenarios/invariants.rs"]
 mod invariants;

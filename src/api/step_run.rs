@@ -201,6 +201,10 @@ pub struct StepRunStatus {
     /// Latched: what a person must answer, with the commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
+    /// Latched: what people said with their answers, for the attempts that follow; the newest ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub guidance: Vec<Guidance>,
     /// Latched: the newest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<StepError>,
@@ -230,6 +234,7 @@ impl Default for StepRunStatus {
             result: None,
             gate: None,
             waiting_for: None,
+            guidance: Vec::new(),
             error: None,
             agent: None,
         }
@@ -380,6 +385,17 @@ pub enum WaitKind {
     OutcomeUnknown,
     /// The cluster kept losing the attempts.
     InfrastructureSpent,
+}
+
+/// What a person said with an answer.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Guidance {
+    /// The attempt that it is about.
+    pub attempt: i32,
+    #[schemars(length(max = 512))]
+    pub by: String,
+    #[schemars(length(max = 4096))]
+    pub text: String,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

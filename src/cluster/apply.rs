@@ -17,17 +17,21 @@ use crate::api::name::OPERATOR;
 use crate::api::{Document, StepRun};
 use crate::decide::Effect;
 
-/// All effects of a plan within one namespace.
+/// All effects of a plan within one namespace; gives the resourceVersion that the observed object has after them, where
+/// one of them changed it.
 pub async fn apply(
     client: &Client,
     namespace: &str,
     effects: &[Effect],
     consistency: &Consistency,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
+    let mut version = None;
     for effect in effects {
-        one(client, namespace, effect, consistency).await?;
+        version = one(client, namespace, effect, consistency)
+            .await?
+            .or(version);
     }
-    Ok(())
+    Ok(version)
 }
 
 async fn one(
@@ -35,21 +39,21 @@ async fn one(
     namespace: &str,
     effect: &Effect,
     consistency: &Consistency,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     match effect {
         Effect::CreateRevision(object) => {
-            create(client, namespace, "ControllerRevision", object.as_ref()).await
+            create(client, namespace, "ControllerRevision", object.as_ref()).await?;
         }
         Effect::CreateDocument(object) => {
-            create(client, namespace, "Document", object.as_ref()).await
+            create(client, namespace, "Document", object.as_ref()).await?;
         }
         Effect::CreateStepRun(object) => {
-            create(client, namespace, "StepRun", object.as_ref()).await
+            create(client, namespace, "StepRun", object.as_ref()).await?;
         }
-        Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await,
-        Effect::DeleteJob { name, uid } => delete_job(client, namespace, name, uid).await,
+        Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await?,
+        Effect::DeleteJob { name, uid } => delete_job(client, namespace, name, uid).await?,
         Effect::SetDocumentStatus { name, status } => {
-            set_document_status(client, namespace, name, status).await
+            set_document_status(client, namespace, name, status).await?;
         }
         Effect::EmptyMailbox {
             step_run,
@@ -59,9 +63,10 @@ async fn one(
             let emptied =
                 empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
             consistency.wrote(&emptied.metadata);
-            Ok(())
+            return Ok(emptied.metadata.resource_version);
         }
     }
+    Ok(None)
 }
 
 async fn create<K>(

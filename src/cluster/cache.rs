@@ -116,8 +116,9 @@ impl<K: Watched> Cache<K> {
             Event::InitDone => {
                 index.clear();
                 let now = self.store.state();
-                now.iter()
-                    .for_each(|object| insert(&mut index, self.keys, object));
+                for object in &now {
+                    insert(&mut index, self.keys, object);
+                }
                 let gone = before
                     .into_iter()
                     .filter(|o| self.store.get(&ObjectRef::from_obj(o.as_ref())).is_none());

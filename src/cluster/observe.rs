@@ -106,16 +106,13 @@ impl Observer {
             .iter()
             .flat_map(|s| &s.steps)
             .filter_map(|s| s.step_run.clone());
-        for name in latched {
-            if !found.contains_key(&name) {
-                let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
-                let live = bounded("GET stepruns", api.get_opt(&name)).await?;
-                if let Some(live) =
-                    live.filter(|s| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid))
-                {
-                    found.insert(name, Arc::new(live));
-                }
-            }
+        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(name)).collect();
+        for name in unseen {
+            let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
+            let live = bounded("GET stepruns", api.get_opt(&name)).await?;
+            let ours =
+                |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
+            found.extend(live.filter(ours).map(|live| (name, Arc::new(live))));
         }
         if fewer_than_begun(workflow, &found) {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
@@ -198,17 +195,10 @@ impl Observer {
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&own, &uid, attempt);
         let jobs = self.world.jobs.under(&uid);
-        let reported = step_run
-            .status
-            .as_ref()
-            .and_then(|s| s.agent.as_ref())
-            .and_then(|a| a.report.as_ref());
-        let document = match reported
-            .and_then(|r| r.document_name.as_ref())
-            .filter(|_| !done)
-        {
-            Some(document) => self.document(&namespace, document).await?,
-            None => None,
+        let document = if done {
+            None
+        } else {
+            self.reported_document(&step_run, &namespace).await?
         };
         let siblings = document
             .as_ref()
@@ -243,7 +233,18 @@ impl Observer {
     }
 
     /// The Document that a report names, with its content: the cache keeps none.
-    async fn document(&self, namespace: &str, name: &str) -> Result<Option<Arc<Document>>, Error> {
+    async fn reported_document(
+        &self,
+        step_run: &StepRun,
+        namespace: &str,
+    ) -> Result<Option<Arc<Document>>, Error> {
+        let report = step_run
+            .status
+            .as_ref()
+            .and_then(|s| s.agent.as_ref()?.report.as_ref());
+        let Some(name) = report.and_then(|r| r.document_name.as_ref()) else {
+            return Ok(None);
+        };
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
         Ok(bounded("GET documents", api.get_opt(name))
             .await?

@@ -99,12 +99,11 @@ fn is_good(secret: &Secret, names: &[String]) -> bool {
 /// Keeps the CA if there is one: pods that run trust it.
 fn make(found: Option<&Secret>, secret: &str, names: &[String]) -> Result<Secret, rcgen::Error> {
     let kept = found.and_then(|s| Some((text(s, CA)?, text(s, CA_KEY)?)));
-    let (ca_pem, ca_key) = match kept {
-        Some((pem, key)) => (pem, KeyPair::from_pem(&key)?),
-        None => {
-            let key = KeyPair::generate()?;
-            (ca_params().self_signed(&key)?.pem(), key)
-        }
+    let (ca_pem, ca_key) = if let Some((pem, key)) = kept {
+        (pem, KeyPair::from_pem(&key)?)
+    } else {
+        let key = KeyPair::generate()?;
+        (ca_params().self_signed(&key)?.pem(), key)
     };
     let issuer = Issuer::new(ca_params(), &ca_key);
     let key = KeyPair::generate()?;

@@ -46,27 +46,27 @@ impl Context {
     where
         K: Watched + serde::Serialize + Resource<Scope = kube::core::NamespaceResourceScope>,
     {
-        let observer = &self.observer;
+        let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
         plan.effects
             .iter()
             .for_each(|effect| self.metrics.wrote(label(effect)));
-        apply::apply(
-            &observer.client,
+        let version = apply::apply(
+            &cluster.client,
             &namespace,
             &plan.effects,
-            &observer.consistency,
+            &cluster.consistency,
         )
         .await?;
         if let Some(status) = plan.status {
             self.metrics.wrote("status");
-            publish::status(
-                &observer.client,
-                observed,
-                |object| set(object, status),
-                &observer.consistency,
-            )
-            .await?;
+            // An effect on the object itself moved its version, by compare-and-swap: nobody wrote in between.
+            let write = |object: &mut K| {
+                object.meta_mut().resource_version =
+                    version.or(object.meta_mut().resource_version.take());
+                set(object, status);
+            };
+            publish::status(&cluster.client, observed, write, &cluster.consistency).await?;
         }
         self.tell(observed, plan.notices);
         Ok(Action::requeue(plan.requeue.unwrap_or(RESYNC).min(RESYNC)))

@@ -16,7 +16,7 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let plan = decide::workflow::workflow(&observed);
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
-            object.status = Some(status)
+            object.status = Some(status);
         })
         .await
 }
@@ -26,7 +26,7 @@ pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<A
     let plan = decide::step_run::step_run(&observed);
     context
         .carry_out(observed.step_run.as_ref(), plan, |object, status| {
-            object.status = Some(status)
+            object.status = Some(status);
         })
         .await
 }
@@ -39,7 +39,7 @@ pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, E
     };
     context
         .carry_out(agent.as_ref(), plan, |object, status| {
-            object.status = Some(status)
+            object.status = Some(status);
         })
         .await
 }
@@ -55,7 +55,7 @@ pub async fn template(
     };
     context
         .carry_out(template.as_ref(), plan, |object, status| {
-            object.status = Some(status)
+            object.status = Some(status);
         })
         .await
 }

@@ -30,6 +30,7 @@ pub struct Scope {
 
 impl Scope {
     /// Adds a variable; a later one of the same name hides an earlier one.
+    #[must_use]
     pub fn with(mut self, name: &str, value: Value) -> Self {
         self.variables.retain(|(old, _)| old != name);
         self.variables.push((name.to_owned(), value));
@@ -284,7 +285,7 @@ fn members(expression: &IdedExpr, variable: &str, found: &mut BTreeSet<String>) 
         _ => {}
     }
     each_child(&expression.expr, &mut |child| {
-        members(child, variable, found)
+        members(child, variable, found);
     });
 }
 
@@ -415,12 +416,11 @@ fn closing(code: &str) -> Option<usize> {
             (Some(_), _) if escaped => escaped = false,
             (Some(_), '\\') => escaped = true,
             (Some(q), _) if c == q => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(c),
             (None, '{') => depth += 1,
             (None, '}') if depth == 0 => return Some(at),
             (None, '}') => depth -= 1,
-            (None, _) => {}
+            _ => {}
         }
     }
     None

@@ -164,6 +164,7 @@ mod tests {
     };
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table, a row a class")]
     fn every_class_has_its_consequence() {
         use AttemptResult as R;
         let fresh = AttemptCounts::default();
@@ -172,7 +173,7 @@ mod tests {
                 next(result, counts, policy).1,
                 expected,
                 "{result} {counts:?}"
-            )
+            );
         };
         for class in [R::Retryable, R::InvalidOutput, R::Timeout] {
             check(class, fresh, POLICY, Next::Again);

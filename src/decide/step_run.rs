@@ -22,8 +22,8 @@ use crate::api::limits::{
 use crate::api::name::{self, ACTION, COMMENT, DECIDED_BY};
 use crate::api::step::Step;
 use crate::api::step_run::{
-    Attempt, AttemptCounts, AttemptResult, Claim, GateState, GateStatus, Report, ReportClass,
-    ResultRef, StepError, StepRun, StepRunStatus, WaitKind, WaitingFor,
+    Attempt, AttemptCounts, AttemptResult, Claim, GateState, GateStatus, Guidance, Report,
+    ReportClass, ResultRef, StepError, StepRun, StepRunStatus, WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
 
@@ -658,7 +658,7 @@ impl<'a> Pass<'a> {
         };
         let commands = vec![
             format!(
-                "kubectl -n {namespace} annotate steprun {own} {ACTION}=retry {COMMENT}='WHAT TO DO BETTER'"
+                "kubectl -n {namespace} annotate steprun {own} {ACTION}=retry {COMMENT}='WHAT TO DO BETTER' {DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\""
             ),
             format!("kubectl lockstep -n {namespace} answer {own} retry -m 'WHAT TO DO BETTER'"),
         ];
@@ -700,12 +700,22 @@ impl<'a> Pass<'a> {
             .waiting_for
             .as_ref()
             .is_some_and(|w| w.options.contains(action));
-        self.empty_mailbox(vec![ACTION, COMMENT, DECIDED_BY]);
         if !allowed {
-            return self.plan.warn(
+            self.plan.warn(
                 "AnswerRefused",
                 format!("{} is no answer to this question", clip(action, 40)),
             );
+            return self.empty_mailbox(vec![ACTION, COMMENT, DECIDED_BY]);
+        }
+        // Latched in this pass, taken out of the mailbox in the next: a crash in between loses nothing.
+        if let Some(text) = annotations.get(COMMENT) {
+            self.status.guidance.push(Guidance {
+                attempt: self.status.attempt,
+                by: clip(by, 512),
+                text: clip(text, 4096),
+            });
+            let surplus = self.status.guidance.len().saturating_sub(ATTEMPTS_KEPT);
+            self.status.guidance.drain(..surplus);
         }
         self.plan.notice("Answered", format!("{action} by {by}"));
         self.status.waiting_for = None;

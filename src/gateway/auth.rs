@@ -294,6 +294,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::large_stack_arrays, reason = "whole pods in a table")]
     fn only_the_living_pod_of_the_attempts_job_counts() {
         let attempt = attempt();
         let caller = Caller {

@@ -83,10 +83,21 @@ fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
     .to_vec()
 }
 
+/// Faults of earlier attempts, each followed by what a person said to it.
 fn history(parts: &Parts<'_>) -> Vec<Value> {
-    earlier(parts)
-        .map(|(attempt, text)| json!({"kind": "fault", "attempt": attempt, "text": text}))
-        .collect()
+    let faults = earlier(parts).map(|(attempt, text)| {
+        (
+            attempt,
+            json!({"kind": "fault", "attempt": attempt, "text": text}),
+        )
+    });
+    let guidance = parts.status.guidance.iter().map(|g| {
+        let said = json!({"kind": "guidance", "attempt": g.attempt, "by": g.by, "text": g.text});
+        (g.attempt, said)
+    });
+    let mut history: Vec<(i32, Value)> = faults.chain(guidance).collect();
+    history.sort_by_key(|(attempt, _)| *attempt);
+    history.into_iter().map(|(_, entry)| entry).collect()
 }
 
 fn previous(parts: &Parts<'_>) -> Option<Value> {
@@ -218,6 +229,7 @@ mod tests {
         json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeID": "w", "key": key})
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "tables give literals")]
     fn context(documents: Value, status: Value) -> Claimed {
         let attempt = AttemptRef {
             namespace: "team".to_owned(),

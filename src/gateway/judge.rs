@@ -324,7 +324,7 @@ mod tests {
             (json, integer(), Some("{\"n\":\"x\"}"), None, InvalidOutput, "not of type", None, None),
         ];
         for (produces, schema, result, document, class, part, kept, made) in table {
-            let case = format!("{produces:?} {schema:?} {:.40?} {:.40?}", result, document);
+            let case = format!("{produces:?} {schema:?} {result:.40?} {document:.40?}");
             let judgement = judge(&contract(produces, schema), &output(result, document));
             assert_eq!(judgement.class, class, "{case}");
             assert_eq!(judgement.faults.is_empty(), class == Succeeded, "{case}");

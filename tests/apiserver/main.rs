@@ -4,7 +4,13 @@
 //!     helm install lockstep charts/lockstep -n lockstep-system --create-namespace
 //!     KUBECONFIG=... cargo test --test apiserver
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "a test ends by panicking, and a table is as long as its cases"
+)]
 
 mod crds;
 mod policies;

@@ -102,7 +102,7 @@ fn the_shim_stands_before_the_agents_own_command() {
     );
     assert_eq!(
         first.command.clone().expect("a command"),
-        ["/lockstep-shim", "install", path::ROOT]
+        ["/lockstep-shim", "install", INSTALL_ROOT]
     );
 }
 

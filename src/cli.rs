@@ -91,22 +91,13 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(wrong) => {
-            let code = if wrong.use_stderr() {
-                Code::Usage
-            } else {
-                Code::Done
-            };
+            let code = if wrong.use_stderr() { Code::Usage } else { Code::Done };
             wrong.print().ok();
             return code.into();
         }
     };
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .ok();
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(wrong) => {
             eprintln!("error: cannot start: {wrong}");

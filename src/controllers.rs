@@ -41,28 +41,16 @@ pub struct Options {
     /// Image that holds the shim; it is copied into every agent's pod.
     #[arg(long, env = "LOCKSTEP_IMAGE")]
     pub image: String,
-    #[arg(
-        long,
-        env = "LOCKSTEP_IMAGE_PULL_POLICY",
-        default_value = "IfNotPresent"
-    )]
+    #[arg(long, env = "LOCKSTEP_IMAGE_PULL_POLICY", default_value = "IfNotPresent")]
     pub image_pull_policy: String,
     /// Name of the gateway's Service.
-    #[arg(
-        long,
-        env = "LOCKSTEP_GATEWAY_SERVICE",
-        default_value = "lockstep-gateway"
-    )]
+    #[arg(long, env = "LOCKSTEP_GATEWAY_SERVICE", default_value = "lockstep-gateway")]
     pub gateway_service: String,
     /// How pods reach the gateway: by DNS name, or by the Service's cluster IP where pods have no DNS.
     #[arg(long, env = "LOCKSTEP_GATEWAY_REACH", default_value = "dns")]
     pub gateway_reach: Reach,
     /// Secret that keeps the gateway's CA and certificate.
-    #[arg(
-        long,
-        env = "LOCKSTEP_TLS_SECRET",
-        default_value = "lockstep-gateway-tls"
-    )]
+    #[arg(long, env = "LOCKSTEP_TLS_SECRET", default_value = "lockstep-gateway-tls")]
     pub tls_secret: String,
     #[arg(
         long,
@@ -99,10 +87,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let (surroundings, names) = surroundings(&options, &client).await?;
     let surroundings = Arc::new(surroundings);
     let renewing = renew(client.clone(), options.clone(), names);
-    let accounts = Accounts {
-        operator: options.operator_account.clone(),
-        gateway: options.gateway_account.clone(),
-    };
+    let accounts = Accounts { operator: options.operator_account.clone(), gateway: options.gateway_account.clone() };
     let observer = Observer {
         client: client.clone(),
         world: World::default(),
@@ -111,13 +96,8 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
     };
-    let recorder = Recorder::new(
-        client,
-        Reporter {
-            controller: OPERATOR.to_owned(),
-            instance: std::env::var("HOSTNAME").ok(),
-        },
-    );
+    let recorder =
+        Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });
     let context = Arc::new(Context::new(observer, recorder, metrics));
     let ended = tokio::select! {
         what = supervise(&options, Arc::clone(&context), health) => what,
@@ -132,9 +112,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
 }
 
 async fn terminated() {
-    if let Ok(mut signal) =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-    {
+    if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         signal.recv().await;
     }
 }
@@ -152,33 +130,19 @@ async fn renew(client: Client, options: Options, names: Vec<String>) {
 }
 
 /// What pods must know: the gateway's address, and the CA that it is trusted by.
-async fn surroundings(
-    options: &Options,
-    client: &Client,
-) -> anyhow::Result<(Surroundings, Vec<String>)> {
+async fn surroundings(options: &Options, client: &Client) -> anyhow::Result<(Surroundings, Vec<String>)> {
     let (service, namespace) = (&options.gateway_service, &options.namespace);
     let api: Api<Service> = Api::namespaced(client.clone(), namespace);
     let found = bounded("GET services", api.get(service)).await?;
     let address = found.spec.and_then(|s| s.cluster_ip).unwrap_or_default();
-    let mut names = vec![
-        format!("{service}.{namespace}.svc"),
-        format!("{service}.{namespace}.svc.cluster.local"),
-        service.clone(),
-    ];
+    let mut names =
+        vec![format!("{service}.{namespace}.svc"), format!("{service}.{namespace}.svc.cluster.local"), service.clone()];
     if address.parse::<std::net::IpAddr>().is_ok() {
         names.push(address.clone());
     }
     let gateway_ca = tls::ensure(client, namespace, &options.tls_secret, &names).await?;
-    let host = if options.gateway_reach == Reach::ClusterIp {
-        &address
-    } else {
-        &names[0]
-    };
-    let host = if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.clone()
-    };
+    let host = if options.gateway_reach == Reach::ClusterIp { &address } else { &names[0] };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let surroundings = Surroundings {
         image: options.image.clone(),
         image_pull_policy: options.image_pull_policy.clone(),
@@ -234,56 +198,19 @@ fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task:
         let (context, triggers) = (Arc::clone(context), Arc::clone(triggers));
         let cache = Arc::clone(pick(&context.observer.world));
         let api = Api::all(context.observer.client.clone());
-        tokio::spawn(cache.run(api, config, move |object| {
-            wake(Arc::clone(&triggers), Arc::clone(&context), object)
-        }))
+        tokio::spawn(cache.run(api, config, move |object| wake(Arc::clone(&triggers), Arc::clone(&context), object)))
     }
     let both = (context, triggers);
     let all = watcher::Config::default;
     let ours = || watcher::Config::default().labels(LABEL_STEP_RUN);
     vec![
-        one(
-            both,
-            |w| &w.agents,
-            all(),
-            |t, c, o| async move { t.agent(&c.observer.world, &o).await },
-        ),
-        one(
-            both,
-            |w| &w.templates,
-            all(),
-            |t, c, o| async move { t.template(&c.observer.world, &o).await },
-        ),
-        one(
-            both,
-            |w| &w.workflows,
-            all(),
-            |t, c, o| async move { t.workflow(&c.observer.world, &o).await },
-        ),
-        one(
-            both,
-            |w| &w.step_runs,
-            all(),
-            |t, _, o| async move { t.step_run(&o).await },
-        ),
-        one(
-            both,
-            |w| &w.documents,
-            all(),
-            |t, c, o| async move { t.document(&c.observer.world, &o).await },
-        ),
-        one(
-            both,
-            |w| &w.jobs,
-            ours(),
-            |t, _, o| async move { t.labelled_step_run(o.as_ref()).await },
-        ),
-        one(
-            both,
-            |w| &w.pods,
-            ours(),
-            |t, _, o| async move { t.labelled_step_run(o.as_ref()).await },
-        ),
+        one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
+        one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
+        one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
+        one(both, |w| &w.step_runs, all(), |t, _, o| async move { t.step_run(&o).await }),
+        one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
+        one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
+        one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
     ]
 }
 
@@ -300,12 +227,7 @@ async fn drive<K, R, F>(
 {
     let passes = applier(
         move |object: Arc<K>, context: Arc<Context>| {
-            Box::pin(guarded(
-                kind,
-                object.meta().uid.clone(),
-                Arc::clone(&context),
-                reconcile(context, object),
-            ))
+            Box::pin(guarded(kind, object.meta().uid.clone(), Arc::clone(&context), reconcile(context, object)))
         },
         move |object, error, context| context.after_error(kind, object.as_ref(), error),
         Arc::clone(context),

@@ -42,11 +42,7 @@ pub struct Options {
     #[arg(long, env = "LOCKSTEP_HEALTH_LISTEN", default_value = "0.0.0.0:8081")]
     pub health_listen: SocketAddr,
     /// Secret of the own namespace with `ca.crt`, `tls.crt` and `tls.key`; the operator makes it.
-    #[arg(
-        long,
-        env = "LOCKSTEP_TLS_SECRET",
-        default_value = "lockstep-gateway-tls"
-    )]
+    #[arg(long, env = "LOCKSTEP_TLS_SECRET", default_value = "lockstep-gateway-tls")]
     pub tls_secret: String,
     /// The own namespace.
     #[arg(long, env = "LOCKSTEP_NAMESPACE")]
@@ -124,7 +120,5 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}"))
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }

@@ -142,11 +142,7 @@ pub struct Fault {
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let pointer = if self.pointer.is_empty() {
-            "/"
-        } else {
-            &self.pointer
-        };
+        let pointer = if self.pointer.is_empty() { "/" } else { &self.pointer };
         write!(f, "{pointer}: {}", self.message)
     }
 }
@@ -180,11 +176,7 @@ pub enum Ending {
     Exited { code: i32 },
     /// `lockstep fail`.
     #[serde(rename_all = "camelCase")]
-    Failed {
-        retryable: bool,
-        message: String,
-        code: i32,
-    },
+    Failed { retryable: bool, message: String, code: i32 },
     /// The shim ended it at `timeoutSeconds`.
     TimedOut,
 }

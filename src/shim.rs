@@ -130,10 +130,7 @@ struct Stop {
 
 impl Stop {
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-        }
+        Self { code, message: message.into() }
     }
 }
 

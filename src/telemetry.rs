@@ -21,12 +21,7 @@ use tracing_subscriber::EnvFilter;
 pub fn log(filter: &str) -> anyhow::Result<()> {
     // The client logs each refused call as an error of its own; the reconcile that made it says more.
     let filter = EnvFilter::try_new(format!("{filter},kube_client::client::builder=off"))?;
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter)
-        .init();
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(filter).init();
     Ok(())
 }
 
@@ -57,39 +52,19 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("lockstep");
-        let reconciles = Family::new_with_constructor(
-            (|| Histogram::new(exponential_buckets(0.001, 2.0, 14))) as fn() -> Histogram,
-        );
+        let reconciles =
+            Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.001, 2.0, 14))) as fn() -> Histogram);
         let (errors, writes) = (Family::default(), Family::default());
-        registry.register(
-            "reconcile_seconds",
-            "Time of one pass, by kind",
-            reconciles.clone(),
-        );
-        registry.register(
-            "reconcile_errors",
-            "Passes that the cluster failed, by kind and class",
-            errors.clone(),
-        );
-        registry.register(
-            "writes",
-            "Writes to the API server, by effect",
-            writes.clone(),
-        );
-        Self {
-            registry,
-            reconciles,
-            errors,
-            writes,
-        }
+        registry.register("reconcile_seconds", "Time of one pass, by kind", reconciles.clone());
+        registry.register("reconcile_errors", "Passes that the cluster failed, by kind and class", errors.clone());
+        registry.register("writes", "Writes to the API server, by effect", writes.clone());
+        Self { registry, reconciles, errors, writes }
     }
 }
 
 impl Metrics {
     pub fn passed(&self, kind: &'static str, took: Duration) {
-        self.reconciles
-            .get_or_create(&KindLabel { kind })
-            .observe(took.as_secs_f64());
+        self.reconciles.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
     }
 
     pub fn failed(&self, kind: &'static str, class: &'static str) {
@@ -116,10 +91,7 @@ pub struct Health {
 
 impl Health {
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self {
-            ready: Arc::default(),
-            metrics,
-        }
+        Self { ready: Arc::default(), metrics }
     }
 
     pub fn set_ready(&self) {
@@ -143,19 +115,10 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     if health.ready.load(Ordering::Relaxed) {
         (StatusCode::OK, "ok")
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the caches are not filled yet",
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, "the caches are not filled yet")
     }
 }
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
-    (
-        [(
-            header::CONTENT_TYPE,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        )],
-        health.metrics.text(),
-    )
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], health.metrics.text())
 }

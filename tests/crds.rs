@@ -33,9 +33,8 @@ fn crds_match_the_types() -> Result<()> {
                 fs::create_dir_all(root.join(place))?;
                 fs::write(&path, &text)?;
             }
-            let stored = fs::read_to_string(&path).with_context(|| {
-                format!("{}: run UPDATE=1 cargo test --test crds", path.display())
-            })?;
+            let stored = fs::read_to_string(&path)
+                .with_context(|| format!("{}: run UPDATE=1 cargo test --test crds", path.display()))?;
             ensure!(
                 stored == text,
                 "{} is not what the types say: run UPDATE=1 cargo test --test crds",
@@ -70,15 +69,9 @@ fn no_field_may_be_null_and_every_status_reads_as_unseen_first() {
         let kind = text(&crd, "/spec/names/kind");
         let written = crd.to_string();
         assert!(!written.contains("\"nullable\""), "{kind}");
-        let status = crd
-            .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status")
-            .cloned()
-            .unwrap_or_default();
-        assert_eq!(
-            status.get("default"),
-            Some(&serde_json::json!({})),
-            "{kind}"
-        );
+        let status =
+            crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/status").cloned().unwrap_or_default();
+        assert_eq!(status.get("default"), Some(&serde_json::json!({})), "{kind}");
         if kind != "Document" {
             assert_eq!(
                 status.pointer("/properties/observedGeneration/default"),
@@ -107,9 +100,7 @@ fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {
             faults.push(format!("{path}: a list without maxItems"));
         }
         Some("string") if !(has("maxLength") || has("enum") || has("format")) => {
-            faults.push(format!(
-                "{path}: a string without maxLength, enum or format"
-            ));
+            faults.push(format!("{path}: a string without maxLength, enum or format"));
         }
         Some("object") if has("additionalProperties") && !has("maxProperties") => {
             faults.push(format!("{path}: a map without maxProperties"));
@@ -134,17 +125,9 @@ fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {
 }
 
 fn text(value: &Value, pointer: &str) -> String {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 fn list(value: &Value, pointer: &str) -> Vec<Value> {
-    value
-        .pointer(pointer)
-        .and_then(Value::as_array)
-        .cloned()
-        .unwrap_or_default()
+    value.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default()
 }

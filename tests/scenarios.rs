@@ -28,11 +28,7 @@ fn check(name: &str) {
     }
     let expected = std::fs::read_to_string(&golden).unwrap_or_default();
     if transcript != expected {
-        let line = transcript
-            .lines()
-            .zip(expected.lines())
-            .take_while(|(a, b)| a == b)
-            .count();
+        let line = transcript.lines().zip(expected.lines()).take_while(|(a, b)| a == b).count();
         panic!(
             "{name}.golden differs at line {}; UPDATE=1 rewrites it\nexpected: {:?}\nfound:    {:?}",
             line + 1,

@@ -28,14 +28,7 @@ impl Truth {
 }
 
 /// Sets a condition; its transition time moves only when its status does.
-pub fn set(
-    conditions: &mut Vec<Condition>,
-    kind: &str,
-    truth: Truth,
-    reason: &str,
-    message: &str,
-    at: (&Time, i64),
-) {
+pub fn set(conditions: &mut Vec<Condition>, kind: &str, truth: Truth, reason: &str, message: &str, at: (&Time, i64)) {
     let (now, generation) = at;
     let fresh = Condition {
         type_: kind.to_owned(),
@@ -47,15 +40,8 @@ pub fn set(
     };
     match conditions.iter_mut().find(|c| c.type_ == kind) {
         Some(old) => {
-            let since = if old.status == fresh.status {
-                old.last_transition_time.clone()
-            } else {
-                now.clone()
-            };
-            *old = Condition {
-                last_transition_time: since,
-                ..fresh
-            };
+            let since = if old.status == fresh.status { old.last_transition_time.clone() } else { now.clone() };
+            *old = Condition { last_transition_time: since, ..fresh };
         }
         None => conditions.push(fresh),
     }

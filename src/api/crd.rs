@@ -8,16 +8,10 @@ use super::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 
 /// All kinds, in the order in which they are listed.
 pub fn all() -> Vec<Value> {
-    [
-        Agent::crd(),
-        WorkflowTemplate::crd(),
-        Workflow::crd(),
-        StepRun::crd(),
-        Document::crd(),
-    ]
-    .iter()
-    .map(finished)
-    .collect()
+    [Agent::crd(), WorkflowTemplate::crd(), Workflow::crd(), StepRun::crd(), Document::crd()]
+        .iter()
+        .map(finished)
+        .collect()
 }
 
 /// Plural name and YAML text of every CRD.
@@ -25,11 +19,7 @@ pub fn files() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
     all()
         .iter()
         .map(|crd| {
-            let plural = crd
-                .pointer("/spec/names/plural")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned();
+            let plural = crd.pointer("/spec/names/plural").and_then(Value::as_str).unwrap_or_default().to_owned();
             Ok((plural, serde_saphyr::to_string(crd)?))
         })
         .collect()
@@ -39,16 +29,10 @@ fn finished(crd: &CustomResourceDefinition) -> Value {
     let mut crd = serde_json::to_value(crd).unwrap_or_default();
     if let Some(schema) = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
         tidy(schema);
-        if let Some(status) = schema
-            .pointer_mut("/properties/status")
-            .and_then(Value::as_object_mut)
-        {
+        if let Some(status) = schema.pointer_mut("/properties/status").and_then(Value::as_object_mut) {
             // Both defaults are needed: kstatus must read -1 before the first look and after a write that leaves it out.
             status.insert("default".to_owned(), json!({}));
-            if let Some(observed) = status
-                .get_mut("properties")
-                .and_then(|p| p.get_mut("observedGeneration"))
-            {
+            if let Some(observed) = status.get_mut("properties").and_then(|p| p.get_mut("observedGeneration")) {
                 observed["default"] = json!(-1);
             }
         }
@@ -70,11 +54,7 @@ fn tidy(schema: &mut Value) {
     if let Some(Value::Array(values)) = object.get_mut("enum") {
         values.retain(|value| !value.is_null());
     }
-    if object
-        .get("description")
-        .and_then(Value::as_str)
-        .is_some_and(|text| text.len() > 400)
-    {
+    if object.get("description").and_then(Value::as_str).is_some_and(|text| text.len() > 400) {
         object.remove("description");
     }
     object.remove("title");

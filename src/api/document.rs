@@ -25,23 +25,9 @@ use super::step::Format;
     printcolumn(name = "Workflow", type_ = "string", json_path = ".spec.workflow"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Revision", type_ = "integer", json_path = ".status.revision"),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
-    printcolumn(
-        name = "Format",
-        type_ = "string",
-        json_path = ".spec.format",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Digest",
-        type_ = "string",
-        json_path = ".status.digest",
-        priority = 1
-    )
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Format", type_ = "string", json_path = ".spec.format", priority = 1),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.digest", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self == oldSelf").message("a document is immutable; create another one of the same type, the newest revision counts"))]
@@ -85,20 +71,7 @@ pub struct DocumentSpec {
 }
 
 /// How far a document can be seen.
-#[derive(
-    JsonSchema,
-    Serialize,
-    Deserialize,
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
     Item,
     Workflow,

@@ -47,14 +47,12 @@ fn hex<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 }
 
 fn to_hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
-            }
-            text
-        })
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
+        for digit in [byte >> 4, byte & 15] {
+            text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+        text
+    })
 }
 
 /// The StepRun of a step, for the item keys around it.
@@ -72,40 +70,26 @@ pub fn step_run(workflow: &str, workflow_uid: &str, path: &str, keys: &[String])
 /// The Job of one attempt; its pods and labels take the same name, hence at most 52 characters.
 pub fn job(step_run: &str, step_run_uid: &str, attempt: i32) -> String {
     let hash = hex([step_run_uid.as_bytes(), attempt.to_string().as_bytes()]);
-    let readable = step_run
-        .rsplit_once('-')
-        .map_or(step_run, |(readable, _)| readable);
+    let readable = step_run.rsplit_once('-').map_or(step_run, |(readable, _)| readable);
     legal(&format!("{}-{attempt}", head(readable, 24)), &hash)
 }
 
 /// The document that one attempt makes.
 pub fn document(step_run: &str, step_run_uid: &str, attempt: i32, document_type: &str) -> String {
-    let hash = hex([
-        step_run_uid.as_bytes(),
-        attempt.to_string().as_bytes(),
-        document_type.as_bytes(),
-    ]);
-    let readable = step_run
-        .rsplit_once('-')
-        .map_or(step_run, |(readable, _)| readable);
+    let hash = hex([step_run_uid.as_bytes(), attempt.to_string().as_bytes(), document_type.as_bytes()]);
+    let readable = step_run.rsplit_once('-').map_or(step_run, |(readable, _)| readable);
     legal(&format!("{}-{attempt}", head(readable, 24)), &hash)
 }
 
 /// The document of run scope that stands in the run itself.
 pub fn run_document(workflow: &str, workflow_uid: &str, document_type: &str) -> String {
     let hash = hex([workflow_uid.as_bytes(), document_type.as_bytes()]);
-    legal(
-        &format!("{}-{}", head(workflow, 16), head(document_type, 17)),
-        &hash,
-    )
+    legal(&format!("{}-{}", head(workflow, 16), head(document_type, 17)), &hash)
 }
 
 /// The pinned definition of a run.
 pub fn revision(workflow: &str, workflow_uid: &str) -> String {
-    legal(
-        head(workflow, 34).as_str(),
-        &hex([workflow_uid.as_bytes(), b"definition".as_slice()]),
-    )
+    legal(head(workflow, 34).as_str(), &hex([workflow_uid.as_bytes(), b"definition".as_slice()]))
 }
 
 /// The audience of the token of one attempt's pod: it is good for nothing else.
@@ -115,8 +99,7 @@ pub fn audience(step_run_uid: &str, attempt: i32) -> String {
 
 /// Identity of a scope: the run's UID, then the keys of the items inwards.
 pub fn scope_id(workflow_uid: &str, keys: &[String]) -> String {
-    keys.iter()
-        .fold(workflow_uid.to_owned(), |id, key| format!("{id}/{key}"))
+    keys.iter().fold(workflow_uid.to_owned(), |id, key| format!("{id}/{key}"))
 }
 
 /// A value as a label's, hashed where it is none.
@@ -124,25 +107,13 @@ pub fn label_value(value: &str) -> String {
     let legal = value.len() <= 63
         && value.starts_with(|c: char| c.is_ascii_alphanumeric())
         && value.ends_with(|c: char| c.is_ascii_alphanumeric())
-        && value
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    if legal {
-        value.to_owned()
-    } else {
-        format!("h-{}", &hex([value.as_bytes()])[..32])
-    }
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if legal { value.to_owned() } else { format!("h-{}", &hex([value.as_bytes()])[..32]) }
 }
 
 fn head(text: &str, chars: usize) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
         .take(chars)
         .collect::<String>()
         .trim_matches('-')
@@ -153,11 +124,7 @@ fn head(text: &str, chars: usize) -> String {
 fn legal(readable: &str, hash: &str) -> String {
     let readable = readable.trim_matches('-');
     let begins = readable.starts_with(|c: char| c.is_ascii_lowercase());
-    let readable = if begins {
-        head(readable, 35)
-    } else {
-        head(&format!("x{readable}"), 35)
-    };
+    let readable = if begins { head(readable, 35) } else { head(&format!("x{readable}"), 35) };
     format!("{readable}-{}", &hash[..16])
 }
 
@@ -170,9 +137,7 @@ mod tests {
         name.len() <= 52
             && name.starts_with(|c: char| c.is_ascii_lowercase())
             && name.ends_with(|c: char| c.is_ascii_alphanumeric())
-            && name
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     }
 
     proptest! {
@@ -196,18 +161,12 @@ mod tests {
         assert_ne!(base, step_run("w", "uid2", "a/b", &keys(&["x"])));
         assert_ne!(base, step_run("w", "uid", "a/c", &keys(&["x"])));
         assert_ne!(base, step_run("w", "uid", "a/b", &keys(&["x", ""])));
-        assert_ne!(
-            step_run("w", "uid", "a", &keys(&["bc"])),
-            step_run("w", "uid", "ab", &keys(&["c"]))
-        );
+        assert_ne!(step_run("w", "uid", "a", &keys(&["bc"])), step_run("w", "uid", "ab", &keys(&["c"])));
         assert_ne!(job("s-1", "uid", 1), job("s-1", "uid", 2));
     }
 
     #[test]
     fn digests_are_those_of_the_field() {
-        assert_eq!(
-            digest_bytes(b""),
-            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        );
+        assert_eq!(digest_bytes(b""), "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
 }

@@ -35,15 +35,9 @@ pub fn step_levels(generator: &mut SchemaGenerator) -> Schema {
 fn step_list(item: &Value, limit: u32) -> Value {
     let groups = item.pointer("/properties/steps").is_some();
     let (rule, message) = if groups {
-        (
-            "has(self.agentId) != has(self.steps)",
-            "exactly one of agentId and steps says what the step does",
-        )
+        ("has(self.agentId) != has(self.steps)", "exactly one of agentId and steps says what the step does")
     } else {
-        (
-            "has(self.agentId)",
-            "agentId is required: groups nest at most three deep",
-        )
+        ("has(self.agentId)", "agentId is required: groups nest at most three deep")
     };
     let mut item = item.clone();
     if let Some(object) = item.as_object_mut() {

@@ -31,35 +31,11 @@ use super::workflow::{DefinitionRef, Phase};
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Attempt", type_ = "integer", json_path = ".status.attempt"),
     printcolumn(name = "Gate", type_ = "string", json_path = ".status.gate.state"),
-    printcolumn(
-        name = "Age",
-        type_ = "date",
-        json_path = ".metadata.creationTimestamp"
-    ),
-    printcolumn(
-        name = "Progress",
-        type_ = "string",
-        json_path = ".status.agent.progress.message",
-        priority = 1
-    ),
-    printcolumn(
-        name = "StartedAt",
-        type_ = "date",
-        json_path = ".status.startedAt",
-        priority = 1
-    ),
-    printcolumn(
-        name = "CompletedAt",
-        type_ = "date",
-        json_path = ".status.completedAt",
-        priority = 1
-    ),
-    printcolumn(
-        name = "Reason",
-        type_ = "string",
-        json_path = ".status.error.class",
-        priority = 1
-    )
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.agent.progress.message", priority = 1),
+    printcolumn(name = "StartedAt", type_ = "date", json_path = ".status.startedAt", priority = 1),
+    printcolumn(name = "CompletedAt", type_ = "date", json_path = ".status.completedAt", priority = 1),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.error.class", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a StepRun is immutable"))]

@@ -57,17 +57,11 @@ pub struct WorkflowSpec {
     pub input: Option<String>,
     /// Runs of one session share its documents; private to the run unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    )]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub session: Option<String>,
     /// Runs of one project share its documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
-    )]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub project: Option<String>,
     /// Documents of this run, 64 KiB in all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -49,15 +49,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     telemetry::log(&arguments.log)?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Expressions are evaluated on these threads: the parser is recursive, and address space costs nothing.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .thread_stack_size(64 << 20)
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
     runtime.block_on(async {
         match arguments.command {
-            Command::Operator(options) => {
-                controllers::run(options, connect(OPERATOR, 32).await?).await
-            }
+            Command::Operator(options) => controllers::run(options, connect(OPERATOR, 32).await?).await,
             Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
             Command::Crds { .. } => Ok(()),
         }

@@ -47,16 +47,9 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let target = Target::parse(&args.target)?;
     let step = target::find(on, &target, waits_for_answer).await?;
     let name = format!("{}/{}", step.spec.workflow.name, label(&step));
-    let wait = step
-        .status
-        .as_ref()
-        .and_then(|s| s.waiting_for.clone())
-        .filter(|_| waits_for_answer(&step));
+    let wait = step.status.as_ref().and_then(|s| s.waiting_for.clone()).filter(|_| waits_for_answer(&step));
     let Some(wait) = wait else {
-        return Err(Fault::new(
-            Code::Failed,
-            format!("{name} asks nothing; see {}", on.hint("show", &name)),
-        ));
+        return Err(Fault::new(Code::Failed, format!("{name} asks nothing; see {}", on.hint("show", &name))));
     };
     let word = args.action.word();
     if !wait.options.is_empty() && !wait.options.iter().any(|o| o == word) {
@@ -68,36 +61,19 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     if let Some(other) = mailbox::taken(&step, ACTION) {
         return Err(Fault::new(
             Code::Failed,
-            format!(
-                "an answer by {other} is there already and not taken up yet; try again in a moment"
-            ),
+            format!("an answer by {other} is there already and not taken up yet; try again in a moment"),
         ));
     }
-    let entries = vec![
-        (ACTION, Some(word.to_owned())),
-        (COMMENT, args.comment.clone()),
-    ];
+    let entries = vec![(ACTION, Some(word.to_owned())), (COMMENT, args.comment.clone())];
     let letter = Letter::new(on, entries).await?;
-    let id = |step: &StepRun| {
-        step.status
-            .as_ref()
-            .and_then(|s| Some(s.waiting_for.as_ref()?.id.clone()))
-    };
-    let same =
-        |now: &StepRun| id(now).as_ref() == Some(&wait.id) && mailbox::taken(now, ACTION).is_none();
+    let id = |step: &StepRun| step.status.as_ref().and_then(|s| Some(s.waiting_for.as_ref()?.id.clone()));
+    let same = |now: &StepRun| id(now).as_ref() == Some(&wait.id) && mailbox::taken(now, ACTION).is_none();
     mailbox::post(on, &step, &letter, same).await?;
     let now = mailbox::latched(on, &step, |now| id(now).as_ref() != Some(&wait.id)).await?;
     if on.output.is_text() {
-        let phase = now
-            .status
-            .as_ref()
-            .and_then(|s| s.phase)
-            .unwrap_or_default();
+        let phase = now.status.as_ref().and_then(|s| s.phase).unwrap_or_default();
         let by = letter.by.as_deref().unwrap_or("you");
-        put(&format!(
-            "{word} by {}; {name} is now {phase}\n",
-            inline(by, 256)
-        ))?;
+        put(&format!("{word} by {}; {name} is now {phase}\n", inline(by, 256)))?;
     } else {
         print::object(on.output, "StepRun", &now)?;
     }

@@ -28,25 +28,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// How to print
-    #[arg(
-        short,
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        hide_default_value = true
-    )]
+    #[arg(short, long, global = true, value_enum, default_value_t, hide_default_value = true)]
     pub output: Format,
     /// User to act as
     #[arg(long = "as", global = true, value_name = "USER")]
     pub as_user: Option<String>,
     /// Group to act as; may be repeated, needs --as
-    #[arg(
-        long = "as-group",
-        global = true,
-        value_name = "GROUP",
-        requires = "as_user"
-    )]
+    #[arg(long = "as-group", global = true, value_name = "GROUP", requires = "as_user")]
     pub as_group: Vec<String>,
     /// How long one request may take, as 30s, 2m or 1h; 0 is for ever
     #[arg(long, global = true, value_name = "TIME", value_parser = duration, default_value = "30s")]
@@ -65,24 +53,15 @@ impl Connection {
         let mut config = config(global).await?;
         if let Some(user) = &global.as_user {
             config.auth_info.impersonate = Some(user.clone());
-            config.auth_info.impersonate_groups =
-                Some(global.as_group.clone()).filter(|groups| !groups.is_empty());
+            config.auth_info.impersonate_groups = Some(global.as_group.clone()).filter(|groups| !groups.is_empty());
         }
         config.headers.push((
             http::header::USER_AGENT,
             http::HeaderValue::from_static(concat!("lockstep-cli/", env!("CARGO_PKG_VERSION"))),
         ));
-        let namespace = global
-            .namespace
-            .clone()
-            .unwrap_or_else(|| config.default_namespace.clone());
+        let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|wrong| Fault::call("connect", &wrong))?;
-        Ok(Self {
-            client,
-            namespace,
-            output: global.output,
-            timeout: global.request_timeout,
-        })
+        Ok(Self { client, namespace, output: global.output, timeout: global.request_timeout })
     }
 
     /// The next command, ready to paste.
@@ -100,14 +79,8 @@ impl Connection {
     }
 
     /// One call, within the time that one may take. Watches do not go through here.
-    pub async fn call<T>(
-        &self,
-        what: &str,
-        call: impl Future<Output = Result<T, kube::Error>>,
-    ) -> Result<T, Fault> {
-        self.within(what, call)
-            .await?
-            .map_err(|wrong| Fault::call(what, &wrong))
+    pub async fn call<T>(&self, what: &str, call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, Fault> {
+        self.within(what, call).await?.map_err(|wrong| Fault::call(what, &wrong))
     }
 
     /// The same, for callers that tell the faults apart.
@@ -129,10 +102,7 @@ impl Connection {
     /// The run of that name; near names where there is none.
     pub async fn workflow(&self, name: &str) -> Result<Workflow, Fault> {
         let api = self.api::<Workflow>();
-        match self
-            .call(&format!("read the run {name}"), api.get_opt(name))
-            .await?
-        {
+        match self.call(&format!("read the run {name}"), api.get_opt(name)).await? {
             Some(run) => Ok(run),
             None => Err(self.unknown::<Workflow>("run", name).await),
         }
@@ -144,39 +114,23 @@ impl Connection {
         K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
         K::DynamicType: Default,
     {
-        let known: Vec<String> = match self
-            .call(
-                "look for others",
-                self.api::<K>().list_metadata(&ListParams::default()),
-            )
-            .await
-        {
-            Ok(list) => list
-                .items
-                .into_iter()
-                .filter_map(|o| o.metadata.name)
-                .collect(),
-            Err(_) => Vec::new(),
-        };
+        let known: Vec<String> =
+            match self.call("look for others", self.api::<K>().list_metadata(&ListParams::default())).await {
+                Ok(list) => list.items.into_iter().filter_map(|o| o.metadata.name).collect(),
+                Err(_) => Vec::new(),
+            };
         let remedy = match near(name, &known).as_slice() {
-            [] if kind == "template" => {
-                "see kubectl get workflowtemplates, or choose another -n".to_owned()
-            }
+            [] if kind == "template" => "see kubectl get workflowtemplates, or choose another -n".to_owned(),
             [] => "see kubectl lockstep list -A, or choose another -n".to_owned(),
             close => format!("did you mean {}?", close.join(" or ")),
         };
-        Fault::missing(format!(
-            "no {kind} {name} in namespace {}; {remedy}",
-            self.namespace
-        ))
+        Fault::missing(format!("no {kind} {name} in namespace {}; {remedy}", self.namespace))
     }
 
     /// The steps of a run, in the order of making.
     pub async fn step_runs(&self, run: &str) -> Result<Vec<StepRun>, Fault> {
         let params = ListParams::default().fields(&steps_of(run));
-        let list = self
-            .call("list the steps", self.api::<StepRun>().list(&params))
-            .await?;
+        let list = self.call("list the steps", self.api::<StepRun>().list(&params)).await?;
         Ok(list.items)
     }
 }
@@ -187,17 +141,11 @@ pub fn steps_of(run: &str) -> String {
 }
 
 pub fn post() -> PostParams {
-    PostParams {
-        field_manager: Some(CLI.to_owned()),
-        ..PostParams::default()
-    }
+    PostParams { field_manager: Some(CLI.to_owned()), ..PostParams::default() }
 }
 
 async fn config(global: &Global) -> Result<Config, Fault> {
-    let options = KubeConfigOptions {
-        context: global.context.clone(),
-        ..KubeConfigOptions::default()
-    };
+    let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
     let wrong = |why: String| {
         Fault::usage(format!(
             "cannot use the kubeconfig: {}; see --kubeconfig, --context and kubectl config get-contexts",
@@ -206,26 +154,17 @@ async fn config(global: &Global) -> Result<Config, Fault> {
     };
     if let Some(file) = &global.kubeconfig {
         let read = Kubeconfig::read_from(file).map_err(|why| wrong(why.to_string()))?;
-        return Config::from_custom_kubeconfig(read, &options)
-            .await
-            .map_err(|why| wrong(why.to_string()));
+        return Config::from_custom_kubeconfig(read, &options).await.map_err(|why| wrong(why.to_string()));
     }
     if global.context.is_some() {
-        return Config::from_kubeconfig(&options)
-            .await
-            .map_err(|why| wrong(why.to_string()));
+        return Config::from_kubeconfig(&options).await.map_err(|why| wrong(why.to_string()));
     }
     Config::infer().await.map_err(|why| wrong(why.to_string()))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit) = text.split_at(
-        text.trim_end_matches(|c: char| c.is_ascii_alphabetic())
-            .len(),
-    );
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "write it as 30s, 2m or 1h".to_owned())?;
+    let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+    let number: u64 = digits.parse().map_err(|_| "write it as 30s, 2m or 1h".to_owned())?;
     let seconds = match unit {
         "" | "s" => 1,
         "m" => 60,

@@ -22,11 +22,7 @@ pub struct Verdict<'a> {
 
 impl Verdict<'_> {
     fn word(&self) -> &'static str {
-        if self.accepted {
-            "accepted"
-        } else {
-            "rejected"
-        }
+        if self.accepted { "accepted" } else { "rejected" }
     }
 }
 
@@ -38,9 +34,7 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
     if let Some(other) = mailbox::taken(&step, DECISION) {
         return Err(Fault::new(
             Code::Failed,
-            format!(
-                "a decision by {other} is there already and not taken up yet; try again in a moment"
-            ),
+            format!("a decision by {other} is there already and not taken up yet; try again in a moment"),
         ));
     }
     if on.output.is_text() {
@@ -57,8 +51,7 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
     .await?;
     let same = |now: &StepRun| {
         waits_at_gate(now)
-            && gate_of(now)
-                .is_some_and(|g| g.output_digest == gate.output_digest && g.round == gate.round)
+            && gate_of(now).is_some_and(|g| g.output_digest == gate.output_digest && g.round == gate.round)
             && mailbox::taken(now, DECISION).is_none()
     };
     mailbox::post(on, &step, &letter, same).await?;
@@ -79,41 +72,28 @@ fn gate_of(step: &StepRun) -> Option<&GateStatus> {
 }
 
 /// My decision among those that came after.
-fn mine<'a>(
-    gate: &'a GateStatus,
-    by: Option<&str>,
-    before: usize,
-) -> Option<&'a crate::api::step_run::Decision> {
-    gate.decisions
-        .iter()
-        .skip(before)
-        .find(|d| by.is_none_or(|by| by == d.decided_by))
+fn mine<'a>(gate: &'a GateStatus, by: Option<&str>, before: usize) -> Option<&'a crate::api::step_run::Decision> {
+    gate.decisions.iter().skip(before).find(|d| by.is_none_or(|by| by == d.decided_by))
 }
 
 fn open_gate(step: &StepRun) -> Result<GateStatus, Fault> {
     let name = format!("{}/{}", step.spec.workflow.name, label(step));
     let closed = |why: String| Err(Fault::new(Code::Failed, why));
     match gate_of(step) {
-        None if step.spec.gate.is_none() => {
-            closed(format!("{name} has no gate; nothing is to be decided"))
-        }
+        None if step.spec.gate.is_none() => closed(format!("{name} has no gate; nothing is to be decided")),
         None => closed(format!(
             "the gate of {name} is not open yet, its output is not there; see kubectl lockstep watch {}",
             step.spec.workflow.name
         )),
         Some(gate) if waits_at_gate(step) => Ok(gate.clone()),
         Some(gate) => {
-            let by = gate.decisions.last().map_or_else(String::new, |d| {
-                format!(" by {}", inline(&d.decided_by, 256))
-            });
+            let by = gate.decisions.last().map_or_else(String::new, |d| format!(" by {}", inline(&d.decided_by, 256)));
             let state = match gate.state {
                 GateState::Accepted => format!("was accepted{by}"),
                 GateState::Rejected => format!("was rejected{by}"),
                 GateState::Waiting | GateState::Closed => "is closed, its step is over".to_owned(),
             };
-            closed(format!(
-                "the gate of {name} {state}; nothing is left to decide"
-            ))
+            closed(format!("the gate of {name} {state}; nothing is left to decide"))
         }
     }
 }
@@ -129,21 +109,14 @@ fn reviewed(given: Option<&str>, now: &str) -> Result<(), Fault> {
     }
     Err(Fault::new(
         Code::Failed,
-        format!(
-            "stale review: the output is now {now}; look again with kubectl lockstep show, nothing was decided"
-        ),
+        format!("stale review: the output is now {now}; look again with kubectl lockstep show, nothing was decided"),
     ))
 }
 
 async fn preview(on: &Connection, step: &StepRun, gate: &GateStatus) -> Result<String, Fault> {
     let content = step_page::produced(on, step).await?;
-    let mut text = format!(
-        "{}/{}, round {}, {}\n",
-        step.spec.workflow.name,
-        label(step),
-        gate.round,
-        gate.output_digest
-    );
+    let mut text =
+        format!("{}/{}, round {}, {}\n", step.spec.workflow.name, label(step), gate.round, gate.output_digest);
     let lines: Vec<&str> = content.lines().collect();
     text.push_str(&indent(&lines[..lines.len().min(10)].join("\n"), "  | "));
     if lines.len() > 10 {
@@ -151,27 +124,16 @@ async fn preview(on: &Connection, step: &StepRun, gate: &GateStatus) -> Result<S
             text,
             "  … {} more lines: {}",
             lines.len() - 10,
-            on.hint(
-                "show",
-                &format!("{}/{}", step.spec.workflow.name, label(step))
-            )
+            on.hint("show", &format!("{}/{}", step.spec.workflow.name, label(step)))
         )
         .ok();
     }
     Ok(text)
 }
 
-fn outcome(
-    on: &Connection,
-    step: &StepRun,
-    by: Option<&str>,
-    before: usize,
-) -> Result<Code, Fault> {
+fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> Result<Code, Fault> {
     let Some(gate) = gate_of(step) else {
-        return Err(Fault::new(
-            Code::Failed,
-            "the gate was taken away; see kubectl lockstep show",
-        ));
+        return Err(Fault::new(Code::Failed, "the gate was taken away; see kubectl lockstep show"));
     };
     let Some(own) = mine(gate, by, before) else {
         return open_gate(step).map(|_| Code::Done);
@@ -186,10 +148,7 @@ fn outcome(
         GateState::Closed => "but the gate is closed".to_owned(),
     };
     if on.output.is_text() {
-        put(&format!(
-            "{word} by {}; {rest}\n",
-            inline(&own.decided_by, 256)
-        ))?;
+        put(&format!("{word} by {}; {rest}\n", inline(&own.decided_by, 256)))?;
     }
     Ok(Code::Done)
 }

@@ -33,10 +33,7 @@ pub struct Fault {
 
 impl Fault {
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        Self {
-            code,
-            text: text.into(),
-        }
+        Self { code, text: text.into() }
     }
     pub fn usage(text: impl Into<String>) -> Self {
         Self::new(Code::Usage, text)
@@ -78,22 +75,16 @@ impl Fault {
         match status.code {
             401 => Self::new(
                 Code::Api,
-                format!(
-                    "cannot {what}: not logged in ({message}); renew the credentials of this context"
-                ),
+                format!("cannot {what}: not logged in ({message}); renew the credentials of this context"),
             ),
             403 => match policy_text(&message) {
                 Some(own) => Self::new(Code::Api, own.to_owned()),
                 None => Self::new(
                     Code::Api,
-                    format!(
-                        "cannot {what}: {message}; ask for the right, or see kubectl auth can-i --list"
-                    ),
+                    format!("cannot {what}: {message}; ask for the right, or see kubectl auth can-i --list"),
                 ),
             },
-            404 if message.contains("page not found")
-                || message.contains("could not find the requested resource") =>
-            {
+            404 if message.contains("page not found") || message.contains("could not find the requested resource") => {
                 Self::new(
                     Code::Api,
                     format!(
@@ -130,11 +121,7 @@ mod tests {
     use super::*;
 
     fn status(code: u16, message: &str) -> Status {
-        Status {
-            code,
-            message: message.to_owned(),
-            ..Status::default()
-        }
+        Status { code, message: message.to_owned(), ..Status::default() }
     }
 
     #[test]
@@ -164,18 +151,10 @@ mod tests {
                 Code::NotFound,
                 "cannot decide: workflows.lockstep.dev \"x\" not found",
             ),
-            (
-                500,
-                "etcd:\nno leader",
-                Code::Api,
-                "cannot decide: etcd: no leader",
-            ),
+            (500, "etcd:\nno leader", Code::Api, "cannot decide: etcd: no leader"),
         ];
         for (code, message, expected, text) in table {
-            assert_eq!(
-                Fault::refused("decide", &status(code, message)),
-                Fault::new(expected, text)
-            );
+            assert_eq!(Fault::refused("decide", &status(code, message)), Fault::new(expected, text));
         }
     }
 }

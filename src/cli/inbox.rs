@@ -26,11 +26,7 @@ pub struct Args {
 }
 
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
-    let api: Api<StepRun> = if args.all_namespaces {
-        Api::all(on.client.clone())
-    } else {
-        on.api()
-    };
+    let api: Api<StepRun> = if args.all_namespaces { Api::all(on.client.clone()) } else { on.api() };
     let mut steps = Vec::new();
     for phase in [Phase::WaitingForAcceptance, Phase::WaitingForInput] {
         let params = ListParams::default().fields(&format!("status.phase={phase}"));
@@ -47,18 +43,12 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     steps.sort_by_key(since);
     if on.output == Format::Wide {
         let view = View::default();
-        put(&steps
-            .iter()
-            .map(|step| wait::text(step, view))
-            .collect::<String>())?;
+        put(&steps.iter().map(|step| wait::text(step, view)).collect::<String>())?;
         return Ok(Code::Done);
     }
     let now = Timestamp::now();
     let rows: Vec<Vec<String>> = steps.iter().map(|step| row(step, now)).collect();
-    put(&table(
-        &["NAMESPACE", "STEP", "WAITS FOR", "SINCE", "COMMAND"],
-        &rows,
-    ))?;
+    put(&table(&["NAMESPACE", "STEP", "WAITS FOR", "SINCE", "COMMAND"], &rows))?;
     Ok(Code::Done)
 }
 

@@ -19,10 +19,7 @@ pub struct Line {
 
 impl Line {
     pub fn of(pieces: Vec<(String, Style)>) -> Self {
-        Self {
-            pieces,
-            whole: false,
-        }
+        Self { pieces, whole: false }
     }
 
     pub fn plain(text: String) -> Self {
@@ -31,17 +28,11 @@ impl Line {
 
     /// To be copied: never cut.
     pub fn whole(text: String, style: Style) -> Self {
-        Self {
-            pieces: vec![(text, style)],
-            whole: true,
-        }
+        Self { pieces: vec![(text, style)], whole: true }
     }
 
     pub fn text(&self, view: View) -> String {
-        let filled = self
-            .pieces
-            .iter()
-            .rposition(|(piece, _)| !piece.trim().is_empty());
+        let filled = self.pieces.iter().rposition(|(piece, _)| !piece.trim().is_empty());
         let pieces = &self.pieces[..filled.map_or(0, |at| at + 1)];
         let total = self.width();
         let mut left = match view.width {
@@ -51,11 +42,7 @@ impl Line {
         let is_cut = left < usize::MAX;
         let mut out = String::new();
         for (at, (piece, style)) in pieces.iter().enumerate() {
-            let piece = if at + 1 == pieces.len() {
-                piece.trim_end()
-            } else {
-                piece
-            };
+            let piece = if at + 1 == pieces.len() { piece.trim_end() } else { piece };
             let piece = text::head(piece, left);
             left = left.saturating_sub(text::width(piece));
             if view.colours && !piece.is_empty() {
@@ -71,10 +58,7 @@ impl Line {
     }
 
     fn width(&self) -> usize {
-        self.pieces
-            .iter()
-            .map(|(piece, _)| text::width(piece))
-            .sum()
+        self.pieces.iter().map(|(piece, _)| text::width(piece)).sum()
     }
 
     /// Rows of the window that it takes.

@@ -12,10 +12,7 @@ use crate::api::{Workflow, condition};
 
 /// List runs with phase, step and what they wait for
 #[derive(clap::Args, Debug)]
-#[command(
-    visible_alias = "ls",
-    after_help = "Examples:\n  kubectl lockstep list\n  kubectl lockstep list -A -o wide"
-)]
+#[command(visible_alias = "ls", after_help = "Examples:\n  kubectl lockstep list\n  kubectl lockstep list -A -o wide")]
 pub struct Args {
     /// In all namespaces
     #[arg(short = 'A', long)]
@@ -26,11 +23,7 @@ pub struct Args {
 }
 
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
-    let api: Api<Workflow> = if args.all_namespaces {
-        Api::all(on.client.clone())
-    } else {
-        on.api()
-    };
+    let api: Api<Workflow> = if args.all_namespaces { Api::all(on.client.clone()) } else { on.api() };
     let mut params = ListParams::default();
     if let Some(session) = &args.session {
         params = params.fields(&format!("spec.session={session}"));
@@ -54,10 +47,7 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
         heads.extend(["TEMPLATE", "SESSION", "REASON", "MESSAGE"]);
     }
     let now = Timestamp::now();
-    let rows: Vec<Vec<String>> = runs
-        .iter()
-        .map(|run| row(run, (args.all_namespaces, wide), now))
-        .collect();
+    let rows: Vec<Vec<String>> = runs.iter().map(|run| row(run, (args.all_namespaces, wide), now)).collect();
     put(&table(&heads, &rows))?;
     Ok(Code::Done)
 }
@@ -78,10 +68,7 @@ fn row(run: &Workflow, (all, wide): (bool, bool), now: Timestamp) -> Vec<String>
     if wide {
         let succeeded = condition::get(&status.conditions, "Succeeded");
         cells.extend([
-            run.spec
-                .template_ref
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |t| t.name.clone()),
+            run.spec.template_ref.as_ref().map_or_else(|| "-".to_owned(), |t| t.name.clone()),
             inline(&status.session.unwrap_or_default().id, 80),
             succeeded.map_or_else(String::new, |c| inline(&c.reason, 80)),
             succeeded.map_or_else(String::new, |c| inline(&c.message, 200)),

@@ -44,9 +44,7 @@ impl Letter {
 async fn whoami(on: &Connection) -> Result<Option<String>, Fault> {
     let api: Api<SelfSubjectReview> = Api::all(on.client.clone());
     let ask = SelfSubjectReview::default();
-    let told = on
-        .within("ask who you are", api.create(&PostParams::default(), &ask))
-        .await?;
+    let told = on.within("ask who you are", api.create(&PostParams::default(), &ask)).await?;
     match told {
         Ok(me) => Ok(me.status.and_then(|s| s.user_info).and_then(|u| u.username)),
         Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => Ok(None),
@@ -64,10 +62,7 @@ pub async fn post(
 ) -> Result<StepRun, Fault> {
     let api = on.api::<StepRun>();
     let name = step.name_any();
-    let params = PatchParams {
-        field_manager: Some(CLI.to_owned()),
-        ..PatchParams::default()
-    };
+    let params = PatchParams { field_manager: Some(CLI.to_owned()), ..PatchParams::default() };
     let mut known = step.clone();
     for _ in 0..5 {
         let patch = json!({"metadata": {
@@ -75,12 +70,7 @@ pub async fn post(
             "resourceVersion": known.resource_version(),
             "annotations": letter.annotations,
         }});
-        let answer = on
-            .within(
-                "write the decision",
-                api.patch(&name, &params, &Patch::Merge(&patch)),
-            )
-            .await?;
+        let answer = on.within("write the decision", api.patch(&name, &params, &Patch::Merge(&patch))).await?;
         match answer {
             Ok(written) => return Ok(written),
             Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -91,10 +81,7 @@ pub async fn post(
                         format!(
                             "{} changed in between, nothing was decided; look again: {}",
                             label(&known),
-                            on.hint(
-                                "show",
-                                &format!("{}/{}", known.spec.workflow.name, label(&known))
-                            )
+                            on.hint("show", &format!("{}/{}", known.spec.workflow.name, label(&known)))
                         ),
                     ));
                 }
@@ -102,34 +89,21 @@ pub async fn post(
             Err(wrong) => return Err(Fault::call("write the decision", &wrong)),
         }
     }
-    Err(Fault::new(
-        Code::Api,
-        format!("the step {name} changes all the time; try again"),
-    ))
+    Err(Fault::new(Code::Api, format!("the step {name} changes all the time; try again")))
 }
 
 /// Whether somebody's letter lies there already.
 pub fn taken(step: &StepRun, key: &str) -> Option<String> {
     let notes = step.annotations();
     notes.get(key)?;
-    Some(
-        notes
-            .get(DECIDED_BY)
-            .map_or_else(|| "somebody".to_owned(), |by| super::text::inline(by, 256)),
-    )
+    Some(notes.get(DECIDED_BY).map_or_else(|| "somebody".to_owned(), |by| super::text::inline(by, 256)))
 }
 
 /// Waits until the operator latched it.
-pub async fn latched(
-    on: &Connection,
-    step: &StepRun,
-    done: impl Fn(&StepRun) -> bool,
-) -> Result<StepRun, Fault> {
+pub async fn latched(on: &Connection, step: &StepRun, done: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
     let name = step.name_any();
     let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(on.api::<StepRun>(), fields)
-        .default_backoff()
-        .boxed();
+    let mut events = watcher(on.api::<StepRun>(), fields).default_backoff().boxed();
     let watch = async {
         while let Some(event) = events.next().await {
             match event {
@@ -145,10 +119,7 @@ pub async fn latched(
                 }
             }
         }
-        Err(Fault::new(
-            Code::Api,
-            "the watch ended; see kubectl lockstep show",
-        ))
+        Err(Fault::new(Code::Api, "the watch ended; see kubectl lockstep show"))
     };
     tokio::time::timeout(PATIENCE, watch).await.unwrap_or_else(|_| {
         Err(Fault::new(

@@ -33,26 +33,16 @@ pub fn object(format: Format, kind: &str, object: &impl Serialize) -> Result<(),
 
 /// A list of objects for a program.
 pub fn list(format: Format, kind: &str, objects: &[impl Serialize]) -> Result<(), Fault> {
-    let items = objects
-        .iter()
-        .map(|object| typed(kind, object))
-        .collect::<Result<Vec<_>, _>>()?;
+    let items = objects.iter().map(|object| typed(kind, object)).collect::<Result<Vec<_>, _>>()?;
     if format == Format::Name {
         return items.iter().try_for_each(|item| value_as(format, item));
     }
-    value_as(
-        format,
-        &json!({"apiVersion": "v1", "kind": "List", "items": items}),
-    )
+    value_as(format, &json!({"apiVersion": "v1", "kind": "List", "items": items}))
 }
 
 /// A value that is no object of the cluster.
 pub fn plain(format: Format, value: &Value) -> Result<(), Fault> {
-    let format = if format == Format::Name {
-        Format::Json
-    } else {
-        format
-    };
+    let format = if format == Format::Name { Format::Json } else { format };
     value_as(format, value)
 }
 
@@ -67,17 +57,8 @@ fn value_as(format: Format, value: &Value) -> Result<(), Fault> {
             put(&text)
         }
         Format::Name => {
-            let text = |pointer| {
-                value
-                    .pointer(pointer)
-                    .and_then(Value::as_str)
-                    .unwrap_or_default()
-            };
-            put(&format!(
-                "{}.lockstep.dev/{}\n",
-                text("/kind").to_ascii_lowercase(),
-                text("/metadata/name")
-            ))
+            let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            put(&format!("{}.lockstep.dev/{}\n", text("/kind").to_ascii_lowercase(), text("/metadata/name")))
         }
         _ => put(&json_text(value)?),
     }

@@ -21,11 +21,7 @@ pub struct Args {
 }
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
-    let verdict = Verdict {
-        target: &args.target,
-        accepted: false,
-        comment: Some(&args.comment),
-        review: args.review.as_deref(),
-    };
+    let verdict =
+        Verdict { target: &args.target, accepted: false, comment: Some(&args.comment), review: args.review.as_deref() };
     decide(on, verdict).await
 }

@@ -28,18 +28,13 @@ pub struct Row {
 /// The steps of a run in file order, under each the items of its forEach.
 pub fn rows(run: &Workflow, steps: &[StepRun]) -> Vec<Row> {
     let uid = run.uid().unwrap_or_default();
-    let mut own: Vec<&StepRun> = steps
-        .iter()
-        .filter(|step| uid.is_empty() || step.spec.workflow.uid == uid)
-        .collect();
+    let mut own: Vec<&StepRun> = steps.iter().filter(|step| uid.is_empty() || step.spec.workflow.uid == uid).collect();
     own.sort_by_key(|step| (indices(step), step.name_any()));
     let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
     let mut rows = Vec::new();
     for step in listed {
-        let (items, single): (Vec<&StepRun>, Vec<&StepRun>) = own
-            .iter()
-            .filter(|s| s.spec.path == step.path)
-            .partition(|s| s.spec.item.is_some());
+        let (items, single): (Vec<&StepRun>, Vec<&StepRun>) =
+            own.iter().filter(|s| s.spec.path == step.path).partition(|s| s.spec.item.is_some());
         rows.push(listed_row(step, single.first().copied()));
         rows.extend(items.into_iter().map(step_row));
     }
@@ -93,11 +88,7 @@ fn step_row(step: &StepRun) -> Row {
     let status = step.status.clone().unwrap_or_default();
     Row {
         label: inline(&label(step), 1024),
-        name: if keys.is_empty() {
-            last(path)
-        } else {
-            inline(&keys.join("/"), 300)
-        },
+        name: if keys.is_empty() { last(path) } else { inline(&keys.join("/"), 300) },
         depth: path.matches('/').count() + usize::from(!keys.is_empty()),
         phase: status.phase.unwrap_or_default(),
         detail: detail(step),
@@ -126,11 +117,7 @@ fn detail(step: &StepRun) -> String {
             GateState::Waiting if !phase.is_terminal() => parts.push(gate_waits(step)),
             GateState::Waiting | GateState::Closed => {}
             GateState::Accepted | GateState::Rejected => {
-                let word = if gate.state == GateState::Accepted {
-                    "accepted"
-                } else {
-                    "rejected"
-                };
+                let word = if gate.state == GateState::Accepted { "accepted" } else { "rejected" };
                 let by = last.map_or("nobody", |d| d.decided_by.as_str());
                 let comment = last
                     .and_then(|d| d.comment.as_deref())
@@ -145,13 +132,8 @@ fn detail(step: &StepRun) -> String {
             parts.push(inline(&format!("{:?}: {}", wait.kind, wait.question), 200));
         }
         (Phase::Failed | Phase::Pending, _, Some(error)) => {
-            let code = error
-                .exit_code
-                .map_or_else(String::new, |code| format!(" (exit {code})"));
-            parts.push(inline(
-                &format!("{}{code}: {}", error.class, error.message),
-                200,
-            ));
+            let code = error.exit_code.map_or_else(String::new, |code| format!(" (exit {code})"));
+            parts.push(inline(&format!("{}{code}: {}", error.class, error.message), 200));
         }
         (Phase::Running, _, _) => {
             let progress = status.agent.as_ref().and_then(|a| a.progress.as_ref());
@@ -168,23 +150,14 @@ fn gate_waits(step: &StepRun) -> String {
         return String::new();
     };
     let accepted = accepted(step);
-    let so_far = if accepted > 0 {
-        format!(", {accepted} accepted so far")
-    } else {
-        String::new()
-    };
+    let so_far = if accepted > 0 { format!(", {accepted} accepted so far") } else { String::new() };
     inline(&format!("gate {name}, round {}{so_far}", gate.round), 200)
 }
 
 /// Acceptances of the round that the gate is in.
 pub fn accepted(step: &StepRun) -> usize {
     let gate = step.status.as_ref().and_then(|s| s.gate.as_ref());
-    gate.map_or(0, |gate| {
-        gate.decisions
-            .iter()
-            .filter(|d| d.accepted && d.round == gate.round)
-            .count()
-    })
+    gate.map_or(0, |gate| gate.decisions.iter().filter(|d| d.accepted && d.round == gate.round).count())
 }
 
 fn is_open(step: &StepRun) -> bool {
@@ -201,8 +174,5 @@ pub fn waits_at_gate(step: &StepRun) -> bool {
 /// Whether it waits for an answer.
 pub fn waits_for_answer(step: &StepRun) -> bool {
     is_open(step)
-        && step
-            .status
-            .as_ref()
-            .is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
+        && step.status.as_ref().is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
 }

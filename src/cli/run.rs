@@ -70,10 +70,7 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
         if !named {
             wanted.metadata.name = Some(generated(&base));
         }
-        match on
-            .within("start the run", api.create(&post(), &wanted))
-            .await?
-        {
+        match on.within("start the run", api.create(&post(), &wanted)).await? {
             Ok(made) => break made,
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
                 tries += 1;
@@ -109,10 +106,7 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
 /// A template that is not there is said at once; a right to read it is not needed.
 async fn known_template(on: &Connection, name: &str) -> Result<(), Fault> {
     let api = on.api::<WorkflowTemplate>();
-    match on
-        .within("read the template", api.get_metadata_opt(name))
-        .await?
-    {
+    match on.within("read the template", api.get_metadata_opt(name)).await? {
         Ok(Some(_)) => Ok(()),
         Ok(None) => Err(on.unknown::<WorkflowTemplate>("template", name).await),
         Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
@@ -129,10 +123,7 @@ fn workflow(args: Args) -> Result<Workflow, Fault> {
     if let Some(name) = args.template {
         run.spec.template_ref = Some(TemplateRef { name });
     }
-    run.metadata.name = args
-        .name
-        .or(run.metadata.name)
-        .filter(|name| !name.is_empty());
+    run.metadata.name = args.name.or(run.metadata.name).filter(|name| !name.is_empty());
     if let Some(input) = args.input {
         run.spec.input = Some(match input.strip_prefix('@') {
             Some(file) => read(Path::new(file))?,
@@ -147,9 +138,7 @@ fn workflow(args: Args) -> Result<Workflow, Fault> {
     }
     for doc in &args.docs {
         let doc = document(doc, &|file| read(Path::new(file)))?;
-        run.spec
-            .documents
-            .retain(|d| d.document_type != doc.document_type);
+        run.spec.documents.retain(|d| d.document_type != doc.document_type);
         run.spec.documents.push(doc);
     }
     let bytes: usize = run.spec.documents.iter().map(|d| d.content.len()).sum();
@@ -162,13 +151,7 @@ fn workflow(args: Args) -> Result<Workflow, Fault> {
 }
 
 fn from_file(file: &Path) -> Result<Workflow, Fault> {
-    let wrong = |why: String| {
-        Fault::usage(format!(
-            "{} is not a Workflow: {}",
-            file.display(),
-            inline(&why, 400)
-        ))
-    };
+    let wrong = |why: String| Fault::usage(format!("{} is not a Workflow: {}", file.display(), inline(&why, 400)));
     let text = read(file)?;
     let value: Value = serde_saphyr::from_str(&text).map_err(|why| wrong(why.to_string()))?;
     match value.get("kind").and_then(Value::as_str) {
@@ -178,11 +161,8 @@ fn from_file(file: &Path) -> Result<Workflow, Fault> {
 }
 
 fn read(file: &Path) -> Result<String, Fault> {
-    let text = if file == Path::new("-") {
-        std::io::read_to_string(std::io::stdin())
-    } else {
-        std::fs::read_to_string(file)
-    };
+    let text =
+        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
     text.map_err(|why| Fault::usage(format!("cannot read {}: {why}", file.display())))
 }
 
@@ -192,9 +172,7 @@ fn parameters(texts: &[String], read: Reader) -> Result<Map<String, Value>, Faul
     let mut all = Map::new();
     for text in texts {
         let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-            return Err(Fault::usage(format!(
-                "--param {text:?} has no name; write it as key=value or key=@file.json"
-            )));
+            return Err(Fault::usage(format!("--param {text:?} has no name; write it as key=value or key=@file.json")));
         };
         let value = match value.strip_prefix('@') {
             Some(file) => {
@@ -202,9 +180,7 @@ fn parameters(texts: &[String], read: Reader) -> Result<Map<String, Value>, Faul
                 match serde_json::from_str(&content) {
                     Ok(value) => value,
                     Err(why) if Path::new(file).extension().is_some_and(|e| e == "json") => {
-                        return Err(Fault::usage(format!(
-                            "--param {key}: {file} is not valid JSON: {why}"
-                        )));
+                        return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
                     }
                     Err(_) => Value::String(content),
                 }
@@ -217,13 +193,9 @@ fn parameters(texts: &[String], read: Reader) -> Result<Map<String, Value>, Faul
 }
 
 fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {
-    let Some((document_type, file)) = text
-        .split_once('=')
-        .filter(|(kind, file)| !kind.is_empty() && !file.is_empty())
+    let Some((document_type, file)) = text.split_once('=').filter(|(kind, file)| !kind.is_empty() && !file.is_empty())
     else {
-        return Err(Fault::usage(format!(
-            "--doc {text:?} is not understood; write it as type=FILE"
-        )));
+        return Err(Fault::usage(format!("--doc {text:?} is not understood; write it as type=FILE")));
     };
     let format = match Path::new(file).extension().and_then(|e| e.to_str()) {
         Some("json") => Format::Json,
@@ -241,11 +213,7 @@ fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {
     {
         return Err(Fault::usage(format!("--doc {text}: not valid JSON: {why}")));
     }
-    Ok(InlineDocument {
-        document_type: document_type.to_owned(),
-        format,
-        content,
-    })
+    Ok(InlineDocument { document_type: document_type.to_owned(), format, content })
 }
 
 /// The template's name, cut so that all fits, and five random characters.
@@ -293,9 +261,7 @@ mod tests {
             ("n", None),
         ];
         for (text, expected) in table {
-            let value = parameters(&[text.to_owned()], &files)
-                .ok()
-                .and_then(|mut all| all.remove("n"));
+            let value = parameters(&[text.to_owned()], &files).ok().and_then(|mut all| all.remove("n"));
             assert_eq!(value, expected, "{text}");
         }
     }
@@ -313,11 +279,7 @@ mod tests {
             ("brief=", None),
         ];
         for (text, expected) in table {
-            assert_eq!(
-                document(text, &files).ok().map(|d| d.format),
-                expected,
-                "{text}"
-            );
+            assert_eq!(document(text, &files).ok().map(|d| d.format), expected, "{text}");
         }
     }
 

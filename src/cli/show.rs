@@ -52,10 +52,7 @@ async fn page(on: &Connection, run: &Workflow) -> Result<Code, Fault> {
         print::object(on.output, "Workflow", run)?;
         return Ok(Code::Done);
     }
-    let view = View {
-        colours: colours(),
-        ..View::default()
-    };
+    let view = View { colours: colours(), ..View::default() };
     let drawn = tree::draw(run, &steps, Timestamp::now(), view);
     put(&format!("{}\n{}", drawn.lines.join("\n"), facts(run)))?;
     Ok(Code::Done)
@@ -69,32 +66,16 @@ fn facts(run: &Workflow) -> String {
             writeln!(text, "{name:<20}{}", inline(&value, 1024)).ok();
         }
     };
-    fact(
-        "Template",
-        run.spec.template_ref.as_ref().map(|t| t.name.clone()),
-    );
-    fact(
-        "Session",
-        status.session.map(|s| format!("{} ({:?})", s.id, s.phase)),
-    );
+    fact("Template", run.spec.template_ref.as_ref().map(|t| t.name.clone()));
+    fact("Session", status.session.map(|s| format!("{} ({:?})", s.id, s.phase)));
     fact("Created by", status.creator);
     fact("Input", run.spec.input.clone());
-    fact(
-        "Pending documents",
-        Some(status.pending_documents.join(", ")),
-    );
+    fact("Pending documents", Some(status.pending_documents.join(", ")));
     if !status.conditions.is_empty() {
         let rows: Vec<Vec<String>> = status
             .conditions
             .iter()
-            .map(|c| {
-                vec![
-                    inline(&c.type_, 64),
-                    inline(&c.status, 16),
-                    inline(&c.reason, 64),
-                    inline(&c.message, 1024),
-                ]
-            })
+            .map(|c| vec![inline(&c.type_, 64), inline(&c.status, 16), inline(&c.reason, 64), inline(&c.message, 1024)])
             .collect();
         text.push('\n');
         text.push_str(&table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], &rows));

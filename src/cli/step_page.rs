@@ -10,9 +10,7 @@ use super::line::View;
 use super::print;
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::label;
-use super::text::{
-    age, block, clock, colours, elapsed, indent, inline, put, seconds_between, short_digest, table,
-};
+use super::text::{age, block, clock, colours, elapsed, indent, inline, put, seconds_between, short_digest, table};
 use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step_run::{Attempt, Decision, Report};
@@ -37,21 +35,11 @@ fn result(step: &StepRun) -> Option<&Report> {
 }
 
 /// The document that the step made; why not, where it should be there.
-async fn document(
-    on: &Connection,
-    step: &StepRun,
-) -> Result<Option<Result<Document, String>>, Fault> {
-    let Some(name) = step
-        .status
-        .as_ref()
-        .and_then(|s| s.result.as_ref())
-        .and_then(|r| r.document_name.clone())
-    else {
+async fn document(on: &Connection, step: &StepRun) -> Result<Option<Result<Document, String>>, Fault> {
+    let Some(name) = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(|r| r.document_name.clone()) else {
         return Ok(None);
     };
-    let read = on
-        .within("read the document", on.api::<Document>().get_opt(&name))
-        .await?;
+    let read = on.within("read the document", on.api::<Document>().get_opt(&name)).await?;
     Ok(Some(match read {
         Ok(Some(document)) => Ok(document),
         Ok(None) => Err(format!("the document {name} is gone")),
@@ -64,18 +52,14 @@ pub async fn produced(on: &Connection, step: &StepRun) -> Result<String, Fault> 
     match document(on, step).await? {
         Some(Ok(document)) => Ok(block(&document.spec.content, DOCUMENT_BYTES)),
         Some(Err(why)) => Ok(format!("({why})")),
-        None => Ok(result(step)
-            .and_then(|r| r.output.as_deref())
-            .map_or_else(|| "(no output)".to_owned(), pretty)),
+        None => Ok(result(step).and_then(|r| r.output.as_deref()).map_or_else(|| "(no output)".to_owned(), pretty)),
     }
 }
 
 /// JSON text, indented; as it is where it is none.
 fn pretty(text: &str) -> String {
     let value: Option<Value> = serde_json::from_str(text).ok();
-    let text = value
-        .and_then(|value| serde_json::to_string_pretty(&value).ok())
-        .unwrap_or_else(|| text.to_owned());
+    let text = value.and_then(|value| serde_json::to_string_pretty(&value).ok()).unwrap_or_else(|| text.to_owned());
     block(&text, DOCUMENT_BYTES)
 }
 
@@ -95,11 +79,7 @@ fn page(step: &StepRun, document: Option<Result<&Document, &String>>) -> String 
                 "DOCUMENT {} ({}, {}{})",
                 inline(&document.spec.document_type, 63),
                 document.name_any(),
-                document
-                    .status
-                    .as_ref()
-                    .and_then(|s| s.phase)
-                    .map_or_else(|| "new".to_owned(), |p| format!("{p:?}")),
+                document.status.as_ref().and_then(|s| s.phase).map_or_else(|| "new".to_owned(), |p| format!("{p:?}")),
                 digest.map_or_else(String::new, |d| format!(", {}", short_digest(d)))
             );
             let content = block(&document.spec.content, DOCUMENT_BYTES);
@@ -111,10 +91,7 @@ fn page(step: &StepRun, document: Option<Result<&Document, &String>>) -> String 
     section(&mut text, "GATE", &gate(step, &status));
     section(&mut text, "ERROR", &error(&status));
     if waits_at_gate(step) || waits_for_answer(step) {
-        let view = View {
-            colours: colours(),
-            ..View::default()
-        };
+        let view = View { colours: colours(), ..View::default() };
         section(&mut text, "WAITS FOR YOU", &wait::text(step, view));
     }
     text
@@ -129,10 +106,7 @@ fn section(text: &mut String, title: &str, body: &str) {
 fn head(step: &StepRun, status: &StepRunStatus) -> String {
     let took = match (&status.started_at, &status.completed_at) {
         (Some(from), Some(to)) => format!(" after {}", elapsed(seconds_between(from, to.0))),
-        (Some(from), None) => format!(
-            " for {}",
-            age(Some(from), k8s_openapi::jiff::Timestamp::now())
-        ),
+        (Some(from), None) => format!(" for {}", age(Some(from), k8s_openapi::jiff::Timestamp::now())),
         _ => String::new(),
     };
     let mut text = format!(
@@ -153,10 +127,7 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
     let claim = agent.claim.filter(|c| c.attempt == status.attempt);
     fact("Pod", claim.map(|c| c.pod_name));
     let progress = agent.progress.filter(|_| status.completed_at.is_none());
-    fact(
-        "Progress",
-        progress.map(|p| format!("{}% {} (at {})", p.percent, p.message, clock(p.at.0))),
-    );
+    fact("Progress", progress.map(|p| format!("{}% {} (at {})", p.percent, p.message, clock(p.at.0))));
     text
 }
 
@@ -177,10 +148,7 @@ fn documents(step: &StepRun) -> String {
         .iter()
         .take(100)
         .map(|d| {
-            let key = d
-                .key
-                .as_deref()
-                .map_or_else(String::new, |k| format!(" ({k})"));
+            let key = d.key.as_deref().map_or_else(String::new, |k| format!(" ({k})"));
             vec![
                 inline(&format!("{}{key}", d.document_type), 300),
                 inline(&d.name, 253),
@@ -205,15 +173,9 @@ fn attempts(all: &[Attempt]) -> String {
             vec![
                 a.number.to_string(),
                 a.result.to_string(),
-                a.exit_code
-                    .map_or_else(|| "-".to_owned(), |c| c.to_string()),
-                a.started_at
-                    .as_ref()
-                    .map_or_else(|| "-".to_owned(), |t| clock(t.0)),
-                a.started_at.as_ref().map_or_else(
-                    || "-".to_owned(),
-                    |t| elapsed(seconds_between(t, a.completed_at.0)),
-                ),
+                a.exit_code.map_or_else(|| "-".to_owned(), |c| c.to_string()),
+                a.started_at.as_ref().map_or_else(|| "-".to_owned(), |t| clock(t.0)),
+                a.started_at.as_ref().map_or_else(|| "-".to_owned(), |t| elapsed(seconds_between(t, a.completed_at.0))),
                 inline(a.message.as_deref().unwrap_or_default(), 400),
             ]
         })
@@ -260,15 +222,8 @@ fn error(status: &StepRunStatus) -> String {
     let Some(error) = &status.error else {
         return String::new();
     };
-    let code = error
-        .exit_code
-        .map_or_else(String::new, |c| format!(", exit {c}"));
-    let mut text = format!(
-        "  {} in attempt {}{code}: {}\n",
-        error.class,
-        error.attempt,
-        inline(&error.message, 1024)
-    );
+    let code = error.exit_code.map_or_else(String::new, |c| format!(", exit {c}"));
+    let mut text = format!("  {} in attempt {}{code}: {}\n", error.class, error.attempt, inline(&error.message, 1024));
     if let Some(tail) = &error.log_tail {
         text.push_str(&indent(&block(tail, 8192), "  | "));
     }

@@ -15,11 +15,8 @@ pub enum Target {
 impl Target {
     pub fn parse(text: &str) -> Result<Self, Fault> {
         let text = text.trim_end_matches('/');
-        let wrong = || {
-            Fault::usage(format!(
-                "{text:?} names no step; write RUN/STEP, RUN/STEP/KEY or the name of a StepRun"
-            ))
-        };
+        let wrong =
+            || Fault::usage(format!("{text:?} names no step; write RUN/STEP, RUN/STEP/KEY or the name of a StepRun"));
         // What kubectl prints with -o name is taken too.
         for kind in ["workflow.lockstep.dev/", "steprun.lockstep.dev/"] {
             if let Some(name) = text.strip_prefix(kind) {
@@ -29,9 +26,7 @@ impl Target {
         match text.split_once('/') {
             None if text.is_empty() => Err(wrong()),
             None => Ok(Self::Name(text.to_owned())),
-            Some((run, step)) if run.is_empty() || step.is_empty() || step.starts_with('/') => {
-                Err(wrong())
-            }
+            Some((run, step)) if run.is_empty() || step.is_empty() || step.starts_with('/') => Err(wrong()),
             Some((run, step)) => Ok(Self::Step(run.to_owned(), step.to_owned())),
         }
     }
@@ -50,19 +45,12 @@ pub fn keys(step: &StepRun) -> Vec<&str> {
         .and_then(|keys| keys.strip_prefix('/'))
         .and_then(|keys| keys.strip_suffix(item.key.as_str()))
         .and_then(|keys| keys.strip_suffix('/'));
-    outer
-        .into_iter()
-        .flat_map(|keys| keys.split('/'))
-        .chain([item.key.as_str()])
-        .collect()
+    outer.into_iter().flat_map(|keys| keys.split('/')).chain([item.key.as_str()]).collect()
 }
 
 /// `group/step/key`, as a target names it.
 pub fn label(step: &StepRun) -> String {
-    std::iter::once(step.spec.path.as_str())
-        .chain(keys(step))
-        .collect::<Vec<_>>()
-        .join("/")
+    std::iter::once(step.spec.path.as_str()).chain(keys(step)).collect::<Vec<_>>().join("/")
 }
 
 /// All that `wanted` may mean: the whole label, a step's bare name, a label without the outer keys or without any.
@@ -81,10 +69,7 @@ pub fn matching<'a>(wanted: &str, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
             [path, bare].into_iter().any(|path| {
                 wanted == path
                     || [&all, &inner].into_iter().any(|key| {
-                        wanted
-                            .strip_prefix(path)
-                            .and_then(|rest| rest.strip_prefix('/'))
-                            == Some(key.as_str())
+                        wanted.strip_prefix(path).and_then(|rest| rest.strip_prefix('/')) == Some(key.as_str())
                     })
             })
         })
@@ -92,19 +77,10 @@ pub fn matching<'a>(wanted: &str, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
 }
 
 /// The one StepRun that is meant. `wanting` is true for those that the verb is for: where several fit, they win.
-pub async fn find(
-    on: &Connection,
-    target: &Target,
-    wanting: impl Fn(&StepRun) -> bool,
-) -> Result<StepRun, Fault> {
+pub async fn find(on: &Connection, target: &Target, wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
     let (run, wanted) = match target {
         Target::Name(name) => {
-            let found = on
-                .call(
-                    &format!("read the step {name}"),
-                    on.api::<StepRun>().get_opt(name),
-                )
-                .await?;
+            let found = on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await?;
             return match found {
                 Some(step) => Ok(step),
                 None => whole_run(on, name, wanting).await,
@@ -119,12 +95,7 @@ pub async fn find(
     one(run, wanted, &steps, wanting)
 }
 
-fn one(
-    run: &str,
-    wanted: &str,
-    steps: &[StepRun],
-    wanting: impl Fn(&StepRun) -> bool,
-) -> Result<StepRun, Fault> {
+fn one(run: &str, wanted: &str, steps: &[StepRun], wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
     let mut found = matching(wanted, steps);
     if found.len() > 1 && found.iter().filter(|s| wanting(s)).count() == 1 {
         found.retain(|s| wanting(s));
@@ -134,68 +105,40 @@ fn one(
         [] => {
             let labels: Vec<String> = steps.iter().map(label).collect();
             let close = near(wanted, &labels);
-            Err(Fault::missing(
-                match (close.as_slice(), labels.as_slice()) {
-                    (_, []) => format!(
-                        "no step of the run {run} has started yet; see kubectl lockstep watch {run}"
-                    ),
-                    ([], _) => format!(
-                        "the run {run} has no started step {wanted}; it has {}",
-                        listed(&labels)
-                    ),
-                    (close, _) => format!(
-                        "the run {run} has no started step {wanted}; did you mean {}?",
-                        close.join(" or ")
-                    ),
-                },
-            ))
+            Err(Fault::missing(match (close.as_slice(), labels.as_slice()) {
+                (_, []) => format!("no step of the run {run} has started yet; see kubectl lockstep watch {run}"),
+                ([], _) => format!("the run {run} has no started step {wanted}; it has {}", listed(&labels)),
+                (close, _) => {
+                    format!("the run {run} has no started step {wanted}; did you mean {}?", close.join(" or "))
+                }
+            }))
         }
         several => {
-            let names: Vec<String> = several
-                .iter()
-                .map(|s| format!("{run}/{}", label(s)))
-                .collect();
-            Err(Fault::missing(format!(
-                "{run}/{wanted} is more than one step; name one of {}",
-                listed(&names)
-            )))
+            let names: Vec<String> = several.iter().map(|s| format!("{run}/{}", label(s))).collect();
+            Err(Fault::missing(format!("{run}/{wanted} is more than one step; name one of {}", listed(&names))))
         }
     }
 }
 
 /// A run's name where a step is expected: good enough when exactly one of its steps is meant.
-async fn whole_run(
-    on: &Connection,
-    name: &str,
-    wanting: impl Fn(&StepRun) -> bool,
-) -> Result<StepRun, Fault> {
+async fn whole_run(on: &Connection, name: &str, wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
     on.workflow(name).await?;
     let steps = on.step_runs(name).await?;
     let open: Vec<&StepRun> = steps.iter().filter(|s| wanting(s)).collect();
     match open.as_slice() {
         [step] => Ok((*step).clone()),
-        [] => Err(Fault::missing(format!(
-            "no step of the run {name} waits for this; see kubectl lockstep show {name}"
-        ))),
+        [] => {
+            Err(Fault::missing(format!("no step of the run {name} waits for this; see kubectl lockstep show {name}")))
+        }
         several => {
-            let names: Vec<String> = several
-                .iter()
-                .map(|s| format!("{name}/{}", label(s)))
-                .collect();
-            Err(Fault::missing(format!(
-                "several steps of the run {name} wait; name one of {}",
-                listed(&names)
-            )))
+            let names: Vec<String> = several.iter().map(|s| format!("{name}/{}", label(s))).collect();
+            Err(Fault::missing(format!("several steps of the run {name} wait; name one of {}", listed(&names))))
         }
     }
 }
 
 fn listed(names: &[String]) -> String {
-    let shown: Vec<String> = names
-        .iter()
-        .take(10)
-        .map(|n| super::text::inline(n, 300))
-        .collect();
+    let shown: Vec<String> = names.iter().take(10).map(|n| super::text::inline(n, 300)).collect();
     match names.len() {
         0..=10 => shown.join(", "),
         more => format!("{} and {} more", shown.join(", "), more - 10),
@@ -207,18 +150,13 @@ pub fn near(wanted: &str, known: &[String]) -> Vec<String> {
     let mut close: Vec<(usize, &String)> = known
         .iter()
         .map(|name| {
-            let inside =
-                wanted.len() >= 3 && (name.contains(wanted) || wanted.contains(name.as_str()));
+            let inside = wanted.len() >= 3 && (name.contains(wanted) || wanted.contains(name.as_str()));
             (if inside { 1 } else { distance(wanted, name) }, name)
         })
         .filter(|(far, _)| *far <= 1 + wanted.len() / 4)
         .collect();
     close.sort();
-    close
-        .into_iter()
-        .take(3)
-        .map(|(_, name)| super::text::inline(name, 300))
-        .collect()
+    close.into_iter().take(3).map(|(_, name)| super::text::inline(name, 300)).collect()
 }
 
 /// Edits between two texts.
@@ -248,14 +186,8 @@ mod tests {
         );
         step.spec.path = path.to_owned();
         step.spec.workflow.uid = "uid".to_owned();
-        step.spec.item = keys.last().map(|key| Item {
-            key: (*key).to_owned(),
-            ..Item::default()
-        });
-        step.spec.scope_chain = vec![ScopeLink {
-            scope: "s".to_owned(),
-            scope_id: format!("uid/{}", keys.join("/")),
-        }];
+        step.spec.item = keys.last().map(|key| Item { key: (*key).to_owned(), ..Item::default() });
+        step.spec.scope_chain = vec![ScopeLink { scope: "s".to_owned(), scope_id: format!("uid/{}", keys.join("/")) }];
         step
     }
 
@@ -265,10 +197,7 @@ mod tests {
         let table = [
             ("shop", Some(Target::Name("shop".to_owned()))),
             ("shop/", Some(Target::Name("shop".to_owned()))),
-            (
-                "workflow.lockstep.dev/shop",
-                Some(Target::Name("shop".to_owned())),
-            ),
+            ("workflow.lockstep.dev/shop", Some(Target::Name("shop".to_owned()))),
             ("shop/discovery", two("shop", "discovery")),
             ("shop/arch/E1", two("shop", "arch/E1")),
             ("shop/group/arch/E1/", two("shop", "group/arch/E1")),
@@ -304,39 +233,19 @@ mod tests {
             ("nothing", &[]),
         ];
         for (wanted, expected) in table {
-            let found: Vec<usize> = matching(wanted, &steps)
-                .iter()
-                .filter_map(|f| steps.iter().position(|s| s == *f))
-                .collect();
+            let found: Vec<usize> =
+                matching(wanted, &steps).iter().filter_map(|f| steps.iter().position(|s| s == *f)).collect();
             assert_eq!(found, expected, "{wanted}");
         }
     }
 
     #[test]
     fn faults_name_the_candidates() {
-        let steps = [
-            step("discovery", &[]),
-            step("arch", &["E1"]),
-            step("arch", &["E2"]),
-        ];
-        let text = |wanted: &str| {
-            one("shop", wanted, &steps, |_| false)
-                .err()
-                .map(|f| f.text)
-                .unwrap_or_default()
-        };
-        assert_eq!(
-            text("arch"),
-            "shop/arch is more than one step; name one of shop/arch/E1, shop/arch/E2"
-        );
-        assert_eq!(
-            text("discvery"),
-            "the run shop has no started step discvery; did you mean discovery?"
-        );
-        assert_eq!(
-            text("zzz"),
-            "the run shop has no started step zzz; it has discovery, arch/E1, arch/E2"
-        );
+        let steps = [step("discovery", &[]), step("arch", &["E1"]), step("arch", &["E2"])];
+        let text = |wanted: &str| one("shop", wanted, &steps, |_| false).err().map(|f| f.text).unwrap_or_default();
+        assert_eq!(text("arch"), "shop/arch is more than one step; name one of shop/arch/E1, shop/arch/E2");
+        assert_eq!(text("discvery"), "the run shop has no started step discvery; did you mean discovery?");
+        assert_eq!(text("zzz"), "the run shop has no started step zzz; it has discovery, arch/E1, arch/E2");
         let only_e2 = one("shop", "arch", &steps, |s| label(s) == "arch/E2").map(|s| label(&s));
         assert_eq!(only_e2.as_deref(), Ok("arch/E2"));
     }

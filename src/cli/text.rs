@@ -150,11 +150,7 @@ pub fn clock(at: Timestamp) -> String {
 pub fn short_digest(digest: &str) -> String {
     let (algorithm, hex) = digest.split_once(':').unwrap_or(("", digest));
     let head: String = hex.chars().take(12).collect();
-    if algorithm.is_empty() {
-        head
-    } else {
-        format!("{algorithm}:{head}")
-    }
+    if algorithm.is_empty() { head } else { format!("{algorithm}:{head}") }
 }
 
 /// Rows under headings, columns as wide as they need.
@@ -170,11 +166,7 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let heads: Vec<String> = heads.iter().map(|h| (*h).to_owned()).collect();
     let mut out = String::new();
     for row in std::iter::once(&heads).chain(rows) {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, w)| pad(cell, *w))
-            .collect();
+        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| pad(cell, *w)).collect();
         out.push_str(line.join("   ").trim_end());
         out.push('\n');
     }
@@ -185,11 +177,7 @@ pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
 pub fn quote(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._:=@%+,-".contains(c);
     let text = inline(text, 4096);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
-    }
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// Every line further in.
@@ -200,12 +188,10 @@ pub fn indent(text: &str, by: &str) -> String {
 /// Writes to standard output; a reader that went away (`| head`) ends the program without noise.
 pub fn put(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|wrong| match wrong.kind() {
-            std::io::ErrorKind::BrokenPipe => Fault::new(Code::Done, ""),
-            _ => Fault::new(Code::Api, format!("cannot write the output: {wrong}")),
-        })
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|wrong| match wrong.kind() {
+        std::io::ErrorKind::BrokenPipe => Fault::new(Code::Done, ""),
+        _ => Fault::new(Code::Api, format!("cannot write the output: {wrong}")),
+    })
 }
 
 #[cfg(test)]
@@ -218,10 +204,7 @@ mod tests {
             ("plain text", "plain text"),
             ("a\tb\r\nc", "a    b\nc"),
             ("\x1b[2Jgone", "\u{fffd}[2Jgone"),
-            (
-                "approve \u{202e}evorppa\u{202c}",
-                "approve \u{fffd}evorppa\u{fffd}",
-            ),
+            ("approve \u{202e}evorppa\u{202c}", "approve \u{fffd}evorppa\u{fffd}"),
             ("zero\u{200b}width\u{feff}", "zero\u{fffd}width\u{fffd}"),
             ("c1 \u{9b}31m", "c1 \u{fffd}31m"),
             ("over\rwritten", "over\u{fffd}written"),
@@ -251,20 +234,11 @@ mod tests {
 
     #[test]
     fn times_are_short() {
-        let table = [
-            (-4, "0s"),
-            (59, "59s"),
-            (63, "1m03s"),
-            (3900, "1h05m"),
-            (273_700, "3d4h"),
-        ];
+        let table = [(-4, "0s"), (59, "59s"), (63, "1m03s"), (3900, "1h05m"), (273_700, "3d4h")];
         for (seconds, expected) in table {
             assert_eq!(elapsed(seconds), expected);
         }
-        assert_eq!(
-            short_digest("sha256:0123456789abcdef"),
-            "sha256:0123456789ab"
-        );
+        assert_eq!(short_digest("sha256:0123456789abcdef"), "sha256:0123456789ab");
     }
 
     #[test]
@@ -284,13 +258,7 @@ mod tests {
     #[test]
     fn columns_align() {
         assert_eq!(
-            table(
-                &["NAME", "PHASE"],
-                &[
-                    vec!["shop".into(), "Running".into()],
-                    vec!["世界世".into(), String::new()]
-                ]
-            ),
+            table(&["NAME", "PHASE"], &[vec!["shop".into(), "Running".into()], vec!["世界世".into(), String::new()]]),
             "NAME     PHASE\nshop     Running\n世界世\n"
         );
     }

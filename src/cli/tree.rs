@@ -22,10 +22,7 @@ pub struct Drawn {
 pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Drawn {
     let head = run_line(run, now);
     let body = body(run, steps, now);
-    let waits: Vec<Vec<Line>> = wait::open(run, steps)
-        .into_iter()
-        .map(wait::lines)
-        .collect();
+    let waits: Vec<Vec<Line>> = wait::open(run, steps).into_iter().map(wait::lines).collect();
     let lines = fit(head, body, waits, view);
     Drawn {
         rows: lines.iter().map(|line| line.rows(view)).sum(),
@@ -36,9 +33,7 @@ pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Dr
 /// Leaves lines out, in the middle, where the window is too low: what is redrawn must not scroll.
 fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Vec<Line> {
     let taken = |lines: &[Line]| lines.iter().map(|line| line.rows(view)).sum::<usize>();
-    let room = view
-        .height
-        .map_or(usize::MAX, |height| height.saturating_sub(2));
+    let room = view.height.map_or(usize::MAX, |height| height.saturating_sub(2));
     let mut tail: Vec<Line> = Vec::new();
     let mut left_out = 0;
     for (at, block) in waits.into_iter().enumerate() {
@@ -46,26 +41,19 @@ fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Ve
             left_out += 1;
         } else if taken(&block) > room.saturating_sub(6) {
             tail.extend(block.into_iter().take(1));
-            tail.push(Line::plain(
-                "    commands: kubectl lockstep inbox -o wide".to_owned(),
-            ));
+            tail.push(Line::plain("    commands: kubectl lockstep inbox -o wide".to_owned()));
         } else {
             tail.extend(block);
         }
     }
     if left_out > 0 {
-        tail.push(Line::plain(format!(
-            "… {left_out} more wait: kubectl lockstep inbox"
-        )));
+        tail.push(Line::plain(format!("… {left_out} more wait: kubectl lockstep inbox")));
     }
     let for_body = room.saturating_sub(1 + taken(&tail)).max(3);
     if body.len() > for_body {
         let hidden = body.len() - for_body + 1;
         let from = (for_body - 1) / 2;
-        body.splice(
-            from..from + hidden,
-            [Line::plain(format!("  … {hidden} more lines"))],
-        );
+        body.splice(from..from + hidden, [Line::plain(format!("  … {hidden} more lines"))]);
     }
     std::iter::once(head).chain(body).chain(tail).collect()
 }
@@ -77,10 +65,7 @@ fn run_line(run: &Workflow, now: Timestamp) -> Line {
     let until = status.completed_at.as_ref().map_or(now, |at| at.0);
     let took = started.map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
     let mut notes = Vec::new();
-    if let Some(waiting) = status
-        .waiting
-        .filter(|w| !phase.is_terminal() && !w.summary.is_empty())
-    {
+    if let Some(waiting) = status.waiting.filter(|w| !phase.is_terminal() && !w.summary.is_empty()) {
         notes.push(format!("waits for {}", waiting.summary));
     }
     if !status.pending_documents.is_empty() {
@@ -113,36 +98,20 @@ fn body(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Vec<Line> {
 
 fn row_line(row: &Row, (names, phases): (usize, usize), now: Timestamp) -> Line {
     let until = row.completed.as_ref().map_or(now, |at| at.0);
-    let took = row
-        .started
-        .as_ref()
-        .map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
+    let took = row.started.as_ref().map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
     let mut detail = row.detail.clone();
     if let Some(at) = &row.not_before
         && row.phase == Phase::Pending
         && at.0 > now
     {
         let again = format!("again in {}", elapsed(at.0.duration_since(now).as_secs()));
-        detail = if detail.is_empty() {
-            again
-        } else {
-            format!("{again}; {detail}")
-        };
+        detail = if detail.is_empty() { again } else { format!("{again}; {detail}") };
     }
     let indent = "  ".repeat(row.depth);
     Line::of(vec![
         (format!("  {indent}{} ", glyph(row.phase)), style(row.phase)),
-        (
-            format!(
-                "{}  ",
-                text::pad(&row.name, names.saturating_sub(2 * row.depth))
-            ),
-            Style::Plain,
-        ),
-        (
-            format!("{}  ", text::pad(&row.phase.to_string(), phases)),
-            style(row.phase),
-        ),
+        (format!("{}  ", text::pad(&row.name, names.saturating_sub(2 * row.depth))), Style::Plain),
+        (format!("{}  ", text::pad(&row.phase.to_string(), phases)), style(row.phase)),
         (format!("{}  ", text::pad(&took, 6)), Style::Plain),
         (detail, Style::Dim),
     ])
@@ -241,10 +210,7 @@ pub mod sample {
         ];
         (
             serde_json::from_value(run).expect("a run"),
-            steps
-                .into_iter()
-                .map(|s| serde_json::from_value(s).expect("a step"))
-                .collect(),
+            steps.into_iter().map(|s| serde_json::from_value(s).expect("a step")).collect(),
         )
     }
 }
@@ -280,11 +246,7 @@ shop  Running  5m03s  waits for 1 gate
 
     #[test]
     fn lines_are_cut_to_the_window_and_commands_are_not() {
-        let drawn = drawn(View {
-            width: Some(40),
-            height: None,
-            colours: false,
-        });
+        let drawn = drawn(View { width: Some(40), height: None, colours: false });
         assert_eq!(drawn.lines[1], "  ✓ discovery     Completed            …");
         assert!(drawn.lines[8].ends_with("username}')\""));
         // Eight lines of one row; commands of 206, 51 and 69 columns.
@@ -293,22 +255,14 @@ shop  Running  5m03s  waits for 1 gate
 
     #[test]
     fn a_low_window_leaves_lines_out() {
-        let drawn = drawn(View {
-            width: Some(250),
-            height: Some(9),
-            colours: false,
-        });
+        let drawn = drawn(View { width: Some(250), height: Some(9), colours: false });
         assert!(drawn.lines.iter().any(|l| l.contains("more lines")));
         assert!(drawn.rows < 9, "{:#?}", drawn.lines);
     }
 
     #[test]
     fn commands_that_do_not_fit_are_named() {
-        let drawn = drawn(View {
-            width: Some(60),
-            height: Some(12),
-            colours: false,
-        });
+        let drawn = drawn(View { width: Some(60), height: Some(12), colours: false });
         assert!(drawn.rows < 12, "{:#?}", drawn.lines);
         assert!(drawn.lines.iter().any(|l| l.contains("inbox -o wide")));
     }
@@ -317,9 +271,6 @@ shop  Running  5m03s  waits for 1 gate
     fn an_unseen_run_says_so() {
         let run = Workflow::new("new", crate::api::WorkflowSpec::default());
         let drawn = draw(&run, &[], Timestamp::UNIX_EPOCH, View::default());
-        assert_eq!(
-            drawn.lines,
-            ["new  Pending    no operator has seen it yet; see kubectl lockstep version"]
-        );
+        assert_eq!(drawn.lines, ["new  Pending    no operator has seen it yet; see kubectl lockstep version"]);
     }
 }

@@ -12,9 +12,7 @@ use super::text::{inline, put};
 
 /// Print the versions of this plugin, of the cluster and of the operator
 #[derive(clap::Args, Debug)]
-#[command(
-    after_help = "Examples:\n  kubectl lockstep version\n  kubectl lockstep version --client -o json"
-)]
+#[command(after_help = "Examples:\n  kubectl lockstep version\n  kubectl lockstep version --client -o json")]
 pub struct Args {
     /// Only of this plugin; asks no cluster
     #[arg(long)]
@@ -29,9 +27,7 @@ pub fn client(format: Format) -> Result<Code, Fault> {
 }
 
 pub async fn run(on: &Connection) -> Result<Code, Fault> {
-    let server = on
-        .call("ask the cluster's version", on.client.apiserver_version())
-        .await?;
+    let server = on.call("ask the cluster's version", on.client.apiserver_version()).await?;
     let lines = [
         ("client", OWN.to_owned()),
         ("kubernetes", inline(&server.git_version, 64)),
@@ -48,10 +44,7 @@ fn print(format: Format, lines: &[(&str, String)]) -> Result<Code, Fault> {
         }
         return Ok(Code::Done);
     }
-    let value = lines
-        .iter()
-        .map(|(k, v)| ((*k).to_owned(), json!(v)))
-        .collect();
+    let value = lines.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
     super::print::plain(format, &serde_json::Value::Object(value))?;
     Ok(Code::Done)
 }
@@ -60,16 +53,9 @@ async fn kinds(on: &Connection) -> Result<String, Fault> {
     let ask = on.client.list_api_group_resources("lockstep.dev/v1alpha1");
     match on.within("ask for the kinds", ask).await? {
         Ok(list) => {
-            let names: Vec<String> = list
-                .resources
-                .into_iter()
-                .map(|r| r.name)
-                .filter(|name| !name.contains('/'))
-                .collect();
-            Ok(inline(
-                &format!("lockstep.dev/v1alpha1: {}", names.join(", ")),
-                400,
-            ))
+            let names: Vec<String> =
+                list.resources.into_iter().map(|r| r.name).filter(|name| !name.contains('/')).collect();
+            Ok(inline(&format!("lockstep.dev/v1alpha1: {}", names.join(", ")), 400))
         }
         Err(kube::Error::Api(status)) if status.code == 404 => Ok("not installed".to_owned()),
         Err(wrong) => Err(Fault::call("ask for the kinds", &wrong)),
@@ -80,10 +66,7 @@ async fn kinds(on: &Connection) -> Result<String, Fault> {
 async fn operator(on: &Connection) -> Result<String, Fault> {
     let api: Api<Deployment> = Api::all(on.client.clone());
     let params = ListParams::default().labels("app.kubernetes.io/name=lockstep");
-    let found = match on
-        .within("look for the operator", api.list(&params))
-        .await?
-    {
+    let found = match on.within("look for the operator", api.list(&params)).await? {
         Ok(found) => found.items,
         Err(kube::Error::Api(status)) if status.code == 403 => {
             return Ok("not visible to you".to_owned());
@@ -92,14 +75,8 @@ async fn operator(on: &Connection) -> Result<String, Fault> {
     };
     let one = |deployment: &Deployment| {
         let version = deployment.labels().get("app.kubernetes.io/version");
-        let spec = deployment
-            .spec
-            .as_ref()
-            .and_then(|s| s.template.spec.as_ref());
-        let image = spec
-            .and_then(|s| s.containers.first())
-            .and_then(|c| c.image.clone())
-            .unwrap_or_default();
+        let spec = deployment.spec.as_ref().and_then(|s| s.template.spec.as_ref());
+        let image = spec.and_then(|s| s.containers.first()).and_then(|c| c.image.clone()).unwrap_or_default();
         let ready = deployment.status.as_ref().and_then(|s| s.ready_replicas);
         inline(
             &format!(
@@ -113,9 +90,5 @@ async fn operator(on: &Connection) -> Result<String, Fault> {
         )
     };
     let all: Vec<String> = found.iter().map(one).collect();
-    Ok(if all.is_empty() {
-        "not found".to_owned()
-    } else {
-        all.join("; ")
-    })
+    Ok(if all.is_empty() { "not found".to_owned() } else { all.join("; ") })
 }

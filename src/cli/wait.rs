@@ -47,46 +47,28 @@ pub fn lines(step: &StepRun) -> Vec<Line> {
             (inline(&wait.question, 600), Style::Plain),
         ]));
     }
-    lines.extend(
-        commands(step)
-            .iter()
-            .map(|c| Line::whole(format!("    {c}"), Style::Plain)),
-    );
-    lines.extend(
-        otherwise(step).map(|o| Line::whole(format!("    {}", inline(&o, 1024)), Style::Dim)),
-    );
+    lines.extend(commands(step).iter().map(|c| Line::whole(format!("    {c}"), Style::Plain)));
+    lines.extend(otherwise(step).map(|o| Line::whole(format!("    {}", inline(&o, 1024)), Style::Dim)));
     lines
 }
 
 /// The same as text, for pages.
 pub fn text(step: &StepRun, view: View) -> String {
-    lines(step)
-        .iter()
-        .flat_map(|line| [line.text(view), "\n".to_owned()])
-        .collect()
+    lines(step).iter().flat_map(|line| [line.text(view), "\n".to_owned()]).collect()
 }
 
 fn who(step: &StepRun) -> String {
     let gate = step.spec.gate.as_ref();
-    let right = format!(
-        "who may approve gates/{}",
-        gate.map_or("", |g| g.name.as_str())
-    );
+    let right = format!("who may approve gates/{}", gate.map_or("", |g| g.name.as_str()));
     let acceptors = gate.and_then(|g| g.acceptors.clone()).unwrap_or_default();
     let list = |kind: &str, names: &[String]| match names {
         [] => None,
         [one] => Some(format!("{kind} {one}")),
         several => Some(format!("{kind}s {}", several.join(", "))),
     };
-    let named: Vec<String> = list("user", &acceptors.users)
-        .into_iter()
-        .chain(list("group", &acceptors.groups))
-        .collect();
-    if named.is_empty() {
-        format!("all {right}")
-    } else {
-        format!("{}, {right}", named.join(" and "))
-    }
+    let named: Vec<String> =
+        list("user", &acceptors.users).into_iter().chain(list("group", &acceptors.groups)).collect();
+    if named.is_empty() { format!("all {right}") } else { format!("{}, {right}", named.join(" and ")) }
 }
 
 /// The person's own name, for clusters that do not stamp it.
@@ -99,15 +81,9 @@ fn commands(step: &StepRun) -> Vec<String> {
     };
     let (plain, own, target) = callers(step);
     if waits_at_gate(step) {
-        let digest = status
-            .gate
-            .as_ref()
-            .map_or("", |g| g.output_digest.as_str());
+        let digest = status.gate.as_ref().map_or("", |g| g.output_digest.as_str());
         return vec![
-            format!(
-                "{plain} {DECISION}=accepted {REVIEW}={} {DECIDED_BY}={WHOAMI}",
-                quote(digest)
-            ),
+            format!("{plain} {DECISION}=accepted {REVIEW}={} {DECIDED_BY}={WHOAMI}", quote(digest)),
             format!("{own} approve {target}"),
         ];
     }
@@ -141,10 +117,7 @@ fn otherwise(step: &StepRun) -> Option<String> {
 fn callers(step: &StepRun) -> (String, String, String) {
     let namespace = step.namespace().unwrap_or_default();
     (
-        format!(
-            "kubectl -n {namespace} annotate steprun {}",
-            step.name_any()
-        ),
+        format!("kubectl -n {namespace} annotate steprun {}", step.name_any()),
         format!("kubectl lockstep -n {namespace}"),
         quote(&format!("{}/{}", step.spec.workflow.name, label(step))),
     )

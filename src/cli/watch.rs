@@ -49,9 +49,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
         }
     };
     if !on.output.is_text() {
-        return Err(Fault::usage(
-            "watch prints text only; for objects use kubectl get -w, or show -o json",
-        ));
+        return Err(Fault::usage("watch prints text only; for objects use kubectl get -w, or show -o json"));
     }
     let run = on.workflow(&name).await?;
     follow(on, run, args.until_wait).await
@@ -140,8 +138,7 @@ impl Scene {
         let phase = self.run.status.as_ref()?.phase?;
         let code = ended(phase, until_wait)?;
         // Just after a decision the run's phase may be behind its steps: then nothing waits for people any more.
-        let waits =
-            phase == Phase::WaitingForDocuments || !wait::open(&self.run, &self.steps()).is_empty();
+        let waits = phase == Phase::WaitingForDocuments || !wait::open(&self.run, &self.steps()).is_empty();
         (code != Code::Waiting || waits).then_some(code)
     }
 
@@ -155,9 +152,7 @@ fn ended(phase: Phase, until_wait: bool) -> Option<Code> {
     match phase {
         Phase::Completed => Some(Code::Done),
         Phase::Failed | Phase::Cancelled => Some(Code::Failed),
-        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments
-            if until_wait =>
-        {
+        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments if until_wait => {
             Some(Code::Waiting)
         }
         _ => None,
@@ -265,17 +260,9 @@ struct Shown {
 
 impl Shown {
     fn new() -> Self {
-        let live = std::io::stdout().is_terminal()
-            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let mut shown = Self {
-            view: View::default(),
-            live,
-            rows: 0,
-            dirty: true,
-            drawn_at: 0,
-            lost: None,
-            lines: BTreeMap::new(),
-        };
+        let live = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let mut shown =
+            Self { view: View::default(), live, rows: 0, dirty: true, drawn_at: 0, lost: None, lines: BTreeMap::new() };
         shown.measure();
         shown
     }
@@ -283,11 +270,7 @@ impl Shown {
     fn measure(&mut self) {
         if self.live {
             let (height, width) = window();
-            self.view = View {
-                width: Some(width),
-                height: Some(height),
-                colours: text::colours(),
-            };
+            self.view = View { width: Some(width), height: Some(height), colours: text::colours() };
             self.dirty = true;
         }
     }
@@ -300,10 +283,7 @@ impl Shown {
     fn lose(&mut self, why: &str) {
         let why = text::inline(why, 200);
         if !self.live && self.lost.is_none() {
-            eprintln!(
-                "{}  connection lost, trying again: {why}",
-                clock(Timestamp::now())
-            );
+            eprintln!("{}  connection lost, trying again: {why}", clock(Timestamp::now()));
         }
         self.lost = Some(why);
         self.dirty = true;
@@ -336,9 +316,7 @@ impl Shown {
         let mut drawn = tree::draw(&scene.run, &scene.steps(), now, self.view);
         if let Some(why) = &self.lost {
             let line = format!("connection lost, trying again: {why}");
-            drawn
-                .lines
-                .push(text::cut(&line, self.view.width.unwrap_or(80)));
+            drawn.lines.push(text::cut(&line, self.view.width.unwrap_or(80)));
             drawn.rows += 1;
         }
         let up = match self.rows {
@@ -355,9 +333,7 @@ impl Shown {
             return Ok(());
         }
         let steps = scene.steps();
-        wait::open(&scene.run, &steps)
-            .into_iter()
-            .try_for_each(|step| put(&wait::text(step, self.view)))
+        wait::open(&scene.run, &steps).into_iter().try_for_each(|step| put(&wait::text(step, self.view)))
     }
 }
 
@@ -391,35 +367,18 @@ fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun
         .collect();
     let status = run.status.clone().unwrap_or_default();
     let is_over = status.phase.is_some_and(Phase::is_terminal);
-    let summary = status
-        .waiting
-        .filter(|_| !is_over)
-        .unwrap_or_default()
-        .summary;
+    let summary = status.waiting.filter(|_| !is_over).unwrap_or_default().summary;
     let mut line = format!("{}  {}", run.name_any(), status.phase.unwrap_or_default());
     if !summary.is_empty() {
         write!(line, "  waits for {}", text::inline(&summary, 64)).ok();
     }
     if !status.pending_documents.is_empty() {
-        write!(
-            line,
-            "  lacks {}",
-            text::inline(&status.pending_documents.join(", "), 400)
-        )
-        .ok();
+        write!(line, "  lacks {}", text::inline(&status.pending_documents.join(", "), 400)).ok();
     }
     if let Some(why) = crate::api::condition::get(&status.conditions, "Succeeded")
-        && status
-            .phase
-            .is_some_and(|phase| phase != Phase::Completed && phase.is_terminal())
+        && status.phase.is_some_and(|phase| phase != Phase::Completed && phase.is_terminal())
     {
-        write!(
-            line,
-            "  {}: {}",
-            why.reason,
-            text::inline(&why.message, 400)
-        )
-        .ok();
+        write!(line, "  {}: {}", why.reason, text::inline(&why.message, 400)).ok();
     }
     // No step has an empty label.
     let run_entry = (String::new(), line);
@@ -460,16 +419,10 @@ mod tests {
         let (run, mut steps) = crate::cli::tree::sample::shop();
         let mut said = BTreeMap::new();
         let first = changes(&mut said, &run, &steps);
-        assert_eq!(
-            first.first().map(String::as_str),
-            Some("shop  Running  waits for 1 gate")
-        );
+        assert_eq!(first.first().map(String::as_str), Some("shop  Running  waits for 1 gate"));
         assert_eq!(changes(&mut said, &run, &steps), Vec::<String>::new());
         let progress = |s: &mut StepRun| s.status.as_mut()?.agent.as_mut()?.progress.take();
         assert!(steps.iter_mut().find_map(progress).is_some());
-        assert_eq!(
-            changes(&mut said, &run, &steps),
-            ["architecture/E2  Running  attempt 2"]
-        );
+        assert_eq!(changes(&mut said, &run, &steps), ["architecture/E2  Running  attempt 2"]);
     }
 }

@@ -27,9 +27,7 @@ pub async fn apply(
 ) -> Result<Option<String>, Error> {
     let mut version = None;
     for effect in effects {
-        version = one(client, namespace, effect, consistency)
-            .await?
-            .or(version);
+        version = one(client, namespace, effect, consistency).await?.or(version);
     }
     Ok(version)
 }
@@ -55,13 +53,8 @@ async fn one(
         Effect::SetDocumentStatus { name, status } => {
             set_document_status(client, namespace, name, status).await?;
         }
-        Effect::EmptyMailbox {
-            step_run,
-            resource_version,
-            keys,
-        } => {
-            let emptied =
-                empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
+        Effect::EmptyMailbox { step_run, resource_version, keys } => {
+            let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
             consistency.wrote(&emptied.metadata);
             return Ok(emptied.metadata.resource_version);
         }
@@ -69,12 +62,7 @@ async fn one(
     Ok(None)
 }
 
-async fn create<K>(
-    client: &Client,
-    namespace: &str,
-    kind: &'static str,
-    object: &K,
-) -> Result<(), Error>
+async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
         + Clone
@@ -83,10 +71,7 @@ where
         + Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let params = PostParams {
-        field_manager: Some(OPERATOR.to_owned()),
-        ..PostParams::default()
-    };
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
     let answer = bounded("POST", api.create(&params, object)).await;
     let Err(error) = answer else { return Ok(()) };
     if !error.is_already_exists() {
@@ -95,29 +80,18 @@ where
     let name = object.meta().name.clone().unwrap_or_default();
     let existing = bounded("GET", api.get(&name)).await?;
     // Never by its content: an Agent edited after a lost reply is no conflict.
-    if owner(existing.meta()) == owner(object.meta()) {
-        Ok(())
-    } else {
-        Err(Error::NotOurs { kind, name })
-    }
+    if owner(existing.meta()) == owner(object.meta()) { Ok(()) } else { Err(Error::NotOurs { kind, name }) }
 }
 
 fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {
-    meta.owner_references
-        .as_ref()?
-        .iter()
-        .find(|o| o.controller == Some(true))
-        .map(|o| o.uid.as_str())
+    meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
 }
 
 async fn delete_job(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
     let api: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(client.clone(), namespace);
     // A bare DELETE of a Job orphans its pods.
     let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
-            resource_version: None,
-        }),
+        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
         ..DeleteParams::background()
     };
     match bounded("DELETE jobs", api.delete(name, &params)).await {
@@ -135,12 +109,7 @@ async fn set_document_status(
 ) -> Result<(), Error> {
     let api: Api<Document> = Api::namespaced(client.clone(), namespace);
     let patch = Patch::Merge(json!({"status": status}));
-    match bounded(
-        "PATCH documents/status",
-        api.patch_status(name, &PatchParams::default(), &patch),
-    )
-    .await
-    {
+    match bounded("PATCH documents/status", api.patch_status(name, &PatchParams::default(), &patch)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() => Ok(()),
         Err(error) => Err(error),
@@ -155,16 +124,7 @@ async fn empty_mailbox(
     keys: &[&str],
 ) -> Result<StepRun, Error> {
     let api: Api<StepRun> = Api::namespaced(client.clone(), namespace);
-    let nulls: Map<String, Value> = keys
-        .iter()
-        .map(|key| ((*key).to_owned(), Value::Null))
-        .collect();
-    let patch = Patch::Merge(
-        json!({"metadata": {"resourceVersion": resource_version, "annotations": nulls}}),
-    );
-    bounded(
-        "PATCH stepruns",
-        api.patch(name, &PatchParams::default(), &patch),
-    )
-    .await
+    let nulls: Map<String, Value> = keys.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
+    let patch = Patch::Merge(json!({"metadata": {"resourceVersion": resource_version, "annotations": nulls}}));
+    bounded("PATCH stepruns", api.patch(name, &PatchParams::default(), &patch)).await
 }

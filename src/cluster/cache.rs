@@ -14,14 +14,8 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 
 /// What a kind must be to be watched.
-pub trait Watched:
-    Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
-{
-}
-impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static>
-    Watched for K
-{
-}
+pub trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
+impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Watched for K {}
 
 type Index<K> = HashMap<String, BTreeMap<(String, String), Arc<K>>>;
 
@@ -38,13 +32,7 @@ impl<K: Watched> Cache<K> {
     /// `keys` says under what an object is found beside its name; `strip` takes away what nobody reads.
     pub fn new(keys: fn(&K) -> Vec<String>, strip: fn(&mut K)) -> Self {
         let (store, writer) = store();
-        Self {
-            store,
-            writer: RwLock::new(writer),
-            index: RwLock::default(),
-            keys,
-            strip,
-        }
+        Self { store, writer: RwLock::new(writer), index: RwLock::default(), keys, strip }
     }
 
     pub fn store(&self) -> Store<K> {
@@ -58,10 +46,7 @@ impl<K: Watched> Cache<K> {
     /// Everything under a key.
     pub fn under(&self, key: &str) -> Vec<Arc<K>> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        index
-            .get(key)
-            .map(|found| found.values().cloned().collect())
-            .unwrap_or_default()
+        index.get(key).map(|found| found.values().cloned().collect()).unwrap_or_default()
     }
 
     /// Watches for ever; `changed` hears of every object that came, changed or went.
@@ -76,9 +61,7 @@ impl<K: Watched> Cache<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    let touched = readable(event)
-                        .map(|event| self.take(event))
-                        .unwrap_or_default();
+                    let touched = readable(event).map(|event| self.take(event)).unwrap_or_default();
                     for object in touched {
                         changed(object).await;
                     }
@@ -91,8 +74,7 @@ impl<K: Watched> Cache<K> {
     }
 
     fn take(&self, mut event: Event<K>) -> Vec<Arc<K>> {
-        if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) = &mut event
-        {
+        if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) = &mut event {
             object.meta_mut().managed_fields = None;
             (self.strip)(object);
         }
@@ -101,15 +83,8 @@ impl<K: Watched> Cache<K> {
             _ => None,
         };
         let old = reference.as_ref().and_then(|r| self.store.get(r));
-        let before = if matches!(event, Event::InitDone) {
-            self.store.state()
-        } else {
-            Vec::new()
-        };
-        self.writer
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .apply_watcher_event(&event);
+        let before = if matches!(event, Event::InitDone) { self.store.state() } else { Vec::new() };
+        self.writer.write().unwrap_or_else(PoisonError::into_inner).apply_watcher_event(&event);
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Init | Event::InitApply(_) => Vec::new(),
@@ -119,9 +94,7 @@ impl<K: Watched> Cache<K> {
                 for object in &now {
                     insert(&mut index, self.keys, object);
                 }
-                let gone = before
-                    .into_iter()
-                    .filter(|o| self.store.get(&ObjectRef::from_obj(o.as_ref())).is_none());
+                let gone = before.into_iter().filter(|o| self.store.get(&ObjectRef::from_obj(o.as_ref())).is_none());
                 gone.collect::<Vec<_>>().into_iter().chain(now).collect()
             }
             Event::Apply(_) | Event::Delete(_) => {
@@ -139,18 +112,12 @@ impl<K: Watched> Cache<K> {
 }
 
 fn place<K: Resource>(object: &K) -> (String, String) {
-    (
-        object.meta().namespace.clone().unwrap_or_default(),
-        object.meta().name.clone().unwrap_or_default(),
-    )
+    (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
 }
 
 fn insert<K: Watched>(index: &mut Index<K>, keys: fn(&K) -> Vec<String>, object: &Arc<K>) {
     for key in keys(object) {
-        index
-            .entry(key)
-            .or_default()
-            .insert(place(object.as_ref()), Arc::clone(object));
+        index.entry(key).or_default().insert(place(object.as_ref()), Arc::clone(object));
     }
 }
 

@@ -57,10 +57,7 @@ impl Consistency {
 
     /// The object is gone.
     pub fn forget(&self, uid: &str) {
-        self.written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
 

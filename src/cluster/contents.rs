@@ -36,35 +36,19 @@ struct Definitions {
 
 impl Contents {
     /// The content of a Document, none if it is gone.
-    pub async fn text(
-        &self,
-        client: &Client,
-        document: &Document,
-    ) -> Result<Option<Arc<str>>, Error> {
+    pub async fn text(&self, client: &Client, document: &Document) -> Result<Option<Arc<str>>, Error> {
         let meta = &document.metadata;
-        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace)
-        else {
+        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace) else {
             return Ok(None);
         };
-        if let Some(found) = self
-            .texts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_uid
-            .get(uid)
-        {
+        if let Some(found) = self.texts.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(uid) {
             return Ok(Some(Arc::clone(found)));
         }
         let api: Api<Document> = Api::namespaced(client.clone(), namespace);
-        let found = bounded("GET documents", api.get_opt(name))
-            .await?
-            .filter(|d| d.metadata.uid.as_ref() == Some(uid));
+        let found = bounded("GET documents", api.get_opt(name)).await?.filter(|d| d.metadata.uid.as_ref() == Some(uid));
         let Some(found) = found else { return Ok(None) };
         let text: Arc<str> = found.spec.content.into();
-        self.texts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keep(uid, &text);
+        self.texts.lock().unwrap_or_else(PoisonError::into_inner).keep(uid, &text);
         Ok(Some(text))
     }
 
@@ -76,13 +60,7 @@ impl Contents {
         revision: &str,
         workflow_uid: &str,
     ) -> Result<Option<Arc<Definition>>, Error> {
-        if let Some(found) = self
-            .definitions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .by_uid
-            .get(workflow_uid)
-        {
+        if let Some(found) = self.definitions.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(workflow_uid) {
             return Ok(Some(Arc::clone(found)));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
@@ -95,18 +73,12 @@ impl Contents {
             .iter()
             .flatten()
             .any(|o| o.controller == Some(true) && o.uid == workflow_uid);
-        let definition = found
-            .data
-            .filter(|_| ours)
-            .and_then(|data| serde_json::from_value::<Definition>(data.0).ok());
+        let definition = found.data.filter(|_| ours).and_then(|data| serde_json::from_value::<Definition>(data.0).ok());
         let Some(definition) = definition else {
             return Ok(None);
         };
         let definition = Arc::new(definition);
-        self.definitions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .keep(workflow_uid, &definition);
+        self.definitions.lock().unwrap_or_else(PoisonError::into_inner).keep(workflow_uid, &definition);
         Ok(Some(definition))
     }
 }

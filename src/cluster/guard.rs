@@ -46,15 +46,10 @@ impl PolicyGuard {
     pub fn new(accounts: &Accounts) -> anyhow::Result<Self> {
         let mut expected = Vec::new();
         for file in FILES {
-            let text = file
-                .replace(DEFAULT_OPERATOR, &accounts.operator)
-                .replace(DEFAULT_GATEWAY, &accounts.gateway);
+            let text = file.replace(DEFAULT_OPERATOR, &accounts.operator).replace(DEFAULT_GATEWAY, &accounts.gateway);
             expected.extend(serde_saphyr::from_multiple::<Value>(&text)?);
         }
-        Ok(Self {
-            expected,
-            last: Mutex::new(None),
-        })
+        Ok(Self { expected, last: Mutex::new(None) })
     }
 
     /// The verdict for one StepRun, now.
@@ -63,16 +58,11 @@ impl PolicyGuard {
             Ok(stamp) => stamp,
             Err(why) => return Ok(Guard::Missing(why)),
         };
-        let (main, status) = futures::future::join(
-            main_canary(client, step_run),
-            status_canary(client, step_run),
-        )
-        .await;
+        let (main, status) =
+            futures::future::join(main_canary(client, step_run), status_canary(client, step_run)).await;
         for (policy, refused) in [("lockstep-gate", main?), ("lockstep-status", status?)] {
             if !refused {
-                return Ok(Guard::Missing(format!(
-                    "the policy {policy} is not in force: it let a canary write pass"
-                )));
+                return Ok(Guard::Missing(format!("the policy {policy} is not in force: it let a canary write pass")));
             }
         }
         Ok(Guard::Proven(stamp))
@@ -86,30 +76,16 @@ impl PolicyGuard {
         }
         let live = try_join_all(self.expected.iter().map(|wanted| fetch(client, wanted))).await?;
         let verdict = compare(&self.expected, &live);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((Instant::now(), verdict.clone()));
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), verdict.clone()));
         Ok(verdict)
     }
 }
 
 async fn fetch(client: &Client, wanted: &Value) -> Result<Option<DynamicObject>, Error> {
-    let text = |pointer| {
-        wanted
-            .pointer(pointer)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-    };
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
-        "admissionregistration.k8s.io",
-        "v1",
-        text("/kind"),
-    ));
+    let text = |pointer| wanted.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", text("/kind")));
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    bounded(
-        "GET admission policies",
-        api.get_opt(text("/metadata/name")),
-    )
-    .await
+    bounded("GET admission policies", api.get_opt(text("/metadata/name"))).await
 }
 
 /// The stamp of the policies that stand, or what is wrong with them.
@@ -118,14 +94,8 @@ fn compare(expected: &[Value], live: &[Option<DynamicObject>]) -> Result<String,
     for (wanted, found) in expected.iter().zip(live) {
         let label = format!(
             "{} {}",
-            wanted
-                .pointer("/kind")
-                .and_then(Value::as_str)
-                .unwrap_or_default(),
-            wanted
-                .pointer("/metadata/name")
-                .and_then(Value::as_str)
-                .unwrap_or_default()
+            wanted.pointer("/kind").and_then(Value::as_str).unwrap_or_default(),
+            wanted.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
         );
         let Some(found) = found else {
             return Err(format!("{label} is not installed"));
@@ -150,25 +120,16 @@ fn compare(expected: &[Value], live: &[Option<DynamicObject>]) -> Result<String,
 fn difference(wanted: &Value, found: &Value, place: &str) -> Option<String> {
     match (wanted, found) {
         (Value::Object(a), Value::Object(b)) => {
-            let extra = b
-                .keys()
-                .find(|key| !a.contains_key(*key))
-                .map(|key| format!("{place}.{key}"));
+            let extra = b.keys().find(|key| !a.contains_key(*key)).map(|key| format!("{place}.{key}"));
             extra.or_else(|| {
                 a.iter().find_map(|(key, value)| {
-                    difference(
-                        value,
-                        b.get(key).unwrap_or(&Value::Null),
-                        &format!("{place}.{key}"),
-                    )
+                    difference(value, b.get(key).unwrap_or(&Value::Null), &format!("{place}.{key}"))
                 })
             })
         }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
-            .iter()
-            .zip(b)
-            .enumerate()
-            .find_map(|(n, (x, y))| difference(x, y, &format!("{place}[{n}]"))),
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(n, (x, y))| difference(x, y, &format!("{place}[{n}]")))
+        }
         // YAML folding may leave a line end that the API server keeps.
         (Value::String(a), Value::String(b)) if a.trim_end() == b.trim_end() => None,
         (a, b) => (a != b).then(|| place.to_owned()),
@@ -176,18 +137,13 @@ fn difference(wanted: &Value, found: &Value, place: &str) -> Option<String> {
 }
 
 fn dry_run() -> PatchParams {
-    PatchParams {
-        dry_run: true,
-        ..PatchParams::default()
-    }
+    PatchParams { dry_run: true, ..PatchParams::default() }
 }
 
 fn refused_as_canary<T>(answer: Result<T, Error>) -> Result<bool, Error> {
     match answer {
         Ok(_) => Ok(false),
-        Err(Error::Api(kube::Error::Api(status))) if status.code == 403 => {
-            Ok(status.message.contains("canary ok"))
-        }
+        Err(Error::Api(kube::Error::Api(status))) if status.code == 403 => Ok(status.message.contains("canary ok")),
         Err(other) => Err(other),
     }
 }
@@ -195,34 +151,21 @@ fn refused_as_canary<T>(answer: Result<T, Error>) -> Result<bool, Error> {
 async fn main_canary(client: &Client, step_run: &StepRun) -> Result<bool, Error> {
     let (api, name) = api_of(client, step_run);
     let patch = json!({"metadata": {"annotations": {CANARY: "probe"}}});
-    refused_as_canary(
-        bounded(
-            "PATCH stepruns (dry run)",
-            api.patch(&name, &dry_run(), &Patch::Merge(patch)),
-        )
-        .await,
-    )
+    refused_as_canary(bounded("PATCH stepruns (dry run)", api.patch(&name, &dry_run(), &Patch::Merge(patch))).await)
 }
 
 async fn status_canary(client: &Client, step_run: &StepRun) -> Result<bool, Error> {
     let (api, name) = api_of(client, step_run);
     let patch = json!({"status": {"canary": "probe"}});
     refused_as_canary(
-        bounded(
-            "PATCH stepruns/status (dry run)",
-            api.patch_status(&name, &dry_run(), &Patch::Merge(patch)),
-        )
-        .await,
+        bounded("PATCH stepruns/status (dry run)", api.patch_status(&name, &dry_run(), &Patch::Merge(patch))).await,
     )
 }
 
 fn api_of(client: &Client, step_run: &StepRun) -> (Api<StepRun>, String) {
     let meta = &step_run.metadata;
     (
-        Api::namespaced(
-            client.clone(),
-            meta.namespace.as_deref().unwrap_or_default(),
-        ),
+        Api::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default()),
         meta.name.clone().unwrap_or_default(),
     )
 }
@@ -234,42 +177,20 @@ mod tests {
     #[test]
     fn every_deviation_has_a_place() {
         let wanted = json!({"a": [1, {"b": "x\n"}]});
+        assert_eq!(difference(&wanted, &json!({"a": [1, {"b": "x"}]}), "spec"), None);
+        assert_eq!(difference(&wanted, &json!({"a": [1, {"b": "y"}]}), "spec").as_deref(), Some("spec.a[1].b"));
         assert_eq!(
-            difference(&wanted, &json!({"a": [1, {"b": "x"}]}), "spec"),
-            None
-        );
-        assert_eq!(
-            difference(&wanted, &json!({"a": [1, {"b": "y"}]}), "spec").as_deref(),
-            Some("spec.a[1].b")
-        );
-        assert_eq!(
-            difference(
-                &wanted,
-                &json!({"a": [1, {"b": "x\n"}], "matchConditions": []}),
-                "spec"
-            )
-            .as_deref(),
+            difference(&wanted, &json!({"a": [1, {"b": "x\n"}], "matchConditions": []}), "spec").as_deref(),
             Some("spec.matchConditions")
         );
-        assert_eq!(
-            difference(&wanted, &json!({}), "spec").as_deref(),
-            Some("spec.a")
-        );
+        assert_eq!(difference(&wanted, &json!({}), "spec").as_deref(), Some("spec.a"));
     }
 
     #[test]
     fn the_built_in_policies_can_be_read() {
-        let accounts = Accounts {
-            operator: "o".into(),
-            gateway: "g".into(),
-        };
+        let accounts = Accounts { operator: "o".into(), gateway: "g".into() };
         let guard = PolicyGuard::new(&accounts).expect("the files parse");
         assert!(guard.expected.len() >= 10);
-        assert!(
-            !guard
-                .expected
-                .iter()
-                .any(|v| v.to_string().contains(DEFAULT_OPERATOR))
-        );
+        assert!(!guard.expected.iter().any(|v| v.to_string().contains(DEFAULT_OPERATOR)));
     }
 }

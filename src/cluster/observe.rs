@@ -45,18 +45,10 @@ impl Observer {
         let workflow = self.fresh(cached).await?;
         let namespace = workflow.namespace().unwrap_or_default();
         let uid = workflow.uid().unwrap_or_default();
-        let template = workflow
-            .spec
-            .template_ref
-            .as_ref()
-            .and_then(|t| self.world.templates.get(&namespace, &t.name));
+        let template = workflow.spec.template_ref.as_ref().and_then(|t| self.world.templates.get(&namespace, &t.name));
         let pinned = workflow.status.as_ref().and_then(|s| s.definition.clone());
         let definition = match &pinned {
-            Some(pinned) => {
-                self.contents
-                    .definition(&self.client, &namespace, &pinned.revision_name, &uid)
-                    .await?
-            }
+            Some(pinned) => self.contents.definition(&self.client, &namespace, &pinned.revision_name, &uid).await?,
             None => None,
         };
         let steps = match (&definition, &template) {
@@ -69,22 +61,11 @@ impl Observer {
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
         let types = workflow::document_types(steps, &agents);
-        let documents: Vec<Arc<Document>> = types
-            .iter()
-            .flat_map(|kind| self.world.documents.under(&format!("{namespace}/{kind}")))
-            .collect();
+        let documents: Vec<Arc<Document>> =
+            types.iter().flat_map(|kind| self.world.documents.under(&format!("{namespace}/{kind}"))).collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
         let contents = self.contents_of(steps, &documents, &step_runs).await?;
-        Ok(workflow::Observed {
-            template,
-            definition,
-            agents,
-            step_runs,
-            documents,
-            contents,
-            now: now(),
-            workflow,
-        })
+        Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now: now(), workflow })
     }
 
     async fn step_runs(
@@ -93,25 +74,15 @@ impl Observer {
         namespace: &str,
         uid: &str,
     ) -> Result<BTreeMap<String, Arc<StepRun>>, Error> {
-        let mut found: BTreeMap<String, Arc<StepRun>> = self
-            .world
-            .step_runs
-            .under(uid)
-            .into_iter()
-            .map(|s| (s.name_any(), s))
-            .collect();
+        let mut found: BTreeMap<String, Arc<StepRun>> =
+            self.world.step_runs.under(uid).into_iter().map(|s| (s.name_any(), s)).collect();
         // A StepRun is called lost only if the API server, not a cache, says that it is gone.
-        let latched = workflow
-            .status
-            .iter()
-            .flat_map(|s| &s.steps)
-            .filter_map(|s| s.step_run.clone());
+        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.clone());
         let unseen: Vec<String> = latched.filter(|name| !found.contains_key(name)).collect();
         for name in unseen {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
             let live = bounded("GET stepruns", api.get_opt(&name)).await?;
-            let ours =
-                |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
+            let ours = |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
             found.extend(live.filter(ours).map(|live| (name, Arc::new(live))));
         }
         if fewer_than_begun(workflow, &found) {
@@ -120,9 +91,7 @@ impl Observer {
             let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
             for live in bounded("LIST stepruns", api.list(&live)).await?.items {
                 if controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid) {
-                    found
-                        .entry(live.name_any())
-                        .or_insert_with(|| Arc::new(live));
+                    found.entry(live.name_any()).or_insert_with(|| Arc::new(live));
                 }
             }
         }
@@ -144,19 +113,14 @@ impl Observer {
         let mut wanted = BTreeMap::new();
         for document in documents.iter().filter(|d| workflow::is_settled(d)) {
             let kind = &document.spec.document_type;
-            let read = *wanted
-                .entry(kind.clone())
-                .or_insert_with(|| scope::reads_content(steps, kind));
+            let read = *wanted.entry(kind.clone()).or_insert_with(|| scope::reads_content(steps, kind));
             if read || carried.contains(&document.name_any().as_str()) {
                 wanted.insert(kind.clone(), read);
             }
         }
         let mut contents = BTreeMap::new();
         for document in documents.iter().filter(|d| workflow::is_settled(d)) {
-            let read = wanted
-                .get(&document.spec.document_type)
-                .copied()
-                .unwrap_or_default()
+            let read = wanted.get(&document.spec.document_type).copied().unwrap_or_default()
                 || carried.contains(&document.name_any().as_str());
             if read && let Some(text) = self.contents.text(&self.client, document).await? {
                 contents.insert(document.name_any(), text);
@@ -171,42 +135,23 @@ impl Observer {
         let namespace = step_run.namespace().unwrap_or_default();
         let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
         let identity = &step_run.spec.workflow;
-        let workflow = self
-            .world
-            .workflows
-            .get(&namespace, &identity.name)
-            .filter(|w| w.uid().as_deref() == Some(&identity.uid));
-        let done = step_run
-            .status
-            .as_ref()
-            .is_some_and(|s| s.completed_at.is_some());
+        let workflow =
+            self.world.workflows.get(&namespace, &identity.name).filter(|w| w.uid().as_deref() == Some(&identity.uid));
+        let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
         let definition = if done {
             None
         } else {
             self.contents
-                .definition(
-                    &self.client,
-                    &namespace,
-                    &step_run.spec.definition.revision_name,
-                    &identity.uid,
-                )
+                .definition(&self.client, &namespace, &step_run.spec.definition.revision_name, &identity.uid)
                 .await?
         };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&own, &uid, attempt);
         let jobs = self.world.jobs.under(&uid);
-        let document = if done {
-            None
-        } else {
-            self.reported_document(&step_run, &namespace).await?
-        };
+        let document = if done { None } else { self.reported_document(&step_run, &namespace).await? };
         let siblings = document
             .as_ref()
-            .map(|d| {
-                self.world
-                    .documents
-                    .under(&format!("{namespace}/{}", d.spec.document_type))
-            })
+            .map(|d| self.world.documents.under(&format!("{namespace}/{}", d.spec.document_type)))
             .unwrap_or_default();
         Ok(step_run::Observed {
             closing: workflow.as_ref().is_none_or(|w| workflow::is_closing(w)),
@@ -233,22 +178,13 @@ impl Observer {
     }
 
     /// The Document that a report names, with its content: the cache keeps none.
-    async fn reported_document(
-        &self,
-        step_run: &StepRun,
-        namespace: &str,
-    ) -> Result<Option<Arc<Document>>, Error> {
-        let report = step_run
-            .status
-            .as_ref()
-            .and_then(|s| s.agent.as_ref()?.report.as_ref());
+    async fn reported_document(&self, step_run: &StepRun, namespace: &str) -> Result<Option<Arc<Document>>, Error> {
+        let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
         let Some(name) = report.and_then(|r| r.document_name.as_ref()) else {
             return Ok(None);
         };
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
-        Ok(bounded("GET documents", api.get_opt(name))
-            .await?
-            .map(Arc::new))
+        Ok(bounded("GET documents", api.get_opt(name)).await?.map(Arc::new))
     }
 
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {
@@ -257,10 +193,7 @@ impl Observer {
                 created: job.creation_timestamp(),
                 deleting: job.metadata.deletion_timestamp.is_some(),
                 ended: job_ended(job),
-                agent_generation: job
-                    .annotations()
-                    .get(ANNOTATION_AGENT_GENERATION)
-                    .and_then(|g| g.parse().ok()),
+                agent_generation: job.annotations().get(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
             },
             None if self.world.jobs.get(namespace, name).is_some() => JobSeen::Foreign,
             None => JobSeen::Absent,
@@ -277,10 +210,7 @@ impl Observer {
         if done {
             return Ok(None);
         }
-        let pods = self
-            .world
-            .pods
-            .under(&format!("{namespace}/{}", step_run.name_any()));
+        let pods = self.world.pods.under(&format!("{namespace}/{}", step_run.name_any()));
         let claim = step_run
             .status
             .as_ref()
@@ -289,25 +219,16 @@ impl Observer {
             .filter(|c| c.attempt == attempt);
         let Some(claim) = claim else {
             let own = attempt.to_string();
-            let of_attempt = pods
-                .iter()
-                .filter(|p| p.labels().get(LABEL_ATTEMPT) == Some(&own));
-            return Ok(of_attempt
-                .max_by_key(|p| p.creation_timestamp().map(|t| t.0))
-                .map(|p| pod_seen(p)));
+            let of_attempt = pods.iter().filter(|p| p.labels().get(LABEL_ATTEMPT) == Some(&own));
+            return Ok(of_attempt.max_by_key(|p| p.creation_timestamp().map(|t| t.0)).map(|p| pod_seen(p)));
         };
-        if let Some(pod) = pods
-            .iter()
-            .find(|p| p.uid().as_deref() == Some(&claim.pod_uid))
-        {
+        if let Some(pod) = pods.iter().find(|p| p.uid().as_deref() == Some(&claim.pod_uid)) {
             return Ok(Some(pod_seen(pod)));
         }
         // That the pod is gone decides the attempt's fate: only the API server may say so.
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let live = bounded("GET pods", api.get_opt(&claim.pod_name)).await?;
-        Ok(live
-            .filter(|p| p.uid().as_deref() == Some(&claim.pod_uid))
-            .map(|p| pod_seen(&p)))
+        Ok(live.filter(|p| p.uid().as_deref() == Some(&claim.pod_uid)).map(|p| pod_seen(&p)))
     }
 
     /// The object, not older than our own last write.
@@ -322,8 +243,7 @@ impl Observer {
             Freshness::Fresh => Ok(cached),
             Freshness::Behind => Err(Error::Stale(cached.name_any())),
             Freshness::TooLong => {
-                let api: Api<K> =
-                    Api::namespaced(self.client.clone(), &cached.namespace().unwrap_or_default());
+                let api: Api<K> = Api::namespaced(self.client.clone(), &cached.namespace().unwrap_or_default());
                 Ok(Arc::new(bounded("GET", api.get(&cached.name_any())).await?))
             }
         }
@@ -343,17 +263,12 @@ fn fewer_than_begun(workflow: &Workflow, found: &BTreeMap<String, Arc<StepRun>>)
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = step_run.annotations().contains_key(DECISION)
-        || step_run.annotations().contains_key(ACTION);
+    let marked = step_run.annotations().contains_key(DECISION) || step_run.annotations().contains_key(ACTION);
     let status = step_run.status.as_ref();
     let open = status.is_none_or(|s| s.completed_at.is_none());
     let succeeded = status
         .and_then(|s| {
-            s.agent
-                .as_ref()?
-                .report
-                .as_ref()
-                .map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
+            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
         })
         .unwrap_or_default();
     let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
@@ -361,59 +276,31 @@ fn needs_guard(step_run: &StepRun) -> bool {
 }
 
 fn job_ended(job: &Job) -> bool {
-    let conditions = job
-        .status
-        .as_ref()
-        .and_then(|s| s.conditions.as_deref())
-        .unwrap_or_default();
-    conditions
-        .iter()
-        .any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
+    let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
 }
 
 fn job_identity(job: &Job) -> (String, String, i32) {
-    let attempt = job
-        .labels()
-        .get(LABEL_ATTEMPT)
-        .and_then(|a| a.parse().ok())
-        .unwrap_or_default();
+    let attempt = job.labels().get(LABEL_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or_default();
     (job.name_any(), job.uid().unwrap_or_default(), attempt)
 }
 
 fn pod_seen(pod: &Pod) -> PodSeen {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.clone().unwrap_or_default();
-    let terminated = containers
-        .iter()
-        .find(|c| c.name == CONTAINER)
-        .and_then(|c| c.state.as_ref()?.terminated.clone());
+    let terminated = containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.state.as_ref()?.terminated.clone());
     let phase_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
 
     // The API server's deletionTimestamp has the grace period in it already.
     let gone_by = pod.metadata.deletion_timestamp.clone();
-    let broken = status
-        .init_container_statuses
-        .iter()
-        .flatten()
-        .find_map(|c| {
-            c.state
-                .as_ref()?
-                .terminated
-                .clone()
-                .filter(|t| t.exit_code != 0)
-                .map(|t| (c.name.clone(), t))
+    let broken =
+        status.init_container_statuses.iter().flatten().find_map(|c| {
+            c.state.as_ref()?.terminated.clone().filter(|t| t.exit_code != 0).map(|t| (c.name.clone(), t))
         });
     let broken = broken.map(|(name, t)| {
-        format!(
-            "container {name}: {}: {}",
-            t.reason.unwrap_or_default(),
-            t.message.unwrap_or_default()
-        )
+        format!("container {name}: {}: {}", t.reason.unwrap_or_default(), t.message.unwrap_or_default())
     });
-    let reason = status
-        .reason
-        .clone()
-        .map(|r| format!("{r}: {}", status.message.clone().unwrap_or_default()));
+    let reason = status.reason.clone().map(|r| format!("{r}: {}", status.message.clone().unwrap_or_default()));
     PodSeen {
         uid: pod.uid().unwrap_or_default(),
         ended: phase_ended || terminated.is_some(),
@@ -429,11 +316,7 @@ fn pod_seen(pod: &Pod) -> PodSeen {
 
 /// Why a pod does not run: the scheduler's words, or those of the first container that waits for more than its turn.
 fn obstacle(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
-    let unscheduled = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unscheduled {
         return Some(format!(
             "{}: {}",
@@ -441,18 +324,10 @@ fn obstacle(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
             condition.message.as_deref().unwrap_or_default()
         ));
     }
-    let containers = status
-        .init_container_statuses
-        .iter()
-        .flatten()
-        .chain(status.container_statuses.iter().flatten());
+    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref().map(|w| (c, w)));
-    let mut telling = waiting.filter(|(_, w)| {
-        !matches!(
-            w.reason.as_deref(),
-            Some("PodInitializing" | "ContainerCreating") | None
-        )
-    });
+    let mut telling =
+        waiting.filter(|(_, w)| !matches!(w.reason.as_deref(), Some("PodInitializing" | "ContainerCreating") | None));
     telling.next().map(|(c, w)| {
         format!(
             "container {}: {}: {}",
@@ -465,15 +340,9 @@ fn obstacle(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
 
 impl Observer {
     /// A Document and those of its type; with its content only while it has no status, since only then it is read.
-    pub async fn put_document(
-        &self,
-        cached: Arc<Document>,
-    ) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
+    pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
         let namespace = cached.namespace().unwrap_or_default();
-        let siblings = self
-            .world
-            .documents
-            .under(&format!("{namespace}/{}", cached.spec.document_type));
+        let siblings = self.world.documents.under(&format!("{namespace}/{}", cached.spec.document_type));
         let settled = cached.status.as_ref().is_some_and(|s| s.phase.is_some());
         if settled {
             return Ok((cached, siblings));

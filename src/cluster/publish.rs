@@ -24,24 +24,14 @@ pub async fn status<K>(
     consistency: &Consistency,
 ) -> Result<(), Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Serialize
-        + DeserializeOwned
-        + Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Serialize + DeserializeOwned + Debug,
 {
     let meta = observed.meta();
-    let (namespace, name) = (
-        meta.namespace.clone().unwrap_or_default(),
-        meta.name.clone().unwrap_or_default(),
-    );
+    let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
     let mut object = observed.clone();
     change(&mut object);
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params = PostParams {
-        field_manager: Some(OPERATOR.to_owned()),
-        ..PostParams::default()
-    };
+    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
     let written = bounded("PUT status", api.replace_status(&name, &params, &object)).await?;
     consistency.wrote(written.meta());
     Ok(())
@@ -54,11 +44,7 @@ where
 {
     for notice in notices {
         let event = Event {
-            type_: if notice.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
+            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
             reason: notice.reason.to_owned(),
             note: Some(notice.note),
             action: notice.reason.to_owned(),

@@ -8,8 +8,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
 use super::Error;
@@ -26,12 +25,7 @@ const LEAF_DAYS: i64 = 365;
 const RENEW_DAYS: i64 = 30;
 
 /// Makes sure that the Secret holds a certificate for these names; gives the CA as PEM.
-pub async fn ensure(
-    client: &Client,
-    namespace: &str,
-    secret: &str,
-    names: &[String],
-) -> Result<String, Error> {
+pub async fn ensure(client: &Client, namespace: &str, secret: &str, names: &[String]) -> Result<String, Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
     for _ in 0..5 {
         let found = bounded("GET secrets", api.get_opt(secret)).await?;
@@ -42,19 +36,12 @@ pub async fn ensure(
             .map_err(|e| Error::Unusable(format!("cannot make the gateway's certificate: {e}")))?;
         let written = match &found {
             None => bounded("POST secrets", api.create(&PostParams::default(), &made)).await,
-            Some(_) => {
-                bounded(
-                    "PUT secrets",
-                    api.replace(secret, &PostParams::default(), &made),
-                )
-                .await
-            }
+            Some(_) => bounded("PUT secrets", api.replace(secret, &PostParams::default(), &made)).await,
         };
         match written {
             Ok(written) => {
-                return ca_of(&written).ok_or_else(|| {
-                    Error::Unusable("the Secret came back without its CA".to_owned())
-                });
+                return ca_of(&written)
+                    .ok_or_else(|| Error::Unusable("the Secret came back without its CA".to_owned()));
             }
             // Another operator was first: use what it made.
             Err(error) if error.is_conflict() || error.is_already_exists() => {}
@@ -65,11 +52,7 @@ pub async fn ensure(
 }
 
 fn text(secret: &Secret, key: &str) -> Option<String> {
-    secret
-        .data
-        .as_ref()?
-        .get(key)
-        .and_then(|bytes| String::from_utf8(bytes.0.clone()).ok())
+    secret.data.as_ref()?.get(key).and_then(|bytes| String::from_utf8(bytes.0.clone()).ok())
 }
 
 fn ca_of(secret: &Secret) -> Option<String> {
@@ -77,23 +60,14 @@ fn ca_of(secret: &Secret) -> Option<String> {
 }
 
 fn is_good(secret: &Secret, names: &[String]) -> bool {
-    let annotation = |key: &str| {
-        secret
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(key))
-            .cloned()
-            .unwrap_or_default()
-    };
+    let annotation =
+        |key: &str| secret.metadata.annotations.as_ref().and_then(|a| a.get(key)).cloned().unwrap_or_default();
     let lives = annotation(NOT_AFTER)
         .parse::<Timestamp>()
         .is_ok_and(|end| end > Timestamp::now() + SignedDuration::from_hours(24 * RENEW_DAYS));
     lives
         && annotation(NAMES) == names.join(",")
-        && [CA, CA_KEY, CERT, KEY]
-            .iter()
-            .all(|key| text(secret, key).is_some())
+        && [CA, CA_KEY, CERT, KEY].iter().all(|key| text(secret, key).is_some())
 }
 
 /// Keeps the CA if there is one: pods that run trust it.
@@ -108,17 +82,11 @@ fn make(found: Option<&Secret>, secret: &str, names: &[String]) -> Result<Secret
     let issuer = Issuer::new(ca_params(), &ca_key);
     let key = KeyPair::generate()?;
     let mut leaf = CertificateParams::new(names.to_vec())?;
-    leaf.distinguished_name
-        .push(DnType::CommonName, "lockstep-gateway");
+    leaf.distinguished_name.push(DnType::CommonName, "lockstep-gateway");
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let end = validity(&mut leaf, LEAF_DAYS);
     let certificate = leaf.signed_by(&key, &issuer)?;
-    let data = [
-        (CA, ca_pem),
-        (CA_KEY, ca_key.serialize_pem()),
-        (CERT, certificate.pem()),
-        (KEY, key.serialize_pem()),
-    ];
+    let data = [(CA, ca_pem), (CA_KEY, ca_key.serialize_pem()), (CERT, certificate.pem()), (KEY, key.serialize_pem())];
     let mut metadata = found.map(|s| s.metadata.clone()).unwrap_or_default();
     metadata.name = Some(secret.to_owned());
     metadata.managed_fields = None;
@@ -127,11 +95,7 @@ fn make(found: Option<&Secret>, secret: &str, names: &[String]) -> Result<Secret
     annotations.insert(NAMES.to_owned(), names.join(","));
     Ok(Secret {
         metadata,
-        data: Some(
-            data.into_iter()
-                .map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes())))
-                .collect(),
-        ),
+        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes()))).collect()),
         type_: Some("Opaque".to_owned()),
         ..Secret::default()
     })
@@ -141,9 +105,7 @@ fn make(found: Option<&Secret>, secret: &str, names: &[String]) -> Result<Secret
 /// clients take the leaf for self-signed.
 fn ca_params() -> CertificateParams {
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "lockstep-ca");
+    params.distinguished_name.push(DnType::CommonName, "lockstep-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -153,11 +115,7 @@ fn ca_params() -> CertificateParams {
 fn validity(params: &mut CertificateParams, days: i64) -> Timestamp {
     let date = |at: Timestamp| {
         let civil = at.to_zoned(k8s_openapi::jiff::tz::TimeZone::UTC).date();
-        rcgen::date_time_ymd(
-            i32::from(civil.year()),
-            civil.month().unsigned_abs(),
-            civil.day().unsigned_abs(),
-        )
+        rcgen::date_time_ymd(i32::from(civil.year()), civil.month().unsigned_abs(), civil.day().unsigned_abs())
     };
     let now = Timestamp::now();
     let end = now + SignedDuration::from_hours(24 * days);

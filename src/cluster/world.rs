@@ -34,19 +34,10 @@ impl Default for World {
             workflows: Arc::new(Cache::new(workflow_keys, |_| {})),
             step_runs: Arc::new(Cache::new(step_run_keys, |_| {})),
             documents: Arc::new(Cache::new(
-                |d| {
-                    vec![format!(
-                        "{}/{}",
-                        d.namespace().unwrap_or_default(),
-                        d.spec.document_type
-                    )]
-                },
+                |d| vec![format!("{}/{}", d.namespace().unwrap_or_default(), d.spec.document_type)],
                 |d| d.spec.content.clear(),
             )),
-            jobs: Arc::new(Cache::new(
-                |j| controller_uid(&j.metadata, "StepRun").into_iter().collect(),
-                strip_job,
-            )),
+            jobs: Arc::new(Cache::new(|j| controller_uid(&j.metadata, "StepRun").into_iter().collect(), strip_job)),
             pods: Arc::new(Cache::new(pod_keys, strip_pod)),
         }
     }
@@ -55,11 +46,7 @@ impl Default for World {
 /// Key of the Workflows that wait for, or read, something of that name: `template NAMESPACE/NAME`, `agent ...`, `documents NAMESPACE`.
 fn workflow_keys(workflow: &Workflow) -> Vec<String> {
     let namespace = workflow.namespace().unwrap_or_default();
-    if workflow
-        .status
-        .as_ref()
-        .is_some_and(|s| s.completed_at.is_some())
-    {
+    if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
         return Vec::new();
     }
     vec![format!("open {namespace}")]
@@ -67,13 +54,8 @@ fn workflow_keys(workflow: &Workflow) -> Vec<String> {
 
 fn step_run_keys(step_run: &StepRun) -> Vec<String> {
     let namespace = step_run.namespace().unwrap_or_default();
-    let mut keys: Vec<String> = controller_uid(&step_run.metadata, "Workflow")
-        .into_iter()
-        .collect();
-    let open = step_run
-        .status
-        .as_ref()
-        .is_none_or(|s| s.completed_at.is_none());
+    let mut keys: Vec<String> = controller_uid(&step_run.metadata, "Workflow").into_iter().collect();
+    let open = step_run.status.as_ref().is_none_or(|s| s.completed_at.is_none());
     if open {
         keys.push(format!("agent {namespace}/{}", step_run.spec.agent_id));
     }
@@ -82,10 +64,7 @@ fn step_run_keys(step_run: &StepRun) -> Vec<String> {
 
 fn pod_keys(pod: &Pod) -> Vec<String> {
     let step_run = pod.labels().get(LABEL_STEP_RUN).cloned();
-    step_run
-        .map(|name| format!("{}/{name}", pod.namespace().unwrap_or_default()))
-        .into_iter()
-        .collect()
+    step_run.map(|name| format!("{}/{name}", pod.namespace().unwrap_or_default())).into_iter().collect()
 }
 
 /// UID of the controller, if it is of that kind of ours.
@@ -93,11 +72,7 @@ pub fn controller_uid(meta: &ObjectMeta, kind: &str) -> Option<String> {
     let owners = meta.owner_references.as_deref().unwrap_or_default();
     owners
         .iter()
-        .find(|o| {
-            o.controller == Some(true)
-                && o.kind == kind
-                && o.api_version.starts_with("lockstep.dev/")
-        })
+        .find(|o| o.controller == Some(true) && o.kind == kind && o.api_version.starts_with("lockstep.dev/"))
         .map(|o| o.uid.clone())
 }
 

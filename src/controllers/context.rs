@@ -28,12 +28,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
-        Self {
-            observer,
-            recorder,
-            metrics,
-            failures: Mutex::default(),
-        }
+        Self { observer, recorder, metrics, failures: Mutex::default() }
     }
 
     /// Carries a plan out: effects, then status, then notices.
@@ -48,22 +43,13 @@ impl Context {
     {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
-        plan.effects
-            .iter()
-            .for_each(|effect| self.metrics.wrote(label(effect)));
-        let version = apply::apply(
-            &cluster.client,
-            &namespace,
-            &plan.effects,
-            &cluster.consistency,
-        )
-        .await?;
+        plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
+        let version = apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await?;
         if let Some(status) = plan.status {
             self.metrics.wrote("status");
             // An effect on the object itself moved its version, by compare-and-swap: nobody wrote in between.
             let write = |object: &mut K| {
-                object.meta_mut().resource_version =
-                    version.or(object.meta_mut().resource_version.take());
+                object.meta_mut().resource_version = version.or(object.meta_mut().resource_version.take());
                 set(object, status);
             };
             publish::status(&cluster.client, observed, write, &cluster.consistency).await?;
@@ -101,27 +87,15 @@ impl Context {
             *count = count.saturating_add(1);
             *count
         };
-        let wait = Duration::from_millis(200)
-            .saturating_mul(1 << failures.min(12))
-            .min(LONGEST_BACKOFF);
-        self.metrics.failed(
-            kind,
-            if matches!(error, Error::Panic(_)) {
-                "panic"
-            } else {
-                "api"
-            },
-        );
+        let wait = Duration::from_millis(200).saturating_mul(1 << failures.min(12)).min(LONGEST_BACKOFF);
+        self.metrics.failed(kind, if matches!(error, Error::Panic(_)) { "panic" } else { "api" });
         tracing::warn!(kind, namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), %error, failures, again_in = ?wait, "a pass failed");
         Action::requeue(wait)
     }
 
     fn succeeded(&self, uid: Option<&String>) {
         if let Some(uid) = uid {
-            self.failures
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(uid);
+            self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         }
     }
 }

@@ -33,10 +33,7 @@ pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<A
 
 pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, Error> {
     let status = decide::agent::agent_status(&agent, &now());
-    let plan = Plan {
-        status: Some(status).filter(|s| agent.status.as_ref() != Some(s)),
-        ..Plan::default()
-    };
+    let plan = Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() };
     context
         .carry_out(agent.as_ref(), plan, |object, status| {
             object.status = Some(status);
@@ -44,15 +41,9 @@ pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, E
         .await
 }
 
-pub async fn template(
-    context: Arc<Context>,
-    template: Arc<WorkflowTemplate>,
-) -> Result<Action, Error> {
+pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) -> Result<Action, Error> {
     let status = decide::agent::template_status(&template, &now());
-    let plan = Plan {
-        status: Some(status).filter(|s| template.status.as_ref() != Some(s)),
-        ..Plan::default()
-    };
+    let plan = Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() };
     context
         .carry_out(template.as_ref(), plan, |object, status| {
             object.status = Some(status);
@@ -63,21 +54,7 @@ pub async fn template(
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
     let observed = context.observer.put_document(document).await?;
     let status = decide::document::put_by_person(&observed.0, &observed.1);
-    let effects = status
-        .into_iter()
-        .map(|status| Effect::SetDocumentStatus {
-            name: observed.0.name_any(),
-            status,
-        })
-        .collect();
-    context
-        .carry_out(
-            observed.0.as_ref(),
-            Plan::<()> {
-                effects,
-                ..Plan::default()
-            },
-            |_, ()| {},
-        )
-        .await
+    let effects =
+        status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
+    context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, ()| {}).await
 }

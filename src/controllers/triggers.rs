@@ -45,16 +45,7 @@ impl Triggers {
             templates: templates_in,
             documents: documents_in,
         };
-        (
-            Self {
-                workflows,
-                step_runs,
-                agents,
-                templates,
-                documents,
-            },
-            queues,
-        )
+        (Self { workflows, step_runs, agents, templates, documents }, queues)
     }
 
     pub async fn workflow(&self, world: &World, workflow: &Workflow) {
@@ -70,17 +61,14 @@ impl Triggers {
         send(&self.step_runs, ObjectRef::from_obj(step_run)).await;
         send(
             &self.workflows,
-            ObjectRef::new(&step_run.spec.workflow.name)
-                .within(&step_run.namespace().unwrap_or_default()),
+            ObjectRef::new(&step_run.spec.workflow.name).within(&step_run.namespace().unwrap_or_default()),
         )
         .await;
     }
 
     /// For Jobs and Pods.
     pub async fn labelled_step_run(&self, child: &impl ResourceExt) {
-        if let (Some(name), Some(namespace)) =
-            (child.labels().get(LABEL_STEP_RUN), child.namespace())
-        {
+        if let (Some(name), Some(namespace)) = (child.labels().get(LABEL_STEP_RUN), child.namespace()) {
             send(&self.step_runs, ObjectRef::new(name).within(&namespace)).await;
         }
     }
@@ -88,10 +76,7 @@ impl Triggers {
     pub async fn agent(&self, world: &World, agent: &Agent) {
         send(&self.agents, ObjectRef::from_obj(agent)).await;
         let namespace = agent.namespace().unwrap_or_default();
-        for step_run in world
-            .step_runs
-            .under(&format!("agent {namespace}/{}", agent.name_any()))
-        {
+        for step_run in world.step_runs.under(&format!("agent {namespace}/{}", agent.name_any())) {
             send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
         }
         self.expecting(world, &namespace).await;
@@ -99,19 +84,13 @@ impl Triggers {
 
     pub async fn template(&self, world: &World, template: &WorkflowTemplate) {
         send(&self.templates, ObjectRef::from_obj(template)).await;
-        self.expecting(world, &template.namespace().unwrap_or_default())
-            .await;
+        self.expecting(world, &template.namespace().unwrap_or_default()).await;
     }
 
     pub async fn document(&self, world: &World, document: &Document) {
         send(&self.documents, ObjectRef::from_obj(document)).await;
         let namespace = document.namespace().unwrap_or_default();
-        if let Some(run) = document
-            .spec
-            .workflow
-            .as_ref()
-            .filter(|_| document.labels().contains_key(LABEL_WORKFLOW))
-        {
+        if let Some(run) = document.spec.workflow.as_ref().filter(|_| document.labels().contains_key(LABEL_WORKFLOW)) {
             send(&self.workflows, ObjectRef::new(run).within(&namespace)).await;
         }
         self.expecting(world, &namespace).await;
@@ -125,12 +104,7 @@ impl Triggers {
             matches!(phase, Phase::Pending | Phase::WaitingForDocuments)
                 || status.is_some_and(|s| !s.pending_documents.is_empty())
         };
-        for workflow in world
-            .workflows
-            .under(&format!("open {namespace}"))
-            .iter()
-            .filter(|w| expects(w))
-        {
+        for workflow in world.workflows.under(&format!("open {namespace}")).iter().filter(|w| expects(w)) {
             send(&self.workflows, ObjectRef::from_obj(workflow.as_ref())).await;
         }
     }

@@ -18,10 +18,7 @@ const OURS: &str = "lockstep";
 pub fn faults(agent: &Agent) -> Vec<String> {
     let mut faults = Vec::new();
     let spec = &agent.spec;
-    for (field, schema) in [
-        ("parametersSchema", &spec.parameters_schema),
-        ("outputSchema", &spec.output_schema),
-    ] {
+    for (field, schema) in [("parametersSchema", &spec.parameters_schema), ("outputSchema", &spec.output_schema)] {
         if let Some(Err(fault)) = schema.as_ref().map(schema::check) {
             faults.push(format!("spec.{field}: {fault}"));
         }
@@ -40,18 +37,14 @@ fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
     };
     let place = "spec.template.spec";
     if pod.restart_policy.as_deref().is_some_and(|p| p != "Never") {
-        faults.push(format!(
-            "{place}.restartPolicy: must be Never or absent; Lockstep repeats attempts itself"
-        ));
+        faults.push(format!("{place}.restartPolicy: must be Never or absent; Lockstep repeats attempts itself"));
     }
     if pod.automount_service_account_token == Some(true) {
-        faults.push(format!("{place}.automountServiceAccountToken: must not be true; agents get no credentials for the API server"));
+        faults.push(format!(
+            "{place}.automountServiceAccountToken: must not be true; agents get no credentials for the API server"
+        ));
     }
-    for (flag, set) in [
-        ("hostNetwork", pod.host_network),
-        ("hostPID", pod.host_pid),
-        ("hostIPC", pod.host_ipc),
-    ] {
+    for (flag, set) in [("hostNetwork", pod.host_network), ("hostPID", pod.host_pid), ("hostIPC", pod.host_ipc)] {
         if set == Some(true) {
             faults.push(format!("{place}.{flag}: must not be true"));
         }
@@ -65,14 +58,13 @@ fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
                     "{place}.containers[{index}].command: is required, because Kubernetes does not tell an image's entrypoint; find it with: skopeo inspect --config docker://IMAGE"
                 ));
             }
-            for (n, variable) in container
-                .env
-                .iter()
-                .flatten()
-                .enumerate()
-                .filter(|(_, v)| v.name.starts_with("LOCKSTEP_"))
+            for (n, variable) in
+                container.env.iter().flatten().enumerate().filter(|(_, v)| v.name.starts_with("LOCKSTEP_"))
             {
-                faults.push(format!("{place}.containers[{index}].env[{n}].name: {}: names that begin with LOCKSTEP_ are Lockstep's own", variable.name));
+                faults.push(format!(
+                    "{place}.containers[{index}].env[{n}].name: {}: names that begin with LOCKSTEP_ are Lockstep's own",
+                    variable.name
+                ));
             }
             if container.image.as_ref().is_none_or(String::is_empty) {
                 faults.push(format!("{place}.containers[{index}].image: is required"));
@@ -81,14 +73,14 @@ fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
     }
     for (index, container) in pod.containers.iter().enumerate() {
         if container.restart_policy.is_some() {
-            faults.push(format!("{place}.containers[{index}].restartPolicy: is not allowed; a restart would start the agent twice"));
+            faults.push(format!(
+                "{place}.containers[{index}].restartPolicy: is not allowed; a restart would start the agent twice"
+            ));
         }
     }
     for (index, volume) in pod.volumes.iter().flatten().enumerate() {
         if volume.name.starts_with(OURS) {
-            faults.push(format!(
-                "{place}.volumes[{index}].name: names that begin with {OURS} are Lockstep's own"
-            ));
+            faults.push(format!("{place}.volumes[{index}].name: names that begin with {OURS} are Lockstep's own"));
         }
         if volume.host_path.is_some() {
             faults.push(format!("{place}.volumes[{index}].hostPath: is not allowed"));
@@ -100,11 +92,7 @@ fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
 pub fn agent_status(agent: &Agent, now: &Time) -> AgentStatus {
     let mut status = agent.status.clone().unwrap_or_default();
     status.observed_generation = agent.metadata.generation.unwrap_or_default();
-    ready(
-        &mut status.conditions,
-        &faults(agent),
-        (now, status.observed_generation),
-    );
+    ready(&mut status.conditions, &faults(agent), (now, status.observed_generation));
     status
 }
 
@@ -112,15 +100,8 @@ pub fn agent_status(agent: &Agent, now: &Time) -> AgentStatus {
 pub fn template_status(template: &WorkflowTemplate, now: &Time) -> WorkflowTemplateStatus {
     let mut status = template.status.clone().unwrap_or_default();
     status.observed_generation = template.metadata.generation.unwrap_or_default();
-    let faults = validate::definition(
-        &template.spec.steps,
-        template.spec.parameters_schema.as_ref(),
-    );
-    ready(
-        &mut status.conditions,
-        &faults,
-        (now, status.observed_generation),
-    );
+    let faults = validate::definition(&template.spec.steps, template.spec.parameters_schema.as_ref());
+    ready(&mut status.conditions, &faults, (now, status.observed_generation));
     status
 }
 
@@ -131,13 +112,6 @@ fn ready(
 ) {
     match faults {
         [] => condition::set(conditions, "Ready", Truth::True, "Valid", "", at),
-        _ => condition::set(
-            conditions,
-            "Ready",
-            Truth::False,
-            "Invalid",
-            &faults.join("; "),
-            at,
-        ),
+        _ => condition::set(conditions, "Ready", Truth::False, "Invalid", &faults.join("; "), at),
     }
 }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodSpec, PodTemplateSpec,
-    ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-    ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
+    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
+    VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -21,9 +21,7 @@ use crate::api::condition;
 use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentSpec, Scope};
 use crate::api::limits::{JOB_TTL_SECONDS, TIMEOUT_SECONDS};
-use crate::api::name::{
-    self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW,
-};
+use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::step::Step;
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
@@ -66,19 +64,13 @@ fn owner<K: Resource<DynamicType = ()>>(object: &K, controller: bool) -> OwnerRe
 }
 
 fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
-    pairs
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), name::label_value(value)))
-        .collect()
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), name::label_value(value))).collect()
 }
 
 /// The pinned definition, owned by its run.
 pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevision {
     let meta = &workflow.metadata;
-    let (own, uid) = (
-        meta.name.clone().unwrap_or_default(),
-        meta.uid.clone().unwrap_or_default(),
-    );
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
     ControllerRevision {
         metadata: ObjectMeta {
             name: Some(name::revision(&own, &uid)),
@@ -87,9 +79,7 @@ pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevis
             owner_references: Some(vec![owner(workflow, true)]),
             ..ObjectMeta::default()
         },
-        data: Some(RawExtension(
-            serde_json::to_value(definition).unwrap_or_default(),
-        )),
+        data: Some(RawExtension(serde_json::to_value(definition).unwrap_or_default())),
         revision: 1,
     }
 }
@@ -97,10 +87,7 @@ pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevis
 /// A document that stands in the run itself.
 pub fn run_document(workflow: &Workflow, inline: &InlineDocument) -> Document {
     let meta = &workflow.metadata;
-    let (own, uid) = (
-        meta.name.clone().unwrap_or_default(),
-        meta.uid.clone().unwrap_or_default(),
-    );
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
     let mut document = Document::new(
         &name::run_document(&own, &uid, &inline.document_type),
         DocumentSpec {
@@ -122,15 +109,8 @@ pub fn run_document(workflow: &Workflow, inline: &InlineDocument) -> Document {
 /// A StepRun, owned by its run.
 pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[String]) -> StepRun {
     let meta = &workflow.metadata;
-    let (own, uid) = (
-        meta.name.clone().unwrap_or_default(),
-        meta.uid.clone().unwrap_or_default(),
-    );
-    let labels = labels([
-        (LABEL_WORKFLOW, &own),
-        (LABEL_AGENT, &spec.agent_id),
-        (LABEL_SESSION, session),
-    ]);
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+    let labels = labels([(LABEL_WORKFLOW, &own), (LABEL_AGENT, &spec.agent_id), (LABEL_SESSION, session)]);
     let mut step_run = StepRun::new(&name::step_run(&own, &uid, &spec.path, keys), spec);
     step_run.metadata.namespace.clone_from(&meta.namespace);
     step_run.metadata.labels = Some(labels);
@@ -147,17 +127,9 @@ pub fn job(
     around: &Surroundings,
 ) -> Result<Job, String> {
     let meta = &step_run.metadata;
-    let (own, uid) = (
-        meta.name.clone().unwrap_or_default(),
-        meta.uid.clone().unwrap_or_default(),
-    );
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
     let attempt = status.attempt;
-    let session = meta
-        .labels
-        .as_ref()
-        .and_then(|l| l.get(LABEL_SESSION))
-        .cloned()
-        .unwrap_or_default();
+    let session = meta.labels.as_ref().and_then(|l| l.get(LABEL_SESSION)).cloned().unwrap_or_default();
     let labels = labels([
         (LABEL_WORKFLOW, &step_run.spec.workflow.name),
         (LABEL_STEP_RUN, &own),
@@ -165,14 +137,8 @@ pub fn job(
         (LABEL_ATTEMPT, &attempt.to_string()),
         (LABEL_SESSION, &session),
     ]);
-    let timeout = step
-        .and_then(|s| s.timeout_seconds)
-        .or(agent.spec.timeout_seconds)
-        .unwrap_or(TIMEOUT_SECONDS);
-    let start = agent
-        .spec
-        .start_timeout_seconds
-        .unwrap_or(crate::api::limits::START_TIMEOUT_SECONDS);
+    let timeout = step.and_then(|s| s.timeout_seconds).or(agent.spec.timeout_seconds).unwrap_or(TIMEOUT_SECONDS);
+    let start = agent.spec.start_timeout_seconds.unwrap_or(crate::api::limits::START_TIMEOUT_SECONDS);
     let template = pod_template(step_run, attempt, agent, around, &labels)?;
     Ok(Job {
         metadata: ObjectMeta {
@@ -180,11 +146,8 @@ pub fn job(
             namespace: meta.namespace.clone(),
             labels: Some(labels),
             annotations: Some(
-                [(
-                    ANNOTATION_AGENT_GENERATION.to_owned(),
-                    agent.metadata.generation.unwrap_or_default().to_string(),
-                )]
-                .into(),
+                [(ANNOTATION_AGENT_GENERATION.to_owned(), agent.metadata.generation.unwrap_or_default().to_string())]
+                    .into(),
             ),
             owner_references: Some(vec![owner(step_run, true)]),
             ..ObjectMeta::default()
@@ -210,26 +173,17 @@ fn pod_template(
     around: &Surroundings,
     labels: &BTreeMap<String, String>,
 ) -> Result<PodTemplateSpec, String> {
-    let mut template: PodTemplateSpec =
-        serde_json::from_value(Value::Object(agent.spec.template.clone()))
-            .map_err(|e| format!("spec.template: {e}"))?;
+    let mut template: PodTemplateSpec = serde_json::from_value(Value::Object(agent.spec.template.clone()))
+        .map_err(|e| format!("spec.template: {e}"))?;
     let meta = template.metadata.get_or_insert_default();
     meta.labels.get_or_insert_default().extend(labels.clone());
     let pod = template.spec.get_or_insert_default();
     pod.restart_policy = Some("Never".to_owned());
     pod.automount_service_account_token = Some(false);
     pod.enable_service_links.get_or_insert(false);
-    pod.volumes
-        .get_or_insert_default()
-        .extend(volumes(step_run, attempt));
-    let inherited = pod
-        .containers
-        .iter()
-        .find(|c| c.name == CONTAINER)
-        .and_then(|c| c.security_context.clone());
-    pod.init_containers
-        .get_or_insert_default()
-        .insert(0, install(around, inherited.as_ref()));
+    pod.volumes.get_or_insert_default().extend(volumes(step_run, attempt));
+    let inherited = pod.containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.security_context.clone());
+    pod.init_containers.get_or_insert_default().insert(0, install(around, inherited.as_ref()));
     wrap(pod, step_run, attempt, around)?;
     Ok(template)
 }
@@ -242,11 +196,7 @@ fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
         path: "token".to_owned(),
     };
     [
-        Volume {
-            name: VOLUME.to_owned(),
-            empty_dir: Some(EmptyDirVolumeSource::default()),
-            ..Volume::default()
-        },
+        Volume { name: VOLUME.to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
         Volume {
             name: TOKEN_VOLUME.to_owned(),
             projected: Some(ProjectedVolumeSource {
@@ -263,26 +213,16 @@ fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
 
 /// Copies the shim into the pod. Hardened by itself, so that it passes where the agent's own container does.
 fn install(around: &Surroundings, inherited: Option<&SecurityContext>) -> Container {
-    let limits: BTreeMap<String, Quantity> = [("memory", "32Mi")]
-        .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
-        .into();
-    let requests: BTreeMap<String, Quantity> = [("cpu", "10m"), ("memory", "16Mi")]
-        .map(|(k, v)| (k.to_owned(), Quantity(v.to_owned())))
-        .into();
+    let limits: BTreeMap<String, Quantity> =
+        [("memory", "32Mi")].map(|(k, v)| (k.to_owned(), Quantity(v.to_owned()))).into();
+    let requests: BTreeMap<String, Quantity> =
+        [("cpu", "10m"), ("memory", "16Mi")].map(|(k, v)| (k.to_owned(), Quantity(v.to_owned()))).into();
     Container {
         name: "lockstep-install".to_owned(),
         image: Some(around.image.clone()),
         image_pull_policy: Some(around.image_pull_policy.clone()).filter(|p| !p.is_empty()),
-        command: Some(vec![
-            "/lockstep-shim".to_owned(),
-            "install".to_owned(),
-            INSTALL_ROOT.to_owned(),
-        ]),
-        resources: Some(ResourceRequirements {
-            limits: Some(limits),
-            requests: Some(requests),
-            claims: None,
-        }),
+        command: Some(vec!["/lockstep-shim".to_owned(), "install".to_owned(), INSTALL_ROOT.to_owned()]),
+        resources: Some(ResourceRequirements { limits: Some(limits), requests: Some(requests), claims: None }),
         volume_mounts: Some(vec![VolumeMount {
             name: VOLUME.to_owned(),
             mount_path: INSTALL_ROOT.to_owned(),
@@ -290,30 +230,19 @@ fn install(around: &Surroundings, inherited: Option<&SecurityContext>) -> Contai
         }]),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".to_owned()]),
-                add: None,
-            }),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
             read_only_root_filesystem: Some(true),
             run_as_non_root: Some(true),
             run_as_user: inherited.and_then(|c| c.run_as_user),
             run_as_group: inherited.and_then(|c| c.run_as_group),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                localhost_profile: None,
-            }),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
             ..SecurityContext::default()
         }),
         ..Container::default()
     }
 }
 
-fn wrap(
-    pod: &mut PodSpec,
-    step_run: &StepRun,
-    attempt: i32,
-    around: &Surroundings,
-) -> Result<(), String> {
+fn wrap(pod: &mut PodSpec, step_run: &StepRun, attempt: i32, around: &Surroundings) -> Result<(), String> {
     let container = pod
         .containers
         .iter_mut()
@@ -330,11 +259,7 @@ fn wrap(
     container.termination_message_path = Some(path::TERMINATION_LOG.to_owned());
     container.termination_message_policy = Some("File".to_owned());
     container.volume_mounts.get_or_insert_default().extend([
-        VolumeMount {
-            name: VOLUME.to_owned(),
-            mount_path: path::ROOT.to_owned(),
-            ..VolumeMount::default()
-        },
+        VolumeMount { name: VOLUME.to_owned(), mount_path: path::ROOT.to_owned(), ..VolumeMount::default() },
         VolumeMount {
             name: TOKEN_VOLUME.to_owned(),
             mount_path: "/var/run/secrets/lockstep.dev".to_owned(),
@@ -345,20 +270,12 @@ fn wrap(
     let variables = container.env.get_or_insert_default();
     let secret: Vec<&str> = variables
         .iter()
-        .filter(|v| {
-            v.value_from
-                .as_ref()
-                .is_some_and(|f| f.secret_key_ref.is_some())
-        })
+        .filter(|v| v.value_from.as_ref().is_some_and(|f| f.secret_key_ref.is_some()))
         .map(|v| v.name.as_str())
         .collect();
     let secret = secret.join(",");
     let meta = &step_run.metadata;
-    let id = format!(
-        "{}/{}",
-        meta.namespace.as_deref().unwrap_or_default(),
-        meta.name.as_deref().unwrap_or_default()
-    );
+    let id = format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
     for (key, value) in [
         (env::GATEWAY, around.gateway_url.as_str()),
         (env::GATEWAY_CA, around.gateway_ca.as_str()),
@@ -368,11 +285,7 @@ fn wrap(
         (env::SECRET_NAMES, secret.as_str()),
     ] {
         variables.retain(|v| v.name != key);
-        variables.push(EnvVar {
-            name: key.to_owned(),
-            value: Some(value.to_owned()),
-            value_from: None,
-        });
+        variables.push(EnvVar { name: key.to_owned(), value: Some(value.to_owned()), value_from: None });
     }
     Ok(())
 }

@@ -22,47 +22,31 @@ impl Viewpoint {
         let own = || spec.scope_id.as_deref().unwrap_or_default();
         match spec.scope {
             // Innermost first; the items of siblings have other keys and are not met.
-            Scope::Item => (1..=self.keys.len())
-                .rev()
-                .position(|n| name::scope_id(&self.workflow_uid, &self.keys[..n]) == own()),
+            Scope::Item => {
+                (1..=self.keys.len()).rev().position(|n| name::scope_id(&self.workflow_uid, &self.keys[..n]) == own())
+            }
             Scope::Workflow => (own() == self.workflow_uid).then_some(10),
             Scope::Session => (spec.session.as_deref() == Some(&self.session)).then_some(11),
-            Scope::Project => {
-                (spec.project.is_some() && spec.project == self.project).then_some(12)
-            }
+            Scope::Project => (spec.project.is_some() && spec.project == self.project).then_some(12),
             Scope::Namespace => Some(13),
         }
     }
 }
 
 fn is_published(document: &Document) -> bool {
-    document
-        .status
-        .as_ref()
-        .is_some_and(|s| s.phase == Some(DocumentPhase::Published))
+    document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
 }
 
 fn revision(document: &Document) -> i64 {
-    document
-        .status
-        .as_ref()
-        .and_then(|s| s.revision)
-        .unwrap_or_default()
+    document.status.as_ref().and_then(|s| s.revision).unwrap_or_default()
 }
 
 /// The document of that type: the narrowest scope, in it the highest revision.
-pub fn find<'a>(
-    documents: &'a [Arc<Document>],
-    document_type: &str,
-    from: &Viewpoint,
-) -> Option<&'a Arc<Document>> {
+pub fn find<'a>(documents: &'a [Arc<Document>], document_type: &str, from: &Viewpoint) -> Option<&'a Arc<Document>> {
     documents
         .iter()
         .filter(|d| d.spec.document_type == document_type && is_published(d))
-        .filter_map(|d| {
-            from.distance(d)
-                .map(|distance| (distance, std::cmp::Reverse(revision(d)), d))
-        })
+        .filter_map(|d| from.distance(d).map(|distance| (distance, std::cmp::Reverse(revision(d)), d)))
         .min_by(|a, b| (a.0, a.1, &a.2.metadata.name).cmp(&(b.0, b.1, &b.2.metadata.name)))
         .map(|(_, _, d)| d)
 }
@@ -76,16 +60,8 @@ pub fn fan_in<'a>(
     let prefix = format!("{}/", name::scope_id(&from.workflow_uid, &from.keys));
     let mut found: Vec<(String, &Arc<Document>)> = documents
         .iter()
-        .filter(|d| {
-            d.spec.document_type == document_type && d.spec.scope == Scope::Item && is_published(d)
-        })
-        .filter_map(|d| {
-            d.spec
-                .scope_id
-                .as_deref()?
-                .strip_prefix(&prefix)
-                .map(|key| (key.to_owned(), d))
-        })
+        .filter(|d| d.spec.document_type == document_type && d.spec.scope == Scope::Item && is_published(d))
+        .filter_map(|d| d.spec.scope_id.as_deref()?.strip_prefix(&prefix).map(|key| (key.to_owned(), d)))
         .collect();
     found.sort_by(|a, b| (&a.0, revision(b.1)).cmp(&(&b.0, revision(a.1))));
     found.dedup_by(|later, first| later.0 == first.0);
@@ -98,11 +74,7 @@ pub fn pinned(document: &Document, key: Option<String>) -> DocumentRef {
         document_type: document.spec.document_type.clone(),
         scope_id: document.spec.scope_id.clone(),
         name: document.metadata.name.clone().unwrap_or_default(),
-        digest: document
-            .status
-            .as_ref()
-            .and_then(|s| s.digest.clone())
-            .unwrap_or_default(),
+        digest: document.status.as_ref().and_then(|s| s.digest.clone()).unwrap_or_default(),
         key,
     }
 }
@@ -127,10 +99,7 @@ fn shares_place(a: &Document, b: &Document) -> bool {
         (
             d.spec.document_type.clone(),
             d.spec.scope,
-            d.spec
-                .scope_id
-                .clone()
-                .filter(|_| d.spec.scope <= Scope::Workflow),
+            d.spec.scope_id.clone().filter(|_| d.spec.scope <= Scope::Workflow),
             session(d),
             project(d),
         )
@@ -139,25 +108,18 @@ fn shares_place(a: &Document, b: &Document) -> bool {
 }
 
 fn session(d: &Document) -> Option<String> {
-    d.spec
-        .session
-        .clone()
-        .filter(|_| d.spec.scope == Scope::Session)
+    d.spec.session.clone().filter(|_| d.spec.scope == Scope::Session)
 }
 
 fn project(d: &Document) -> Option<String> {
-    d.spec
-        .project
-        .clone()
-        .filter(|_| d.spec.scope == Scope::Project)
+    d.spec.project.clone().filter(|_| d.spec.scope == Scope::Project)
 }
 
 /// What to do with a document that a person put: it is published at once. Those of steps are published by their gate.
 pub fn put_by_person(document: &Document, siblings: &[Arc<Document>]) -> Option<DocumentStatus> {
     let untouched = document.status.as_ref().is_none_or(|s| s.phase.is_none());
-    let of_a_run = document.spec.path.is_some()
-        || document.spec.workflow.is_some()
-        || document.spec.scope <= Scope::Workflow;
+    let of_a_run =
+        document.spec.path.is_some() || document.spec.workflow.is_some() || document.spec.scope <= Scope::Workflow;
     (untouched && !of_a_run).then(|| published(document, siblings))
 }
 
@@ -169,22 +131,15 @@ mod tests {
     fn document(scope: Scope, id: &str, revision: i64) -> Arc<Document> {
         let mut d = Document::new(
             &format!("{scope:?}-{revision}").to_lowercase(),
-            DocumentSpec {
-                document_type: "t".into(),
-                scope,
-                ..DocumentSpec::default()
-            },
+            DocumentSpec { document_type: "t".into(), scope, ..DocumentSpec::default() },
         );
         match scope {
             Scope::Session => d.spec.session = Some(id.into()),
             Scope::Project => d.spec.project = Some(id.into()),
             _ => d.spec.scope_id = Some(id.into()),
         }
-        d.status = Some(DocumentStatus {
-            phase: Some(DocumentPhase::Published),
-            revision: Some(revision),
-            digest: None,
-        });
+        d.status =
+            Some(DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(revision), digest: None });
         Arc::new(d)
     }
 
@@ -195,12 +150,7 @@ mod tests {
             project: Some("p".into()),
             keys: vec!["a".into(), "b".into()],
         };
-        assert_eq!(
-            find(documents, "t", &from)
-                .and_then(|d| d.metadata.name.clone())
-                .as_deref(),
-            expected
-        );
+        assert_eq!(find(documents, "t", &from).and_then(|d| d.metadata.name.clone()).as_deref(), expected);
     }
 
     #[test]
@@ -220,19 +170,11 @@ mod tests {
         check(&all[..2], Some("project-8"));
         check(&all[..1], Some("namespace-9"));
         check(
-            &[
-                document(Scope::Item, "u/a/c", 1),
-                document(Scope::Workflow, "v", 1),
-                document(Scope::Session, "x", 1),
-            ],
+            &[document(Scope::Item, "u/a/c", 1), document(Scope::Workflow, "v", 1), document(Scope::Session, "x", 1)],
             None,
         );
         check(
-            &[
-                document(Scope::Workflow, "u", 1),
-                document(Scope::Workflow, "u", 3),
-                document(Scope::Workflow, "u", 2),
-            ],
+            &[document(Scope::Workflow, "u", 1), document(Scope::Workflow, "u", 3), document(Scope::Workflow, "u", 2)],
             Some("workflow-3"),
         );
     }

@@ -14,8 +14,7 @@ const NODES: usize = 200;
 const COMPREHENSIONS: usize = 4;
 const NESTED_COMPREHENSIONS: usize = 2;
 
-static ENV: LazyLock<Arc<Env>> =
-    LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(true)));
+static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib().with_optional_support(true)));
 
 /// A parsed expression.
 pub struct Expression {
@@ -38,10 +37,7 @@ impl Scope {
     }
 
     fn get(&self, name: &str) -> Option<&Value> {
-        self.variables
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value)
+        self.variables.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 }
 
@@ -50,16 +46,11 @@ impl Expression {
     pub fn parse(source: &str) -> Result<Self, String> {
         let text = bare(source);
         if text.len() > EXPRESSION_BYTES {
-            return Err(format!(
-                "is {} bytes long, at most {EXPRESSION_BYTES} are allowed",
-                text.len()
-            ));
+            return Err(format!("is {} bytes long, at most {EXPRESSION_BYTES} are allowed", text.len()));
         }
         let depth = nesting(text);
         if depth > 32 {
-            return Err(format!(
-                "nests {depth} brackets deep, at most 32 are allowed"
-            ));
+            return Err(format!("nests {depth} brackets deep, at most 32 are allowed"));
         }
         let program = ENV.compile(text).map_err(|errors| {
             let first = errors.errors.first();
@@ -120,14 +111,10 @@ impl Expression {
             ));
         }
         let value = self.program.execute(&context).map_err(|e| e.to_string())?;
-        let value = value
-            .json()
-            .map_err(|_| "gives a value that JSON cannot hold".to_owned())?;
+        let value = value.json().map_err(|_| "gives a value that JSON cannot hold".to_owned())?;
         let bytes = size(&value);
         if bytes > EXPRESSION_DATA_BYTES {
-            return Err(format!(
-                "gives {bytes} bytes, at most {EXPRESSION_DATA_BYTES} are allowed"
-            ));
+            return Err(format!("gives {bytes} bytes, at most {EXPRESSION_DATA_BYTES} are allowed"));
         }
         Ok(value)
     }
@@ -137,10 +124,7 @@ impl Expression {
         let named = self.members(name);
         match value {
             Value::Object(map) if !named.is_empty() && matches!(name, "documents" | "steps") => {
-                let kept = map
-                    .iter()
-                    .filter(|(key, _)| named.contains(*key))
-                    .map(|(k, v)| (k.clone(), v.clone()));
+                let kept = map.iter().filter(|(key, _)| named.contains(*key)).map(|(k, v)| (k.clone(), v.clone()));
                 Value::Object(kept.collect())
             }
             other => other.clone(),
@@ -151,9 +135,7 @@ impl Expression {
 /// The CEL inside `${ }`, or the text itself.
 fn bare(source: &str) -> &str {
     let text = source.trim();
-    text.strip_prefix("${")
-        .and_then(|rest| rest.strip_suffix('}'))
-        .map_or(text, str::trim)
+    text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).map_or(text, str::trim)
 }
 
 /// Brackets and unary chains are what a recursive parser is afraid of.
@@ -181,11 +163,7 @@ struct Census {
 impl Census {
     fn visit(&mut self, expression: &IdedExpr, loops: usize) {
         self.nodes += 1;
-        let loops = if matches!(expression.expr, Expr::Comprehension(_)) {
-            loops + 1
-        } else {
-            loops
-        };
+        let loops = if matches!(expression.expr, Expr::Comprehension(_)) { loops + 1 } else { loops };
         if loops > 0 && matches!(expression.expr, Expr::Comprehension(_)) {
             self.comprehensions += 1;
             self.nested = self.nested.max(loops);
@@ -198,22 +176,13 @@ impl Census {
     fn verdict(&self) -> Result<(), String> {
         // A macro expands to about eight nodes more than its text shows.
         if self.nodes > NODES + self.comprehensions * 16 {
-            return Err(format!(
-                "has {} nodes, at most {NODES} are allowed",
-                self.nodes
-            ));
+            return Err(format!("has {} nodes, at most {NODES} are allowed", self.nodes));
         }
         if self.comprehensions > COMPREHENSIONS {
-            return Err(format!(
-                "has {} loops, at most {COMPREHENSIONS} are allowed",
-                self.comprehensions
-            ));
+            return Err(format!("has {} loops, at most {COMPREHENSIONS} are allowed", self.comprehensions));
         }
         if self.nested > NESTED_COMPREHENSIONS {
-            return Err(format!(
-                "nests loops {} deep, at most {NESTED_COMPREHENSIONS} are allowed",
-                self.nested
-            ));
+            return Err(format!("nests loops {} deep, at most {NESTED_COMPREHENSIONS} are allowed", self.nested));
         }
         Ok(())
     }
@@ -229,26 +198,12 @@ fn each_child<'a>(expression: &'a Expr, visit: &mut dyn FnMut(&'a IdedExpr)) {
             call.args.iter().for_each(visit);
         }
         Expr::Comprehension(c) => {
-            [
-                &c.iter_range,
-                &c.accu_init,
-                &c.loop_cond,
-                &c.loop_step,
-                &c.result,
-            ]
-            .into_iter()
-            .for_each(visit);
+            [&c.iter_range, &c.accu_init, &c.loop_cond, &c.loop_step, &c.result].into_iter().for_each(visit);
         }
         Expr::List(list) => list.elements.iter().for_each(visit),
         Expr::Select(select) => visit(&select.operand),
-        Expr::Map(map) => map
-            .entries
-            .iter()
-            .for_each(|entry| each_entry(&entry.expr, visit)),
-        Expr::Struct(object) => object
-            .entries
-            .iter()
-            .for_each(|entry| each_entry(&entry.expr, visit)),
+        Expr::Map(map) => map.entries.iter().for_each(|entry| each_entry(&entry.expr, visit)),
+        Expr::Struct(object) => object.entries.iter().for_each(|entry| each_entry(&entry.expr, visit)),
     }
 }
 
@@ -269,12 +224,7 @@ fn members(expression: &IdedExpr, variable: &str, found: &mut BTreeSet<String>) 
             found.insert(select.field.clone());
         }
         Expr::Call(call) => {
-            let operands: Vec<&IdedExpr> = call
-                .target
-                .as_deref()
-                .into_iter()
-                .chain(&call.args)
-                .collect();
+            let operands: Vec<&IdedExpr> = call.target.as_deref().into_iter().chain(&call.args).collect();
             if let [container, key, ..] = operands.as_slice()
                 && is_variable(container)
                 && let Expr::Literal(LiteralValue::String(key)) = &key.expr
@@ -306,21 +256,13 @@ fn resolve(path: &[&str], scope: &Scope) -> Result<Value, String> {
     let Some((root, rest)) = path.split_first() else {
         return Ok(Value::Null);
     };
-    let mut value = scope
-        .get(root)
-        .ok_or_else(|| format!("{root} is not known here"))?;
+    let mut value = scope.get(root).ok_or_else(|| format!("{root} is not known here"))?;
     for (depth, name) in rest.iter().enumerate() {
         let place = || path[..=depth].join(".");
         let Value::Object(map) = value else {
-            return Err(format!(
-                "{} is {}, not an object with a field {name}",
-                place(),
-                kind(value)
-            ));
+            return Err(format!("{} is {}, not an object with a field {name}", place(), kind(value)));
         };
-        value = map
-            .get(*name)
-            .ok_or_else(|| format!("{} has no field {name}", place()))?;
+        value = map.get(*name).ok_or_else(|| format!("{} has no field {name}", place()))?;
     }
     Ok(value.clone())
 }
@@ -344,12 +286,7 @@ fn size(value: &Value) -> usize {
         Value::Number(_) => 8,
         Value::String(text) => text.len() + 2,
         Value::Array(items) => items.iter().map(|item| size(item) + 1).sum::<usize>() + 2,
-        Value::Object(map) => {
-            map.iter()
-                .map(|(key, item)| key.len() + size(item) + 4)
-                .sum::<usize>()
-                + 2
-        }
+        Value::Object(map) => map.iter().map(|(key, item)| key.len() + size(item) + 4).sum::<usize>() + 2,
     }
 }
 
@@ -366,10 +303,8 @@ fn to_cel(value: &Value) -> cel::Value {
         Value::String(s) => cel::Value::String(Arc::new(s.clone())),
         Value::Array(items) => cel::Value::List(Arc::new(items.iter().map(to_cel).collect())),
         Value::Object(map) => {
-            let map: HashMap<cel::objects::Key, cel::Value> = map
-                .iter()
-                .map(|(key, item)| (cel::objects::Key::from(key.as_str()), to_cel(item)))
-                .collect();
+            let map: HashMap<cel::objects::Key, cel::Value> =
+                map.iter().map(|(key, item)| (cel::objects::Key::from(key.as_str()), to_cel(item))).collect();
             cel::Value::Map(cel::objects::Map { map: Arc::new(map) })
         }
     }
@@ -427,11 +362,7 @@ fn closing(code: &str) -> Option<usize> {
 }
 
 /// All expressions within a JSON value, with the pointer to each; an error is a fault with its pointer.
-pub fn expressions(
-    value: &Value,
-    pointer: &str,
-    found: &mut Vec<(String, Result<Expression, String>)>,
-) {
+pub fn expressions(value: &Value, pointer: &str, found: &mut Vec<(String, Result<Expression, String>)>) {
     match value {
         Value::String(text) => match pieces(text) {
             Ok(list) => {
@@ -458,10 +389,7 @@ pub fn expressions(
 }
 
 fn parse_piece(code: &str) -> Result<Expression, String> {
-    let shell = !code.is_empty()
-        && code
-            .chars()
-            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let shell = !code.is_empty() && code.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
     if shell {
         return Err(format!(
             "${{{code}}} looks like a shell or Flux variable; it is read as CEL here, and {code} is not known: write $${{{code}}} for the literal text"
@@ -471,17 +399,11 @@ fn parse_piece(code: &str) -> Result<Expression, String> {
 }
 
 /// Replaces every `${ }` within the parameters. Single pass: what an expression gives is never read again.
-pub fn expand(
-    parameters: &Map<String, Value>,
-    scope: &Scope,
-) -> Result<Map<String, Value>, String> {
+pub fn expand(parameters: &Map<String, Value>, scope: &Scope) -> Result<Map<String, Value>, String> {
     parameters
         .iter()
         .map(|(key, value)| {
-            Ok((
-                key.clone(),
-                expand_value(value, scope).map_err(|e| format!("parameters.{key}: {e}"))?,
-            ))
+            Ok((key.clone(), expand_value(value, scope).map_err(|e| format!("parameters.{key}: {e}"))?))
         })
         .collect()
 }
@@ -489,17 +411,12 @@ pub fn expand(
 fn expand_value(value: &Value, scope: &Scope) -> Result<Value, String> {
     Ok(match value {
         Value::String(text) => expand_text(text, scope)?,
-        Value::Array(items) => Value::Array(
-            items
-                .iter()
-                .map(|item| expand_value(item, scope))
-                .collect::<Result<_, _>>()?,
-        ),
+        Value::Array(items) => {
+            Value::Array(items.iter().map(|item| expand_value(item, scope)).collect::<Result<_, _>>()?)
+        }
         Value::Object(map) => {
-            let map = map
-                .iter()
-                .map(|(k, v)| Ok((k.clone(), expand_value(v, scope)?)))
-                .collect::<Result<_, String>>()?;
+            let map =
+                map.iter().map(|(k, v)| Ok((k.clone(), expand_value(v, scope)?))).collect::<Result<_, String>>()?;
             Value::Object(map)
         }
         other => other.clone(),
@@ -537,20 +454,14 @@ mod tests {
     fn scope() -> Scope {
         Scope::default()
             .with("parameters", json!({"depth": 2, "name": "x"}))
-            .with(
-                "documents",
-                json!({"backlog": {"epics": [{"id": "a"}, {"id": "b"}]}, "brief": "text"}),
-            )
+            .with("documents", json!({"backlog": {"epics": [{"id": "a"}, {"id": "b"}]}, "brief": "text"}))
     }
 
     fn check(source: &str, expected: Result<Value, &str>) {
         let got = Expression::parse(source).and_then(|e| e.evaluate(&scope()));
         match expected {
             Ok(value) => assert_eq!(got, Ok(value), "{source}"),
-            Err(part) => assert!(
-                got.as_ref().is_err_and(|e| e.contains(part)),
-                "{source}: {got:?} lacks {part:?}"
-            ),
+            Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{source}: {got:?} lacks {part:?}"),
         }
     }
 
@@ -558,66 +469,37 @@ mod tests {
     fn evaluation() {
         check("parameters.depth + 1", Ok(json!(3)));
         check("${ parameters.depth - 4 }", Ok(json!(-2)));
-        check(
-            "documents.backlog.epics",
-            Ok(json!([{"id": "a"}, {"id": "b"}])),
-        );
-        check(
-            "documents.backlog.epics.map(e, e.id)",
-            Ok(json!(["a", "b"])),
-        );
+        check("documents.backlog.epics", Ok(json!([{"id": "a"}, {"id": "b"}])));
+        check("documents.backlog.epics.map(e, e.id)", Ok(json!(["a", "b"])));
         check("documents['backlog'].epics[0].id", Ok(json!("a")));
         check("documents.?nothing.orValue([])", Ok(json!([])));
-        check(
-            "documents.backlog.nothing",
-            Err("documents.backlog has no field nothing"),
-        );
+        check("documents.backlog.nothing", Err("documents.backlog has no field nothing"));
         check("documents.brief.epics", Err("is a string, not an object"));
         check("1 +", Err("not valid CEL"));
         check(&"1+".repeat(600), Err("at most 1024"));
         check(&format!("{}1", "1+".repeat(300)), Err("nodes"));
-        check(
-            &format!("{}1{}", "(".repeat(60), ")".repeat(60)),
-            Err("brackets deep"),
-        );
+        check(&format!("{}1{}", "(".repeat(60), ")".repeat(60)), Err("brackets deep"));
         check(&format!("{}true", "!".repeat(200)), Err("brackets deep"));
         check("[1].map(a, [1].map(b, [1].map(c, c)))", Err("loops 3 deep"));
     }
 
     #[test]
     fn members_named_literally_are_found() {
-        let e = Expression::parse(
-            "documents.brief + documents['epic-backlog'] + documents[?'x'].orValue('')",
-        )
-        .map(|e| e.members("documents"));
-        assert_eq!(
-            e.unwrap_or_default().into_iter().collect::<Vec<_>>(),
-            ["brief", "epic-backlog", "x"]
-        );
+        let e = Expression::parse("documents.brief + documents['epic-backlog'] + documents[?'x'].orValue('')")
+            .map(|e| e.members("documents"));
+        assert_eq!(e.unwrap_or_default().into_iter().collect::<Vec<_>>(), ["brief", "epic-backlog", "x"]);
     }
 
     #[test]
     fn templates() {
         let expand = |text: &str| expand_text(text, &scope());
         assert_eq!(expand("${ parameters.depth }"), Ok(json!(2)));
-        assert_eq!(
-            expand("depth ${ parameters.depth }, ${parameters.name}"),
-            Ok(json!("depth 2, x"))
-        );
-        assert_eq!(
-            expand("$${ parameters.depth }"),
-            Ok(json!("${ parameters.depth }"))
-        );
+        assert_eq!(expand("depth ${ parameters.depth }, ${parameters.name}"), Ok(json!("depth 2, x")));
+        assert_eq!(expand("$${ parameters.depth }"), Ok(json!("${ parameters.depth }")));
         assert_eq!(expand("${ {'a': '}'}['a'] }"), Ok(json!("}")));
+        assert_eq!(expand("${ parameters"), Err("has a ${ without its }".to_owned()));
         assert_eq!(
-            expand("${ parameters"),
-            Err("has a ${ without its }".to_owned())
-        );
-        assert_eq!(
-            expand_text(
-                "${ parameters.name }",
-                &Scope::default().with("parameters", json!({"name": "${ 1 + 1 }"}))
-            ),
+            expand_text("${ parameters.name }", &Scope::default().with("parameters", json!({"name": "${ 1 + 1 }"}))),
             Ok(json!("${ 1 + 1 }"))
         );
     }

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use crate::api::agent::Agent;
-use crate::api::limits::{
-    INFRASTRUCTURE_BUDGET, INITIAL_BACKOFF_SECONDS, MAX_ATTEMPTS, MAX_BACKOFF_SECONDS,
-};
+use crate::api::limits::{INFRASTRUCTURE_BUDGET, INITIAL_BACKOFF_SECONDS, MAX_ATTEMPTS, MAX_BACKOFF_SECONDS};
 use crate::api::name;
 use crate::api::step::{Retry, Step};
 use crate::api::step_run::{AttemptCounts, AttemptResult, Report, ReportClass, WaitKind};
@@ -23,18 +21,12 @@ pub struct Policy {
 impl Policy {
     /// The step's word counts before the Agent's, field by field.
     pub fn of(step: Option<&Step>, agent: Option<&Agent>) -> Self {
-        let sources = [
-            step.and_then(|s| s.retry.as_ref()),
-            agent.and_then(|a| a.spec.retry.as_ref()),
-        ];
-        let initial =
-            first(sources, |r| r.initial_backoff_seconds).unwrap_or(INITIAL_BACKOFF_SECONDS);
+        let sources = [step.and_then(|s| s.retry.as_ref()), agent.and_then(|a| a.spec.retry.as_ref())];
+        let initial = first(sources, |r| r.initial_backoff_seconds).unwrap_or(INITIAL_BACKOFF_SECONDS);
         Self {
             max_attempts: first(sources, |r| r.max_attempts).unwrap_or(MAX_ATTEMPTS),
             initial_backoff: initial,
-            max_backoff: first(sources, |r| r.max_backoff_seconds)
-                .unwrap_or(MAX_BACKOFF_SECONDS)
-                .max(initial),
+            max_backoff: first(sources, |r| r.max_backoff_seconds).unwrap_or(MAX_BACKOFF_SECONDS).max(initial),
             idempotent: agent.is_some_and(|a| a.spec.idempotent),
         }
     }
@@ -48,10 +40,7 @@ fn first<T>(sources: [Option<&Retry>; 2], field: impl Fn(&Retry) -> Option<T>) -
 /// comes from the attempt's identity, so that the same pass decides the same.
 pub fn backoff(policy: Policy, failures: i32, identity: &str) -> Duration {
     let doublings = u32::try_from(failures.clamp(1, 32) - 1).unwrap_or_default();
-    let seconds = policy
-        .initial_backoff
-        .saturating_mul(1_i64 << doublings)
-        .min(policy.max_backoff);
+    let seconds = policy.initial_backoff.saturating_mul(1_i64 << doublings).min(policy.max_backoff);
     let full = u64::try_from(seconds).unwrap_or_default() * 1000;
     let hash = name::digest_bytes(identity.as_bytes());
     let byte = u64::from_str_radix(&hash[hash.len() - 2..], 16).unwrap_or_default();
@@ -60,18 +49,13 @@ pub fn backoff(policy: Policy, failures: i32, identity: &str) -> Duration {
 
 /// What a report means under the Agent's exit codes.
 pub fn verdict(report: &Report, agent: Option<&Agent>) -> AttemptResult {
-    let unrecoverable = |code: i32| {
-        agent
-            .and_then(|a| a.spec.exit_codes.as_ref())
-            .is_some_and(|c| c.unrecoverable.contains(&code))
-    };
+    let unrecoverable =
+        |code: i32| agent.and_then(|a| a.spec.exit_codes.as_ref()).is_some_and(|c| c.unrecoverable.contains(&code));
     match report.class {
         ReportClass::Succeeded => AttemptResult::Succeeded,
         ReportClass::InvalidOutput => AttemptResult::InvalidOutput,
         ReportClass::OutputTooLarge => AttemptResult::OutputTooLarge,
-        ReportClass::Exited if report.exit_code.is_some_and(unrecoverable) => {
-            AttemptResult::Unrecoverable
-        }
+        ReportClass::Exited if report.exit_code.is_some_and(unrecoverable) => AttemptResult::Unrecoverable,
         ReportClass::Exited | ReportClass::Retryable => AttemptResult::Retryable,
         ReportClass::Unrecoverable => AttemptResult::Unrecoverable,
         ReportClass::Timeout => AttemptResult::Timeout,
@@ -104,41 +88,17 @@ pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
     use AttemptResult as R;
     match result {
         R::Infrastructure => {
-            let counts = AttemptCounts {
-                infrastructure: counts.infrastructure + 1,
-                ..counts
-            };
+            let counts = AttemptCounts { infrastructure: counts.infrastructure + 1, ..counts };
             let spent = counts.infrastructure > INFRASTRUCTURE_BUDGET;
-            (
-                counts,
-                if spent {
-                    Next::Ask(WaitKind::InfrastructureSpent)
-                } else {
-                    Next::Again
-                },
-            )
+            (counts, if spent { Next::Ask(WaitKind::InfrastructureSpent) } else { Next::Again })
         }
-        R::OutcomeUnknown | R::OutputLost if !policy.idempotent => (
-            AttemptCounts {
-                retryable: counts.retryable + 1,
-                ..counts
-            },
-            Next::Ask(WaitKind::OutcomeUnknown),
-        ),
+        R::OutcomeUnknown | R::OutputLost if !policy.idempotent => {
+            (AttemptCounts { retryable: counts.retryable + 1, ..counts }, Next::Ask(WaitKind::OutcomeUnknown))
+        }
         R::Retryable | R::InvalidOutput | R::Timeout | R::OutcomeUnknown | R::OutputLost => {
-            let counts = AttemptCounts {
-                retryable: counts.retryable + 1,
-                ..counts
-            };
+            let counts = AttemptCounts { retryable: counts.retryable + 1, ..counts };
             let spent = counts.retryable >= policy.max_attempts;
-            (
-                counts,
-                if spent {
-                    Next::Ask(WaitKind::RetriesSpent)
-                } else {
-                    Next::Again
-                },
-            )
+            (counts, if spent { Next::Ask(WaitKind::RetriesSpent) } else { Next::Again })
         }
         R::Succeeded
         | R::Unrecoverable
@@ -156,81 +116,31 @@ pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy {
-        max_attempts: 3,
-        initial_backoff: 10,
-        max_backoff: 300,
-        idempotent: false,
-    };
+    const POLICY: Policy = Policy { max_attempts: 3, initial_backoff: 10, max_backoff: 300, idempotent: false };
 
     #[test]
-    #[expect(clippy::too_many_lines, reason = "one table, a row a class")]
     fn every_class_has_its_consequence() {
         use AttemptResult as R;
         let fresh = AttemptCounts::default();
         let check = |result, counts, policy, expected| {
-            assert_eq!(
-                next(result, counts, policy).1,
-                expected,
-                "{result} {counts:?}"
-            );
+            assert_eq!(next(result, counts, policy).1, expected, "{result} {counts:?}");
         };
         for class in [R::Retryable, R::InvalidOutput, R::Timeout] {
             check(class, fresh, POLICY, Next::Again);
-            check(
-                class,
-                AttemptCounts {
-                    retryable: 2,
-                    ..fresh
-                },
-                POLICY,
-                Next::Ask(WaitKind::RetriesSpent),
-            );
+            check(class, AttemptCounts { retryable: 2, ..fresh }, POLICY, Next::Ask(WaitKind::RetriesSpent));
         }
+        check(R::Infrastructure, AttemptCounts { infrastructure: 4, ..fresh }, POLICY, Next::Again);
         check(
             R::Infrastructure,
-            AttemptCounts {
-                infrastructure: 4,
-                ..fresh
-            },
-            POLICY,
-            Next::Again,
-        );
-        check(
-            R::Infrastructure,
-            AttemptCounts {
-                infrastructure: 5,
-                ..fresh
-            },
+            AttemptCounts { infrastructure: 5, ..fresh },
             POLICY,
             Next::Ask(WaitKind::InfrastructureSpent),
         );
-        check(
-            R::OutcomeUnknown,
-            fresh,
-            POLICY,
-            Next::Ask(WaitKind::OutcomeUnknown),
-        );
-        check(
-            R::OutputLost,
-            fresh,
-            POLICY,
-            Next::Ask(WaitKind::OutcomeUnknown),
-        );
-        let idempotent = Policy {
-            idempotent: true,
-            ..POLICY
-        };
+        check(R::OutcomeUnknown, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
+        check(R::OutputLost, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
+        let idempotent = Policy { idempotent: true, ..POLICY };
         check(R::OutcomeUnknown, fresh, idempotent, Next::Again);
-        check(
-            R::OutputLost,
-            AttemptCounts {
-                retryable: 2,
-                ..fresh
-            },
-            idempotent,
-            Next::Ask(WaitKind::RetriesSpent),
-        );
+        check(R::OutputLost, AttemptCounts { retryable: 2, ..fresh }, idempotent, Next::Ask(WaitKind::RetriesSpent));
         for class in [
             R::Unrecoverable,
             R::Rejected,
@@ -246,16 +156,8 @@ mod tests {
     #[test]
     fn attempts_lost_to_the_cluster_do_not_count_as_retries() {
         assert_eq!(
-            next(
-                AttemptResult::Infrastructure,
-                AttemptCounts::default(),
-                POLICY
-            )
-            .0,
-            AttemptCounts {
-                infrastructure: 1,
-                ..AttemptCounts::default()
-            }
+            next(AttemptResult::Infrastructure, AttemptCounts::default(), POLICY).0,
+            AttemptCounts { infrastructure: 1, ..AttemptCounts::default() }
         );
     }
 
@@ -278,10 +180,7 @@ mod tests {
     fn back_off_doubles_up_to_its_limit() {
         for (failures, full) in [(1, 10), (2, 20), (3, 40), (6, 300), (1000, 300)] {
             let wait = backoff(POLICY, failures, "id").as_secs_f64();
-            assert!(
-                wait <= f64::from(full) && wait >= 0.74 * f64::from(full),
-                "{failures}: {wait}"
-            );
+            assert!(wait <= f64::from(full) && wait >= 0.74 * f64::from(full), "{failures}: {wait}");
         }
         assert_eq!(backoff(POLICY, 1, "id"), backoff(POLICY, 1, "id"));
     }

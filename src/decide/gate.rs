@@ -32,17 +32,13 @@ pub fn letter(step_run: &StepRun) -> Option<Result<Letter, String>> {
     let annotations = step_run.metadata.annotations.as_ref()?;
     let decision = annotations.get(DECISION)?;
     let Some(by) = annotations.get(DECIDED_BY).filter(|by| !by.is_empty()) else {
-        return Some(Err(format!(
-            "a decision without {DECIDED_BY} proves no identity"
-        )));
+        return Some(Err(format!("a decision without {DECIDED_BY} proves no identity")));
     };
     let accepted = match decision.as_str() {
         "accepted" => true,
         "rejected" => false,
         other => {
-            return Some(Err(format!(
-                "{DECISION} must be accepted or rejected, not {other:?}"
-            )));
+            return Some(Err(format!("{DECISION} must be accepted or rejected, not {other:?}")));
         }
     };
     Some(Ok(Letter {
@@ -56,11 +52,7 @@ pub fn letter(step_run: &StepRun) -> Option<Result<Letter, String>> {
 /// What a decision binds: this StepRun, this round, these bytes.
 pub fn review_digest(step_run: &StepRun, round: i32, report_digest: &str) -> String {
     let uid = step_run.metadata.uid.as_deref().unwrap_or_default();
-    name::digest([
-        uid.as_bytes(),
-        round.to_string().as_bytes(),
-        report_digest.as_bytes(),
-    ])
+    name::digest([uid.as_bytes(), round.to_string().as_bytes(), report_digest.as_bytes()])
 }
 
 /// Whether a decision may count for the open gate; the error says why not.
@@ -71,12 +63,7 @@ pub fn admissible(gate: &GateStatus, letter: &Letter, guard: &Guard) -> Result<(
         Guard::Proven(stamp) if *stamp != gate.policy => {
             Err("the admission policies changed since the gate opened".to_owned())
         }
-        Guard::Proven(_)
-            if letter
-                .review
-                .as_ref()
-                .is_some_and(|r| *r != gate.output_digest) =>
-        {
+        Guard::Proven(_) if letter.review.as_ref().is_some_and(|r| *r != gate.output_digest) => {
             Err("the review names another output".to_owned())
         }
         Guard::Proven(_) => Ok(()),
@@ -84,12 +71,7 @@ pub fn admissible(gate: &GateStatus, letter: &Letter, guard: &Guard) -> Result<(
 }
 
 /// The gate with the decision in it: one rejection ends the round, one acceptance opens it.
-pub fn decided(
-    gate: &GateStatus,
-    letter: &Letter,
-    (document_type, scope_id): (&str, &str),
-    now: &Time,
-) -> GateStatus {
+pub fn decided(gate: &GateStatus, letter: &Letter, (document_type, scope_id): (&str, &str), now: &Time) -> GateStatus {
     let decision = Decision {
         document_type: document_type.to_owned(),
         scope_id: scope_id.to_owned(),
@@ -101,11 +83,7 @@ pub fn decided(
         round: gate.round,
     };
     let mut decided = gate.clone();
-    if !decided
-        .decisions
-        .iter()
-        .any(|d| d.decided_by == letter.by && d.round == gate.round)
-    {
+    if !decided.decisions.iter().any(|d| d.decided_by == letter.by && d.round == gate.round) {
         decided.decisions.push(decision);
     }
     decided.state = state(&decided.decisions, gate.round);
@@ -118,11 +96,7 @@ pub fn state(decisions: &[Decision], round: i32) -> GateState {
     if this_round.peek().is_none() {
         return GateState::Waiting;
     }
-    if this_round.all(|d| d.accepted) {
-        GateState::Accepted
-    } else {
-        GateState::Rejected
-    }
+    if this_round.all(|d| d.accepted) { GateState::Accepted } else { GateState::Rejected }
 }
 
 /// Whether what follows a document may go on: no gate, or its round accepted.
@@ -147,25 +121,14 @@ mod tests {
     }
 
     fn mark(accepted: bool, review: Option<&str>) -> Letter {
-        Letter {
-            accepted,
-            by: "ann".into(),
-            comment: None,
-            review: review.map(Into::into),
-        }
+        Letter { accepted, by: "ann".into(), comment: None, review: review.map(Into::into) }
     }
 
     #[test]
     fn only_a_proven_decision_about_this_output_counts() {
         let proven = |stamp: &str| Guard::Proven(stamp.into());
-        assert_eq!(
-            admissible(&gate(), &mark(true, None), &proven("p1")),
-            Ok(())
-        );
-        assert_eq!(
-            admissible(&gate(), &mark(true, Some("d")), &proven("p1")),
-            Ok(())
-        );
+        assert_eq!(admissible(&gate(), &mark(true, None), &proven("p1")), Ok(()));
+        assert_eq!(admissible(&gate(), &mark(true, Some("d")), &proven("p1")), Ok(()));
         assert!(admissible(&gate(), &mark(true, Some("old")), &proven("p1")).is_err());
         assert!(admissible(&gate(), &mark(true, None), &proven("p2")).is_err());
         assert!(admissible(&gate(), &mark(true, None), &Guard::NotAsked).is_err());
@@ -178,56 +141,27 @@ mod tests {
         assert!(!can_proceed(Some(&gate())));
         let now = Time(Timestamp::UNIX_EPOCH);
         let accepted = decided(&gate(), &mark(true, None), ("t", "s"), &now);
-        assert_eq!(
-            (accepted.state, can_proceed(Some(&accepted))),
-            (GateState::Accepted, true)
-        );
+        assert_eq!((accepted.state, can_proceed(Some(&accepted))), (GateState::Accepted, true));
         let rejected = decided(&gate(), &mark(false, None), ("t", "s"), &now);
-        assert_eq!(
-            (rejected.state, can_proceed(Some(&rejected))),
-            (GateState::Rejected, false)
-        );
-        let later = GateStatus {
-            round: 2,
-            ..accepted
-        };
-        assert!(
-            !can_proceed(Some(&later)),
-            "an acceptance of an earlier round is none"
-        );
+        assert_eq!((rejected.state, can_proceed(Some(&rejected))), (GateState::Rejected, false));
+        let later = GateStatus { round: 2, ..accepted };
+        assert!(!can_proceed(Some(&later)), "an acceptance of an earlier round is none");
     }
 
     #[test]
     fn a_mark_without_identity_is_worthless() {
         let with = |pairs: &[(&str, &str)]| {
             let mut run = StepRun::new("s", crate::api::step_run::StepRunSpec::default());
-            run.metadata.annotations = Some(
-                pairs
-                    .iter()
-                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                    .collect(),
-            );
+            run.metadata.annotations = Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
             run
         };
         assert_eq!(letter(&with(&[])), None);
-        assert!(matches!(
-            letter(&with(&[(DECISION, "accepted")])),
-            Some(Err(_))
-        ));
-        assert!(matches!(
-            letter(&with(&[(DECISION, "accepted"), (DECIDED_BY, "")])),
-            Some(Err(_))
-        ));
-        assert!(matches!(
-            letter(&with(&[(DECISION, "yes"), (DECIDED_BY, "ann")])),
-            Some(Err(_))
-        ));
+        assert!(matches!(letter(&with(&[(DECISION, "accepted")])), Some(Err(_))));
+        assert!(matches!(letter(&with(&[(DECISION, "accepted"), (DECIDED_BY, "")])), Some(Err(_))));
+        assert!(matches!(letter(&with(&[(DECISION, "yes"), (DECIDED_BY, "ann")])), Some(Err(_))));
         assert!(matches!(
             letter(&with(&[(DECISION, "rejected"), (DECIDED_BY, "ann")])),
-            Some(Ok(Letter {
-                accepted: false,
-                ..
-            }))
+            Some(Ok(Letter { accepted: false, .. }))
         ));
     }
 }

@@ -1,10 +1,15 @@
 //! Where a run stands: the definition walked once over the StepRuns that exist. What may start now comes out complete.
 
+mod items;
+mod tally;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
+
+use tally::{file_order, roll_up};
 
 use super::document;
 use super::expression::{self, Expression, kind};
@@ -16,8 +21,7 @@ use crate::api::limits::{ACTIVE_STEPS, ITEMS, PARAMETERS_BYTES, PENDING};
 use crate::api::name;
 use crate::api::step::{ForEach, Step};
 use crate::api::step_run::{
-    AttemptResult, DocumentRef, Item, ScopeLink, StepRun, StepRunGate, StepRunSpec,
-    WorkflowIdentity,
+    AttemptResult, DocumentRef, Item, ScopeLink, StepRun, StepRunGate, StepRunSpec, WorkflowIdentity,
 };
 use crate::api::workflow::{Counts, PendingAcceptance, Phase, StepStatus};
 
@@ -66,27 +70,9 @@ enum Outcome {
 /// Walks the definition.
 pub fn stand(o: &Observed, definition: &Definition) -> Stand {
     let status = o.workflow.status.as_ref();
-    let latched = status
-        .map(|s| {
-            s.steps
-                .iter()
-                .map(|s| (s.path.clone(), s.clone()))
-                .collect()
-        })
-        .unwrap_or_default();
-    let sources = Sources {
-        definition,
-        documents: &o.documents,
-        contents: &o.contents,
-    };
-    let mut walk = Walk {
-        o,
-        sources,
-        latched,
-        tallies: BTreeMap::new(),
-        order: Vec::new(),
-        stand: Stand::default(),
-    };
+    let latched = status.map(|s| s.steps.iter().map(|s| (s.path.clone(), s.clone())).collect()).unwrap_or_default();
+    let sources = Sources { definition, documents: &o.documents, contents: &o.contents };
+    let mut walk = Walk { o, sources, latched, tallies: BTreeMap::new(), order: Vec::new(), stand: Stand::default() };
     walk.lay_out(&definition.steps, "");
     let outcome = walk.list(&definition.steps, &Frame::default(), true);
     walk.finish(&outcome)
@@ -153,11 +139,7 @@ impl Walk<'_> {
                 other => return other,
             }
         }
-        if failed {
-            Outcome::Failed
-        } else {
-            Outcome::Done(last)
-        }
+        if failed { Outcome::Failed } else { Outcome::Done(last) }
     }
 
     fn step(&mut self, step: &Step, frame: &Frame, may_start: bool) -> Outcome {
@@ -178,42 +160,19 @@ impl Walk<'_> {
     fn body(&mut self, step: &Step, path: &str, frame: &Frame, may_start: bool) -> Outcome {
         match &step.agent_id {
             Some(agent) => self.run(step, agent, path, frame, may_start),
-            None => self.list(
-                &step.steps,
-                &Frame {
-                    prefix: format!("{path}/"),
-                    ..frame.clone()
-                },
-                may_start,
-            ),
+            None => self.list(&step.steps, &Frame { prefix: format!("{path}/"), ..frame.clone() }, may_start),
         }
     }
 
     // ---- one execution
 
-    fn run(
-        &mut self,
-        step: &Step,
-        agent: &str,
-        path: &str,
-        frame: &Frame,
-        may_start: bool,
-    ) -> Outcome {
+    fn run(&mut self, step: &Step, agent: &str, path: &str, frame: &Frame, may_start: bool) -> Outcome {
         let definition = self.sources.definition;
-        let own = name::step_run(
-            &definition.workflow,
-            &definition.workflow_uid,
-            path,
-            &frame.keys,
-        );
+        let own = name::step_run(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
         if let Some(found) = self.o.step_runs.get(&own).cloned() {
             return self.existing(&found, path, frame);
         }
-        if self
-            .latched
-            .get(path)
-            .is_some_and(|s| s.step_run.as_deref() == Some(&own))
-        {
+        if self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own)) {
             let tally = self.tally(path);
             tally.step_run = Some(own.clone());
             tally.counts.failed += 1;
@@ -248,18 +207,9 @@ impl Walk<'_> {
             Phase::WaitingForAcceptance => {
                 tally.gates += 1;
                 self.stand.gates += 1;
-                let gate = step_run
-                    .spec
-                    .gate
-                    .as_ref()
-                    .map(|g| g.name.clone())
-                    .unwrap_or_default();
+                let gate = step_run.spec.gate.as_ref().map(|g| g.name.clone()).unwrap_or_default();
                 let step_run = step_run.metadata.name.clone().unwrap_or_default();
-                self.stand.pending_acceptance.push(PendingAcceptance {
-                    step_run,
-                    path: place(path, frame),
-                    gate,
-                });
+                self.stand.pending_acceptance.push(PendingAcceptance { step_run, path: place(path, frame), gate });
                 self.stand.pending_acceptance.truncate(PENDING);
             }
             Phase::WaitingForInput => {
@@ -271,9 +221,7 @@ impl Walk<'_> {
                 self.stand.held += 1;
                 let why = condition::get(&status.conditions, "Started");
                 let why = why.map(|c| c.message.clone()).unwrap_or_default();
-                self.stand
-                    .pending
-                    .push(format!("{}: {why}", place(path, frame)));
+                self.stand.pending.push(format!("{}: {why}", place(path, frame)));
             }
             _ => {
                 tally.running += 1;
@@ -284,13 +232,7 @@ impl Walk<'_> {
         Outcome::Open
     }
 
-    fn ended(
-        &mut self,
-        step_run: &Arc<StepRun>,
-        phase: Phase,
-        path: &str,
-        frame: &Frame,
-    ) -> Outcome {
+    fn ended(&mut self, step_run: &Arc<StepRun>, phase: Phase, path: &str, frame: &Frame) -> Outcome {
         match phase {
             Phase::Completed => {
                 self.tally(path).counts.done += 1;
@@ -312,19 +254,11 @@ impl Walk<'_> {
 
     fn begin(&mut self, step: &Step, agent: &str, path: &str, frame: &Frame) -> Outcome {
         let Some(found) = self.o.agents.get(agent) else {
-            self.stand
-                .pending
-                .push(format!("{path}: Agent {agent} does not exist"));
+            self.stand.pending.push(format!("{path}: Agent {agent} does not exist"));
             self.active(path, frame);
             return Outcome::Open;
         };
-        let wanted: Vec<String> = found
-            .spec
-            .required_documents
-            .iter()
-            .chain(&step.documents)
-            .cloned()
-            .collect();
+        let wanted: Vec<String> = found.spec.required_documents.iter().chain(&step.documents).cloned().collect();
         let Some(documents) = self.documents(&wanted, frame) else {
             self.tally(path).documents += 1;
             self.active(path, frame);
@@ -360,10 +294,7 @@ impl Walk<'_> {
                         .map(|(key, d)| document::pinned(d, Some(key))),
                 );
             } else if let Some(d) = document::find(&self.o.documents, kind, &from) {
-                if !found
-                    .iter()
-                    .any(|old| old.key.is_none() && old.document_type == *kind)
-                {
+                if !found.iter().any(|old| old.key.is_none() && old.document_type == *kind) {
                     found.push(document::pinned(d, None));
                 }
             } else {
@@ -375,9 +306,7 @@ impl Walk<'_> {
     }
 
     fn missing(&mut self, kind: &str) {
-        if !self.stand.missing_documents.iter().any(|m| m == kind)
-            && self.stand.missing_documents.len() < PENDING
-        {
+        if !self.stand.missing_documents.iter().any(|m| m == kind) && self.stand.missing_documents.len() < PENDING {
             self.stand.missing_documents.push(kind.to_owned());
         }
     }
@@ -391,12 +320,9 @@ impl Walk<'_> {
         documents: Vec<DocumentRef>,
     ) -> Result<StepRunSpec, (AttemptResult, String)> {
         let used = scope::of_step(step);
-        let scope = self
-            .sources
-            .scope(frame, &used.iter().collect::<Vec<_>>(), &[]);
+        let scope = self.sources.scope(frame, &used.iter().collect::<Vec<_>>(), &[]);
         let parameters = step.parameters.clone().unwrap_or_default();
-        let parameters = expression::expand(&parameters, &scope)
-            .map_err(|e| (AttemptResult::ExpressionError, e))?;
+        let parameters = expression::expand(&parameters, &scope).map_err(|e| (AttemptResult::ExpressionError, e))?;
         let parameters = Value::Object(parameters).to_string();
         if parameters.len() > PARAMETERS_BYTES {
             let message = format!(
@@ -416,32 +342,22 @@ impl Walk<'_> {
             acceptors: gate.acceptors.clone(),
             message: gate.message.clone(),
         });
-        let item = frame
-            .items
-            .last()
-            .zip(frame.keys.last())
-            .map(|((_, index, value), key)| Item {
-                key: key.clone(),
-                index: *index,
-                value: value.clone(),
-            });
-        let digests: Vec<&[u8]> = [
-            agent.as_bytes(),
-            parameters.as_bytes(),
-            definition.input.as_bytes(),
-        ]
-        .into_iter()
-        .chain(documents.iter().map(|d| d.digest.as_bytes()))
-        .collect();
+        let item = frame.items.last().zip(frame.keys.last()).map(|((_, index, value), key)| Item {
+            key: key.clone(),
+            index: *index,
+            value: value.clone(),
+        });
+        let digests: Vec<&[u8]> = [agent.as_bytes(), parameters.as_bytes(), definition.input.as_bytes()]
+            .into_iter()
+            .chain(documents.iter().map(|d| d.digest.as_bytes()))
+            .collect();
         Ok(StepRunSpec {
             workflow: WorkflowIdentity {
                 name: definition.workflow.clone(),
                 uid: definition.workflow_uid.clone(),
                 creator: status.and_then(|s| s.creator.clone()),
             },
-            definition: status
-                .and_then(|s| s.definition.clone())
-                .unwrap_or_default(),
+            definition: status.and_then(|s| s.definition.clone()).unwrap_or_default(),
             path: path.to_owned(),
             agent_id: agent.to_owned(),
             item,
@@ -455,271 +371,13 @@ impl Walk<'_> {
 
     fn scope_chain(&self, frame: &Frame) -> Vec<ScopeLink> {
         let uid = &self.sources.definition.workflow_uid;
-        let own = ScopeLink {
-            scope: "workflow".to_owned(),
-            scope_id: uid.clone(),
-        };
-        let items = frame
-            .items
-            .iter()
-            .enumerate()
-            .map(|(n, (as_name, _, _))| ScopeLink {
-                scope: as_name.clone(),
-                scope_id: name::scope_id(uid, &frame.keys[..=n]),
-            });
+        let own = ScopeLink { scope: "workflow".to_owned(), scope_id: uid.clone() };
+        let items = frame.items.iter().enumerate().map(|(n, (as_name, _, _))| ScopeLink {
+            scope: as_name.clone(),
+            scope_id: name::scope_id(uid, &frame.keys[..=n]),
+        });
         std::iter::once(own).chain(items).collect()
     }
-
-    // ---- items
-
-    fn for_each(
-        &mut self,
-        step: &Step,
-        for_each: &ForEach,
-        path: &str,
-        frame: &Frame,
-        may_start: bool,
-    ) -> Outcome {
-        self.tally(path).plural = true;
-        if !may_start && !self.begun(path, frame) {
-            return Outcome::Ahead;
-        }
-        let items = match self.collection(for_each, path, frame) {
-            Ok(items) => items,
-            Err(fault) => {
-                self.tally(path).counts.failed += 1;
-                return self.fail(place(path, frame), AttemptResult::ExpressionError, fault);
-            }
-        };
-        let total = i32::try_from(items.len()).unwrap_or(i32::MAX);
-        self.tally(path).counts.total += total;
-        self.expect(&step.steps, path, items.len());
-        let busy = self.in_progress(path, frame);
-        let mut slots = usize::try_from(for_each.max_parallel.unwrap_or(10))
-            .unwrap_or(10)
-            .saturating_sub(busy.len());
-        let (mut outputs, mut open, mut failed) = (Vec::with_capacity(items.len()), false, false);
-        for (index, (key, value)) in items.into_iter().enumerate() {
-            let mut inner = frame.clone();
-            inner.keys.push(key);
-            inner.items.push((
-                for_each.as_name.clone(),
-                i32::try_from(index).unwrap_or(i32::MAX),
-                value,
-            ));
-            let before = self.stand.creates.len();
-            let has_slot = busy.contains(&name::scope_id(
-                &self.sources.definition.workflow_uid,
-                &inner.keys,
-            ));
-            let outcome = self.body(step, path, &inner, may_start && (has_slot || slots > 0));
-            if step.agent_id.is_none() {
-                self.tally(path).counts.item(&outcome);
-            }
-            match outcome {
-                Outcome::Done(output) => outputs.push(output),
-                Outcome::Open | Outcome::Ahead => open = true,
-                Outcome::Failed => failed = true,
-            }
-            if !has_slot && self.stand.creates.len() > before {
-                slots -= 1;
-            }
-        }
-        match (failed, open) {
-            (true, _) => Outcome::Failed,
-            (false, true) => Outcome::Open,
-            (false, false) => Outcome::Done(Output::List(outputs)),
-        }
-    }
-
-    /// Whether a forEach was begun at this place, or something behind it for the same item.
-    fn begun(&self, path: &str, frame: &Frame) -> bool {
-        if frame.keys.is_empty() {
-            let latched = self.latched.get(path);
-            return latched.is_some_and(|s| s.collection_digest.is_some());
-        }
-        let here = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
-        let rank = |path: &str| self.order.iter().position(|p| p == path);
-        let inside = format!("{path}/");
-        self.o.step_runs.values().any(|s| {
-            let link = s.spec.scope_chain.get(frame.keys.len());
-            link.is_some_and(|link| link.scope_id == here)
-                && (s.spec.path.starts_with(&inside) || rank(&s.spec.path) >= rank(path))
-        })
-    }
-
-    /// The steps of a group have to be done once for each item.
-    fn expect(&mut self, steps: &[Step], path: &str, items: usize) {
-        for step in steps {
-            let path = format!("{path}/{}", step.name);
-            let tally = self.tally(&path);
-            tally.wanted = Some(tally.wanted.unwrap_or_default() + items);
-            if step.for_each.is_some() {
-                continue;
-            }
-            tally.plural = true;
-            tally.counts.total += i32::try_from(items).unwrap_or(i32::MAX);
-            self.expect(&step.steps, &path, items);
-        }
-    }
-
-    /// Items, by their scope, with an attempt queued or running; those that wait for a person have given their slot up.
-    fn in_progress(&self, path: &str, frame: &Frame) -> BTreeSet<String> {
-        let inside = |s: &StepRun| {
-            s.spec.path == path
-                || s.spec
-                    .path
-                    .strip_prefix(path)
-                    .is_some_and(|rest| rest.starts_with('/'))
-        };
-        let around = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
-        let runs = |s: &StepRun| {
-            s.status.as_ref().is_none_or(|s| {
-                s.completed_at.is_none()
-                    && !matches!(
-                        s.phase,
-                        Some(Phase::WaitingForAcceptance | Phase::WaitingForInput)
-                    )
-            })
-        };
-        let item = |s: &StepRun| {
-            let depth = frame.keys.len();
-            let here = s.spec.scope_chain.get(depth)?.scope_id == around;
-            let own = s.spec.scope_chain.get(depth + 1)?;
-            here.then(|| own.scope_id.clone())
-        };
-        self.o
-            .step_runs
-            .values()
-            .filter(|s| inside(s) && runs(s))
-            .filter_map(|s| item(s))
-            .collect()
-    }
-
-    fn collection(
-        &mut self,
-        for_each: &ForEach,
-        path: &str,
-        frame: &Frame,
-    ) -> Result<Vec<(String, Value)>, String> {
-        let latched = self
-            .latched
-            .get(path)
-            .filter(|_| frame.keys.is_empty())
-            .cloned()
-            .unwrap_or_default();
-        let expression =
-            Expression::parse(&for_each.items).map_err(|e| format!("forEach.in {e}"))?;
-        let scope = self
-            .sources
-            .scope(frame, &[&expression], &latched.collection_documents);
-        let value = expression
-            .evaluate(&scope)
-            .map_err(|e| format!("forEach.in: {e}"))?;
-        let digest = name::digest_bytes(value.to_string().as_bytes());
-        if latched
-            .collection_digest
-            .as_ref()
-            .is_some_and(|old| *old != digest)
-        {
-            return Err(
-                "forEach.in: the list is not the one it was when the step began".to_owned(),
-            );
-        }
-        if frame.keys.is_empty() {
-            let from = self.sources.viewpoint(frame);
-            let names: Vec<String> = if latched.collection_digest.is_some() {
-                latched.collection_documents
-            } else {
-                let kinds = expression.members("documents");
-                let spelled = |d: &crate::api::Document| {
-                    kinds.contains(&d.spec.document_type)
-                        || kinds.contains(&expression::underscored(&d.spec.document_type))
-                };
-                let kinds: BTreeSet<&str> = self
-                    .o
-                    .documents
-                    .iter()
-                    .filter(|d| spelled(d))
-                    .map(|d| d.spec.document_type.as_str())
-                    .collect();
-                kinds
-                    .into_iter()
-                    .filter_map(|kind| {
-                        document::find(&self.o.documents, kind, &from)?
-                            .metadata
-                            .name
-                            .clone()
-                    })
-                    .take(16)
-                    .collect()
-            };
-            let tally = self.tally(path);
-            tally.collection_digest = Some(digest);
-            tally.collection_documents = names;
-        }
-        let items = match value {
-            Value::Null => Vec::new(),
-            Value::Array(items) => items,
-            other => return Err(format!("forEach.in gives {}, not a list", kind(&other))),
-        };
-        self.keyed(for_each, frame, items)
-    }
-
-    fn keyed(
-        &self,
-        for_each: &ForEach,
-        frame: &Frame,
-        items: Vec<Value>,
-    ) -> Result<Vec<(String, Value)>, String> {
-        if items.len() > ITEMS {
-            return Err(format!(
-                "forEach.in gives {} items, at most {ITEMS} are allowed",
-                items.len()
-            ));
-        }
-        let key = for_each
-            .key
-            .as_deref()
-            .map(Expression::parse)
-            .transpose()
-            .map_err(|e| format!("forEach.key {e}"))?;
-        let base = key
-            .as_ref()
-            .map(|key| self.sources.scope(frame, &[key], &[]));
-        let mut seen = BTreeSet::new();
-        let mut keyed = Vec::with_capacity(items.len());
-        for (index, value) in items.into_iter().enumerate() {
-            let own = match (&key, &base) {
-                (Some(key), Some(base)) => {
-                    match key.evaluate(&base.clone().with(&for_each.as_name, value.clone())) {
-                        Ok(Value::String(text)) => text,
-                        Ok(Value::Number(number)) => number.to_string(),
-                        Ok(other) => {
-                            return Err(format!(
-                                "forEach.key gives {} for item {index}, not a string or a number",
-                                kind(&other)
-                            ));
-                        }
-                        Err(e) => return Err(format!("forEach.key of item {index}: {e}")),
-                    }
-                }
-                _ => index.to_string(),
-            };
-            if !legal_key(&own) {
-                return Err(format!(
-                    "forEach.key of item {index} is {own:?}; keys are 1 to 63 letters, digits, '.', '_' or '-', and begin with a letter or digit"
-                ));
-            }
-            if !seen.insert(own.clone()) {
-                return Err(format!("forEach.key: {own:?} stands twice"));
-            }
-            keyed.push((own, value));
-        }
-        Ok(keyed)
-    }
-
-    // ---- findings
 
     fn active(&mut self, path: &str, frame: &Frame) {
         if self.stand.active.len() < ACTIVE_STEPS {
@@ -728,11 +386,7 @@ impl Walk<'_> {
     }
 
     fn fail(&mut self, place: String, class: AttemptResult, message: String) -> Outcome {
-        self.stand.failure.get_or_insert(Failure {
-            place,
-            class,
-            message,
-        });
+        self.stand.failure.get_or_insert(Failure { place, class, message });
         Outcome::Failed
     }
 
@@ -744,10 +398,8 @@ impl Walk<'_> {
         let order = std::mem::take(&mut self.order);
         let mut tallies = std::mem::take(&mut self.tallies);
         // Groups stand behind their steps in `order`; file order is by where a path first appears.
-        let mut steps: Vec<StepStatus> = order
-            .iter()
-            .map(|path| tallies.remove(path).unwrap_or_default().status(path))
-            .collect();
+        let mut steps: Vec<StepStatus> =
+            order.iter().map(|path| tallies.remove(path).unwrap_or_default().status(path)).collect();
         roll_up(&mut steps);
         self.stand.steps = file_order(steps, &self.sources.definition.steps);
         self.stand.done = matches!(outcome, Outcome::Done(_));
@@ -773,8 +425,7 @@ impl Walk<'_> {
             tally.counts.failed += lost;
             // It stays as it was: the next pass must find them lost, too.
             tally.lost = lost;
-            let message =
-                format!("StepRuns of it were deleted ({lost}); they are never made again");
+            let message = format!("StepRuns of it were deleted ({lost}); they are never made again");
             self.fail(path, AttemptResult::StepRunLost, message);
         }
     }
@@ -782,9 +433,7 @@ impl Walk<'_> {
     /// Once something failed, what was to start does not, and does not count.
     fn hold_back(&mut self) {
         for (spec, keys) in std::mem::take(&mut self.stand.creates) {
-            let place = keys
-                .iter()
-                .fold(spec.path.clone(), |place, key| format!("{place}/{key}"));
+            let place = keys.iter().fold(spec.path.clone(), |place, key| format!("{place}/{key}"));
             self.stand.active.retain(|a| *a != place);
             self.stand.running -= 1;
             let tally = self.tally(&spec.path);
@@ -794,123 +443,8 @@ impl Walk<'_> {
     }
 }
 
-impl Counts {
-    fn item(&mut self, outcome: &Outcome) {
-        self.started += i32::from(!matches!(outcome, Outcome::Ahead));
-        self.done += i32::from(matches!(outcome, Outcome::Done(_)));
-        self.failed += i32::from(matches!(outcome, Outcome::Failed));
-    }
-}
-
-impl Tally {
-    fn status(self, path: &str) -> StepStatus {
-        let complete = self.wanted == Some(self.complete);
-        let phase = if complete && self.counts.failed == 0 {
-            Phase::Completed
-        } else if self.counts.failed > 0 {
-            Phase::Failed
-        } else if self.running > 0 {
-            Phase::Running
-        } else if self.inputs > 0 {
-            Phase::WaitingForInput
-        } else if self.gates > 0 {
-            Phase::WaitingForAcceptance
-        } else if self.documents > 0 {
-            Phase::WaitingForDocuments
-        } else if self.cancelled {
-            Phase::Cancelled
-        } else if self.counts.done > 0 {
-            Phase::Running
-        } else {
-            Phase::Pending
-        };
-        let plural = self.plural || self.step_run.is_none() && self.counts.started > 1;
-        StepStatus {
-            path: path.to_owned(),
-            phase,
-            started_at: self.started_at,
-            completed_at: self.completed_at.filter(|_| phase.is_terminal()),
-            step_run: self.step_run,
-            output_digest: self.output_digest,
-            collection_digest: self.collection_digest,
-            collection_documents: self.collection_documents,
-            counts: plural.then_some(Counts {
-                started: self.counts.started + self.lost,
-                ..self.counts
-            }),
-        }
-    }
-}
-
-/// Of the phases inside a group, the one that is the group's.
-const PRECEDENCE: [Phase; 6] = [
-    Phase::Failed,
-    Phase::Running,
-    Phase::WaitingForInput,
-    Phase::WaitingForAcceptance,
-    Phase::WaitingForDocuments,
-    Phase::Cancelled,
-];
-
-/// A group that is not complete stands where its steps stand.
-fn roll_up(steps: &mut [StepStatus]) {
-    for index in 0..steps.len() {
-        let prefix = format!("{}/", steps[index].path);
-        let inside = steps.iter().filter(|s| s.path.starts_with(&prefix));
-        let moved = PRECEDENCE
-            .into_iter()
-            .find(|phase| inside.clone().any(|s| s.phase == *phase));
-        let begun = inside
-            .clone()
-            .any(|s| s.phase == Phase::Completed)
-            .then_some(Phase::Running);
-        let started = inside
-            .clone()
-            .filter_map(|s| s.started_at.clone())
-            .min_by_key(|t| t.0);
-        let completed = inside
-            .filter_map(|s| s.completed_at.clone())
-            .max_by_key(|t| t.0);
-        let own = &mut steps[index];
-        if own.phase == Phase::Pending {
-            own.phase = moved.or(begun).unwrap_or(Phase::Pending);
-        }
-        if own.started_at.is_none() {
-            own.started_at = started;
-        }
-        if own.phase.is_terminal() && own.completed_at.is_none() {
-            own.completed_at = completed;
-        }
-    }
-}
-
-fn file_order(mut steps: Vec<StepStatus>, definition: &[Step]) -> Vec<StepStatus> {
-    fn visit(list: &[Step], prefix: &str, rank: &mut BTreeMap<String, usize>) {
-        for step in list {
-            let path = format!("{prefix}{}", step.name);
-            rank.insert(path.clone(), rank.len());
-            visit(&step.steps, &format!("{path}/"), rank);
-        }
-    }
-    let mut rank = BTreeMap::new();
-    visit(definition, "", &mut rank);
-    steps.sort_by_key(|s| rank.get(&s.path).copied());
-    steps
-}
-
 fn place(path: &str, frame: &Frame) -> String {
-    frame
-        .keys
-        .iter()
-        .fold(path.to_owned(), |place, key| format!("{place}/{key}"))
-}
-
-fn legal_key(key: &str) -> bool {
-    (1..=63).contains(&key.len())
-        && key.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && key
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    frame.keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"))
 }
 
 fn earliest(a: Option<Time>, b: Option<Time>) -> Option<Time> {

@@ -55,30 +55,17 @@ pub struct Plan<S> {
 
 impl<S> Default for Plan<S> {
     fn default() -> Self {
-        Self {
-            effects: Vec::new(),
-            status: None,
-            notices: Vec::new(),
-            requeue: None,
-        }
+        Self { effects: Vec::new(), status: None, notices: Vec::new(), requeue: None }
     }
 }
 
 impl<S> Plan<S> {
     pub fn notice(&mut self, reason: &'static str, note: impl Into<String>) {
-        self.notices.push(Notice {
-            warning: false,
-            reason,
-            note: note.into(),
-        });
+        self.notices.push(Notice { warning: false, reason, note: note.into() });
     }
 
     pub fn warn(&mut self, reason: &'static str, note: impl Into<String>) {
-        self.notices.push(Notice {
-            warning: true,
-            reason,
-            note: note.into(),
-        });
+        self.notices.push(Notice { warning: true, reason, note: note.into() });
     }
 
     /// The earliest of all asked for counts.

@@ -73,9 +73,7 @@ fn json_depth(value: &Value, left: usize) -> Option<()> {
     let left = left.checked_sub(1)?;
     match value {
         Value::Array(items) => items.iter().try_for_each(|item| json_depth(item, left)),
-        Value::Object(members) => members
-            .values()
-            .try_for_each(|member| json_depth(member, left)),
+        Value::Object(members) => members.values().try_for_each(|member| json_depth(member, left)),
         _ => Some(()),
     }
 }
@@ -105,32 +103,13 @@ const ONE: [&str; 12] = [
     "contentSchema",
 ];
 const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
-const MAP: [&str; 6] = [
-    "properties",
-    "patternProperties",
-    "$defs",
-    "definitions",
-    "dependentSchemas",
-    "dependencies",
-];
+const MAP: [&str; 6] = ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
 /// Of no use without references to elsewhere, and able to turn a reference to another place.
-const REFUSED: [&str; 5] = [
-    "$dynamicRef",
-    "$recursiveRef",
-    "$dynamicAnchor",
-    "$recursiveAnchor",
-    "$vocabulary",
-];
+const REFUSED: [&str; 5] = ["$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary"];
 
 impl<'a> Walk<'a> {
     fn new(root: &'a Value, expand: bool) -> Self {
-        Self {
-            root,
-            expand,
-            seen: 0,
-            references: 0,
-            trail: Vec::new(),
-        }
+        Self { root, expand, seen: 0, references: 0, trail: Vec::new() }
     }
 
     fn visit(&mut self, schema: &'a Value, at: &str, depth: usize) -> Result<(), String> {
@@ -144,10 +123,7 @@ impl<'a> Walk<'a> {
         if self.seen > SUBSCHEMAS && !self.expand {
             return Err(format!("{}: more than {SUBSCHEMAS} subschemas", place(at)));
         }
-        if let Some(keyword) = REFUSED
-            .iter()
-            .find(|keyword| object.contains_key(**keyword))
-        {
+        if let Some(keyword) = REFUSED.iter().find(|keyword| object.contains_key(**keyword)) {
             return Err(format!("{at}/{keyword}: not supported"));
         }
         if object.contains_key("$id") && !at.is_empty() {
@@ -165,8 +141,7 @@ impl<'a> Walk<'a> {
                     }
                 }
                 // Definitions cost nothing until something refers to them.
-                Value::Object(_)
-                    if self.expand && matches!(key.as_str(), "$defs" | "definitions") => {}
+                Value::Object(_) if self.expand && matches!(key.as_str(), "$defs" | "definitions") => {}
                 Value::Object(members) if MAP.contains(&key.as_str()) => {
                     for (name, item) in members {
                         self.visit(item, &format!("{at}/{}", escape(name)), depth + 1)?;
@@ -182,12 +157,8 @@ impl<'a> Walk<'a> {
     fn follow(&mut self, reference: &'a str, at: &str, depth: usize) -> Result<(), String> {
         let pointer = reference
             .strip_prefix('#')
-            .filter(|pointer| {
-                pointer.starts_with("/$defs/") || pointer.starts_with("/definitions/")
-            })
-            .ok_or_else(|| {
-                format!("{at}: a reference must start with #/$defs/; nothing is fetched")
-            })?;
+            .filter(|pointer| pointer.starts_with("/$defs/") || pointer.starts_with("/definitions/"))
+            .ok_or_else(|| format!("{at}: a reference must start with #/$defs/; nothing is fetched"))?;
         if pointer.contains('%') {
             return Err(format!("{at}: a reference must not be percent-encoded"));
         }
@@ -203,9 +174,7 @@ impl<'a> Walk<'a> {
         }
         self.references += 1;
         if self.references > EXPANDED {
-            return Err(format!(
-                "{at}: with every reference written out, more than {EXPANDED} of them"
-            ));
+            return Err(format!("{at}: with every reference written out, more than {EXPANDED} of them"));
         }
         self.trail.push(reference);
         self.visit(target, pointer, depth + 1)?;
@@ -250,46 +219,23 @@ mod tests {
 
     #[test]
     fn schemas_that_could_hurt_are_refused_with_their_place() {
-        let many: Map<_, _> = (0..250)
-            .map(|i| (format!("p{i}"), json!({"type": "string"})))
-            .collect();
+        let many: Map<_, _> = (0..250).map(|i| (format!("p{i}"), json!({"type": "string"}))).collect();
         for (schema, part) in [
-            (
-                json!({"$ref": "http://example.com/s"}),
-                "/$ref: a reference must start with",
-            ),
+            (json!({"$ref": "http://example.com/s"}), "/$ref: a reference must start with"),
             (json!({"$ref": "file:///etc/passwd"}), "/$ref: a reference"),
-            (
-                json!({"properties": {"a": {"$ref": "other.json#/x"}}}),
-                "/properties/a/$ref: ",
-            ),
-            (
-                json!({"properties": {"a": {"$ref": "#"}}}),
-                "/properties/a/$ref: ",
-            ),
+            (json!({"properties": {"a": {"$ref": "other.json#/x"}}}), "/properties/a/$ref: "),
+            (json!({"properties": {"a": {"$ref": "#"}}}), "/properties/a/$ref: "),
             (json!({"$ref": "#/$defs/nothing"}), "does not exist"),
             (json!({"$dynamicRef": "#x"}), "/$dynamicRef"),
-            (
-                json!({"properties": {"a": {"$id": "http://x/"}}}),
-                "/properties/a/$id",
-            ),
+            (json!({"properties": {"a": {"$id": "http://x/"}}}), "/properties/a/$id"),
             (nested(40), "nest deeper"),
             (nested(500), "levels of JSON"),
             (json!({"properties": many}), "more than 200"),
-            (
-                json!({"description": "x".repeat(40_000)}),
-                "the limit is 32768",
-            ),
+            (json!({"description": "x".repeat(40_000)}), "the limit is 32768"),
             (doubling(15), "written out"),
-            (
-                json!({"$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}),
-                "recursive",
-            ),
+            (json!({"$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}), "recursive"),
             (json!({"type": "strin"}), "/type: "),
-            (
-                json!({"properties": {"a": {"pattern": "("}}}),
-                "/properties/a/pattern",
-            ),
+            (json!({"properties": {"a": {"pattern": "("}}}), "/properties/a/pattern"),
             (json!({"pattern": "(?=a)b"}), "/pattern"),
             (json!({"pattern": "(a{1000}){1000}"}), "/pattern"),
         ] {
@@ -324,28 +270,17 @@ mod tests {
 
     #[test]
     fn faults_are_pointed_at_bounded_and_masked() {
-        let schema = object(
-            json!({"type": "object", "required": ["risks"], "properties": {
-            "risks": {"type": "integer"}, "list": {"items": {"type": "integer"}}, "mail": {"format": "email"}}}),
-        );
+        let schema = object(json!({"type": "object", "required": ["risks"], "properties": {
+            "risks": {"type": "integer"}, "list": {"items": {"type": "integer"}}, "mail": {"format": "email"}}}));
         let one = faults(&schema, &json!({"risks": "secret-value"})).expect("compiles");
         assert_eq!(one[0].pointer, "/risks");
-        assert!(
-            !one[0].message.contains("secret-value"),
-            "{}",
-            one[0].message
-        );
+        assert!(!one[0].message.contains("secret-value"), "{}", one[0].message);
         let missing = faults(&schema, &json!({})).expect("compiles");
         assert_eq!(missing[0].pointer, "");
         assert!(missing[0].message.contains("risks"));
         let many = faults(&schema, &json!({"risks": 1, "list": vec!["x"; 100]})).expect("compiles");
         assert_eq!(many.len(), 20);
-        assert_eq!(
-            faults(&schema, &json!({"risks": 1, "mail": "x"}))
-                .expect("compiles")
-                .len(),
-            1
-        );
+        assert_eq!(faults(&schema, &json!({"risks": 1, "mail": "x"})).expect("compiles").len(), 1);
         assert_eq!(faults(&schema, &json!({"risks": 1})), Ok(Vec::new()));
     }
 }

@@ -59,10 +59,7 @@ impl Sources<'_> {
             .with("workflow", workflow)
             .with("parameters", parameters)
             .with("steps", self.steps(frame, &named(used, "steps")))
-            .with(
-                "documents",
-                self.visible(frame, &named(used, "documents"), pinned),
-            );
+            .with("documents", self.visible(frame, &named(used, "documents"), pinned));
         for (as_name, _, value) in &frame.items {
             scope = scope.with(as_name, value.clone());
         }
@@ -77,7 +74,10 @@ impl Sources<'_> {
         for (name, output) in &frame.done {
             for spelling in [name.clone(), underscored(name)] {
                 if wanted.has(&spelling) {
-                    found.insert(spelling, json!({"phase": Phase::Completed.to_string(), "output": self.output(output)}));
+                    found.insert(
+                        spelling,
+                        json!({"phase": Phase::Completed.to_string(), "output": self.output(output)}),
+                    );
                 }
             }
         }
@@ -88,9 +88,7 @@ impl Sources<'_> {
     pub fn output(&self, output: &Output) -> Value {
         match output {
             Output::Null => Value::Null,
-            Output::List(items) => {
-                Value::Array(items.iter().map(|item| self.output(item)).collect())
-            }
+            Output::List(items) => Value::Array(items.iter().map(|item| self.output(item)).collect()),
             Output::Of(step_run) => {
                 let report = step_run
                     .status
@@ -99,49 +97,31 @@ impl Sources<'_> {
                     .and_then(|a| a.report.as_ref());
                 let inline = report.and_then(|r| r.output.as_deref());
                 let carried = || {
-                    report
-                        .and_then(|r| r.document_name.as_ref())
-                        .and_then(|n| self.contents.get(n))
-                        .map(AsRef::as_ref)
+                    report.and_then(|r| r.document_name.as_ref()).and_then(|n| self.contents.get(n)).map(AsRef::as_ref)
                 };
-                inline
-                    .or_else(carried)
-                    .and_then(|text| serde_json::from_str(text).ok())
-                    .unwrap_or_default()
+                inline.or_else(carried).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
             }
         }
     }
 
     fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Value {
         let from = self.viewpoint(frame);
-        let types: BTreeSet<&str> = self
-            .documents
-            .iter()
-            .map(|d| d.spec.document_type.as_str())
-            .collect();
+        let types: BTreeSet<&str> = self.documents.iter().map(|d| d.spec.document_type.as_str()).collect();
         let mut found = Map::new();
         for kind in types {
-            let spellings: Vec<String> = [kind.to_owned(), underscored(kind)]
-                .into_iter()
-                .filter(|s| wanted.has(s))
-                .collect();
+            let spellings: Vec<String> =
+                [kind.to_owned(), underscored(kind)].into_iter().filter(|s| wanted.has(s)).collect();
             if spellings.is_empty() {
                 continue;
             }
-            let by_pin = self.documents.iter().find(|d| {
-                d.spec.document_type == kind
-                    && d.metadata.name.as_ref().is_some_and(|n| pinned.contains(n))
-            });
-            let Some(chosen) = by_pin.or_else(|| document::find(self.documents, kind, &from))
-            else {
+            let by_pin = self
+                .documents
+                .iter()
+                .find(|d| d.spec.document_type == kind && d.metadata.name.as_ref().is_some_and(|n| pinned.contains(n)));
+            let Some(chosen) = by_pin.or_else(|| document::find(self.documents, kind, &from)) else {
                 continue;
             };
-            let Some(text) = chosen
-                .metadata
-                .name
-                .as_ref()
-                .and_then(|n| self.contents.get(n))
-            else {
+            let Some(text) = chosen.metadata.name.as_ref().and_then(|n| self.contents.get(n)) else {
                 continue;
             };
             let value = match chosen.spec.format {

@@ -36,18 +36,11 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
     if !stand.steps.is_empty() {
         status.steps.clone_from(&stand.steps);
     }
-    status.current_step = status
-        .steps
-        .iter()
-        .find(|s| s.phase != Phase::Completed && !s.path.contains('/'))
-        .map(|s| s.path.clone());
+    status.current_step =
+        status.steps.iter().find(|s| s.phase != Phase::Completed && !s.path.contains('/')).map(|s| s.path.clone());
     status.active_steps.clone_from(&stand.active);
-    status
-        .pending_documents
-        .clone_from(&stand.missing_documents);
-    status
-        .pending_acceptance
-        .clone_from(&stand.pending_acceptance);
+    status.pending_documents.clone_from(&stand.missing_documents);
+    status.pending_acceptance.clone_from(&stand.pending_acceptance);
     status.waiting = waiting(stand);
     let phase = phase(stand);
     status.phase = Some(phase);
@@ -68,14 +61,7 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
     match &stand.failure {
         Some(failure) if !phase.is_terminal() => {
             let message = format!("{}: {}", failure.place, failure.message);
-            condition::set(
-                &mut status.conditions,
-                FAILING,
-                Truth::True,
-                &failure.class.to_string(),
-                &message,
-                at,
-            );
+            condition::set(&mut status.conditions, FAILING, Truth::True, &failure.class.to_string(), &message, at);
         }
         _ => condition::clear(&mut status.conditions, FAILING),
     }
@@ -107,19 +93,13 @@ fn phase(stand: &Stand) -> Phase {
 
 fn reason(phase: Phase, stand: &Stand) -> (String, String) {
     if let Some(failure) = &stand.failure {
-        return (
-            failure.class.to_string(),
-            format!("{}: {}", failure.place, failure.message),
-        );
+        return (failure.class.to_string(), format!("{}: {}", failure.place, failure.message));
     }
     let message = match phase {
-        Phase::WaitingForDocuments => format!(
-            "missing: {}; put them with kubectl apply (kind Document)",
-            stand.missing_documents.join(", ")
-        ),
-        Phase::WaitingForAcceptance | Phase::WaitingForInput => {
-            waiting(stand).map(|w| w.summary).unwrap_or_default()
+        Phase::WaitingForDocuments => {
+            format!("missing: {}; put them with kubectl apply (kind Document)", stand.missing_documents.join(", "))
         }
+        Phase::WaitingForAcceptance | Phase::WaitingForInput => waiting(stand).map(|w| w.summary).unwrap_or_default(),
         Phase::Pending => stand.pending.join("; "),
         _ => String::new(),
     };
@@ -127,16 +107,9 @@ fn reason(phase: Phase, stand: &Stand) -> (String, String) {
 }
 
 fn waiting(stand: &Stand) -> Option<Waiting> {
-    let words = |n: usize, word: &str| {
-        (n > 0).then(|| format!("{n} {word}{}", if n == 1 { "" } else { "s" }))
-    };
-    let summary: Vec<String> = [
-        words(stand.gates, "gate"),
-        words(stand.questions, "question"),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
+    let words = |n: usize, word: &str| (n > 0).then(|| format!("{n} {word}{}", if n == 1 { "" } else { "s" }));
+    let summary: Vec<String> =
+        [words(stand.gates, "gate"), words(stand.questions, "question")].into_iter().flatten().collect();
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     (!summary.is_empty()).then(|| Waiting {
         gates: count(stand.gates),
@@ -152,16 +125,11 @@ fn conditions(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'
         Phase::Failed | Phase::Cancelled => (Truth::False, false, true),
         _ => (Truth::Unknown, true, false),
     };
-    let waits = matches!(
-        phase,
-        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments
-    ) || status.waiting.is_some();
+    let waits = matches!(phase, Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments)
+        || status.waiting.is_some();
     let list = &mut status.conditions;
     condition::set(list, "Succeeded", succeeded, reason, message, at);
-    let summary = status
-        .waiting
-        .as_ref()
-        .map_or(message, |w| w.summary.as_str());
+    let summary = status.waiting.as_ref().map_or(message, |w| w.summary.as_str());
     condition::set(
         list,
         "Waiting",

@@ -19,22 +19,9 @@ pub fn definition(steps: &[Step], parameters_schema: Option<&Map<String, Value>>
     {
         faults.push(format!("spec.parametersSchema: {fault}"));
     }
-    let mut walk = Walk {
-        faults,
-        names: BTreeSet::new(),
-        produced: BTreeSet::new(),
-    };
-    let known = ["workflow", "parameters", "steps", "documents"]
-        .map(str::to_owned)
-        .into();
-    walk.list(
-        steps,
-        "spec.steps",
-        &Visible {
-            variables: known,
-            steps: Vec::new(),
-        },
-    );
+    let mut walk = Walk { faults, names: BTreeSet::new(), produced: BTreeSet::new() };
+    let known = ["workflow", "parameters", "steps", "documents"].map(str::to_owned).into();
+    walk.list(steps, "spec.steps", &Visible { variables: known, steps: Vec::new() });
     walk.faults
 }
 
@@ -65,16 +52,9 @@ pub fn parameters(
         }
     }
     let faults = match schema::faults(schema, &Value::Object(filled.clone())) {
-        Ok(faults) => faults
-            .iter()
-            .map(|f| {
-                format!(
-                    "spec.parameters{}: {}",
-                    f.pointer.replace('/', "."),
-                    f.message
-                )
-            })
-            .collect(),
+        Ok(faults) => {
+            faults.iter().map(|f| format!("spec.parameters{}: {}", f.pointer.replace('/', "."), f.message)).collect()
+        }
         Err(fault) => vec![format!("spec.parametersSchema: {fault}")],
     };
     (filled, faults)
@@ -131,45 +111,31 @@ impl Walk {
         if let Some(produces) = &step.produces
             && !self.produced.insert(produces.document_type.clone())
         {
-            self.fault(format!(
-                "{place}.produces.type: {} is made by another step already",
-                produces.document_type
-            ));
+            self.fault(format!("{place}.produces.type: {} is made by another step already", produces.document_type));
         }
         for (index, wanted) in step.documents.iter().enumerate() {
             if !is_document_type(wanted.strip_suffix("/*").unwrap_or(wanted)) {
-                self.fault(format!("{place}.documents[{index}]: {wanted:?} is not a document type (a-z, 0-9 and -, or TYPE/*)"));
+                self.fault(format!(
+                    "{place}.documents[{index}]: {wanted:?} is not a document type (a-z, 0-9 and -, or TYPE/*)"
+                ));
             }
         }
         match (&step.agent_id, step.steps.is_empty()) {
             (Some(_), true) => {}
             (None, false) => self.list(&step.steps, &format!("{place}.steps"), &inside),
-            _ => self.fault(format!(
-                "{place}: exactly one of agentId and steps says what the step does"
-            )),
+            _ => self.fault(format!("{place}: exactly one of agentId and steps says what the step does")),
         }
     }
 
     fn for_each(&mut self, for_each: &ForEach, place: &str, seen: &Visible, inside: &mut Visible) {
-        self.expression(
-            &format!("{place}.forEach.in"),
-            Expression::parse(&for_each.items),
-            seen,
-        );
+        self.expression(&format!("{place}.forEach.in"), Expression::parse(&for_each.items), seen);
         if inside.variables.contains(&for_each.as_name) {
-            self.fault(format!(
-                "{place}.forEach.as: {} is taken already; choose another name",
-                for_each.as_name
-            ));
+            self.fault(format!("{place}.forEach.as: {} is taken already; choose another name", for_each.as_name));
         }
         inside.variables.insert(for_each.as_name.clone());
         inside.variables.insert("item".to_owned());
         if let Some(key) = &for_each.key {
-            self.expression(
-                &format!("{place}.forEach.key"),
-                Expression::parse(key),
-                inside,
-            );
+            self.expression(&format!("{place}.forEach.key"), Expression::parse(key), inside);
         }
     }
 
@@ -178,17 +144,10 @@ impl Walk {
             Err(fault) => self.fault(format!("{place}: {fault}")),
             Ok(expression) => {
                 for name in expression.variables().difference(&seen.variables) {
-                    self.fault(format!(
-                        "{place}: {name} is not known here; known are {}",
-                        joined(&seen.variables)
-                    ));
+                    self.fault(format!("{place}: {name} is not known here; known are {}", joined(&seen.variables)));
                 }
                 for name in expression.members("steps") {
-                    if !seen
-                        .steps
-                        .iter()
-                        .any(|known| *known == name || underscored(known) == name)
-                    {
+                    if !seen.steps.iter().any(|known| *known == name || underscored(known) == name) {
                         self.fault(format!("{place}: steps.{name} is no step before this one"));
                     }
                 }
@@ -206,9 +165,7 @@ impl Walk {
 fn is_document_type(text: &str) -> bool {
     text.len() <= 63
         && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 fn joined(names: &BTreeSet<String>) -> String {
@@ -248,14 +205,8 @@ mod tests {
             json!([{"name": "a-b", "agentId": "x"}, {"name": "b", "agentId": "x", "parameters": {"p": "${ steps.a_b.output }"}}]),
             &[],
         );
-        check(
-            json!([{"name": "a", "agentId": "x", "parameters": {"p": "${HOME}"}}]),
-            &["shell or Flux variable"],
-        );
-        check(
-            json!([{"name": "a", "agentId": "x", "parameters": {"p": "${ epic }"}}]),
-            &["epic is not known here"],
-        );
+        check(json!([{"name": "a", "agentId": "x", "parameters": {"p": "${HOME}"}}]), &["shell or Flux variable"]);
+        check(json!([{"name": "a", "agentId": "x", "parameters": {"p": "${ epic }"}}]), &["epic is not known here"]);
         check(
             json!([{"name": "a", "agentId": "x", "forEach": {"in": "documents.b.c", "as": "epic", "key": "epic.id"}, "parameters": {"p": "${ epic }"}}]),
             &[],
@@ -264,14 +215,8 @@ mod tests {
             json!([{"name": "a", "agentId": "x", "forEach": {"in": "[]", "as": "workflow"}}]),
             &["workflow is taken already"],
         );
-        check(
-            json!([{"name": "a"}]),
-            &["exactly one of agentId and steps"],
-        );
-        check(
-            json!([{"name": "a", "agentId": "x", "documents": ["Brief"]}]),
-            &["spec.steps[0].documents[0]"],
-        );
+        check(json!([{"name": "a"}]), &["exactly one of agentId and steps"]);
+        check(json!([{"name": "a", "agentId": "x", "documents": ["Brief"]}]), &["spec.steps[0].documents[0]"]);
         check(
             json!([{"name": "g", "steps": [{"name": "a", "agentId": "x", "produces": {"type": "t"}}]}, {"name": "b", "agentId": "x", "produces": {"type": "t"}}]),
             &["spec.steps[1].produces.type: t is made by another"],
@@ -280,19 +225,13 @@ mod tests {
 
     #[test]
     fn the_documents_of_a_run_have_a_limit_in_all() {
-        for (bytes, faults) in [
-            (WORKFLOW_DOCUMENTS_BYTES / 2, 0),
-            (WORKFLOW_DOCUMENTS_BYTES / 2 + 1, 1),
-        ] {
+        for (bytes, faults) in [(WORKFLOW_DOCUMENTS_BYTES / 2, 0), (WORKFLOW_DOCUMENTS_BYTES / 2 + 1, 1)] {
             let document = |kind: &str| crate::api::workflow::InlineDocument {
                 document_type: kind.into(),
                 content: "x".repeat(bytes),
                 ..Default::default()
             };
-            let spec = WorkflowSpec {
-                documents: vec![document("a"), document("b")],
-                ..WorkflowSpec::default()
-            };
+            let spec = WorkflowSpec { documents: vec![document("a"), document("b")], ..WorkflowSpec::default() };
             assert_eq!(workflow(&spec).len(), faults, "{bytes}");
         }
     }
@@ -307,10 +246,7 @@ mod tests {
         for (given, expected) in [
             (json!({"hero": "h"}), &[][..]),
             (json!({}), &["spec.parameters: "][..]),
-            (
-                json!({"hero": 1, "words": "x"}),
-                &["spec.parameters.hero", "spec.parameters.words"][..],
-            ),
+            (json!({"hero": 1, "words": "x"}), &["spec.parameters.hero", "spec.parameters.words"][..]),
             (json!({"hero": "h", "villain": "v"}), &["villain"][..]),
         ] {
             let Value::Object(given) = given else { return };
@@ -324,15 +260,11 @@ mod tests {
 
     #[test]
     fn defaults_fill_parameters() {
-        let schema =
-            json!({"type": "object", "properties": {"depth": {"type": "integer", "default": 2}}});
+        let schema = json!({"type": "object", "properties": {"depth": {"type": "integer", "default": 2}}});
         let Value::Object(schema) = schema else {
             return;
         };
         let (filled, faults) = parameters(&Map::new(), Some(&schema));
-        assert_eq!(
-            (Value::Object(filled), faults.len()),
-            (json!({"depth": 2}), 0)
-        );
+        assert_eq!((Value::Object(filled), faults.len()), (json!({"depth": 2}), 0));
     }
 }

@@ -14,9 +14,7 @@ use crate::api::document::{Document, DocumentPhase};
 use crate::api::name::{self, CREATED_BY};
 use crate::api::step::Step;
 use crate::api::step_run::StepRun;
-use crate::api::workflow::{
-    DefinitionRef, Phase, SessionPhase, SessionStatus, Workflow, WorkflowStatus,
-};
+use crate::api::workflow::{DefinitionRef, Phase, SessionPhase, SessionStatus, Workflow, WorkflowStatus};
 use crate::api::workflow_template::WorkflowTemplate;
 
 /// All that the decision needs.
@@ -76,10 +74,7 @@ fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowStatus> {
             return plan;
         }
     };
-    let (parameters, faults) = validate::parameters(
-        &spec.parameters.clone().unwrap_or_default(),
-        steps.1.as_ref(),
-    );
+    let (parameters, faults) = validate::parameters(&spec.parameters.clone().unwrap_or_default(), steps.1.as_ref());
     if !faults.is_empty() {
         status::invalid(&mut status, "InvalidParameters", &faults.join("; "), at);
         plan.warn("InvalidParameters", clip(&faults.join("; "), 900));
@@ -89,10 +84,7 @@ fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowStatus> {
     pin(o, status, steps.0, parameters)
 }
 
-type Resolved = (
-    Vec<Step>,
-    Option<serde_json::Map<String, serde_json::Value>>,
-);
+type Resolved = (Vec<Step>, Option<serde_json::Map<String, serde_json::Value>>);
 
 /// The steps to pin, or what they wait for, every missing thing with its path.
 fn resolved(o: &Observed) -> Result<Resolved, (&'static str, String)> {
@@ -109,10 +101,7 @@ fn resolved(o: &Observed) -> Result<Resolved, (&'static str, String)> {
                     ),
                 ));
             };
-            let faults = validate::definition(
-                &template.spec.steps,
-                template.spec.parameters_schema.as_ref(),
-            );
+            let faults = validate::definition(&template.spec.steps, template.spec.parameters_schema.as_ref());
             if !faults.is_empty() {
                 return Err((
                     "TemplateInvalid",
@@ -123,40 +112,24 @@ fn resolved(o: &Observed) -> Result<Resolved, (&'static str, String)> {
                     ),
                 ));
             }
-            (
-                template.spec.steps.clone(),
-                template.spec.parameters_schema.clone(),
-            )
+            (template.spec.steps.clone(), template.spec.parameters_schema.clone())
         }
     };
     let missing = missing_agents(&steps, "spec.steps", &o.agents);
     if missing.is_empty() {
         Ok((steps, parameters_schema))
     } else {
-        Err((
-            "AgentNotFound",
-            format!("{}; the run starts when they exist", missing.join("; ")),
-        ))
+        Err(("AgentNotFound", format!("{}; the run starts when they exist", missing.join("; "))))
     }
 }
 
-fn missing_agents(
-    steps: &[Step],
-    place: &str,
-    agents: &BTreeMap<String, Arc<Agent>>,
-) -> Vec<String> {
+fn missing_agents(steps: &[Step], place: &str, agents: &BTreeMap<String, Arc<Agent>>) -> Vec<String> {
     let mut missing = Vec::new();
     for (index, step) in steps.iter().enumerate() {
         if let Some(agent) = step.agent_id.as_ref().filter(|a| !agents.contains_key(*a)) {
-            missing.push(format!(
-                "{place}[{index}].agentId: Agent {agent} does not exist in this namespace"
-            ));
+            missing.push(format!("{place}[{index}].agentId: Agent {agent} does not exist in this namespace"));
         }
-        missing.extend(missing_agents(
-            &step.steps,
-            &format!("{place}[{index}].steps"),
-            agents,
-        ));
+        missing.extend(missing_agents(&step.steps, &format!("{place}[{index}].steps"), agents));
     }
     missing
 }
@@ -170,10 +143,7 @@ fn pin(
 ) -> Plan<WorkflowStatus> {
     let mut plan = Plan::default();
     let (meta, spec) = (&o.workflow.metadata, &o.workflow.spec);
-    let (own, uid) = (
-        meta.name.clone().unwrap_or_default(),
-        meta.uid.clone().unwrap_or_default(),
-    );
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
     let private = || format!("{own}-{}", uid.chars().take(8).collect::<String>());
     let definition = Definition {
         workflow: own.clone(),
@@ -186,30 +156,17 @@ fn pin(
         steps,
     };
     let text = serde_json::to_string(&definition).unwrap_or_default();
-    plan.effects
-        .push(Effect::CreateRevision(Box::new(build::revision(
-            &o.workflow,
-            &definition,
-        ))));
+    plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
     for inline in &spec.documents {
         let made = build::run_document(&o.workflow, inline);
         let name = made.metadata.name.clone().unwrap_or_default();
         let published = document::published(&made, &[]);
         plan.effects.push(Effect::CreateDocument(Box::new(made)));
-        plan.effects.push(Effect::SetDocumentStatus {
-            name,
-            status: published,
-        });
+        plan.effects.push(Effect::SetDocumentStatus { name, status: published });
     }
-    status.creator = meta
-        .annotations
-        .as_ref()
-        .and_then(|a| a.get(CREATED_BY))
-        .map(|c| clip(c, 512));
-    status.definition = Some(DefinitionRef {
-        revision_name: name::revision(&own, &uid),
-        digest: name::digest_bytes(text.as_bytes()),
-    });
+    status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
+    status.definition =
+        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: name::digest_bytes(text.as_bytes()) });
     status.session = Some(SessionStatus {
         id: definition.session.clone(),
         phase: SessionPhase::Initiated,
@@ -225,20 +182,13 @@ fn pin(
 
 // ---- every later pass
 
-fn advance(
-    o: &Observed,
-    mut status: WorkflowStatus,
-    definition: &Definition,
-) -> Plan<WorkflowStatus> {
+fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) -> Plan<WorkflowStatus> {
     let mut plan = Plan::default();
     status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
     if o.step_runs.is_empty() && status.steps.iter().all(|s| s.step_run.is_none()) {
         let missing = missing_at_start(o, definition);
         if !missing.is_empty() {
-            let stand = Stand {
-                missing_documents: missing,
-                ..Stand::default()
-            };
+            let stand = Stand { missing_documents: missing, ..Stand::default() };
             let was = status.phase;
             status::derive(&mut status, &stand, &o.now);
             announce(&mut plan, was, &status, &stand);
@@ -247,19 +197,9 @@ fn advance(
         }
     }
     let mut stand = graph::stand(o, definition);
-    let session = status
-        .session
-        .as_ref()
-        .map(|s| s.id.clone())
-        .unwrap_or_default();
+    let session = status.session.as_ref().map(|s| s.id.clone()).unwrap_or_default();
     for (spec, keys) in std::mem::take(&mut stand.creates) {
-        plan.effects
-            .push(Effect::CreateStepRun(Box::new(build::step_run(
-                &o.workflow,
-                &session,
-                spec,
-                &keys,
-            ))));
+        plan.effects.push(Effect::CreateStepRun(Box::new(build::step_run(&o.workflow, &session, spec, &keys))));
     }
     let was = status.phase;
     status::derive(&mut status, &stand, &o.now);
@@ -268,23 +208,15 @@ fn advance(
     plan
 }
 
-fn announce(
-    plan: &mut Plan<WorkflowStatus>,
-    was: Option<Phase>,
-    status: &WorkflowStatus,
-    stand: &Stand,
-) {
+fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &WorkflowStatus, stand: &Stand) {
     if was == status.phase {
         return;
     }
     match status.phase {
         Some(Phase::Completed) => plan.notice("Completed", "every step is done"),
         Some(Phase::Failed) => {
-            let why = stand
-                .failure
-                .as_ref()
-                .map(|f| format!("{}: {}: {}", f.place, f.class, f.message))
-                .unwrap_or_default();
+            let why =
+                stand.failure.as_ref().map(|f| format!("{}: {}: {}", f.place, f.class, f.message)).unwrap_or_default();
             plan.warn("Failed", clip(&why, 900));
         }
         Some(Phase::WaitingForDocuments) => {
@@ -305,18 +237,10 @@ fn missing_at_start(o: &Observed, definition: &Definition) -> Vec<String> {
         keys: Vec::new(),
     };
     // Those that stand in the run itself are on their way, even if no cache shows them yet.
-    let inline = |kind: &str| {
-        o.workflow
-            .spec
-            .documents
-            .iter()
-            .any(|d| d.document_type == kind)
-    };
+    let inline = |kind: &str| o.workflow.spec.documents.iter().any(|d| d.document_type == kind);
     let mut missing = Vec::new();
     for kind in required {
-        let there = produced.contains(&kind)
-            || inline(&kind)
-            || document::find(&o.documents, &kind, &from).is_some();
+        let there = produced.contains(&kind) || inline(&kind) || document::find(&o.documents, &kind, &from).is_some();
         if !there && !missing.contains(&kind) {
             missing.push(kind);
         }
@@ -338,23 +262,13 @@ fn census(
             .and_then(|a| agents.get(a))
             .map(|a| a.spec.required_documents.as_slice())
             .unwrap_or_default();
-        required.extend(
-            of_agent
-                .iter()
-                .chain(&step.documents)
-                .filter(|d| !d.ends_with("/*"))
-                .cloned(),
-        );
+        required.extend(of_agent.iter().chain(&step.documents).filter(|d| !d.ends_with("/*")).cloned());
         produced.extend(step.produces.as_ref().map(|p| p.document_type.clone()));
         census(&step.steps, agents, required, produced);
     }
 }
 
-fn lost_definition(
-    o: &Observed,
-    mut status: WorkflowStatus,
-    pinned: &DefinitionRef,
-) -> Plan<WorkflowStatus> {
+fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &DefinitionRef) -> Plan<WorkflowStatus> {
     let mut plan = Plan::default();
     let message = format!(
         "ControllerRevision {} is gone or is not the one that was pinned; the run cannot go on",
@@ -378,17 +292,9 @@ pub fn document_types(steps: &[Step], agents: &BTreeMap<String, Arc<Agent>>) -> 
 
 fn fan_in(steps: &[Step], types: &mut BTreeSet<String>) {
     for step in steps {
-        types.extend(
-            step.documents
-                .iter()
-                .map(|d| d.trim_end_matches("/*").to_owned()),
-        );
+        types.extend(step.documents.iter().map(|d| d.trim_end_matches("/*").to_owned()));
         for used in super::scope::of_step(step) {
-            types.extend(
-                used.members("documents")
-                    .into_iter()
-                    .flat_map(|m| [m.replace('_', "-"), m]),
-            );
+            types.extend(used.members("documents").into_iter().flat_map(|m| [m.replace('_', "-"), m]));
         }
         fan_in(&step.steps, types);
     }
@@ -396,18 +302,12 @@ fn fan_in(steps: &[Step], types: &mut BTreeSet<String>) {
 
 /// Names of all agents that steps name.
 pub fn agent_names(steps: &[Step]) -> BTreeSet<String> {
-    steps
-        .iter()
-        .flat_map(|s| agent_names(&s.steps).into_iter().chain(s.agent_id.clone()))
-        .collect()
+    steps.iter().flat_map(|s| agent_names(&s.steps).into_iter().chain(s.agent_id.clone())).collect()
 }
 
 /// Whether a document belongs to what a run can see, Draft or not.
 pub fn is_settled(document: &Document) -> bool {
-    document
-        .status
-        .as_ref()
-        .is_some_and(|s| s.phase == Some(DocumentPhase::Published))
+    document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
 }
 
 /// `True` once the run fails or goes away: its StepRuns close.

@@ -42,21 +42,14 @@ pub fn stands(step_run: &StepRun, attempt: &AttemptRef) -> Result<()> {
     }
     let status = status(step_run);
     if status.attempt != attempt.attempt {
-        return Err(Refusal::fenced(format!(
-            "attempt {} is not the current one, {}",
-            attempt.attempt, status.attempt
-        )));
+        return Err(Refusal::fenced(format!("attempt {} is not the current one, {}", attempt.attempt, status.attempt)));
     }
     if status.completed_at.is_some() || status.phase.is_some_and(Phase::is_terminal) {
         return Err(Refusal::fenced("the step has ended"));
     }
-    let gate = status
-        .gate
-        .is_some_and(|gate| gate.state == GateState::Waiting);
-    let phase = matches!(
-        status.phase,
-        Some(Phase::WaitingForInput | Phase::WaitingForAcceptance | Phase::WaitingForDocuments)
-    );
+    let gate = status.gate.is_some_and(|gate| gate.state == GateState::Waiting);
+    let phase =
+        matches!(status.phase, Some(Phase::WaitingForInput | Phase::WaitingForAcceptance | Phase::WaitingForDocuments));
     if gate || phase || status.waiting_for.is_some() {
         return Err(Refusal::fenced("the step waits for a person"));
     }
@@ -89,10 +82,7 @@ pub fn is_callers(claim: &Claim, attempt: &AttemptRef, caller: &Caller) -> bool 
 pub fn holds(status: &StepRunStatus, attempt: &AttemptRef, caller: &Caller) -> Result<()> {
     match claim(status, attempt.attempt) {
         Some(claim) if is_callers(claim, attempt, caller) => Ok(()),
-        Some(_) => Err(Refusal::new(
-            Reason::AlreadyClaimed,
-            "another shim has claimed this attempt",
-        )),
+        Some(_) => Err(Refusal::new(Reason::AlreadyClaimed, "another shim has claimed this attempt")),
         None => Err(Refusal::fenced("the attempt is not claimed")),
     }
 }
@@ -133,10 +123,7 @@ mod tests {
             (json!({}), false),
             (json!({"attempt": 1}), false),
             (json!({"attempt": 3}), false),
-            (
-                json!({"attempt": 2, "completedAt": "2026-01-01T00:00:00Z"}),
-                false,
-            ),
+            (json!({"attempt": 2, "completedAt": "2026-01-01T00:00:00Z"}), false),
             (json!({"attempt": 2, "phase": "Cancelled"}), false),
             (json!({"attempt": 2, "phase": "WaitingForInput"}), false),
             (gate("Waiting"), false),
@@ -148,11 +135,7 @@ mod tests {
         ] {
             let verdict = stands(&step_run(status.clone()), &attempt());
             assert_eq!(verdict.is_ok(), open, "{status}");
-            assert!(
-                verdict
-                    .err()
-                    .is_none_or(|refusal| refusal.reason == Reason::Fenced)
-            );
+            assert!(verdict.err().is_none_or(|refusal| refusal.reason == Reason::Fenced));
         }
         let mut deleted = step_run(json!({"attempt": 2}));
         deleted.metadata.deletion_timestamp = Some(now());
@@ -161,10 +144,7 @@ mod tests {
 
     #[test]
     fn only_the_id_and_pod_of_this_attempts_claim_hold_it() {
-        let caller = |uid: &str| Caller {
-            pod_name: "p".to_owned(),
-            pod_uid: uid.to_owned(),
-        };
+        let caller = |uid: &str| Caller { pod_name: "p".to_owned(), pod_uid: uid.to_owned() };
         let claimed = |number: i32, id: &str| {
             json!({"attempt": 2, "agent": {"claim": {"attempt": number, "id": id, "podName": "p",
                 "podUID": "pod", "at": "2026-01-01T00:00:00Z"}}})
@@ -173,18 +153,12 @@ mod tests {
         for (state, pod, verdict) in [
             (claimed(2, &id), "pod", None),
             (claimed(2, &id), "other", Some(Reason::AlreadyClaimed)),
-            (
-                claimed(2, "sha256:other"),
-                "pod",
-                Some(Reason::AlreadyClaimed),
-            ),
+            (claimed(2, "sha256:other"), "pod", Some(Reason::AlreadyClaimed)),
             (claimed(1, &id), "pod", Some(Reason::Fenced)),
             (json!({"attempt": 2}), "pod", Some(Reason::Fenced)),
         ] {
             let status = status(&step_run(state.clone()));
-            let found = holds(&status, &attempt(), &caller(pod))
-                .err()
-                .map(|refusal| refusal.reason);
+            let found = holds(&status, &attempt(), &caller(pod)).err().map(|refusal| refusal.reason);
             assert_eq!(found, verdict, "{state}");
         }
     }

@@ -35,10 +35,7 @@ pub struct Verdicts(Mutex<HashMap<String, (Instant, Caller)>>);
 impl Verdicts {
     fn get(&self, key: &str) -> Option<Caller> {
         let verdicts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts
-            .get(key)
-            .filter(|(at, _)| at.elapsed() < KEEP)
-            .map(|(_, caller)| caller.clone())
+        verdicts.get(key).filter(|(at, _)| at.elapsed() < KEEP).map(|(_, caller)| caller.clone())
     }
 
     fn put(&self, key: String, caller: Caller, asked_at: Instant) {
@@ -65,32 +62,19 @@ pub fn bearer(headers: &http::HeaderMap) -> Result<&str> {
 }
 
 /// Asks the API server who holds the token, for the audience of that attempt alone.
-pub async fn caller(
-    client: &kube::Client,
-    verdicts: &Verdicts,
-    token: &str,
-    attempt: &AttemptRef,
-) -> Result<Caller> {
+pub async fn caller(client: &kube::Client, verdicts: &Verdicts, token: &str, attempt: &AttemptRef) -> Result<Caller> {
     let audience = name::audience(&attempt.uid, attempt.attempt);
-    let key = name::digest([
-        token.as_bytes(),
-        audience.as_bytes(),
-        attempt.namespace.as_bytes(),
-    ]);
+    let key = name::digest([token.as_bytes(), audience.as_bytes(), attempt.namespace.as_bytes()]);
     if let Some(caller) = verdicts.get(&key) {
         return Ok(caller);
     }
     let review = TokenReview {
-        spec: TokenReviewSpec {
-            audiences: Some(vec![audience.clone()]),
-            token: Some(token.to_owned()),
-        },
+        spec: TokenReviewSpec { audiences: Some(vec![audience.clone()]), token: Some(token.to_owned()) },
         ..TokenReview::default()
     };
     let api: Api<TokenReview> = Api::all(client.clone());
     let asked_at = Instant::now();
-    let answer =
-        cluster::call(|| async { api.create(&PostParams::default(), &review).await }).await?;
+    let answer = cluster::call(|| async { api.create(&PostParams::default(), &review).await }).await?;
     let caller = judge(answer.status.as_ref(), &audience, &attempt.namespace)?;
     verdicts.put(key, caller.clone(), asked_at);
     Ok(caller)
@@ -102,18 +86,10 @@ fn judge(status: Option<&TokenReviewStatus>, audience: &str, namespace: &str) ->
     let status = status
         .filter(|status| status.authenticated == Some(true))
         .ok_or_else(|| refuse("the token is not good for this attempt"))?;
-    if !status
-        .audiences
-        .iter()
-        .flatten()
-        .any(|echo| echo == audience)
-    {
+    if !status.audiences.iter().flatten().any(|echo| echo == audience) {
         return Err(refuse("the token has another audience"));
     }
-    let user = status
-        .user
-        .as_ref()
-        .ok_or_else(|| refuse("the token names nobody"))?;
+    let user = status.user.as_ref().ok_or_else(|| refuse("the token names nobody"))?;
     let home = user
         .username
         .as_deref()
@@ -121,10 +97,7 @@ fn judge(status: Option<&TokenReviewStatus>, audience: &str, namespace: &str) ->
         .and_then(|user| user.split_once(':'))
         .map(|(namespace, _)| namespace);
     if home != Some(namespace) {
-        return Err(Refusal::new(
-            Reason::WrongPod,
-            "the token is not of a service account of the StepRun's namespace",
-        ));
+        return Err(Refusal::new(Reason::WrongPod, "the token is not of a service account of the StepRun's namespace"));
     }
     let extra = |key: &str| {
         user.extra
@@ -136,10 +109,7 @@ fn judge(status: Option<&TokenReviewStatus>, audience: &str, namespace: &str) ->
     };
     match (extra(POD_NAME), extra(POD_UID)) {
         (Some(pod_name), Some(pod_uid)) => Ok(Caller { pod_name, pod_uid }),
-        _ => Err(Refusal::new(
-            Reason::WrongPod,
-            "the token is not bound to a pod",
-        )),
+        _ => Err(Refusal::new(Reason::WrongPod, "the token is not bound to a pod")),
     }
 }
 
@@ -151,12 +121,7 @@ pub enum Act {
 }
 
 /// Whether the caller's pod lives and is of the attempt's Job. Tokens outlive both for some seconds.
-pub async fn pod(
-    client: &kube::Client,
-    caller: &Caller,
-    attempt: &AttemptRef,
-    act: Act,
-) -> Result<()> {
+pub async fn pod(client: &kube::Client, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<()> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &attempt.namespace);
     let pod = cluster::find(|| api.get(&caller.pod_name)).await?;
     judge_pod(pod.as_ref(), caller, attempt, act)
@@ -167,10 +132,7 @@ fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act)
     let Some(pod) = pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&caller.pod_uid)) else {
         return refuse("the pod is gone");
     };
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     if !matches!(phase, Some("Pending" | "Running")) {
         return refuse("the pod has ended");
     }
@@ -179,25 +141,16 @@ fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act)
     }
     let job = name::job(&attempt.step_run, &attempt.uid, attempt.attempt);
     let owned = pod.metadata.owner_references.iter().flatten().any(|owner| {
-        owner.controller == Some(true)
-            && owner.kind == "Job"
-            && owner.api_version == "batch/v1"
-            && owner.name == job
+        owner.controller == Some(true) && owner.kind == "Job" && owner.api_version == "batch/v1" && owner.name == job
     });
-    if owned {
-        Ok(())
-    } else {
-        refuse("the pod is not of the attempt's Job")
-    }
+    if owned { Ok(()) } else { refuse("the pod is not of the attempt's Job") }
 }
 
 /// Whether the reference can be what it says: it becomes part of paths and digests.
 pub fn well_formed(attempt: &AttemptRef) -> Result<()> {
     let dns = |text: &str, most: usize| {
         (1..=most).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
     };
     let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
@@ -240,9 +193,7 @@ mod tests {
 
     fn with(pointer: &str, value: Value) -> Value {
         let mut review = good();
-        *review
-            .pointer_mut(pointer)
-            .expect("a field of the good one") = value;
+        *review.pointer_mut(pointer).expect("a field of the good one") = value;
         review
     }
 
@@ -251,56 +202,33 @@ mod tests {
         use Reason::{Unauthenticated, WrongPod};
         let refused = |review: Value| {
             let status: TokenReviewStatus = serde_json::from_value(review).expect("a status");
-            judge(Some(&status), "aud", "team")
-                .expect_err("refused")
-                .reason
+            judge(Some(&status), "aud", "team").expect_err("refused").reason
         };
         for (review, reason) in [
-            (
-                json!({"user": {}, "error": "invalid bearer token"}),
-                Unauthenticated,
-            ),
+            (json!({"user": {}, "error": "invalid bearer token"}), Unauthenticated),
             (with("/authenticated", json!(false)), Unauthenticated),
             (with("/audiences", json!([])), Unauthenticated),
             (with("/audiences", json!(["other"])), Unauthenticated),
             (with("/user/username", json!("alice")), WrongPod),
-            (
-                with("/user/username", json!("system:serviceaccount:team2:agent")),
-                WrongPod,
-            ),
+            (with("/user/username", json!("system:serviceaccount:team2:agent")), WrongPod),
             (with("/user/username", json!("system:node:team")), WrongPod),
             (with("/user/extra", json!({POD_NAME: ["pod"]})), WrongPod),
-            (
-                with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: []})),
-                WrongPod,
-            ),
-            (
-                with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: [""]})),
-                WrongPod,
-            ),
+            (with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: []})), WrongPod),
+            (with("/user/extra", json!({POD_NAME: ["pod"], POD_UID: [""]})), WrongPod),
         ] {
             assert_eq!(refused(review.clone()), reason, "{review}");
         }
-        assert_eq!(
-            judge(None, "aud", "team").expect_err("refused").reason,
-            Unauthenticated
-        );
+        assert_eq!(judge(None, "aud", "team").expect_err("refused").reason, Unauthenticated);
         let status: TokenReviewStatus = serde_json::from_value(good()).expect("a status");
         let caller = judge(Some(&status), "aud", "team").expect("a caller");
-        assert_eq!(
-            (caller.pod_name.as_str(), caller.pod_uid.as_str()),
-            ("pod", "uid")
-        );
+        assert_eq!((caller.pod_name.as_str(), caller.pod_uid.as_str()), ("pod", "uid"));
     }
 
     #[test]
     #[expect(clippy::large_stack_arrays, reason = "whole pods in a table")]
     fn only_the_living_pod_of_the_attempts_job_counts() {
         let attempt = attempt();
-        let caller = Caller {
-            pod_name: "pod".to_owned(),
-            pod_uid: "uid".to_owned(),
-        };
+        let caller = Caller { pod_name: "pod".to_owned(), pod_uid: "uid".to_owned() };
         let job = name::job(&attempt.step_run, &attempt.uid, 2);
         let pod = |uid: &str, phase: &str, owner: &str, controller: bool, deleted: bool| -> Pod {
             let mut pod = json!({"metadata": {"name": "pod", "uid": uid, "ownerReferences": [
@@ -322,16 +250,8 @@ mod tests {
             (pod("uid", "Running", &job, false, false), false, false),
             (pod("uid", "Running", &other, true, false), false, false),
         ] {
-            assert_eq!(
-                judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(),
-                claim,
-                "{pod:?}"
-            );
-            assert_eq!(
-                judge_pod(Some(&pod), &caller, &attempt, Act::Report).is_ok(),
-                report,
-                "{pod:?}"
-            );
+            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(), claim, "{pod:?}");
+            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Report).is_ok(), report, "{pod:?}");
         }
         assert!(judge_pod(None, &caller, &attempt, Act::Report).is_err());
     }
@@ -344,9 +264,7 @@ mod tests {
             change(&mut attempt);
             well_formed(&attempt).expect_err("refused").message
         };
-        assert!(
-            set(|a| a.namespace = "../kube-system".to_owned()).starts_with("attempt.namespace")
-        );
+        assert!(set(|a| a.namespace = "../kube-system".to_owned()).starts_with("attempt.namespace"));
         assert!(set(|a| a.step_run = "x/status?y".to_owned()).starts_with("attempt.stepRun"));
         assert!(set(|a| a.step_run = "..".to_owned()).starts_with("attempt.stepRun"));
         assert!(set(|a| a.uid = "u/1".to_owned()).starts_with("attempt.uid"));
@@ -360,10 +278,7 @@ mod tests {
         assert!(bearer(&headers).is_err());
         headers.insert("authorization", http::HeaderValue::from_static("Basic abc"));
         assert!(bearer(&headers).is_err());
-        headers.insert(
-            "authorization",
-            http::HeaderValue::from_static("bearer abc"),
-        );
+        headers.insert("authorization", http::HeaderValue::from_static("bearer abc"));
         assert_eq!(bearer(&headers), Ok("abc"));
     }
 }

@@ -67,10 +67,7 @@ fn decide(step_run: &StepRun, who: &AttemptRef, caller: &Caller) -> Result<bool>
     match attempt::claim(&status, who.attempt) {
         None => Ok(false),
         Some(claim) if attempt::is_callers(claim, who, caller) => Ok(true),
-        Some(_) => Err(Refusal::new(
-            Reason::AlreadyClaimed,
-            "another shim has claimed this attempt",
-        )),
+        Some(_) => Err(Refusal::new(Reason::AlreadyClaimed, "another shim has claimed this attempt")),
     }
 }
 
@@ -92,10 +89,8 @@ async fn write(
         ..AgentReport::default()
     };
     let version = step_run.metadata.resource_version.as_deref();
-    let mut operations = vec![
-        test("/metadata/uid", who.uid.as_str()),
-        test("/metadata/resourceVersion", version.unwrap_or_default()),
-    ];
+    let mut operations =
+        vec![test("/metadata/uid", who.uid.as_str()), test("/metadata/resourceVersion", version.unwrap_or_default())];
     if step_run.status.is_none() {
         // The API server fills in the operator's defaults.
         operations.push(add("/status", &serde_json::json!({})));
@@ -106,10 +101,7 @@ async fn write(
 
 async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Result<Claimed> {
     let spec = &step_run.spec;
-    let definition = gateway
-        .definitions
-        .get(&gateway.client, &who.namespace, spec)
-        .await?;
+    let definition = gateway.definitions.get(&gateway.client, &who.namespace, spec).await?;
     let step = step(&definition, spec)?;
     let timeout_seconds = timeout(gateway, who, spec, step).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
@@ -124,39 +116,23 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
     })
     .map_err(|error| {
         tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
-        Refusal::new(
-            Reason::Internal,
-            "spec.parameters of the StepRun is not JSON",
-        )
+        Refusal::new(Reason::Internal, "spec.parameters of the StepRun is not JSON")
     })
 }
 
 pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {
-    definition
-        .step(&spec.path)
-        .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
+    definition.step(&spec.path).ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
 }
 
-async fn timeout(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    spec: &StepRunSpec,
-    step: &Step,
-) -> Result<i64> {
+async fn timeout(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, step: &Step) -> Result<i64> {
     if let Some(seconds) = step.timeout_seconds {
         return Ok(seconds);
     }
     let agent = agent(gateway, who, spec).await?;
-    Ok(agent
-        .and_then(|agent| agent.spec.timeout_seconds)
-        .unwrap_or(TIMEOUT_SECONDS))
+    Ok(agent.and_then(|agent| agent.spec.timeout_seconds).unwrap_or(TIMEOUT_SECONDS))
 }
 
-pub async fn agent(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    spec: &StepRunSpec,
-) -> Result<Option<Agent>> {
+pub async fn agent(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> Result<Option<Agent>> {
     let api: Api<Agent> = Api::namespaced(gateway.client.clone(), &who.namespace);
     Ok(cluster::find(|| api.get(&spec.agent_id)).await?)
 }
@@ -176,11 +152,8 @@ async fn formats(
         document.key.as_ref()?;
         made.get(document.document_type.as_str()).copied()
     };
-    let lookups: Vec<(String, Option<Format>)> = spec
-        .documents
-        .iter()
-        .map(|document| (document.name.clone(), known(document)))
-        .collect();
+    let lookups: Vec<(String, Option<Format>)> =
+        spec.documents.iter().map(|document| (document.name.clone(), known(document))).collect();
     stream::iter(lookups)
         .map(|(name, known)| {
             let api = api.clone();
@@ -201,12 +174,7 @@ async fn read_format(api: &Api<Document>, name: &str) -> Result<Format> {
     cluster::find(|| api.get(name))
         .await?
         .map(|document| document.spec.format)
-        .ok_or_else(|| {
-            Refusal::new(
-                Reason::NotFound,
-                format!("the pinned document {name} is gone"),
-            )
-        })
+        .ok_or_else(|| Refusal::new(Reason::NotFound, format!("the pinned document {name} is gone")))
 }
 
 fn produced<'a>(steps: &'a [Step], made: &mut HashMap<&'a str, Format>) {

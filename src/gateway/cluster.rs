@@ -88,9 +88,7 @@ where
         }
         attempt().await.map_err(Failure::from)
     };
-    tokio::time::timeout(CALL, tries)
-        .await
-        .unwrap_or(Err(Failure::Late))
+    tokio::time::timeout(CALL, tries).await.unwrap_or(Err(Failure::Late))
 }
 
 /// As `call`, with `None` for what does not exist.
@@ -110,21 +108,11 @@ where
 ///
 /// A JSON patch and not a PUT of what was read: it carries no field of the operator, so it can neither lose one that
 /// this version does not know nor change how one is spelt, and its tests are as strong as a resourceVersion.
-pub async fn patch_status(
-    api: &kube::Api<StepRun>,
-    name: &str,
-    operations: &[Value],
-) -> Result<(), Failure> {
-    let patch: Patch<()> = Patch::Json(
-        serde_json::from_value(json!(operations)).map_err(|e| Failure::Broken(e.to_string()))?,
-    );
-    let params = PatchParams {
-        field_manager: Some(name::GATEWAY.to_owned()),
-        ..PatchParams::default()
-    };
-    call(|| api.patch_status(name, &params, &patch))
-        .await
-        .map(drop)
+pub async fn patch_status(api: &kube::Api<StepRun>, name: &str, operations: &[Value]) -> Result<(), Failure> {
+    let patch: Patch<()> =
+        Patch::Json(serde_json::from_value(json!(operations)).map_err(|e| Failure::Broken(e.to_string()))?);
+    let params = PatchParams { field_manager: Some(name::GATEWAY.to_owned()), ..PatchParams::default() };
+    call(|| api.patch_status(name, &params, &patch)).await.map(drop)
 }
 
 pub fn test(path: &str, value: impl Into<Value>) -> Value {

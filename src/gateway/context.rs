@@ -74,10 +74,7 @@ fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
         (env::STEP_ID, parts.spec.path.clone()),
         (env::AGENT_ID, parts.spec.agent_id.clone()),
         (env::ATTEMPT, parts.attempt.attempt.to_string()),
-        (
-            env::IDEMPOTENCY_KEY,
-            key.trim_start_matches("sha256:").to_owned(),
-        ),
+        (env::IDEMPOTENCY_KEY, key.trim_start_matches("sha256:").to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()
@@ -85,12 +82,8 @@ fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
 
 /// Faults of earlier attempts, each followed by what a person said to it.
 fn history(parts: &Parts<'_>) -> Vec<Value> {
-    let faults = earlier(parts).map(|(attempt, text)| {
-        (
-            attempt,
-            json!({"kind": "fault", "attempt": attempt, "text": text}),
-        )
-    });
+    let faults =
+        earlier(parts).map(|(attempt, text)| (attempt, json!({"kind": "fault", "attempt": attempt, "text": text})));
     let guidance = parts.status.guidance.iter().map(|g| {
         let said = json!({"kind": "guidance", "attempt": g.attempt, "by": g.by, "text": g.text});
         (g.attempt, said)
@@ -107,19 +100,14 @@ fn previous(parts: &Parts<'_>) -> Option<Value> {
 }
 
 fn earlier<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (i32, String)> + use<'a> {
-    parts
-        .status
-        .attempts
-        .iter()
-        .filter(|attempt| attempt.number < parts.attempt.attempt)
-        .map(|attempt| {
-            let text = attempt.message.clone().filter(|text| !text.is_empty());
-            let text = text.unwrap_or_else(|| match attempt.exit_code {
-                Some(code) => format!("{}: exit code {code}", attempt.result),
-                None => attempt.result.to_string(),
-            });
-            (attempt.number, text)
-        })
+    parts.status.attempts.iter().filter(|attempt| attempt.number < parts.attempt.attempt).map(|attempt| {
+        let text = attempt.message.clone().filter(|text| !text.is_empty());
+        let text = text.unwrap_or_else(|| match attempt.exit_code {
+            Some(code) => format!("{}: exit code {code}", attempt.result),
+            None => attempt.result.to_string(),
+        });
+        (attempt.number, text)
+    })
 }
 
 fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
@@ -141,11 +129,7 @@ fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
                 .or_default()
                 .push(json!({"key": key, "path": path, "digest": document.digest})),
         }
-        files.push(InputFile {
-            name: document.name.clone(),
-            path,
-            digest: document.digest.clone(),
-        });
+        files.push(InputFile { name: document.name.clone(), path, digest: document.digest.clone() });
     }
     // A fan-in over no items is an empty list, not an absent one.
     for wanted in &parts.step.documents {
@@ -156,11 +140,8 @@ fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
     let mut members: Vec<_> = members.into_iter().collect();
     members.sort_by_key(|(document_type, _)| *document_type);
     for (document_type, list) in members {
-        let key = if listed.contains_key(document_type) {
-            format!("{document_type}/*")
-        } else {
-            document_type.to_owned()
-        };
+        let key =
+            if listed.contains_key(document_type) { format!("{document_type}/*") } else { document_type.to_owned() };
         listed.insert(key, Value::Array(list));
     }
     (listed, files)
@@ -181,21 +162,11 @@ fn path(parts: &Parts<'_>, document: &DocumentRef, names: &mut Names) -> String 
 fn file_name(text: &str) -> String {
     let name: String = text
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
         .take(100)
         .collect();
     let name = name.trim_start_matches(['.', '-']);
-    if name.is_empty() {
-        "x".to_owned()
-    } else {
-        name.to_owned()
-    }
+    if name.is_empty() { "x".to_owned() } else { name.to_owned() }
 }
 
 /// Paths handed out so far; upper and lower case are one, for those who copy them to other file systems.
@@ -249,15 +220,11 @@ mod tests {
         let definition: Definition = serde_json::from_value(json!({
             "workflow": "shop", "workflowUid": "w", "session": "ses", "input": "A shop", "steps": []}))
         .expect("a definition");
-        let step: Step =
-            serde_json::from_value(json!({"name": "plan", "documents": ["brief", "none/*"],
+        let step: Step = serde_json::from_value(json!({"name": "plan", "documents": ["brief", "none/*"],
             "produces": {"type": "plan", "format": "json"}}))
-            .expect("a step");
+        .expect("a step");
         let status: StepRunStatus = serde_json::from_value(status).expect("a status");
-        let formats = HashMap::from([
-            ("b".to_owned(), Format::Markdown),
-            ("k1".to_owned(), Format::Json),
-        ]);
+        let formats = HashMap::from([("b".to_owned(), Format::Markdown), ("k1".to_owned(), Format::Json)]);
         claimed(&Parts {
             attempt: &attempt,
             spec: &spec,
@@ -272,17 +239,11 @@ mod tests {
 
     #[test]
     fn the_context_says_all_that_an_agent_may_know() {
-        let claimed = context(
-            json!([reference("brief", "b", None)]),
-            json!({"attempt": 3, "round": 2}),
-        );
+        let claimed = context(json!([reference("brief", "b", None)]), json!({"attempt": 3, "round": 2}));
         let context = &claimed.context;
         for (pointer, value) in [
             ("/version", json!(1)),
-            (
-                "/workflow",
-                json!({"name": "shop", "uid": "w", "session": "ses", "project": null}),
-            ),
+            ("/workflow", json!({"name": "shop", "uid": "w", "session": "ses", "project": null})),
             ("/session", json!("ses")),
             (
                 "/step",
@@ -294,10 +255,7 @@ mod tests {
             ("/parameters", json!({"depth": 2})),
             ("/input", json!("A shop")),
             ("/history", json!([])),
-            (
-                "/documents/brief",
-                json!({"path": "documents/brief.md", "digest": "sha256:b", "scopeId": "w"}),
-            ),
+            ("/documents/brief", json!({"path": "documents/brief.md", "digest": "sha256:b", "scopeId": "w"})),
             ("/documents/none", json!([])),
         ] {
             assert_eq!(context.pointer(pointer), Some(&value), "{pointer}");
@@ -328,10 +286,7 @@ mod tests {
             {"kind": "fault", "attempt": 1, "text": "Retryable: exit code 7"},
             {"kind": "fault", "attempt": 2, "text": "/a: one\n/b: two"}])
         );
-        assert_eq!(
-            claimed.context["previous"],
-            json!({"attempt": 2, "faults": ["/a: one", "/b: two"]})
-        );
+        assert_eq!(claimed.context["previous"], json!({"attempt": 2, "faults": ["/a: one", "/b: two"]}));
     }
 
     #[test]
@@ -348,11 +303,7 @@ mod tests {
             ]),
             json!({"attempt": 3}),
         );
-        let paths: Vec<&str> = claimed
-            .documents
-            .iter()
-            .map(|file| file.path.as_str())
-            .collect();
+        let paths: Vec<&str> = claimed.documents.iter().map(|file| file.path.as_str()).collect();
         assert_eq!(
             paths,
             [

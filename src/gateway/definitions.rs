@@ -19,26 +19,15 @@ type Key = (String, String, String);
 pub struct Definitions(Mutex<Vec<(Key, Arc<Definition>)>>);
 
 impl Definitions {
-    pub async fn get(
-        &self,
-        client: &kube::Client,
-        namespace: &str,
-        spec: &StepRunSpec,
-    ) -> Result<Arc<Definition>> {
-        let key = (
-            namespace.to_owned(),
-            spec.workflow.uid.clone(),
-            spec.definition.revision_name.clone(),
-        );
+    pub async fn get(&self, client: &kube::Client, namespace: &str, spec: &StepRunSpec) -> Result<Arc<Definition>> {
+        let key = (namespace.to_owned(), spec.workflow.uid.clone(), spec.definition.revision_name.clone());
         if let Some(found) = self.recall(&key) {
             return Ok(found);
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
         let revision = cluster::find(|| api.get(&spec.definition.revision_name))
             .await?
-            .ok_or_else(|| {
-                Refusal::new(Reason::NotFound, "the pinned definition of the run is gone")
-            })?;
+            .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition of the run is gone"))?;
         let definition = Arc::new(read(revision, &spec.workflow.uid)?);
         self.keep(key, definition.clone());
         Ok(definition)
@@ -65,18 +54,10 @@ impl Definitions {
 
 fn read(revision: ControllerRevision, workflow_uid: &str) -> Result<Definition> {
     let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
-    let owned = revision
-        .metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .any(|owner| owner.uid == workflow_uid);
-    let data = revision
-        .data
-        .filter(|_| owned)
-        .ok_or_else(|| refuse("the pinned definition is not the run's own"))?;
-    let definition: Definition = serde_json::from_value(data.0)
-        .map_err(|_| refuse("the pinned definition cannot be read by this version"))?;
+    let owned = revision.metadata.owner_references.iter().flatten().any(|owner| owner.uid == workflow_uid);
+    let data = revision.data.filter(|_| owned).ok_or_else(|| refuse("the pinned definition is not the run's own"))?;
+    let definition: Definition =
+        serde_json::from_value(data.0).map_err(|_| refuse("the pinned definition cannot be read by this version"))?;
     if definition.workflow_uid == workflow_uid {
         Ok(definition)
     } else {

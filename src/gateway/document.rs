@@ -16,11 +16,7 @@ use crate::api::{Document, DocumentSpec, Workflow, name};
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.
-pub async fn read(
-    gateway: &Gateway,
-    caller: &Caller,
-    request: DocumentRequest,
-) -> Result<Response> {
+pub async fn read(gateway: &Gateway, caller: &Caller, request: DocumentRequest) -> Result<Response> {
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
@@ -33,13 +29,9 @@ pub async fn read(
         .find(|document| document.name == request.name)
         .ok_or_else(|| refuse("the step does not read such a document"))?;
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let document = cluster::find(|| api.get(&pinned.name))
-        .await?
-        .ok_or_else(|| refuse("the document is gone"))?;
+    let document = cluster::find(|| api.get(&pinned.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
     if name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest {
-        return Err(refuse(
-            "the document is not the pinned one: its digest differs",
-        ));
+        return Err(refuse("the document is not the pinned one: its digest differs"));
     }
     let kind = [(http::header::CONTENT_TYPE, "application/octet-stream")];
     Ok((kind, document.spec.content).into_response())
@@ -62,10 +54,7 @@ pub async fn create(
 ) -> Result<std::result::Result<String, String>> {
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &origin.attempt.namespace);
     let document = build(origin, content);
-    let params = PostParams {
-        field_manager: Some(name::GATEWAY.to_owned()),
-        ..PostParams::default()
-    };
+    let params = PostParams { field_manager: Some(name::GATEWAY.to_owned()), ..PostParams::default() };
     let name = document.metadata.name.clone().unwrap_or_default();
     match cluster::call(|| api.create(&params, &document)).await {
         Ok(_) => Ok(Ok(name)),
@@ -73,9 +62,7 @@ pub async fn create(
             let found = cluster::find(|| api.get(&name)).await?;
             match found {
                 Some(found) if found.spec == document.spec => Ok(Ok(name)),
-                Some(_) => Ok(Err(format!(
-                    "NameConflict: a different Document {name} exists"
-                ))),
+                Some(_) => Ok(Err(format!("NameConflict: a different Document {name} exists"))),
                 None => Err(Refusal::unavailable("the document is being deleted")),
             }
         }
@@ -88,12 +75,7 @@ pub async fn create(
 }
 
 fn build(origin: &Origin<'_>, content: String) -> Document {
-    let Origin {
-        attempt,
-        spec,
-        definition,
-        produces,
-    } = origin;
+    let Origin { attempt, spec, definition, produces } = origin;
     let scope = match produces.scope {
         Some(WiderScope::Session) => Scope::Session,
         Some(WiderScope::Project) => Scope::Project,
@@ -108,23 +90,12 @@ fn build(origin: &Origin<'_>, content: String) -> Document {
         uid: spec.workflow.uid.clone(),
         ..OwnerReference::default()
     });
-    let name = name::document(
-        &attempt.step_run,
-        &attempt.uid,
-        attempt.attempt,
-        &produces.document_type,
-    );
+    let name = name::document(&attempt.step_run, &attempt.uid, attempt.attempt, &produces.document_type);
     Document {
         metadata: ObjectMeta {
             name: Some(name),
             namespace: Some(attempt.namespace.clone()),
-            labels: Some(
-                [(
-                    name::LABEL_WORKFLOW.to_owned(),
-                    name::label_value(&spec.workflow.name),
-                )]
-                .into(),
-            ),
+            labels: Some([(name::LABEL_WORKFLOW.to_owned(), name::label_value(&spec.workflow.name))].into()),
             owner_references: owner.map(|owner| vec![owner]),
             ..ObjectMeta::default()
         },
@@ -171,32 +142,16 @@ mod tests {
                 {"scope": "workflow", "scopeID": "w"}, {"scope": "epic", "scopeID": "w/e1"}]))
             .expect("a chain");
             spec.item = item.then(Default::default);
-            let definition = Definition {
-                session: "ses".to_owned(),
-                ..Definition::default()
-            };
-            let produces = Produces {
-                document_type: "plan".to_owned(),
-                scope: wider,
-                ..Produces::default()
-            };
-            let origin = Origin {
-                attempt: &who,
-                spec: &spec,
-                definition: &definition,
-                produces: &produces,
-            };
+            let definition = Definition { session: "ses".to_owned(), ..Definition::default() };
+            let produces = Produces { document_type: "plan".to_owned(), scope: wider, ..Produces::default() };
+            let origin = Origin { attempt: &who, spec: &spec, definition: &definition, produces: &produces };
             let document = build(&origin, "text".to_owned());
             assert_eq!(document.spec.scope, scope);
             assert_eq!(document.spec.scope_id.as_deref(), Some("w/e1"));
             assert_eq!(document.spec.round, Some(2));
             let owners = document.metadata.owner_references.unwrap_or_default();
             assert_eq!(owners.len(), usize::from(owned));
-            assert!(
-                owners
-                    .iter()
-                    .all(|owner| owner.controller.is_none() && owner.uid == "w")
-            );
+            assert!(owners.iter().all(|owner| owner.controller.is_none() && owner.uid == "w"));
         }
     }
 }

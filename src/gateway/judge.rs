@@ -38,12 +38,7 @@ pub struct Judgement {
 
 impl Judgement {
     fn fault(class: ReportClass, faults: Vec<Fault>) -> Self {
-        Self {
-            class,
-            faults: bounded(faults),
-            output: None,
-            document: None,
-        }
+        Self { class, faults: bounded(faults), output: None, document: None }
     }
 }
 
@@ -64,8 +59,7 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
             return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
         }
     }
-    let result_is_document =
-        file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
+    let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
     let mut faults = result_faults(contract, result, file.is_some());
     if let Some(produces) = produces.filter(|_| !result_is_document) {
         faults.extend(document_fault(produces, file));
@@ -94,11 +88,7 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
 fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> Vec<Fault> {
     let Some(text) = result else {
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || has_file);
-        return if needless {
-            Vec::new()
-        } else {
-            vec![whole("no result.json".to_owned())]
-        };
+        return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
     };
     let value = match parse(text) {
         Ok(value) => value,
@@ -108,9 +98,7 @@ fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> V
     for (whose, rules) in &contract.schemas {
         match schema::faults(rules, &value) {
             Ok(found) => faults.extend(found),
-            Err(error) => faults.push(whole(format!(
-                "outputSchema of the {whose} cannot be used: {error}"
-            ))),
+            Err(error) => faults.push(whole(format!("outputSchema of the {whose} cannot be used: {error}"))),
         }
     }
     faults
@@ -131,10 +119,7 @@ fn document_fault(produces: &Produces, file: Option<&str>) -> Option<Fault> {
 }
 
 fn whole(message: String) -> Fault {
-    Fault {
-        pointer: String::new(),
-        message,
-    }
+    Fault { pointer: String::new(), message }
 }
 
 fn bounded(faults: Vec<Fault>) -> Vec<Fault> {
@@ -176,16 +161,11 @@ pub fn clean_tail(text: &str, bytes: usize) -> String {
 
 /// One line of at most that many characters.
 pub fn line(text: &str, chars: usize) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(chars)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(chars).collect()
 }
 
 fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
-        .collect()
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
 }
 
 /// JSON in which no object has a key twice: readers would differ over what it says.
@@ -223,9 +203,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -263,11 +241,7 @@ mod tests {
 
     fn contract(produces: Option<Format>, schema: Option<Value>) -> Contract {
         Contract {
-            produces: produces.map(|format| Produces {
-                document_type: "plan".to_owned(),
-                format,
-                scope: None,
-            }),
+            produces: produces.map(|format| Produces { document_type: "plan".to_owned(), format, scope: None }),
             schemas: schema
                 .into_iter()
                 .map(|schema| ("step", schema.as_object().cloned().unwrap_or_default()))
@@ -276,10 +250,7 @@ mod tests {
     }
 
     fn output(result: Option<&str>, document: Option<&str>) -> Output {
-        Output {
-            result: result.map(str::to_owned),
-            document: document.map(str::to_owned),
-        }
+        Output { result: result.map(str::to_owned), document: document.map(str::to_owned) }
     }
 
     #[test]
@@ -340,12 +311,8 @@ mod tests {
     fn both_schemas_count_and_equal_faults_are_told_once() {
         let schema = |value: Value| value.as_object().cloned().unwrap_or_default();
         let mut contract = Contract::default();
-        contract
-            .schemas
-            .push(("step", schema(json!({"required": ["a"]}))));
-        contract
-            .schemas
-            .push(("Agent", schema(json!({"required": ["a", "b"]}))));
+        contract.schemas.push(("step", schema(json!({"required": ["a"]}))));
+        contract.schemas.push(("Agent", schema(json!({"required": ["a", "b"]}))));
         let judgement = judge(&contract, &output(Some("{}"), None));
         assert_eq!(judgement.faults.len(), 2);
         let message = message(&judgement.faults).expect("a message");

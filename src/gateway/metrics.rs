@@ -34,9 +34,7 @@ pub struct Metrics {
 }
 
 fn buckets() -> Histogram {
-    Histogram::new([
-        0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
-    ])
+    Histogram::new([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0])
 }
 
 impl Default for Metrics {
@@ -56,16 +54,8 @@ impl Default for Metrics {
             "Writes that another write outran and that were decided again",
             metrics.conflicts.clone(),
         );
-        registry.register(
-            "reports",
-            "Attempts that reported their end, by class",
-            metrics.reports.clone(),
-        );
-        registry.register(
-            "calls",
-            "Calls answered, by status code",
-            metrics.calls.clone(),
-        );
+        registry.register("reports", "Attempts that reported their end, by class", metrics.reports.clone());
+        registry.register("calls", "Calls answered, by status code", metrics.calls.clone());
         registry.register(
             "call_duration_seconds",
             "Time from a call's first byte to its answer",

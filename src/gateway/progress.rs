@@ -24,10 +24,7 @@ impl Pace {
     fn due(&self, who: &AttemptRef, now: Instant) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (who.uid.clone(), who.attempt);
-        if last
-            .get(&key)
-            .is_some_and(|at| now.duration_since(*at) < APART)
-        {
+        if last.get(&key).is_some_and(|at| now.duration_since(*at) < APART) {
             return false;
         }
         if last.len() >= KEPT {
@@ -49,11 +46,8 @@ pub async fn progress(gateway: &Gateway, request: ProgressRequest) -> Result<()>
     if !gateway.pace.due(who, Instant::now()) {
         return Ok(());
     }
-    let progress = Progress {
-        percent: request.percent,
-        message: line(&request.message, MESSAGE_CHARS),
-        at: attempt::now(),
-    };
+    let progress =
+        Progress { percent: request.percent, message: line(&request.message, MESSAGE_CHARS), at: attempt::now() };
     // No read before the write: the tests are the check. The token already proved pod and attempt.
     let operations = [
         test("/metadata/uid", who.uid.as_str()),

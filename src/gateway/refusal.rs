@@ -50,10 +50,7 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(reason: Reason, message: impl AsRef<str>) -> Self {
-        Self {
-            reason,
-            message: clip(message.as_ref(), MESSAGE_BYTES),
-        }
+        Self { reason, message: clip(message.as_ref(), MESSAGE_BYTES) }
     }
 
     pub fn bad_request(message: impl AsRef<str>) -> Self {
@@ -71,10 +68,7 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let body = protocol::Refusal {
-            reason: format!("{:?}", self.reason),
-            message: self.message,
-        };
+        let body = protocol::Refusal { reason: format!("{:?}", self.reason), message: self.message };
         let mut response = (self.reason.status(), axum::Json(body)).into_response();
         let headers = response.headers_mut();
         if self.reason == Reason::Unavailable {

@@ -27,9 +27,7 @@ pub async fn check(gateway: &Gateway, caller: &Caller, request: CheckRequest) ->
     attempt::stands(&step_run, who)?;
     attempt::holds(&attempt::status(&step_run), who, caller)?;
     let judgement = judged(gateway, who, &step_run.spec, request.output).await?;
-    Ok(Checked {
-        faults: judgement.faults,
-    })
+    Ok(Checked { faults: judgement.faults })
 }
 
 /// Commits the attempt's end; a repeated report gets the answer of the first.
@@ -67,17 +65,8 @@ pub async fn report(gateway: &Gateway, caller: &Caller, request: ReportRequest) 
 
 /// What a report that is already there says.
 fn verdict(report: &Report) -> Checked {
-    let judged = matches!(
-        report.class,
-        ReportClass::InvalidOutput | ReportClass::OutputTooLarge
-    );
-    let faults = report
-        .message
-        .iter()
-        .filter(|_| judged)
-        .flat_map(|message| message.lines())
-        .map(fault)
-        .collect();
+    let judged = matches!(report.class, ReportClass::InvalidOutput | ReportClass::OutputTooLarge);
+    let faults = report.message.iter().filter(|_| judged).flat_map(|message| message.lines()).map(fault).collect();
     Checked { faults }
 }
 
@@ -87,17 +76,10 @@ fn fault(line: &str) -> Fault {
         Some((pointer, message)) if pointer.starts_with('/') => (pointer, message),
         _ => ("", line),
     };
-    Fault {
-        pointer: if pointer == "/" { "" } else { pointer }.to_owned(),
-        message: message.to_owned(),
-    }
+    Fault { pointer: if pointer == "/" { "" } else { pointer }.to_owned(), message: message.to_owned() }
 }
 
-async fn write(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    report: &Report,
-) -> std::result::Result<(), cluster::Failure> {
+async fn write(gateway: &Gateway, who: &AttemptRef, report: &Report) -> std::result::Result<(), cluster::Failure> {
     let operations = [
         test("/metadata/uid", who.uid.as_str()),
         test("/status/attempt", who.attempt),
@@ -123,19 +105,11 @@ fn log(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun, report: &Report)
         exitCode = report.exit_code,
         "reported"
     );
-    gateway
-        .metrics
-        .reports
-        .get_or_create(&Class { class })
-        .inc();
+    gateway.metrics.reports.get_or_create(&Class { class }).inc();
 }
 
 /// The report and the answer to it; makes the document first, so that a report never names one that is not there.
-async fn compose(
-    gateway: &Gateway,
-    request: &ReportRequest,
-    spec: &StepRunSpec,
-) -> Result<(Report, Checked)> {
+async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec) -> Result<(Report, Checked)> {
     let who = &request.attempt;
     let mut report = ended(request);
     if report.class != ReportClass::Succeeded {
@@ -146,12 +120,7 @@ async fn compose(
         let definition = definition(gateway, who, spec).await?;
         let step = claim::step(&definition, spec)?;
         if let Some(produces) = &step.produces {
-            let origin = Origin {
-                attempt: who,
-                spec,
-                definition: &definition,
-                produces,
-            };
+            let origin = Origin { attempt: who, spec, definition: &definition, produces };
             report.digest = digest(judgement.output.as_deref(), &content, request);
             match document::create(gateway, &origin, content).await? {
                 Ok(name) => report.document_name = Some(name),
@@ -171,10 +140,7 @@ async fn compose(
 fn refused(why: String) -> Judgement {
     Judgement {
         class: ReportClass::InvalidOutput,
-        faults: vec![Fault {
-            pointer: String::new(),
-            message: why,
-        }],
+        faults: vec![Fault { pointer: String::new(), message: why }],
         output: None,
         document: None,
     }
@@ -191,16 +157,8 @@ fn ended(request: &ReportRequest) -> Report {
     let (class, exit_code, message) = match &request.ending {
         Ending::Exited { code: 0 } => (ReportClass::Succeeded, Some(0), None),
         Ending::Exited { code } => (ReportClass::Exited, Some(*code), None),
-        Ending::Failed {
-            retryable,
-            message,
-            code,
-        } => {
-            let class = if *retryable {
-                ReportClass::Retryable
-            } else {
-                ReportClass::Unrecoverable
-            };
+        Ending::Failed { retryable, message, code } => {
+            let class = if *retryable { ReportClass::Retryable } else { ReportClass::Unrecoverable };
             let message = judge::clean(message, MESSAGE_BYTES);
             (class, Some(*code), Some(message))
         }
@@ -227,38 +185,21 @@ async fn definition(
     who: &AttemptRef,
     spec: &StepRunSpec,
 ) -> Result<std::sync::Arc<crate::api::definition::Definition>> {
-    gateway
-        .definitions
-        .get(&gateway.client, &who.namespace, spec)
-        .await
+    gateway.definitions.get(&gateway.client, &who.namespace, spec).await
 }
 
 /// Judges off the async threads, a few at a time, within a time limit.
-async fn judged(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    spec: &StepRunSpec,
-    output: Output,
-) -> Result<Judgement> {
+async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output: Output) -> Result<Judgement> {
     let definition = definition(gateway, who, spec).await?;
     let step = claim::step(&definition, spec)?;
     let Some(agent) = claim::agent(gateway, who, spec).await? else {
-        let why = format!(
-            "Agent {} is gone, and its outputSchema with it",
-            spec.agent_id
-        );
+        let why = format!("Agent {} is gone, and its outputSchema with it", spec.agent_id);
         return Ok(refused(why));
     };
-    let schemas = [
-        ("step", step.output_schema.clone()),
-        ("Agent", agent.spec.output_schema),
-    ];
+    let schemas = [("step", step.output_schema.clone()), ("Agent", agent.spec.output_schema)];
     let contract = Contract {
         produces: step.produces.clone(),
-        schemas: schemas
-            .into_iter()
-            .filter_map(|(whose, schema)| Some((whose, schema?)))
-            .collect(),
+        schemas: schemas.into_iter().filter_map(|(whose, schema)| Some((whose, schema?))).collect(),
     };
     let permit = gateway.judges.clone().acquire_owned().await;
     let work = tokio::task::spawn_blocking(move || {
@@ -270,15 +211,11 @@ async fn judged(
         Ok(Ok(judgement)) => Ok(judgement),
         Ok(Err(error)) => {
             tracing::error!(%error, stepRun = who.step_run, "an output could not be judged");
-            Err(Refusal::new(
-                Reason::Internal,
-                "the output could not be judged",
-            ))
+            Err(Refusal::new(Reason::Internal, "the output could not be judged"))
         }
-        Err(_) => Ok(refused(format!(
-            "the output could not be checked against the schema within {} s",
-            JUDGE.as_secs()
-        ))),
+        Err(_) => {
+            Ok(refused(format!("the output could not be checked against the schema within {} s", JUDGE.as_secs())))
+        }
     }
 }
 
@@ -296,21 +233,14 @@ mod tests {
                 id: String::new(),
             },
             ending,
-            output: Output {
-                result: Some("1".to_owned()),
-                document: None,
-            },
+            output: Output { result: Some("1".to_owned()), document: None },
             log_tail: format!("{}\u{1b}end", "x".repeat(5000)),
         }
     }
 
     #[test]
     fn fail_beats_the_exit_code_and_the_exit_code_beats_the_files() {
-        let failed = |retryable| Ending::Failed {
-            retryable,
-            message: "no \u{7}quota".to_owned(),
-            code: 0,
-        };
+        let failed = |retryable| Ending::Failed { retryable, message: "no \u{7}quota".to_owned(), code: 0 };
         for (ending, class, code) in [
             (Ending::Exited { code: 0 }, ReportClass::Succeeded, Some(0)),
             (Ending::Exited { code: 7 }, ReportClass::Exited, Some(7)),
@@ -332,14 +262,8 @@ mod tests {
     #[test]
     fn a_repeated_report_gets_the_faults_of_the_first() {
         let faults = vec![
-            Fault {
-                pointer: "/a".to_owned(),
-                message: "is: wrong".to_owned(),
-            },
-            Fault {
-                pointer: String::new(),
-                message: "no result.json".to_owned(),
-            },
+            Fault { pointer: "/a".to_owned(), message: "is: wrong".to_owned() },
+            Fault { pointer: String::new(), message: "no result.json".to_owned() },
         ];
         let mut report = ended(&request(Ending::Exited { code: 0 }));
         assert_eq!(verdict(&report), Checked::default());

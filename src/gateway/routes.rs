@@ -19,9 +19,7 @@ use super::auth::{self, Caller};
 use super::metrics::{Call, Path};
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, claim, document, progress, report};
-use crate::protocol::{
-    self, AttemptRef, CheckRequest, ClaimRequest, DocumentRequest, ProgressRequest, ReportRequest,
-};
+use crate::protocol::{self, AttemptRef, CheckRequest, ClaimRequest, DocumentRequest, ProgressRequest, ReportRequest};
 
 /// From the request's head to the answer, its body included.
 const REQUEST: Duration = Duration::from_secs(30);
@@ -71,73 +69,45 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn claim(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let of = |asked: &ClaimRequest| asked.attempt.clone();
-    serve(
-        gateway,
-        request,
-        ("claim", SMALL),
-        of,
-        |gateway, caller, asked| async move {
-            let claimed = claim::claim(&gateway, &caller, asked).await?;
-            Ok(axum::Json(claimed).into_response())
-        },
-    )
+    serve(gateway, request, ("claim", SMALL), of, |gateway, caller, asked| async move {
+        let claimed = claim::claim(&gateway, &caller, asked).await?;
+        Ok(axum::Json(claimed).into_response())
+    })
     .await
 }
 
 async fn document(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let of = |asked: &DocumentRequest| asked.attempt.clone();
-    serve(
-        gateway,
-        request,
-        ("document", SMALL),
-        of,
-        |gateway, caller, asked| async move { document::read(&gateway, &caller, asked).await },
-    )
+    serve(gateway, request, ("document", SMALL), of, |gateway, caller, asked| async move {
+        document::read(&gateway, &caller, asked).await
+    })
     .await
 }
 
 async fn check(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let of = |asked: &CheckRequest| asked.attempt.clone();
-    serve(
-        gateway,
-        request,
-        ("check", LARGE),
-        of,
-        |gateway, caller, asked| async move {
-            let checked = report::check(&gateway, &caller, asked).await?;
-            Ok(axum::Json(checked).into_response())
-        },
-    )
+    serve(gateway, request, ("check", LARGE), of, |gateway, caller, asked| async move {
+        let checked = report::check(&gateway, &caller, asked).await?;
+        Ok(axum::Json(checked).into_response())
+    })
     .await
 }
 
 async fn progress(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let of = |asked: &ProgressRequest| asked.attempt.clone();
-    serve(
-        gateway,
-        request,
-        ("progress", SMALL),
-        of,
-        |gateway, _, asked| async move {
-            progress::progress(&gateway, asked).await?;
-            Ok(StatusCode::NO_CONTENT.into_response())
-        },
-    )
+    serve(gateway, request, ("progress", SMALL), of, |gateway, _, asked| async move {
+        progress::progress(&gateway, asked).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    })
     .await
 }
 
 async fn report(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let of = |asked: &ReportRequest| asked.attempt.clone();
-    serve(
-        gateway,
-        request,
-        ("report", LARGE),
-        of,
-        |gateway, caller, asked| async move {
-            let checked = report::report(&gateway, &caller, asked).await?;
-            Ok(axum::Json(checked).into_response())
-        },
-    )
+    serve(gateway, request, ("report", LARGE), of, |gateway, caller, asked| async move {
+        let checked = report::report(&gateway, &caller, asked).await?;
+        Ok(axum::Json(checked).into_response())
+    })
     .await
 }
 
@@ -169,20 +139,11 @@ where
             Refusal::new(Reason::Internal, "the gateway failed at this").into_response()
         }
     };
-    let path = Path {
-        call: call.to_owned(),
-    };
-    let counted = Call {
-        call: call.to_owned(),
-        code: response.status().as_u16(),
-    };
+    let path = Path { call: call.to_owned() };
+    let counted = Call { call: call.to_owned(), code: response.status().as_u16() };
     gateway.metrics.calls.get_or_create(&counted).inc();
     let seconds = begun.elapsed().as_secs_f64();
-    gateway
-        .metrics
-        .seconds
-        .get_or_create(&path)
-        .observe(seconds);
+    gateway.metrics.seconds.get_or_create(&path).observe(seconds);
     response
 }
 
@@ -209,16 +170,11 @@ async fn admit<T: DeserializeOwned>(
         return Err(too_large(request.into_body().into_data_stream(), limit).await);
     }
     // Outputs wait their turn until the call is over, so that memory has a bound.
-    let permit = if limit > SMALL {
-        gateway.large.clone().acquire_owned().await.ok()
-    } else {
-        None
-    };
+    let permit = if limit > SMALL { gateway.large.clone().acquire_owned().await.ok() } else { None };
     let body = tokio::time::timeout(BODY, read(request, limit))
         .await
         .map_err(|_| Refusal::bad_request("the body came too slowly"))??;
-    let asked: T = serde_json::from_slice(&body)
-        .map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
+    let asked: T = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
     drop(body);
     let attempt = of(&asked);
     auth::well_formed(&attempt)?;
@@ -248,8 +204,5 @@ async fn too_large(mut rest: BodyDataStream, limit: usize) -> Refusal {
             break;
         }
     }
-    Refusal::new(
-        Reason::TooLarge,
-        format!("the body has more than {limit} bytes"),
-    )
+    Refusal::new(Reason::TooLarge, format!("the body has more than {limit} bytes"))
 }

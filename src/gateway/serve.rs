@@ -20,12 +20,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 const STREAMS: u32 = 8;
 
 /// Serves until told to stop, then ends what is under way, ten seconds at most.
-pub async fn encrypted(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn encrypted(listener: TcpListener, acceptor: TlsAcceptor, router: Router, mut stop: watch::Receiver<bool>) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS as usize));
     loop {
         // The slot comes first: whoever is too many waits in the kernel's queue.
@@ -70,10 +65,7 @@ async fn connection(
         return;
     };
     let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -94,11 +86,7 @@ async fn connection(
 }
 
 /// Serves probes and metrics until told to stop.
-pub async fn plain(
-    listener: TcpListener,
-    router: Router,
-    mut stop: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+pub async fn plain(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) -> std::io::Result<()> {
     axum::serve(listener, router)
         .with_graceful_shutdown(async move {
             // Gone is told too.

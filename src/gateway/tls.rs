@@ -29,12 +29,7 @@ pub struct Certificate(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(
-            self.0
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        )
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
@@ -45,11 +40,7 @@ pub async fn first(secrets: &Api<Secret>, name: &str) -> Arc<Certificate> {
         match load(secrets, name).await {
             Ok(key) => return Arc::new(Certificate(RwLock::new(Arc::new(key)))),
             Err(error) => {
-                tracing::info!(
-                    secret = name,
-                    error = format!("{error:#}"),
-                    "waiting for the certificate"
-                );
+                tracing::info!(secret = name, error = format!("{error:#}"), "waiting for the certificate");
             }
         }
         tokio::time::sleep(pause).await;
@@ -64,18 +55,11 @@ pub async fn renew(secrets: Api<Secret>, name: String, certificate: Arc<Certific
         tokio::time::sleep(pause).await;
         match load(&secrets, &name).await {
             Ok(key) => {
-                *certificate
-                    .0
-                    .write()
-                    .unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+                *certificate.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
                 pause = AGAIN;
             }
             Err(error) => {
-                tracing::warn!(
-                    secret = name,
-                    error = format!("{error:#}"),
-                    "the certificate could not be read again"
-                );
+                tracing::warn!(secret = name, error = format!("{error:#}"), "the certificate could not be read again");
                 pause = SOON;
             }
         }
@@ -95,11 +79,8 @@ pub fn config(certificate: Arc<Certificate>) -> anyhow::Result<ServerConfig> {
 async fn load(secrets: &Api<Secret>, name: &str) -> anyhow::Result<CertifiedKey> {
     let secret = cluster::call(|| secrets.get(name)).await?;
     let data = secret.data.unwrap_or_default();
-    let part = |key: &str| {
-        data.get(key)
-            .map(|bytes| bytes.0.as_slice())
-            .with_context(|| format!("the Secret has no {key}"))
-    };
+    let part =
+        |key: &str| data.get(key).map(|bytes| bytes.0.as_slice()).with_context(|| format!("the Secret has no {key}"));
     parse(part(CERTIFICATE)?, part(KEY)?)
 }
 
@@ -109,10 +90,8 @@ fn parse(certificate: &[u8], key: &[u8]) -> anyhow::Result<CertifiedKey> {
         .with_context(|| format!("{CERTIFICATE} is not PEM"))?;
     anyhow::ensure!(!chain.is_empty(), "{CERTIFICATE} holds no certificate");
     // The parser's own words could hold pieces of the key.
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| anyhow::anyhow!("{KEY} is not a private key in PEM"))?;
-    CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .context("certificate and key do not fit")
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| anyhow::anyhow!("{KEY} is not a private key in PEM"))?;
+    CertifiedKey::from_der(chain, key, &ring::default_provider()).context("certificate and key do not fit")
 }
 
 #[cfg(test)]
@@ -121,15 +100,10 @@ mod tests {
 
     #[test]
     fn only_a_certificate_with_its_own_key_is_served() {
-        let made = || {
-            rcgen::generate_simple_self_signed(vec!["gateway".to_owned()]).expect("a certificate")
-        };
+        let made = || rcgen::generate_simple_self_signed(vec!["gateway".to_owned()]).expect("a certificate");
         let (one, other) = (made(), made());
         let pem = |made: &rcgen::CertifiedKey<rcgen::KeyPair>| {
-            (
-                made.cert.pem().into_bytes(),
-                made.signing_key.serialize_pem().into_bytes(),
-            )
+            (made.cert.pem().into_bytes(), made.signing_key.serialize_pem().into_bytes())
         };
         let (certificate, key) = pem(&one);
         assert!(parse(&certificate, &key).is_ok());

@@ -26,8 +26,9 @@ pub fn result(file: Option<&Path>) -> Result<u8, Stop> {
     }
     let (status, answer) = post("result", &Value::Null)?;
     let checked = match status {
-        200 | 422 => serde_json::from_str::<Checked>(&answer)
-            .map_err(|error| Stop::new(TROUBLE, format!("result: {error}")))?,
+        200 | 422 => {
+            serde_json::from_str::<Checked>(&answer).map_err(|error| Stop::new(TROUBLE, format!("result: {error}")))?
+        }
         _ => return expect(status, 200, &answer),
     };
     for fault in &checked.faults {
@@ -45,9 +46,7 @@ fn copy(file: &Path, target: &Path) -> Result<(), Stop> {
         return Ok(());
     }
     let fault = |error| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
-    let text = files::read_output(file)
-        .map_err(fault)?
-        .ok_or_else(|| fault(std::io::ErrorKind::NotFound.into()))?;
+    let text = files::read_output(file).map_err(fault)?.ok_or_else(|| fault(std::io::ErrorKind::NotFound.into()))?;
     files::replace(target, text.as_bytes())
         .map_err(|error| Stop::new(TROUBLE, format!("{}: {error}", target.display())))
 }
@@ -65,13 +64,9 @@ pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
     let file = folder(env::IN, "in").join("context.json");
     let fault = |error: String| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
     let bytes = files::read_context(&file).map_err(|error| fault(error.to_string()))?;
-    let context: Value =
-        serde_json::from_slice(&bytes).map_err(|error| fault(error.to_string()))?;
+    let context: Value = serde_json::from_slice(&bytes).map_err(|error| fault(error.to_string()))?;
     if !pointer.is_empty() && !pointer.starts_with('/') {
-        return Err(Stop::new(
-            TROUBLE,
-            format!("'{pointer}' is no JSON pointer: it begins with / or is empty"),
-        ));
+        return Err(Stop::new(TROUBLE, format!("'{pointer}' is no JSON pointer: it begins with / or is empty")));
     }
     match context.pointer(pointer) {
         None => Ok(1),
@@ -81,11 +76,7 @@ pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
 }
 
 pub fn version() -> Result<u8, Stop> {
-    print(&format!(
-        "lockstep {} protocol {}\n",
-        env!("CARGO_PKG_VERSION"),
-        protocol::VERSION
-    ))
+    print(&format!("lockstep {} protocol {}\n", env!("CARGO_PKG_VERSION"), protocol::VERSION))
 }
 
 fn print(text: &str) -> Result<u8, Stop> {
@@ -101,11 +92,7 @@ fn folder(name: &str, default: &str) -> PathBuf {
 }
 
 fn expect(status: u16, good: u16, answer: &str) -> Result<u8, Stop> {
-    if status == good {
-        Ok(0)
-    } else {
-        Err(Stop::new(TROUBLE, format!("{status} {}", answer.trim())))
-    }
+    if status == good { Ok(0) } else { Err(Stop::new(TROUBLE, format!("{status} {}", answer.trim()))) }
 }
 
 fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
@@ -113,11 +100,7 @@ fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
         let message = format!("{} is not set: not in an agent's container", env::URL);
         Stop::new(exit::UNAVAILABLE, message)
     })?;
-    let body = if body.is_null() {
-        String::new()
-    } else {
-        body.to_string()
-    };
+    let body = if body.is_null() { String::new() } else { body.to_string() };
     let agent = ureq::Agent::config_builder()
         .proxy(None)
         .http_status_as_error(false)
@@ -125,11 +108,8 @@ fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
         .build()
         .new_agent();
     let fault = |error: ureq::Error| Stop::new(exit::UNAVAILABLE, format!("{call}: {error}"));
-    let mut response = agent
-        .post(format!("{url}/{call}"))
-        .header("Content-Type", "application/json")
-        .send(body)
-        .map_err(fault)?;
+    let mut response =
+        agent.post(format!("{url}/{call}")).header("Content-Type", "application/json").send(body).map_err(fault)?;
     let status = response.status().as_u16();
     let answer = response.body_mut().read_to_string().map_err(fault)?;
     Ok((status, answer))

@@ -15,11 +15,7 @@ const CONTEXT_READ_BYTES: u64 = 16 * 1024 * 1024;
 /// At most `limit` bytes of a regular file, `None` when there is none. Neither pipes nor devices are opened for
 /// reading, links are not followed.
 fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(O_NONBLOCK | O_NOFOLLOW | O_NOCTTY)
-        .open(path)
-    {
+    let file = match OpenOptions::new().read(true).custom_flags(O_NONBLOCK | O_NOFOLLOW | O_NOCTTY).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(nix::libc::ELOOP) => {
@@ -47,9 +43,7 @@ pub fn read_output(path: &Path) -> io::Result<Option<String>> {
             bytes.truncate(bytes.len() - partial);
         }
     }
-    String::from_utf8(bytes)
-        .map(Some)
-        .map_err(|_| io::Error::other("is not UTF-8 text"))
+    String::from_utf8(bytes).map(Some).map_err(|_| io::Error::other("is not UTF-8 text"))
 }
 
 pub fn read_context(path: &Path) -> io::Result<Vec<u8>> {
@@ -59,9 +53,7 @@ pub fn read_context(path: &Path) -> io::Result<Vec<u8>> {
 /// A path from the gateway below `root`.
 pub fn inside(root: &Path, relative: &str) -> Option<PathBuf> {
     let path = Path::new(relative);
-    let plain = path
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
     (plain && !relative.is_empty()).then(|| root.join(path))
 }
 
@@ -92,11 +84,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Whether files can be made in a folder.
 pub fn writable(folder: &Path) -> bool {
     let probe = folder.join(format!(".lockstep-probe-{}", std::process::id()));
-    let made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&probe)
-        .is_ok();
+    let made = OpenOptions::new().write(true).create_new(true).open(&probe).is_ok();
     made && fs::remove_file(&probe).is_ok()
 }
 
@@ -145,14 +133,8 @@ pub mod tests {
         assert_eq!(message(read_output(&fifo)), "is not a regular file");
         assert_eq!(message(read_output(&dir)), "is not a regular file");
         symlink("/dev/zero", dir.join("zero")).unwrap();
-        assert_eq!(
-            message(read_output(&dir.join("zero"))),
-            "is a symbolic link"
-        );
-        assert_eq!(
-            message(read_output(Path::new("/dev/zero"))),
-            "is not a regular file"
-        );
+        assert_eq!(message(read_output(&dir.join("zero"))), "is a symbolic link");
+        assert_eq!(message(read_output(Path::new("/dev/zero"))), "is not a regular file");
         let huge = dir.join("huge");
         File::create(&huge).unwrap().set_len(1 << 30).unwrap();
         let text = read_output(&huge).unwrap().unwrap();
@@ -173,10 +155,7 @@ pub mod tests {
     #[test]
     fn paths_stay_inside() {
         let root = Path::new("/lockstep/in");
-        assert_eq!(
-            inside(root, "documents/brief.md").unwrap(),
-            root.join("documents/brief.md")
-        );
+        assert_eq!(inside(root, "documents/brief.md").unwrap(), root.join("documents/brief.md"));
         for path in ["", "../x", "a/../../x", "/etc/passwd", "..", "."] {
             assert!(inside(root, path).is_none(), "{path}");
         }

@@ -35,9 +35,7 @@ impl std::fmt::Display for CallError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotOurs(refusal) => write!(f, "{}: {}", refusal.reason, refusal.message),
-            Self::TooLarge(message) | Self::Refused(message) | Self::Unreachable(message) => {
-                f.write_str(message)
-            }
+            Self::TooLarge(message) | Self::Refused(message) | Self::Unreachable(message) => f.write_str(message),
         }
     }
 }
@@ -70,11 +68,7 @@ struct Schedule {
 
 impl Schedule {
     fn new(patience: Duration) -> Self {
-        Self {
-            patience,
-            denied_since: None,
-            tries: 0,
-        }
+        Self { patience, denied_since: None, tries: 0 }
     }
 
     /// The delay before the next try, `None` to give up. `random` spreads the pods of one outage.
@@ -107,17 +101,10 @@ pub struct Gateway {
 
 impl Gateway {
     /// `ca` is PEM. Plain HTTP is for a gateway in the same machine only.
-    pub fn new(
-        base: &str,
-        ca: Option<&str>,
-        token: PathBuf,
-        attempt: AttemptRef,
-    ) -> Result<Self, String> {
+    pub fn new(base: &str, ca: Option<&str>, token: PathBuf, attempt: AttemptRef) -> Result<Self, String> {
         let tls = match ca {
             Some(pem) => TlsConfig::builder()
-                .unversioned_rustls_crypto_provider(Arc::new(
-                    rustls::crypto::ring::default_provider(),
-                ))
+                .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .root_certs(RootCerts::new_with_certs(&certificates(pem)?))
                 .build(),
             None if base.starts_with("http://127.0.0.1:") => TlsConfig::builder().build(),
@@ -135,12 +122,7 @@ impl Gateway {
             .user_agent(format!("lockstep-shim/{}", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self {
-            agent,
-            base: base.trim_end_matches('/').to_owned(),
-            token,
-            attempt,
-        })
+        Ok(Self { agent, base: base.trim_end_matches('/').to_owned(), token, attempt })
     }
 
     /// `pause` sleeps and says whether to go on.
@@ -151,8 +133,7 @@ impl Gateway {
         patience: Duration,
         pause: impl Fn(Duration) -> bool,
     ) -> Result<Vec<u8>, CallError> {
-        let body =
-            serde_json::to_vec(request).map_err(|error| CallError::Refused(error.to_string()))?;
+        let body = serde_json::to_vec(request).map_err(|error| CallError::Refused(error.to_string()))?;
         let begin = Instant::now();
         let mut schedule = Schedule::new(patience);
         loop {
@@ -202,10 +183,7 @@ fn refused(status: u16, answer: &[u8]) -> (Trouble, CallError) {
         reason: format!("HTTP{status}"),
         message: super::mask::first_bytes(&String::from_utf8_lossy(answer), 200).to_owned(),
     });
-    let message = format!(
-        "the gateway answers {status} {}: {}",
-        refusal.reason, refusal.message
-    );
+    let message = format!("the gateway answers {status} {}: {}", refusal.reason, refusal.message);
     let trouble = trouble(status);
     let error = match (status, trouble) {
         (409, _) => CallError::NotOurs(refusal),
@@ -250,10 +228,7 @@ fn random_byte() -> u8 {
 }
 
 fn fill(bytes: &mut [u8]) -> bool {
-    rustls::crypto::ring::default_provider()
-        .secure_random
-        .fill(bytes)
-        .is_ok()
+    rustls::crypto::ring::default_provider().secure_random.fill(bytes).is_ok()
 }
 
 #[cfg(test)]
@@ -276,14 +251,8 @@ mod tests {
     fn an_outage_is_waited_for_with_growing_delays() {
         let at = tries(5 * MINUTE, Trouble::Down, 255);
         assert_eq!(at[1], Duration::from_millis(250));
-        assert_eq!(
-            at[2].checked_sub(at[1]).unwrap(),
-            Duration::from_millis(500)
-        );
-        assert!(
-            at.windows(2)
-                .all(|two| two[1].checked_sub(two[0]).unwrap() <= LONGEST_DELAY)
-        );
+        assert_eq!(at[2].checked_sub(at[1]).unwrap(), Duration::from_millis(500));
+        assert!(at.windows(2).all(|two| two[1].checked_sub(two[0]).unwrap() <= LONGEST_DELAY));
         assert!(at[at.len() - 1] > 4 * MINUTE);
         assert!((20..40).contains(&at.len()));
         assert!(tries(5 * MINUTE, Trouble::Down, 0)[1] == Duration::from_millis(125));
@@ -305,11 +274,7 @@ mod tests {
 
     #[test]
     fn refusals_are_final() {
-        assert!(
-            Schedule::new(MINUTE)
-                .next(Duration::ZERO, Trouble::Final, 0)
-                .is_none()
-        );
+        assert!(Schedule::new(MINUTE).next(Duration::ZERO, Trouble::Final, 0).is_none());
         let body = br#"{"reason":"Fenced","message":"attempt 2 runs"}"#;
         let (kind, error) = refused(409, body);
         assert_eq!(kind, Trouble::Final);
@@ -329,9 +294,7 @@ mod tests {
             attempt: 1,
             id: "i".to_owned(),
         };
-        let new = |base: &str, ca: Option<&str>| {
-            Gateway::new(base, ca, PathBuf::from("/t"), attempt.clone()).is_ok()
-        };
+        let new = |base: &str, ca: Option<&str>| Gateway::new(base, ca, PathBuf::from("/t"), attempt.clone()).is_ok();
         assert!(new("http://127.0.0.1:80", None));
         assert!(!new("http://gateway:80", None));
         assert!(!new("https://gateway", None));

@@ -8,14 +8,11 @@ use super::{Stop, exit};
 
 /// The agent's container may run as another uid than the init container, hence the open modes.
 pub fn install(dir: &Path) -> Result<u8, Stop> {
-    let own = std::env::current_exe()
-        .map_err(|error| Stop::new(exit::INTERNAL, format!("cannot find myself: {error}")))?;
+    let own =
+        std::env::current_exe().map_err(|error| Stop::new(exit::INTERNAL, format!("cannot find myself: {error}")))?;
     lay_out(&own, dir).map_err(|error| {
         let place = dir.display();
-        Stop::new(
-            exit::INTERNAL,
-            format!("cannot install into {place}: {error}"),
-        )
+        Stop::new(exit::INTERNAL, format!("cannot install into {place}: {error}"))
     })?;
     Ok(0)
 }
@@ -54,10 +51,7 @@ mod tests {
         lay_out(&own, &root).unwrap();
         let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode("bin/lockstep"), 0o555);
-        assert_eq!(
-            (mode("in"), mode("out"), mode("work")),
-            (0o777, 0o777, 0o777)
-        );
+        assert_eq!((mode("in"), mode("out"), mode("work")), (0o777, 0o777, 0o777));
         assert_eq!(fs::read(root.join("bin/lockstep")).unwrap(), b"program");
         assert!(!root.join("bin/.lockstep.part").exists());
     }

@@ -41,10 +41,7 @@ impl OutputFiles {
                 .map(|text| text.map(|text| mask.text(&text)))
                 .map_err(|error| format!("{name} {error}"))
         };
-        Ok(Output {
-            result: one("result.json")?,
-            document: self.document.as_deref().map_or(Ok(None), one)?,
-        })
+        Ok(Output { result: one("result.json")?, document: self.document.as_deref().map_or(Ok(None), one)? })
     }
 }
 
@@ -76,10 +73,7 @@ impl Latest {
             if let Some(progress) = slot.take() {
                 return progress;
             }
-            slot = self
-                .changed
-                .wait(slot)
-                .unwrap_or_else(PoisonError::into_inner);
+            slot = self.changed.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -103,17 +97,12 @@ type Answer = (u16, serde_json::Value);
 /// Starts the server; its address.
 pub fn serve(calls: Calls, segment: &str) -> Result<String, String> {
     let server = Server::http("127.0.0.1:0").map_err(|error| error.to_string())?;
-    let port = server
-        .server_addr()
-        .to_ip()
-        .map(|address| address.port())
-        .ok_or("the local server has no port")?;
+    let port = server.server_addr().to_ip().map(|address| address.port()).ok_or("the local server has no port")?;
     let server = Arc::new(server);
     let calls = Arc::new(calls);
     let prefix: Arc<str> = format!("/{segment}/").into();
     for _ in 0..WORKERS {
-        let (server, calls, prefix) =
-            (Arc::clone(&server), Arc::clone(&calls), Arc::clone(&prefix));
+        let (server, calls, prefix) = (Arc::clone(&server), Arc::clone(&calls), Arc::clone(&prefix));
         std::thread::spawn(move || {
             while let Ok(request) = server.recv() {
                 handle(&calls, &prefix, request);
@@ -131,26 +120,15 @@ fn handle(calls: &Calls, prefix: &str, mut request: Request) {
         (Some(_), method) if *method != Method::Post => (405, json!({"error": "only POST"})),
         (Some(call), _) => {
             let mut bytes = Vec::new();
-            let read = request
-                .as_reader()
-                .take(OUTPUT_READ_BYTES + 1)
-                .read_to_end(&mut bytes);
+            let read = request.as_reader().take(OUTPUT_READ_BYTES + 1).read_to_end(&mut bytes);
             match read {
-                Ok(count) if count as u64 > OUTPUT_READ_BYTES => {
-                    (413, json!({"error": "the body is too large"}))
-                }
+                Ok(count) if count as u64 > OUTPUT_READ_BYTES => (413, json!({"error": "the body is too large"})),
                 Ok(_) => calls.answer(&call, &bytes),
                 Err(error) => bad(&error),
             }
         }
     };
-    let mut response = Response::new(
-        status.into(),
-        Vec::new(),
-        Cursor::new(body.to_string().into_bytes()),
-        None,
-        None,
-    );
+    let mut response = Response::new(status.into(), Vec::new(), Cursor::new(body.to_string().into_bytes()), None, None);
     if let Ok(header) = Header::from_bytes("Content-Type", "application/json") {
         response.add_header(header);
     }
@@ -190,10 +168,7 @@ impl Calls {
     }
 
     fn fail(&self, call: &FailCall) -> Answer {
-        let failed = Event::Fail {
-            retryable: call.retryable,
-            message: self.message(&call.message),
-        };
+        let failed = Event::Fail { retryable: call.retryable, message: self.message(&call.message) };
         match self.events.send(failed) {
             Ok(()) => (202, json!({})),
             Err(_) => (503, json!({"error": "the command has ended"})),
@@ -213,17 +188,10 @@ impl Calls {
                 return (422, json!({"faults": [Fault { pointer, message }]}));
             }
         };
-        let request = CheckRequest {
-            attempt: self.gateway.attempt.clone(),
-            output,
-        };
-        let checked = self
-            .gateway
-            .call(protocol::CHECK, &request, CHECK_PATIENCE, go_on)
-            .and_then(|answer| {
-                serde_json::from_slice::<Checked>(&answer)
-                    .map_err(|error| CallError::Unreachable(error.to_string()))
-            });
+        let request = CheckRequest { attempt: self.gateway.attempt.clone(), output };
+        let checked = self.gateway.call(protocol::CHECK, &request, CHECK_PATIENCE, go_on).and_then(|answer| {
+            serde_json::from_slice::<Checked>(&answer).map_err(|error| CallError::Unreachable(error.to_string()))
+        });
         match checked {
             Ok(checked) if checked.faults.is_empty() => (200, json!(checked)),
             Ok(checked) => (422, json!(checked)),
@@ -254,14 +222,8 @@ fn go_on(delay: Duration) -> bool {
 fn pass_progress_on(calls: &Calls) {
     loop {
         let (percent, message) = calls.progress.take();
-        let request = ProgressRequest {
-            attempt: calls.gateway.attempt.clone(),
-            percent,
-            message,
-        };
-        let sent = calls
-            .gateway
-            .call(protocol::PROGRESS, &request, PROGRESS_PATIENCE, go_on);
+        let request = ProgressRequest { attempt: calls.gateway.attempt.clone(), percent, message };
+        let sent = calls.gateway.call(protocol::PROGRESS, &request, PROGRESS_PATIENCE, go_on);
         if let Err(error) = sent {
             super::say(&format!("progress {percent} is lost: {error}"));
             calls.lost(&error);

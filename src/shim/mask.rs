@@ -112,12 +112,7 @@ pub struct Tail {
 
 impl Tail {
     pub fn new(mask: Mask, limit: usize) -> Self {
-        Self {
-            mask,
-            limit,
-            kept: VecDeque::new(),
-            cut: false,
-        }
+        Self { mask, limit, kept: VecDeque::new(), cut: false }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
@@ -132,11 +127,7 @@ impl Tail {
     /// At most `limit` bytes.
     pub fn text(&self) -> String {
         let bytes: Vec<u8> = self.kept.iter().copied().collect();
-        let from = if self.cut {
-            self.mask.reach().saturating_sub(1)
-        } else {
-            0
-        };
+        let from = if self.cut { self.mask.reach().saturating_sub(1) } else { 0 };
         let masked = self.mask.bytes(&bytes, from);
         last_bytes(&String::from_utf8_lossy(&masked), self.limit).to_owned()
     }

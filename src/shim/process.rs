@@ -72,20 +72,10 @@ pub struct Running {
 
 impl Running {
     /// The command's end comes as an event; orphans that fall to process 1 are reaped too.
-    pub fn start(
-        mut command: Command,
-        tail: &Arc<Mutex<Tail>>,
-        events: Sender<Event>,
-    ) -> std::io::Result<Self> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
-        let group = i32::try_from(child.id())
-            .map(Pid::from_raw)
-            .map_err(std::io::Error::other)?;
+    pub fn start(mut command: Command, tail: &Arc<Mutex<Tail>>, events: Sender<Event>) -> std::io::Result<Self> {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()?;
+        let group = i32::try_from(child.id()).map(Pid::from_raw).map_err(std::io::Error::other)?;
         let (open, streams) = channel();
         if let Some(out) = child.stdout.take() {
             carry(out, std::io::stdout(), Arc::clone(tail), open.clone());

@@ -16,8 +16,7 @@ use super::{Stop, exit, files, say};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::name::digest_bytes;
 use crate::protocol::{
-    self, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, InputFile, Output,
-    ReportRequest, mark,
+    self, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, InputFile, Output, ReportRequest, mark,
 };
 
 /// How long to wait for a gateway that is away.
@@ -42,22 +41,13 @@ pub fn run(words: &[OsString]) -> Result<u8, Stop> {
     let attempt = Attempt::prepare()?;
     let (claimed, deadline) = attempt.claim()?;
     attempt.lay_out(&claimed)?;
-    let output = OutputFiles {
-        folder: attempt.settings.output.clone(),
-        document: document_file(&claimed)?,
-    };
-    let tail = Arc::new(Mutex::new(Tail::new(
-        attempt.settings.mask.clone(),
-        LOG_TAIL_BYTES,
-    )));
+    let output = OutputFiles { folder: attempt.settings.output.clone(), document: document_file(&claimed)? };
+    let tail = Arc::new(Mutex::new(Tail::new(attempt.settings.mask.clone(), LOG_TAIL_BYTES)));
     let end = attempt.execute(words, &claimed, &output, &tail, deadline)?;
     let ending = match end {
         Ok(ending) => ending,
         Err(message) => {
-            return Err(Stop::new(
-                exit::NOT_OURS,
-                format!("the attempt is over, its end is not reported: {message}"),
-            ));
+            return Err(Stop::new(exit::NOT_OURS, format!("the attempt is over, its end is not reported: {message}")));
         }
     };
     attempt.report(ending, &output, &tail)
@@ -76,8 +66,8 @@ fn document_file(claimed: &Claimed) -> Result<Option<String>, Stop> {
 impl Attempt {
     fn prepare() -> Result<Self, Stop> {
         let id = random_hex().ok_or_else(|| Stop::new(exit::INTERNAL, "no random numbers here"))?;
-        let settings = Settings::read(|name| std::env::var_os(name), id)
-            .map_err(|message| Stop::new(exit::INTERNAL, message))?;
+        let settings =
+            Settings::read(|name| std::env::var_os(name), id).map_err(|message| Stop::new(exit::INTERNAL, message))?;
         let gateway = Gateway::new(
             &settings.gateway,
             settings.gateway_ca.as_deref(),
@@ -92,26 +82,16 @@ impl Attempt {
         let halt = Arc::new(Halt::default());
         watch_signals(Arc::clone(&halt), events.clone())
             .map_err(|error| Stop::new(exit::INTERNAL, format!("signals: {error}")))?;
-        Ok(Self {
-            settings,
-            gateway: Arc::new(gateway),
-            halt,
-            events,
-            inbox,
-        })
+        Ok(Self { settings, gateway: Arc::new(gateway), halt, events, inbox })
     }
 
     /// The input, and when the attempt's time is over.
     fn claim(&self) -> Result<(Claimed, Instant), Stop> {
-        let request = ClaimRequest {
-            attempt: self.settings.attempt.clone(),
-            shim_version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
+        let request =
+            ClaimRequest { attempt: self.settings.attempt.clone(), shim_version: env!("CARGO_PKG_VERSION").to_owned() };
         let answer = self
             .gateway
-            .call(protocol::CLAIM, &request, CLAIM_PATIENCE, |delay| {
-                self.halt.pause(delay)
-            })
+            .call(protocol::CLAIM, &request, CLAIM_PATIENCE, |delay| self.halt.pause(delay))
             .map_err(|error| self.not_started("claim", &error))?;
         let now = Instant::now();
         let claimed: Claimed = serde_json::from_slice(&answer).map_err(|error| {
@@ -132,10 +112,7 @@ impl Attempt {
 
     fn not_started(&self, what: &str, error: &CallError) -> Stop {
         if let Some(signal) = self.halt.signal() {
-            return Stop::new(
-                signal_code(signal),
-                format!("{what}: stopped by signal {signal}, nothing was started"),
-            );
+            return Stop::new(signal_code(signal), format!("{what}: stopped by signal {signal}, nothing was started"));
         }
         let code = match error {
             CallError::NotOurs(_) => exit::NOT_OURS,
@@ -147,15 +124,13 @@ impl Attempt {
     /// Without this proof a lost pod could not be judged, so nothing goes on.
     fn mark(&self, line: &str) -> Result<(), Stop> {
         let log = &self.settings.termination_log;
-        files::mark(log, line)
-            .map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", log.display())))
+        files::mark(log, line).map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", log.display())))
     }
 
     fn lay_out(&self, claimed: &Claimed) -> Result<(), Stop> {
         for folder in [&self.settings.output, &self.settings.work] {
-            std::fs::create_dir_all(folder).map_err(|error| {
-                Stop::new(exit::INTERNAL, format!("{}: {error}", folder.display()))
-            })?;
+            std::fs::create_dir_all(folder)
+                .map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", folder.display())))?;
         }
         for document in &claimed.documents {
             self.fetch(document)?;
@@ -166,22 +141,15 @@ impl Attempt {
     }
 
     fn fetch(&self, document: &InputFile) -> Result<(), Stop> {
-        let request = DocumentRequest {
-            attempt: self.settings.attempt.clone(),
-            name: document.name.clone(),
-        };
+        let request = DocumentRequest { attempt: self.settings.attempt.clone(), name: document.name.clone() };
         let bytes = self
             .gateway
-            .call(protocol::DOCUMENT, &request, DOCUMENT_PATIENCE, |delay| {
-                self.halt.pause(delay)
-            })
+            .call(protocol::DOCUMENT, &request, DOCUMENT_PATIENCE, |delay| self.halt.pause(delay))
             .map_err(|error| self.not_started(&document.path, &error))?;
         let digest = digest_bytes(&bytes);
         if digest != document.digest {
-            let message = format!(
-                "{}: its digest is {digest}, not {}; nothing was started",
-                document.path, document.digest
-            );
+            let message =
+                format!("{}: its digest is {digest}, not {}; nothing was started", document.path, document.digest);
             return Err(Stop::new(exit::INTERNAL, message));
         }
         self.put(&document.path, &bytes)
@@ -192,8 +160,7 @@ impl Attempt {
             let message = format!("'{relative}' leaves the input folder; nothing was started");
             Stop::new(exit::INTERNAL, message)
         })?;
-        files::write(&path, bytes)
-            .map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", path.display())))
+        files::write(&path, bytes).map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", path.display())))
     }
 
     /// Runs the command to its end. The inner error: the attempt was lost meanwhile.
@@ -205,8 +172,7 @@ impl Attempt {
         tail: &Arc<Mutex<Tail>>,
         deadline: Instant,
     ) -> Result<Result<Ending, String>, Stop> {
-        let segment =
-            random_hex().ok_or_else(|| Stop::new(exit::INTERNAL, "no random numbers here"))?;
+        let segment = random_hex().ok_or_else(|| Stop::new(exit::INTERNAL, "no random numbers here"))?;
         let calls = Calls {
             gateway: Arc::clone(&self.gateway),
             mask: self.settings.mask.clone(),
@@ -214,8 +180,8 @@ impl Attempt {
             events: self.events.clone(),
             progress: Latest::default(),
         };
-        let url = serve(calls, &segment)
-            .map_err(|error| Stop::new(exit::INTERNAL, format!("local server: {error}")))?;
+        let url =
+            serve(calls, &segment).map_err(|error| Stop::new(exit::INTERNAL, format!("local server: {error}")))?;
         let command = self.settings.command(words, &url, &claimed.env);
         if let Some(signal) = self.halt.signal() {
             let message = format!("stopped by signal {signal}, nothing was started");
@@ -262,12 +228,8 @@ impl Attempt {
 
     fn report(&self, ending: Ending, files: &OutputFiles, tail: &Mutex<Tail>) -> Result<u8, Stop> {
         let (ending, output) = judge(ending, files.read(&self.settings.mask), tail);
-        let mut request = ReportRequest {
-            attempt: self.settings.attempt.clone(),
-            ending,
-            output,
-            log_tail: lock(tail).text(),
-        };
+        let mut request =
+            ReportRequest { attempt: self.settings.attempt.clone(), ending, output, log_tail: lock(tail).text() };
         let mut answer = self.send(&request);
         if let Err(CallError::TooLarge(message)) = &answer {
             request.ending = made_invalid(request.ending, message);
@@ -279,10 +241,7 @@ impl Attempt {
                 CallError::NotOurs(_) => exit::NOT_OURS,
                 _ => exit::UNAVAILABLE,
             };
-            Stop::new(
-                code,
-                format!("{:?} was not accepted: {error}", request.ending),
-            )
+            Stop::new(code, format!("{:?} was not accepted: {error}", request.ending))
         })?;
         let checked: Checked = serde_json::from_slice(&answer).map_err(|error| {
             let message = format!("the gateway's answer to the report: {error}");
@@ -300,12 +259,11 @@ impl Attempt {
     }
 
     fn send(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
-        self.gateway
-            .call(protocol::REPORT, request, REPORT_PATIENCE, |delay| {
-                // Not even a signal ends this: the pod's grace period does.
-                std::thread::sleep(delay);
-                true
-            })
+        self.gateway.call(protocol::REPORT, request, REPORT_PATIENCE, |delay| {
+            // Not even a signal ends this: the pod's grace period does.
+            std::thread::sleep(delay);
+            true
+        })
     }
 }
 
@@ -348,9 +306,7 @@ fn code_of(ending: &Ending, valid: bool) -> u8 {
         Ending::Exited { code: 0 } if valid => 0,
         Ending::Exited { code: 0 } => exit::INVALID_OUTPUT,
         Ending::Failed { code: 0, .. } => 1,
-        Ending::Exited { code } | Ending::Failed { code, .. } => {
-            u8::try_from(*code).unwrap_or(u8::MAX)
-        }
+        Ending::Exited { code } | Ending::Failed { code, .. } => u8::try_from(*code).unwrap_or(u8::MAX),
     }
 }
 
@@ -365,11 +321,7 @@ mod tests {
         assert_eq!(code_of(&Ending::Exited { code: 0 }, false), 65);
         assert_eq!(code_of(&Ending::Exited { code: 143 }, false), 143);
         assert_eq!(code_of(&Ending::TimedOut, true), 124);
-        let failed = |code| Ending::Failed {
-            retryable: false,
-            message: String::new(),
-            code,
-        };
+        let failed = |code| Ending::Failed { retryable: false, message: String::new(), code };
         assert_eq!(code_of(&failed(0), true), 1);
         assert_eq!(code_of(&failed(3), true), 3);
     }
@@ -379,14 +331,7 @@ mod tests {
         let tail = Mutex::new(Tail::new(Mask::default(), 100));
         let unreadable = || Err("result.json is not UTF-8 text".to_owned());
         let (ending, _) = judge(Ending::Exited { code: 0 }, unreadable(), &tail);
-        assert!(matches!(
-            ending,
-            Ending::Failed {
-                retryable: true,
-                code: 65,
-                ..
-            }
-        ));
+        assert!(matches!(ending, Ending::Failed { retryable: true, code: 65, .. }));
         assert!(lock(&tail).text().contains("not UTF-8"));
         let (ending, _) = judge(Ending::Exited { code: 3 }, unreadable(), &tail);
         assert_eq!(ending, Ending::Exited { code: 3 });

@@ -13,15 +13,8 @@ use crate::protocol::{AttemptRef, env, path};
 const TERMINATION_LOG: &str = "LOCKSTEP_TERMINATION_LOG";
 const TOKEN_FILE: &str = "LOCKSTEP_TOKEN_FILE";
 /// The agent does not see these.
-const OWN: [&str; 7] = [
-    env::GATEWAY,
-    env::GATEWAY_CA,
-    env::STEP_RUN,
-    env::STEP_RUN_UID,
-    env::SECRET_NAMES,
-    TERMINATION_LOG,
-    TOKEN_FILE,
-];
+const OWN: [&str; 7] =
+    [env::GATEWAY, env::GATEWAY_CA, env::STEP_RUN, env::STEP_RUN_UID, env::SECRET_NAMES, TERMINATION_LOG, TOKEN_FILE];
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[derive(Debug)]
@@ -39,26 +32,17 @@ pub struct Settings {
 
 impl Settings {
     pub fn read(get: impl Fn(&str) -> Option<OsString>, claim_id: String) -> Result<Self, String> {
-        let text = |name: &str| {
-            get(name)
-                .and_then(|value| value.into_string().ok())
-                .filter(|value| !value.is_empty())
-        };
+        let text = |name: &str| get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty());
         let needed = |name: &str| text(name).ok_or_else(|| format!("{name} is not set"));
         let place = |name: &str, default: &Path| {
-            get(name)
-                .filter(|value| !value.is_empty())
-                .map_or_else(|| default.to_owned(), PathBuf::from)
+            get(name).filter(|value| !value.is_empty()).map_or_else(|| default.to_owned(), PathBuf::from)
         };
         let step_run = needed(env::STEP_RUN)?;
-        let (namespace, name) = step_run
-            .split_once('/')
-            .ok_or_else(|| format!("{} is not NAMESPACE/NAME: {step_run}", env::STEP_RUN))?;
+        let (namespace, name) =
+            step_run.split_once('/').ok_or_else(|| format!("{} is not NAMESPACE/NAME: {step_run}", env::STEP_RUN))?;
         let attempt = needed(env::ATTEMPT)?;
         let secrets = text(env::SECRET_NAMES).unwrap_or_default();
-        let values = secrets
-            .split(',')
-            .filter_map(|name| get(name.trim()).map(OsString::into_vec));
+        let values = secrets.split(',').filter_map(|name| get(name.trim()).map(OsString::into_vec));
         let root = Path::new(path::ROOT);
         Ok(Self {
             gateway: needed(env::GATEWAY)?,
@@ -67,9 +51,7 @@ impl Settings {
                 namespace: namespace.to_owned(),
                 step_run: name.to_owned(),
                 uid: needed(env::STEP_RUN_UID)?,
-                attempt: attempt
-                    .parse()
-                    .map_err(|_| format!("{} is no number: {attempt}", env::ATTEMPT))?,
+                attempt: attempt.parse().map_err(|_| format!("{} is no number: {attempt}", env::ATTEMPT))?,
                 id: claim_id,
             },
             token: place(TOKEN_FILE, Path::new(path::TOKEN)),
@@ -97,16 +79,10 @@ impl Settings {
         for name in OWN {
             command.env_remove(name);
         }
-        command
-            .env(env::URL, url)
-            .env(env::IN, &self.input)
-            .env(env::OUT, &self.output)
-            .env(env::WORK, &self.work);
+        command.env(env::URL, url).env(env::IN, &self.input).env(env::OUT, &self.output).env(env::WORK, &self.work);
         let own = std::env::current_exe().unwrap_or_else(|_| path::SHIM.into());
         command.env("PATH", search_path(std::env::var_os("PATH"), &own));
-        let usable = |name: &str| {
-            std::env::var_os(name).is_some_and(|folder| files::writable(Path::new(&folder)))
-        };
+        let usable = |name: &str| std::env::var_os(name).is_some_and(|folder| files::writable(Path::new(&folder)));
         if !usable("HOME") {
             command.env("HOME", &self.work);
         }
@@ -123,9 +99,7 @@ impl Settings {
 
 /// The shim's folder comes last, so that it hides nothing of the image.
 fn search_path(given: Option<OsString>, own: &Path) -> OsString {
-    let mut path = given
-        .filter(|path| !path.is_empty())
-        .unwrap_or_else(|| DEFAULT_PATH.into());
+    let mut path = given.filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_PATH.into());
     if let Some(folder) = own.parent() {
         path.push(":");
         path.push(folder);
@@ -147,11 +121,7 @@ mod tests {
             ("API_KEY", "hunter22"),
         ];
         let get = |name: &str| {
-            change
-                .iter()
-                .chain(&pod)
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| OsString::from(value))
+            change.iter().chain(&pod).find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
         };
         Settings::read(get, "id".to_owned())
     }
@@ -164,11 +134,7 @@ mod tests {
         assert_eq!(settings.input, Path::new("/lockstep/in"));
         assert_eq!(settings.token, Path::new(path::TOKEN));
         assert_eq!(settings.mask.text("key hunter22"), "key ***");
-        assert!(
-            read(&[(env::GATEWAY, "")])
-                .unwrap_err()
-                .contains(env::GATEWAY)
-        );
+        assert!(read(&[(env::GATEWAY, "")]).unwrap_err().contains(env::GATEWAY));
         assert!(read(&[(env::STEP_RUN, "x")]).is_err());
         assert!(read(&[(env::ATTEMPT, "two")]).is_err());
     }
@@ -176,10 +142,7 @@ mod tests {
     #[test]
     fn the_command_sees_the_contract_and_not_the_shims_own() {
         let settings = read(&[]).unwrap();
-        let more = [
-            ("SESSION_ID".to_owned(), "s".to_owned()),
-            (env::URL.to_owned(), "evil".to_owned()),
-        ];
+        let more = [("SESSION_ID".to_owned(), "s".to_owned()), (env::URL.to_owned(), "evil".to_owned())];
         let command = settings.command(&["sh".into(), "-c".into()], "http://127.0.0.1:1/x", &more);
         let value = |name: &str| {
             command
@@ -188,10 +151,7 @@ mod tests {
                 .map(|(_, value)| value.map(|value| value.to_string_lossy().into_owned()))
         };
         assert_eq!(value("SESSION_ID"), Some(Some("s".to_owned())));
-        assert_eq!(
-            value(env::URL),
-            Some(Some("http://127.0.0.1:1/x".to_owned()))
-        );
+        assert_eq!(value(env::URL), Some(Some("http://127.0.0.1:1/x".to_owned())));
         assert_eq!(value(env::IN), Some(Some("/lockstep/in".to_owned())));
         for own in OWN {
             assert_eq!(value(own), Some(None), "{own}");
@@ -202,9 +162,6 @@ mod tests {
     fn the_shim_comes_last_on_the_path() {
         let own = Path::new(path::SHIM);
         assert_eq!(search_path(Some("/bin".into()), own), "/bin:/lockstep/bin");
-        assert_eq!(
-            search_path(None, own),
-            format!("{DEFAULT_PATH}:/lockstep/bin").as_str()
-        );
+        assert_eq!(search_path(None, own), format!("{DEFAULT_PATH}:/lockstep/bin").as_str());
     }
 }

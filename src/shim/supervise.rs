@@ -43,11 +43,7 @@ pub struct Supervision {
 
 impl Supervision {
     pub fn new(deadline: Instant) -> Self {
-        Self {
-            deadline,
-            kill_at: None,
-            cause: None,
-        }
+        Self { deadline, kill_at: None, cause: None }
     }
 
     /// When `due` has something to say, without another event.
@@ -71,9 +67,7 @@ impl Supervision {
         match event {
             Event::Exited(_) => None,
             Event::Signal(signal) => Some(Act::Forward(signal)),
-            Event::Fail { retryable, message } => {
-                self.end(Cause::Failed { retryable, message }, now)
-            }
+            Event::Fail { retryable, message } => self.end(Cause::Failed { retryable, message }, now),
             Event::Fenced(message) => self.end(Cause::Fenced(message), now),
         }
     }
@@ -94,11 +88,7 @@ impl Supervision {
     pub fn ending(self, code: i32) -> Result<Ending, String> {
         match self.cause {
             None => Ok(Ending::Exited { code }),
-            Some(Cause::Failed { retryable, message }) => Ok(Ending::Failed {
-                retryable,
-                message,
-                code,
-            }),
+            Some(Cause::Failed { retryable, message }) => Ok(Ending::Failed { retryable, message, code }),
             Some(Cause::TimedOut) => Ok(Ending::TimedOut),
             Some(Cause::Fenced(message)) => Err(message),
         }
@@ -112,10 +102,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn fail(message: &str) -> Event {
-        Event::Fail {
-            retryable: true,
-            message: message.to_owned(),
-        }
+        Event::Fail { retryable: true, message: message.to_owned() }
     }
 
     #[test]
@@ -140,11 +127,7 @@ mod tests {
         assert_eq!(supervision.on(fail("b"), start + SECOND), None);
         assert_eq!(supervision.due(start + 6 * SECOND), None);
         assert_eq!(supervision.due(start + 10 * SECOND), Some(Act::Kill));
-        let ending = Ending::Failed {
-            retryable: true,
-            message: "a".to_owned(),
-            code: 143,
-        };
+        let ending = Ending::Failed { retryable: true, message: "a".to_owned(), code: 143 };
         assert_eq!(supervision.ending(143), Ok(ending));
     }
 
@@ -153,10 +136,7 @@ mod tests {
         let start = Instant::now();
         let mut supervision = Supervision::new(start + 60 * SECOND);
         supervision.on(fail("a"), start);
-        assert_eq!(
-            supervision.on(Event::Fenced("gone".to_owned()), start),
-            None
-        );
+        assert_eq!(supervision.on(Event::Fenced("gone".to_owned()), start), None);
         assert_eq!(supervision.ending(0), Err("gone".to_owned()));
     }
 
@@ -164,10 +144,7 @@ mod tests {
     fn signals_are_forwarded_and_decide_nothing() {
         let start = Instant::now();
         let mut supervision = Supervision::new(start + 60 * SECOND);
-        assert_eq!(
-            supervision.on(Event::Signal(15), start),
-            Some(Act::Forward(15))
-        );
+        assert_eq!(supervision.on(Event::Signal(15), start), Some(Act::Forward(15)));
         assert_eq!(supervision.ending(143), Ok(Ending::Exited { code: 143 }));
     }
 }

@@ -4,9 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use lockstep::api::crd;
 use serde_json::{Value, json};
 
-use crate::support::{
-    Ask, Team, Who, document, object, policies_whole, refused, step_run, until, workflow,
-};
+use crate::support::{Ask, Team, Who, document, object, policies_whole, refused, step_run, until, workflow};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
@@ -15,29 +13,15 @@ const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitio
 async fn the_server_accepts_the_kinds_as_they_are() -> Result<()> {
     let admin = Who::admin().await?;
     for ours in crd::all() {
-        let name = ours
-            .pointer("/metadata/name")
-            .and_then(Value::as_str)
-            .context("no name")?;
+        let name = ours.pointer("/metadata/name").and_then(Value::as_str).context("no name")?;
         let stored = until(name, || async {
-            let stored = admin
-                .gets(&Ask::get(format!("{DEFINITIONS}/{name}")))
-                .await?;
-            Ok(condition(&stored, "Established")
-                .is_some_and(|c| c == "True")
-                .then_some(stored))
+            let stored = admin.gets(&Ask::get(format!("{DEFINITIONS}/{name}"))).await?;
+            Ok(condition(&stored, "Established").is_some_and(|c| c == "True").then_some(stored))
         })
         .await?;
-        ensure!(
-            condition(&stored, "NonStructuralSchema").is_none(),
-            "{name} is not structural"
-        );
+        ensure!(condition(&stored, "NonStructuralSchema").is_none(), "{name} is not structural");
         for field in ["scope", "names", "versions"] {
-            holds(
-                &stored["spec"][field],
-                &ours["spec"][field],
-                &format!("{name}.{field}"),
-            )?;
+            holds(&stored["spec"][field], &ours["spec"][field], &format!("{name}.{field}"))?;
         }
         // Strictly: a word that the API server does not know would be an error here.
         let mut fresh = ours.clone();
@@ -47,8 +31,7 @@ async fn the_server_accepts_the_kinds_as_they_are() -> Result<()> {
             .await
             .map_err(|r| anyhow::anyhow!("{name}: {} {}", r.code, r.message))?;
         ensure!(
-            stored.pointer("/metadata/annotations/helm.sh~1resource-policy")
-                == Some(&json!("keep")),
+            stored.pointer("/metadata/annotations/helm.sh~1resource-policy") == Some(&json!("keep")),
             "{name} would go with the chart, and all runs with it"
         );
     }
@@ -121,67 +104,20 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
 async fn specs_of_runs_steps_and_documents_never_change() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("immutable").await?;
-    team.admin
-        .gets(&Ask::post(
-            team.all("workflows"),
-            workflow("run", &json!({"input": "a"})),
-        ))
-        .await?;
-    team.admin
-        .gets(&Ask::post(
-            team.all("documents"),
-            document("doc", &json!({})),
-        ))
-        .await?;
+    team.admin.gets(&Ask::post(team.all("workflows"), workflow("run", &json!({"input": "a"})))).await?;
+    team.admin.gets(&Ask::post(team.all("documents"), document("doc", &json!({})))).await?;
     team.step_run("step", json!({}), Value::Null).await?;
     for (who, plural, name, change, words) in [
-        (
-            &team.admin,
-            "workflows",
-            "run",
-            json!({"input": "b"}),
-            "the spec of a run is immutable",
-        ),
-        (
-            &team.admin,
-            "workflows",
-            "run",
-            json!({"input": null}),
-            "the spec of a run is immutable",
-        ),
-        (
-            &team.admin,
-            "workflows",
-            "run",
-            json!({"session": "s"}),
-            "the spec of a run is immutable",
-        ),
-        (
-            &team.admin,
-            "documents",
-            "doc",
-            json!({"content": "b"}),
-            "a document is immutable",
-        ),
-        (
-            &team.operator,
-            "stepruns",
-            "step",
-            json!({"path": "b"}),
-            "the spec of a StepRun is immutable",
-        ),
+        (&team.admin, "workflows", "run", json!({"input": "b"}), "the spec of a run is immutable"),
+        (&team.admin, "workflows", "run", json!({"input": null}), "the spec of a run is immutable"),
+        (&team.admin, "workflows", "run", json!({"session": "s"}), "the spec of a run is immutable"),
+        (&team.admin, "documents", "doc", json!({"content": "b"}), "a document is immutable"),
+        (&team.operator, "stepruns", "step", json!({"path": "b"}), "the spec of a StepRun is immutable"),
     ] {
-        who.is_refused(
-            &Ask::patch(team.one(plural, name), json!({"spec": change})),
-            422,
-            words,
-        )
-        .await?;
+        who.is_refused(&Ask::patch(team.one(plural, name), json!({"spec": change})), 422, words).await?;
     }
     let ask = Ask::patch(team.one("workflows", "run"), json!({"spec": null}));
-    team.admin
-        .is_refused(&ask, 422, "spec: Required value")
-        .await?;
+    team.admin.is_refused(&ask, 422, "spec: Required value").await?;
     team.close().await
 }
 
@@ -197,36 +133,20 @@ async fn a_status_reads_as_unseen_until_the_operator_says_otherwise() -> Result<
         ("workflows", workflow("a", &json!({}))),
     ] {
         let made = team.admin.gets(&Ask::post(team.all(plural), body)).await?;
-        ensure!(
-            made["status"]["observedGeneration"] == -1,
-            "{plural}: {}",
-            made["status"]
-        );
+        ensure!(made["status"]["observedGeneration"] == -1, "{plural}: {}", made["status"]);
         let patch = Ask::patch(
             team.one(plural, "a/status"),
             json!({"status": {"conditions": [
             {"type": "Ready", "status": "True", "reason": "Fine", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
         );
         let written = team.operator.gets(&patch).await?;
-        ensure!(
-            written["status"]["observedGeneration"] == -1,
-            "{plural}: {}",
-            written["status"]
-        );
+        ensure!(written["status"]["observedGeneration"] == -1, "{plural}: {}", written["status"]);
     }
     let fresh = team.step_run("a", json!({}), Value::Null).await?;
-    ensure!(
-        fresh["status"]["observedGeneration"] == -1 && fresh["status"]["attempt"] == 1,
-        "{}",
-        fresh["status"]
-    );
+    ensure!(fresh["status"]["observedGeneration"] == -1 && fresh["status"]["attempt"] == 1, "{}", fresh["status"]);
     // The Rust types must read what the server says of an object that nobody has touched.
     let typed: lockstep::api::StepRun = serde_json::from_value(fresh)?;
-    ensure!(
-        typed
-            .status
-            .is_some_and(|s| s == lockstep::api::step_run::StepRunStatus::default())
-    );
+    ensure!(typed.status.is_some_and(|s| s == lockstep::api::step_run::StepRunStatus::default()));
     team.close().await
 }
 
@@ -234,73 +154,36 @@ async fn a_status_reads_as_unseen_until_the_operator_says_otherwise() -> Result<
 async fn fields_select_columns_print_and_the_category_lists() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("lists").await?;
-    team.step_run(
-        "one",
-        json!({"agentId": "writer"}),
-        json!({"phase": "Running"}),
-    )
-    .await?;
+    team.step_run("one", json!({"agentId": "writer"}), json!({"phase": "Running"})).await?;
     team.step_run(
         "two",
         json!({"workflow": {"name": "other", "uid": "u-2"}}),
         json!({"phase": "WaitingForAcceptance"}),
     )
     .await?;
-    team.admin
-        .gets(&Ask::post(
-            team.all("documents"),
-            document("doc", &json!({"type": "plan"})),
-        ))
-        .await?;
+    team.admin.gets(&Ask::post(team.all("documents"), document("doc", &json!({"type": "plan"})))).await?;
     for (plural, selector, name) in [
         ("stepruns", "status.phase=WaitingForAcceptance", "two"),
         ("stepruns", "spec.workflow.name=other", "two"),
-        (
-            "stepruns",
-            "spec.agentId=writer,status.phase=Running",
-            "one",
-        ),
+        ("stepruns", "spec.agentId=writer,status.phase=Running", "one"),
         ("documents", "spec.type=plan", "doc"),
     ] {
         let selector = selector.replace('=', "%3D").replace(',', "%2C");
-        let list = team
-            .bob
-            .gets(&Ask::get(format!(
-                "{}?fieldSelector={selector}",
-                team.all(plural)
-            )))
-            .await?;
-        let names: Vec<_> = list["items"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|i| &i["metadata"]["name"])
-            .collect();
+        let list = team.bob.gets(&Ask::get(format!("{}?fieldSelector={selector}", team.all(plural)))).await?;
+        let names: Vec<_> = list["items"].as_array().into_iter().flatten().map(|i| &i["metadata"]["name"]).collect();
         ensure!(names == [&json!(name)], "{plural} {selector}: {names:?}");
     }
-    let resources = team
-        .admin
-        .gets(&Ask::get("/apis/lockstep.dev/v1alpha1"))
-        .await?;
+    let resources = team.admin.gets(&Ask::get("/apis/lockstep.dev/v1alpha1")).await?;
     let mut short = Vec::new();
     for resource in resources["resources"].as_array().context("no resources")? {
         let name = resource["name"].as_str().unwrap_or_default();
         if !name.contains('/') {
             ensure!(resource["categories"] == json!(["lockstep"]), "{name}");
-            short.extend(
-                resource["shortNames"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .map(ToString::to_string),
-            );
+            short.extend(resource["shortNames"].as_array().into_iter().flatten().map(ToString::to_string));
         }
     }
     short.sort();
-    ensure!(
-        short == ["\"ldoc\"", "\"lsr\"", "\"lwf\"", "\"lwt\""],
-        "{short:?}"
-    );
+    ensure!(short == ["\"ldoc\"", "\"lsr\"", "\"lwf\"", "\"lwt\""], "{short:?}");
     team.close().await
 }
 
@@ -310,25 +193,10 @@ async fn names_that_lockstep_makes_are_legal() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("names").await?;
     let key = "Größe/1 ".repeat(20);
-    let name = lockstep::api::name::step_run(
-        &"w".repeat(52),
-        "uid",
-        "group/step",
-        std::slice::from_ref(&key),
-    );
-    let body = step_run(
-        &name,
-        &json!({"item": {"key": "k", "index": 0, "value": {"any": [1, null, {"a": "b"}]}}}),
-    );
-    let made = team
-        .operator
-        .gets(&Ask::post(team.all("stepruns"), body))
-        .await?;
-    ensure!(
-        made["spec"]["item"]["value"] == json!({"any": [1, null, {"a": "b"}]}),
-        "{}",
-        made["spec"]["item"]
-    );
+    let name = lockstep::api::name::step_run(&"w".repeat(52), "uid", "group/step", std::slice::from_ref(&key));
+    let body = step_run(&name, &json!({"item": {"key": "k", "index": 0, "value": {"any": [1, null, {"a": "b"}]}}}));
+    let made = team.operator.gets(&Ask::post(team.all("stepruns"), body)).await?;
+    ensure!(made["spec"]["item"]["value"] == json!({"any": [1, null, {"a": "b"}]}), "{}", made["spec"]["item"]);
     team.close().await
 }
 
@@ -337,9 +205,7 @@ fn holds(stored: &Value, ours: &Value, path: &str) -> Result<()> {
     match (stored, ours) {
         (Value::Object(stored), Value::Object(ours)) => {
             for (key, value) in ours {
-                let found = stored
-                    .get(key)
-                    .with_context(|| format!("{path}.{key} is not stored"))?;
+                let found = stored.get(key).with_context(|| format!("{path}.{key} is not stored"))?;
                 holds(found, value, &format!("{path}.{key}"))?;
             }
         }
@@ -350,10 +216,7 @@ fn holds(stored: &Value, ours: &Value, path: &str) -> Result<()> {
             }
         }
         (Value::Number(stored), Value::Number(ours)) => {
-            ensure!(
-                stored.as_f64() == ours.as_f64(),
-                "{path}: {stored} is not {ours}"
-            );
+            ensure!(stored.as_f64() == ours.as_f64(), "{path}: {stored} is not {ours}");
         }
         _ => ensure!(stored == ours, "{path}: {stored} is not {ours}"),
     }

@@ -8,8 +8,8 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole,
-    refused, stamps, step_run, until, workflow,
+    Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole, refused, stamps, step_run,
+    until, workflow,
 };
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
@@ -51,42 +51,20 @@ async fn stage(team: &Team) -> Result<()> {
     let guarded = || json!({"gate": {"name": "brief"}});
     let named = json!({"gate": {"name": "brief", "acceptors": {"users": ["carol"], "groups": ["product"]}}});
     let asking = json!({"phase": "WaitingForInput"});
-    team.step_run("open", guarded(), gate("Waiting", 1, &[]))
-        .await?;
-    team.step_run("named", named, gate("Waiting", 1, &[]))
-        .await?;
-    team.step_run("second", guarded(), gate("Waiting", 2, &[]))
-        .await?;
-    team.step_run("decided", guarded(), gate("Waiting", 1, &["alice"]))
-        .await?;
-    team.step_run("closed", guarded(), gate("Accepted", 1, &[]))
-        .await?;
+    team.step_run("open", guarded(), gate("Waiting", 1, &[])).await?;
+    team.step_run("named", named, gate("Waiting", 1, &[])).await?;
+    team.step_run("second", guarded(), gate("Waiting", 2, &[])).await?;
+    team.step_run("decided", guarded(), gate("Waiting", 1, &["alice"])).await?;
+    team.step_run("closed", guarded(), gate("Accepted", 1, &[])).await?;
     team.step_run("asking", json!({}), asking.clone()).await?;
     team.step_run("asking-gated", guarded(), asking).await?;
-    team.step_run("running", json!({}), json!({"phase": "Running"}))
-        .await?;
-    team.step_run(
-        "ended",
-        json!({}),
-        json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"}),
-    )
-    .await?;
+    team.step_run("running", json!({}), json!({"phase": "Running"})).await?;
+    team.step_run("ended", json!({}), json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"})).await?;
     team.step_run("fresh", json!({}), Value::Null).await?;
-    team.step_run("pending", guarded(), gate("Waiting", 1, &[]))
-        .await?;
+    team.step_run("pending", guarded(), gate("Waiting", 1, &[])).await?;
     let carol = Who::user("carol", &[]).await?;
-    carol
-        .gets(&Ask::annotate(
-            team.one("stepruns", "pending"),
-            accepted("carol"),
-        ))
-        .await?;
-    team.admin
-        .gets(&Ask::post(
-            team.all("workflows"),
-            workflow("renaming", &json!({"parameters": {"a": 1}})),
-        ))
-        .await?;
+    carol.gets(&Ask::annotate(team.one("stepruns", "pending"), accepted("carol"))).await?;
+    team.admin.gets(&Ask::post(team.all("workflows"), workflow("renaming", &json!({"parameters": {"a": 1}})))).await?;
     Ok(())
 }
 
@@ -188,16 +166,8 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
 
 async fn person(who: &Who) -> Result<String> {
     let body = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
-    let review = who
-        .gets(&Ask::post(
-            "/apis/authentication.k8s.io/v1/selfsubjectreviews",
-            body,
-        ))
-        .await?;
-    Ok(review["status"]["userInfo"]["username"]
-        .as_str()
-        .context("no name")?
-        .to_owned())
+    let review = who.gets(&Ask::post("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)).await?;
+    Ok(review["status"]["userInfo"]["username"].as_str().context("no name")?.to_owned())
 }
 
 #[tokio::test]
@@ -206,17 +176,10 @@ async fn every_rule_refuses() -> Result<()> {
     let team = Team::open("rules").await?;
     stage(&team).await?;
     let stamping = stamps(&team.admin).await?;
-    for case in cases(&team)
-        .await?
-        .iter()
-        .filter(|case| !(stamping && case.unstamped_only))
-    {
+    for case in cases(&team).await?.iter().filter(|case| !(stamping && case.unstamped_only)) {
         let words = case.words.trim_end_matches(" '");
         for words in [&format!("{}/v1: ", case.policy), words] {
-            case.who
-                .is_refused(&case.ask, 403, words)
-                .await
-                .with_context(|| format!("{:?}", case.ask.body))?;
+            case.who.is_refused(&case.ask, 403, words).await.with_context(|| format!("{:?}", case.ask.body))?;
         }
     }
     team.close().await
@@ -250,20 +213,13 @@ async fn take_rules_out(team: &Team) -> Result<()> {
     for (policy, cases) in by_policy {
         let path = format!("{POLICIES}/{policy}");
         let whole = team.admin.gets(&Ask::get(&path)).await?;
-        let rules = whole["spec"]["validations"]
-            .as_array()
-            .context("no rules")?
-            .clone();
+        let rules = whole["spec"]["validations"].as_array().context("no rules")?.clone();
         let outcome = take_out_of(team, &path, &rules, &cases).await;
-        team.admin
-            .gets(&Ask::patch(&path, json!({"spec": {"validations": rules}})))
-            .await?;
+        team.admin.gets(&Ask::patch(&path, json!({"spec": {"validations": rules}}))).await?;
         for case in &cases {
-            until(case.words, || async {
-                Ok(refused(&case.who.tries(&case.ask).await, 403, policy).ok())
-            })
-            .await
-            .context("the rule is put back and refuses")?;
+            until(case.words, || async { Ok(refused(&case.who.tries(&case.ask).await, 403, policy).ok()) })
+                .await
+                .context("the rule is put back and refuses")?;
         }
         outcome.with_context(|| policy.to_owned())?;
     }
@@ -273,18 +229,13 @@ async fn take_rules_out(team: &Team) -> Result<()> {
 async fn take_out_of(team: &Team, path: &str, rules: &[Value], cases: &[&Case]) -> Result<()> {
     let mut covered = BTreeSet::new();
     for case in cases {
-        let holders: Vec<usize> = (0..rules.len())
-            .filter(|i| says(&rules[*i]).contains(case.words))
-            .collect();
+        let holders: Vec<usize> = (0..rules.len()).filter(|i| says(&rules[*i]).contains(case.words)).collect();
         let [index] = holders[..] else {
             bail!("{:?} is in the message of rules {holders:?}", case.words);
         };
         covered.insert(index);
     }
-    let missing: Vec<_> = (0..rules.len())
-        .filter(|i| !covered.contains(i))
-        .map(|i| says(&rules[i]))
-        .collect();
+    let missing: Vec<_> = (0..rules.len()).filter(|i| !covered.contains(i)).map(|i| says(&rules[i])).collect();
     ensure!(missing.is_empty(), "rules without a case: {missing:?}");
     for index in covered {
         let mut rest = rules.to_vec();
@@ -292,18 +243,10 @@ async fn take_out_of(team: &Team, path: &str, rules: &[Value], cases: &[&Case]) 
         if rest.is_empty() {
             rest.push(json!({"expression": "true"}));
         }
-        team.admin
-            .gets(&Ask::patch(path, json!({"spec": {"validations": rest}})))
-            .await?;
-        for case in cases
-            .iter()
-            .filter(|case| says(&removed).contains(case.words))
-        {
+        team.admin.gets(&Ask::patch(path, json!({"spec": {"validations": rest}}))).await?;
+        for case in cases.iter().filter(|case| says(&removed).contains(case.words)) {
             let mut last = None;
-            let passed = until("passes without its rule", || async {
-                Ok(case.who.tries(&case.ask).await.ok())
-            })
-            .await;
+            let passed = until("passes without its rule", || async { Ok(case.who.tries(&case.ask).await.ok()) }).await;
             if passed.is_err() {
                 last = case.who.tries(&case.ask).await.err();
             }
@@ -315,11 +258,7 @@ async fn take_out_of(team: &Team, path: &str, rules: &[Value], cases: &[&Case]) 
 
 /// The fixed text and the expression of a rule's message.
 fn says(rule: &Value) -> String {
-    format!(
-        "{}\n{}",
-        rule["message"].as_str().unwrap_or(""),
-        rule["messageExpression"].as_str().unwrap_or("")
-    )
+    format!("{}\n{}", rule["message"].as_str().unwrap_or(""), rule["messageExpression"].as_str().unwrap_or(""))
 }
 
 /// Takes the stamping away, and gives what is needed to put it back.
@@ -331,26 +270,14 @@ async fn without_stamps(team: &Team) -> Result<Vec<Value>> {
     for name in ["lockstep-stamp-decision", "lockstep-stamp-creator"] {
         let path = format!("{STAMPS}/{name}");
         let mut binding = team.admin.gets(&Ask::get(&path)).await?;
-        for field in [
-            "resourceVersion",
-            "uid",
-            "managedFields",
-            "creationTimestamp",
-            "generation",
-        ] {
-            binding["metadata"]
-                .as_object_mut()
-                .context("no metadata")?
-                .remove(field);
+        for field in ["resourceVersion", "uid", "managedFields", "creationTimestamp", "generation"] {
+            binding["metadata"].as_object_mut().context("no metadata")?.remove(field);
         }
         team.admin.gets(&Ask::delete(&path)).await?;
         kept.push(binding);
     }
     let run = Ask::post(team.all("workflows"), workflow("probe", &json!({})));
-    let bare = Ask::annotate(
-        team.one("stepruns", "open"),
-        json!({"lockstep.dev/decision": "accepted"}),
-    );
+    let bare = Ask::annotate(team.one("stepruns", "open"), json!({"lockstep.dev/decision": "accepted"}));
     until("names are stamped no more", || async {
         let made = team.bob.tries(&run).await.map_err(|r| anyhow!(r.message))?;
         let asked = team.alice.tries(&bare).await.is_err();
@@ -366,9 +293,7 @@ async fn the_server_stores_the_policies_as_the_files_have_them() -> Result<()> {
     let _whole = policies_whole().await;
     let admin = Who::admin().await?;
     let mut compared = 0;
-    for file in
-        std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/lockstep/policies"))?
-    {
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/lockstep/policies"))? {
         let text = std::fs::read_to_string(file?.path())?;
         for document in serde_saphyr::from_multiple::<Value>(&text)? {
             let name = document["metadata"]["name"].as_str().context("no name")?;
@@ -378,17 +303,11 @@ async fn the_server_stores_the_policies_as_the_files_have_them() -> Result<()> {
                 _ => continue,
             };
             let stored = admin.gets(&Ask::get(format!("{list}/{name}"))).await?;
-            ensure!(
-                stored["spec"] == document["spec"],
-                "{name}:\n{}\n{}",
-                stored["spec"],
-                document["spec"]
-            );
+            ensure!(stored["spec"] == document["spec"], "{name}:\n{}\n{}", stored["spec"], document["spec"]);
             if list == POLICIES {
                 let checked = until("type checking", || async {
                     let stored = admin.gets(&Ask::get(format!("{list}/{name}"))).await?;
-                    let seen =
-                        stored["status"]["observedGeneration"] == stored["metadata"]["generation"];
+                    let seen = stored["status"]["observedGeneration"] == stored["metadata"]["generation"];
                     Ok(seen.then_some(stored["status"]["typeChecking"].clone()))
                 })
                 .await?;
@@ -411,82 +330,35 @@ async fn people_decide_and_answer() -> Result<()> {
     let erin = Who::user("erin", &[]).await?;
     let review = json!({"lockstep.dev/review": "sha256:a", "lockstep.dev/comment": "ü".repeat(4096),
         "lockstep.dev/decision": "rejected", "lockstep.dev/decided-by": "alice"});
-    team.alice
-        .gets(&Ask::annotate(at("open"), accepted("alice")))
-        .await?;
-    team.alice
-        .gets(&Ask::annotate(at("open"), accepted("alice")))
-        .await
-        .context("the same again")?;
-    team.alice
-        .gets(&Ask::annotate(at("second"), review))
-        .await?;
-    dave.gets(&Ask::annotate(at("named"), accepted("dave")))
-        .await
-        .context("member of an accepting group")?;
+    team.alice.gets(&Ask::annotate(at("open"), accepted("alice"))).await?;
+    team.alice.gets(&Ask::annotate(at("open"), accepted("alice"))).await.context("the same again")?;
+    team.alice.gets(&Ask::annotate(at("second"), review)).await?;
+    dave.gets(&Ask::annotate(at("named"), accepted("dave"))).await.context("member of an accepting group")?;
     let answer = json!({"lockstep.dev/action": "retry", "lockstep.dev/comment": "mind the tax", "lockstep.dev/decided-by": "alice"});
-    team.alice
-        .gets(&Ask::annotate(at("asking"), answer))
-        .await?;
+    team.alice.gets(&Ask::annotate(at("asking"), answer)).await?;
     let fail = json!({"lockstep.dev/action": "fail", "lockstep.dev/decided-by": "alice"});
-    team.alice
-        .gets(&Ask::annotate(at("asking-gated"), fail))
-        .await?;
+    team.alice.gets(&Ask::annotate(at("asking-gated"), fail)).await?;
     team.bob
         .gets(&Ask::annotate(at("open"), json!({"example.com/note": "x"})))
         .await
         .context("foreign annotations are free")?;
-    erin.is_refused(
-        &Ask::annotate(at("open"), accepted("erin")),
-        403,
-        "cannot patch resource",
-    )
-    .await?;
+    erin.is_refused(&Ask::annotate(at("open"), accepted("erin")), 403, "cannot patch resource").await?;
 
     // Withdrawing, by whomever; then the operator empties the mailbox, and the next decision finds it free.
     let withdraw = json!({"lockstep.dev/decision": null, "lockstep.dev/decided-by": null});
-    team.alice
-        .is_refused(
-            &Ask::annotate(at("open"), withdraw.clone()),
-            403,
-            "only the operator may change it",
-        )
-        .await?;
-    team.admin
-        .is_refused(
-            &Ask::annotate(at("open"), withdraw.clone()),
-            403,
-            "only the operator may change it",
-        )
-        .await?;
-    team.operator
-        .gets(&Ask::annotate(at("open"), withdraw))
-        .await?;
-    Who::user("carol", &[])
-        .await?
-        .gets(&Ask::annotate(at("open"), accepted("carol")))
-        .await?;
+    team.alice.is_refused(&Ask::annotate(at("open"), withdraw.clone()), 403, "only the operator may change it").await?;
+    team.admin.is_refused(&Ask::annotate(at("open"), withdraw.clone()), 403, "only the operator may change it").await?;
+    team.operator.gets(&Ask::annotate(at("open"), withdraw)).await?;
+    Who::user("carol", &[]).await?.gets(&Ask::annotate(at("open"), accepted("carol"))).await?;
 
     // What is written to the status subresource never reaches the mailbox.
     let smuggled = json!({"metadata": {"annotations": accepted("alice")}, "status": {"phase": "WaitingForAcceptance"}});
-    team.operator
-        .gets(&Ask::patch(
-            team.one("stepruns", "decided/status"),
-            smuggled,
-        ))
-        .await?;
+    team.operator.gets(&Ask::patch(team.one("stepruns", "decided/status"), smuggled)).await?;
     let stored = team.admin.gets(&Ask::get(at("decided"))).await?;
     ensure!(annotation(&stored, "lockstep.dev/decision").is_none());
     // Nor does a status that is sent along open a gate.
-    let forged =
-        json!({"metadata": {"annotations": accepted("alice")}, "status": gate("Waiting", 1, &[])});
-    team.alice
-        .is_refused(
-            &Ask::patch(at("closed"), forged),
-            403,
-            "not waiting for a decision",
-        )
-        .await?;
+    let forged = json!({"metadata": {"annotations": accepted("alice")}, "status": gate("Waiting", 1, &[])});
+    team.alice.is_refused(&Ask::patch(at("closed"), forged), 403, "not waiting for a decision").await?;
     team.close().await
 }
 
@@ -506,35 +378,17 @@ async fn names_are_stamped_where_the_server_can() -> Result<()> {
         ),
         ("asking", json!({"lockstep.dev/action": "skip"})),
     ] {
-        let stored = team
-            .alice
-            .gets(&Ask::annotate(team.one("stepruns", name), annotations))
-            .await?;
-        ensure!(
-            annotation(&stored, "lockstep.dev/decided-by") == Some("alice"),
-            "{stored}"
-        );
+        let stored = team.alice.gets(&Ask::annotate(team.one("stepruns", name), annotations)).await?;
+        ensure!(annotation(&stored, "lockstep.dev/decided-by") == Some("alice"), "{stored}");
     }
     let mut forged = workflow("run", &json!({}));
     forged["metadata"]["annotations"] = json!({"lockstep.dev/created-by": "alice"});
-    let made = team
-        .bob
-        .gets(&Ask::post(team.all("workflows"), forged))
-        .await?;
-    ensure!(
-        annotation(&made, "lockstep.dev/created-by") == Some("bob"),
-        "{made}"
-    );
+    let made = team.bob.gets(&Ask::post(team.all("workflows"), forged)).await?;
+    ensure!(annotation(&made, "lockstep.dev/created-by") == Some("bob"), "{made}");
     for value in [json!("alice"), Value::Null] {
-        let ask = Ask::annotate(
-            team.one("workflows", "run"),
-            json!({"lockstep.dev/created-by": value}),
-        );
+        let ask = Ask::annotate(team.one("workflows", "run"), json!({"lockstep.dev/created-by": value}));
         let kept = team.admin.gets(&ask).await?;
-        ensure!(
-            annotation(&kept, "lockstep.dev/created-by") == Some("bob"),
-            "{kept}"
-        );
+        ensure!(annotation(&kept, "lockstep.dev/created-by") == Some("bob"), "{kept}");
     }
     team.close().await
 }
@@ -543,35 +397,20 @@ async fn names_are_stamped_where_the_server_can() -> Result<()> {
 async fn of_many_approvers_at_once_one_is_recorded() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("race").await?;
-    team.step_run(
-        "race",
-        json!({"gate": {"name": "brief"}}),
-        gate("Waiting", 1, &[]),
-    )
-    .await?;
+    team.step_run("race", json!({"gate": {"name": "brief"}}), gate("Waiting", 1, &[])).await?;
     let mut people = Vec::new();
     for number in 0..16 {
         people.push(Who::user(&format!("p{number}"), &["product"]).await?);
     }
-    let asks: Vec<_> = people
-        .iter()
-        .map(|p| Ask::annotate(team.one("stepruns", "race"), accepted(&p.name)))
-        .collect();
+    let asks: Vec<_> = people.iter().map(|p| Ask::annotate(team.one("stepruns", "race"), accepted(&p.name))).collect();
     let answers = join_all(people.iter().zip(&asks).map(|(who, ask)| who.asks(ask))).await;
-    let winners: Vec<_> = people
-        .iter()
-        .zip(&answers)
-        .filter(|(_, a)| a.is_ok())
-        .map(|(p, _)| p.name.as_str())
-        .collect();
+    let winners: Vec<_> =
+        people.iter().zip(&answers).filter(|(_, a)| a.is_ok()).map(|(p, _)| p.name.as_str()).collect();
     ensure!(winners.len() == 1, "{winners:?}");
     for answer in answers.iter().filter(|a| a.is_err()) {
         refused(answer, 403, "a decision by ")?;
     }
-    let stored = team
-        .admin
-        .gets(&Ask::get(team.one("stepruns", "race")))
-        .await?;
+    let stored = team.admin.gets(&Ask::get(team.one("stepruns", "race"))).await?;
     ensure!(annotation(&stored, "lockstep.dev/decided-by") == winners.first().copied());
     team.close().await
 }
@@ -585,40 +424,17 @@ async fn tokens_of_service_accounts_decide_nothing() -> Result<()> {
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "agent"}, "spec": {
         "serviceAccountName": "bot", "containers": [{"name": "agent", "image": "none"}]}});
     let pod = team.admin.gets(&Ask::post(team.core("pods"), pod)).await?;
-    let bound = json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "agent", "uid": pod["metadata"]["uid"]}});
-    for (spec, words) in [
-        (json!({}), "is a machine identity"),
-        (bound, "is a machine identity (pod agent)"),
-    ] {
-        let request =
-            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-        let token = team
-            .admin
-            .gets(&Ask::post(
-                format!("{}/bot/token", team.core("serviceaccounts")),
-                request,
-            ))
-            .await?;
-        let bot = Who::token(
-            "bot",
-            token["status"]["token"].as_str().context("no token")?,
-        )
-        .await?;
+    let bound =
+        json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "agent", "uid": pod["metadata"]["uid"]}});
+    for (spec, words) in [(json!({}), "is a machine identity"), (bound, "is a machine identity (pod agent)")] {
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
+        let token = team.admin.gets(&Ask::post(format!("{}/bot/token", team.core("serviceaccounts")), request)).await?;
+        let bot = Who::token("bot", token["status"]["token"].as_str().context("no token")?).await?;
         let name = format!("system:serviceaccount:{}:bot", team.namespace);
         ensure!(person(&bot).await? == name);
-        bot.is_refused(
-            &Ask::annotate(team.one("stepruns", "open"), accepted(&name)),
-            403,
-            words,
-        )
-        .await?;
+        bot.is_refused(&Ask::annotate(team.one("stepruns", "open"), accepted(&name)), 403, words).await?;
         let answer = json!({"lockstep.dev/action": "retry", "lockstep.dev/decided-by": name});
-        bot.is_refused(
-            &Ask::annotate(team.one("stepruns", "asking"), answer),
-            403,
-            words,
-        )
-        .await?;
+        bot.is_refused(&Ask::annotate(team.one("stepruns", "asking"), answer), 403, words).await?;
     }
     team.close().await
 }
@@ -629,77 +445,32 @@ async fn operator_and_gateway_may_do_their_work() -> Result<()> {
     let team = Team::open("work").await?;
     stage(&team).await?;
     // The gateway's first word on a StepRun whose status nobody has written: as a patch, and as a whole.
-    team.gateway
-        .gets(&Ask::patch(
-            team.one("stepruns", "fresh/status"),
-            agent_part(),
-        ))
-        .await?;
+    team.gateway.gets(&Ask::patch(team.one("stepruns", "fresh/status"), agent_part())).await?;
     team.step_run("untouched", json!({}), Value::Null).await?;
-    let mut whole = team
-        .gateway
-        .gets(&Ask::get(team.one("stepruns", "untouched")))
-        .await?;
+    let mut whole = team.gateway.gets(&Ask::get(team.one("stepruns", "untouched"))).await?;
     whole["status"]["agent"] = agent_part()["status"]["agent"].clone();
-    team.gateway
-        .gets(&Ask::put(team.one("stepruns", "untouched/status"), whole))
-        .await?;
-    team.gateway
-        .gets(&Ask::patch(
-            team.one("stepruns", "running/status"),
-            agent_part(),
-        ))
-        .await?;
+    team.gateway.gets(&Ask::put(team.one("stepruns", "untouched/status"), whole)).await?;
+    team.gateway.gets(&Ask::patch(team.one("stepruns", "running/status"), agent_part())).await?;
     let made = json!({"scope": "Workflow", "scopeID": "u-1", "workflow": "shop", "path": "discovery", "round": 1});
-    team.gateway
-        .gets(&Ask::post(team.all("documents"), document("made", &made)))
-        .await?;
+    team.gateway.gets(&Ask::post(team.all("documents"), document("made", &made))).await?;
     team.operator
-        .gets(&Ask::post(
-            team.all("documents"),
-            document("inline", &json!({"scope": "Workflow", "scopeID": "u-1"})),
-        ))
+        .gets(&Ask::post(team.all("documents"), document("inline", &json!({"scope": "Workflow", "scopeID": "u-1"}))))
         .await?;
     for (scope, field) in [("Session", "session"), ("Project", "project")] {
-        let mine = document(
-            &format!("mine-{field}"),
-            &json!({"scope": scope, field: "shop"}),
-        );
-        team.bob
-            .gets(&Ask::post(team.all("documents"), mine))
-            .await?;
+        let mine = document(&format!("mine-{field}"), &json!({"scope": scope, field: "shop"}));
+        team.bob.gets(&Ask::post(team.all("documents"), mine)).await?;
     }
     let phase = json!({"status": {"phase": "Published", "revision": 1}});
-    team.operator
-        .gets(&Ask::patch(
-            team.one("documents", "made/status"),
-            phase.clone(),
-        ))
-        .await?;
+    team.operator.gets(&Ask::patch(team.one("documents", "made/status"), phase.clone())).await?;
     team.admin
-        .is_refused(
-            &Ask::patch(team.one("documents", "made/status"), phase),
-            403,
-            "may not write the status",
-        )
+        .is_refused(&Ask::patch(team.one("documents", "made/status"), phase), 403, "may not write the status")
         .await?;
     let phase = json!({"status": {"phase": "Running"}});
-    team.operator
-        .gets(&Ask::patch(
-            team.one("workflows", "renaming/status"),
-            phase.clone(),
-        ))
-        .await?;
+    team.operator.gets(&Ask::patch(team.one("workflows", "renaming/status"), phase.clone())).await?;
     team.admin
-        .is_refused(
-            &Ask::patch(team.one("workflows", "renaming/status"), phase),
-            403,
-            "may not write the status",
-        )
+        .is_refused(&Ask::patch(team.one("workflows", "renaming/status"), phase), 403, "may not write the status")
         .await?;
-    team.operator
-        .gets(&Ask::delete(team.one("stepruns", "fresh")))
-        .await?;
+    team.operator.gets(&Ask::delete(team.one("stepruns", "fresh"))).await?;
     team.close().await
 }
 
@@ -709,43 +480,23 @@ async fn runs_and_namespaces_go_with_all_they_hold() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("gone").await?;
     stage(&team).await?;
-    let run = team
-        .admin
-        .gets(&Ask::get(team.one("workflows", "renaming")))
-        .await?;
+    let run = team.admin.gets(&Ask::get(team.one("workflows", "renaming"))).await?;
     let mut owned = step_run("owned", &json!({}));
     owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
         "name": "renaming", "uid": run["metadata"]["uid"], "controller": true}]);
-    team.operator
-        .gets(&Ask::post(team.all("stepruns"), owned))
-        .await?;
+    team.operator.gets(&Ask::post(team.all("stepruns"), owned)).await?;
     let all = Ask::delete(team.all("stepruns"));
     team.admin.is_refused(&all, 403, "never alone").await?;
-    team.admin
-        .gets(&Ask::delete(team.one("workflows", "renaming")))
-        .await?;
+    team.admin.gets(&Ask::delete(team.one("workflows", "renaming"))).await?;
     until("the StepRun goes with its run", || async {
-        Ok(team
-            .admin
-            .asks(&Ask::get(team.one("stepruns", "owned")))
-            .await
-            .err()
-            .filter(|r| r.code == 404))
+        Ok(team.admin.asks(&Ask::get(team.one("stepruns", "owned"))).await.err().filter(|r| r.code == 404))
     })
     .await?;
     team.close().await?;
-    until(
-        "the namespace goes, a decision in the mailbox and all",
-        || async {
-            let namespace = Ask::get(format!("/api/v1/namespaces/{}", team.namespace));
-            Ok(team
-                .admin
-                .asks(&namespace)
-                .await
-                .err()
-                .filter(|r| r.code == 404))
-        },
-    )
+    until("the namespace goes, a decision in the mailbox and all", || async {
+        let namespace = Ask::get(format!("/api/v1/namespaces/{}", team.namespace));
+        Ok(team.admin.asks(&namespace).await.err().filter(|r| r.code == 404))
+    })
     .await?;
     Ok(())
 }

@@ -57,18 +57,12 @@ impl Ask {
     }
 
     pub fn patch(path: impl Into<String>, body: Value) -> Self {
-        Self::new(
-            Method::PATCH,
-            path,
-            "application/merge-patch+json",
-            Some(body),
-        )
+        Self::new(Method::PATCH, path, "application/merge-patch+json", Some(body))
     }
 
     /// Always with a propagation policy: a Job without one would leave its pods behind.
     pub fn delete(path: impl Into<String>) -> Self {
-        let options =
-            json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
         Self::new(Method::DELETE, path, "application/json", Some(options))
     }
 
@@ -78,41 +72,24 @@ impl Ask {
         Self::patch(path, json!({"metadata": {"annotations": annotations}}))
     }
 
-    fn new(
-        method: Method,
-        path: impl Into<String>,
-        kind: &'static str,
-        body: Option<Value>,
-    ) -> Self {
+    fn new(method: Method, path: impl Into<String>, kind: &'static str, body: Option<Value>) -> Self {
         let path = path.into();
-        Self {
-            method,
-            path,
-            kind,
-            body,
-        }
+        Self { method, path, kind, body }
     }
 }
 
 impl Who {
     /// The administrator whom KUBECONFIG names.
     pub async fn admin() -> Result<Self> {
-        Ok(Self {
-            client: Client::try_from(config().await?)?,
-            name: "admin".to_owned(),
-        })
+        Ok(Self { client: Client::try_from(config().await?)?, name: "admin".to_owned() })
     }
 
     /// Somebody else, by impersonation; the API server adds the groups that follow from the name.
     pub async fn user(name: &str, groups: &[&str]) -> Result<Self> {
         let mut config = config().await?;
         config.auth_info.impersonate = Some(name.to_owned());
-        config.auth_info.impersonate_groups =
-            Some(groups.iter().map(|g| (*g).to_owned()).collect());
-        Ok(Self {
-            client: Client::try_from(config)?,
-            name: name.to_owned(),
-        })
+        config.auth_info.impersonate_groups = Some(groups.iter().map(|g| (*g).to_owned()).collect());
+        Ok(Self { client: Client::try_from(config)?, name: name.to_owned() })
     }
 
     /// A user whose token claims to come from a pod.
@@ -121,20 +98,13 @@ impl Who {
         config.auth_info.impersonate = Some(name.to_owned());
         let claim = "authentication.kubernetes.io/pod-name".to_owned();
         config.auth_info.impersonate_user_extra = Some([(claim, vec![pod.to_owned()])].into());
-        Ok(Self {
-            client: Client::try_from(config)?,
-            name: name.to_owned(),
-        })
+        Ok(Self { client: Client::try_from(config)?, name: name.to_owned() })
     }
 
     /// Whoever holds this token.
     pub async fn token(name: &str, token: &str) -> Result<Self> {
         let config = config().await?;
-        let authority = config
-            .root_cert
-            .as_ref()
-            .and_then(|c| c.first())
-            .context("no certificate authority")?;
+        let authority = config.root_cert.as_ref().and_then(|c| c.first()).context("no certificate authority")?;
         let raw = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
@@ -144,10 +114,7 @@ impl Who {
         });
         let file: Kubeconfig = serde_json::from_value(raw)?;
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?;
-        Ok(Self {
-            client: Client::try_from(config)?,
-            name: name.to_owned(),
-        })
+        Ok(Self { client: Client::try_from(config)?, name: name.to_owned() })
     }
 
     pub async fn asks(&self, ask: &Ask) -> Answer {
@@ -171,53 +138,27 @@ impl Who {
 
     async fn send(&self, ask: &Ask, query: &str) -> Answer {
         let joint = if ask.path.contains('?') { '&' } else { '?' };
-        let uri = if query.is_empty() {
-            ask.path.clone()
-        } else {
-            format!("{}{joint}{query}", ask.path)
-        };
-        let body = ask
-            .body
-            .as_ref()
-            .map_or_else(Vec::new, |b| b.to_string().into_bytes());
+        let uri = if query.is_empty() { ask.path.clone() } else { format!("{}{joint}{query}", ask.path) };
+        let body = ask.body.as_ref().map_or_else(Vec::new, |b| b.to_string().into_bytes());
         let request = Request::builder()
             .method(ask.method.clone())
             .uri(uri)
             .header("content-type", ask.kind)
             .header("accept", "application/json")
             .body(body)
-            .map_err(|e| Refusal {
-                code: 0,
-                message: e.to_string(),
-            })?;
+            .map_err(|e| Refusal { code: 0, message: e.to_string() })?;
         match tokio::time::timeout(PATIENCE, self.client.request::<Value>(request)).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(kube::Error::Api(status))) => Err(Refusal {
-                code: status.code,
-                message: status.message,
-            }),
-            Ok(Err(other)) => Err(Refusal {
-                code: 0,
-                message: other.to_string(),
-            }),
-            Err(_) => Err(Refusal {
-                code: 0,
-                message: format!("no answer within {PATIENCE:?}"),
-            }),
+            Ok(Err(kube::Error::Api(status))) => Err(Refusal { code: status.code, message: status.message }),
+            Ok(Err(other)) => Err(Refusal { code: 0, message: other.to_string() }),
+            Err(_) => Err(Refusal { code: 0, message: format!("no answer within {PATIENCE:?}") }),
         }
     }
 
     /// Asks and must get it.
     pub async fn gets(&self, ask: &Ask) -> Result<Value> {
         self.asks(ask).await.map_err(|refusal| {
-            anyhow!(
-                "{} {} by {}: {} {}",
-                ask.method,
-                ask.path,
-                self.name,
-                refusal.code,
-                refusal.message
-            )
+            anyhow!("{} {} by {}: {} {}", ask.method, ask.path, self.name, refusal.code, refusal.message)
         })
     }
 
@@ -253,10 +194,7 @@ where
         if let Some(found) = look().await? {
             return Ok(found);
         }
-        ensure!(
-            start.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
+        ensure!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -286,37 +224,21 @@ impl Team {
             bob: Who::user("bob", &[]).await?,
             namespace,
         };
-        let create =
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": team.namespace}});
-        team.admin
-            .gets(&Ask::post("/api/v1/namespaces", create))
-            .await?;
-        let account =
-            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "bot"}});
-        team.admin
-            .gets(&Ask::post(team.core("serviceaccounts"), account))
-            .await?;
+        let create = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": team.namespace}});
+        team.admin.gets(&Ask::post("/api/v1/namespaces", create)).await?;
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "bot"}});
+        team.admin.gets(&Ask::post(team.core("serviceaccounts"), account)).await?;
         let user = |name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name});
-        let group =
-            json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "product"});
+        let group = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "product"});
         let bot = json!({"kind": "ServiceAccount", "name": "bot", "namespace": team.namespace});
-        team.bind(
-            "lockstep-approver",
-            json!([user("alice"), user("carol"), group, bot]),
-        )
-        .await?;
+        team.bind("lockstep-approver", json!([user("alice"), user("carol"), group, bot])).await?;
         team.bind("lockstep-edit", json!([user("bob")])).await?;
         team.bind("lockstep-view", json!([user("bob")])).await?;
-        for (user, verb, resource) in [
-            ("alice", "approve", "gates"),
-            ("bob", "patch", "stepruns"),
-            ("bob", "list", "stepruns"),
-        ] {
+        for (user, verb, resource) in
+            [("alice", "approve", "gates"), ("bob", "patch", "stepruns"), ("bob", "list", "stepruns")]
+        {
             until(&format!("{user} may {verb} {resource}"), || async {
-                Ok(team
-                    .may(user, &[], verb, "lockstep.dev", resource)
-                    .await?
-                    .then_some(()))
+                Ok(team.may(user, &[], verb, "lockstep.dev", resource).await?.then_some(()))
             })
             .await?;
         }
@@ -326,20 +248,12 @@ impl Team {
 
     /// Best effort: a test that failed leaves its namespace to be looked at.
     pub async fn close(&self) -> Result<()> {
-        self.admin
-            .gets(&Ask::delete(format!(
-                "/api/v1/namespaces/{}",
-                self.namespace
-            )))
-            .await?;
+        self.admin.gets(&Ask::delete(format!("/api/v1/namespaces/{}", self.namespace))).await?;
         Ok(())
     }
 
     async fn bind(&self, role: &str, subjects: Value) -> Result<()> {
-        let path = format!(
-            "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
-            self.namespace
-        );
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings", self.namespace);
         let body = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
@@ -350,70 +264,35 @@ impl Team {
     }
 
     /// What RBAC says.
-    pub async fn may(
-        &self,
-        user: &str,
-        groups: &[&str],
-        verb: &str,
-        group: &str,
-        resource: &str,
-    ) -> Result<bool> {
+    pub async fn may(&self, user: &str, groups: &[&str], verb: &str, group: &str, resource: &str) -> Result<bool> {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
         let body = json!({
             "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
             "spec": {"user": user, "groups": groups, "resourceAttributes": {
                 "namespace": self.namespace, "verb": verb, "group": group, "resource": resource, "subresource": subresource}},
         });
-        let answer = self
-            .admin
-            .gets(&Ask::post(
-                "/apis/authorization.k8s.io/v1/subjectaccessreviews",
-                body,
-            ))
-            .await?;
-        Ok(answer
-            .pointer("/status/allowed")
-            .and_then(Value::as_bool)
-            .unwrap_or(false))
+        let answer = self.admin.gets(&Ask::post("/apis/authorization.k8s.io/v1/subjectaccessreviews", body)).await?;
+        Ok(answer.pointer("/status/allowed").and_then(Value::as_bool).unwrap_or(false))
     }
 
     /// As the operator does it: the canaries must be refused with their texts; and on a server that stamps, stamps.
     pub async fn policies_stand(&self) -> Result<()> {
         let probe = step_run("canary", &json!({}));
-        match self
-            .operator
-            .asks(&Ask::post(self.all("stepruns"), probe))
-            .await
-        {
+        match self.operator.asks(&Ask::post(self.all("stepruns"), probe)).await {
             Err(refusal) if refusal.code != 409 => bail!("{refusal:?}: is the chart installed?"),
             _ => {}
         }
-        let main = Ask::annotate(
-            self.one("stepruns", "canary"),
-            json!({"lockstep.dev/canary": "x"}),
-        );
-        let status = Ask::patch(
-            self.one("stepruns", "canary/status"),
-            json!({"status": {"canary": "x"}}),
-        );
-        for (ask, words) in [
-            (main, "lockstep-gate/v1: canary ok"),
-            (status, "lockstep-status/v1: canary ok"),
-        ] {
-            until(words, || async {
-                Ok(refused(&self.operator.tries(&ask).await, 403, words).ok())
-            })
-            .await
-            .context("the admission policies do not stand: is the chart installed?")?;
+        let main = Ask::annotate(self.one("stepruns", "canary"), json!({"lockstep.dev/canary": "x"}));
+        let status = Ask::patch(self.one("stepruns", "canary/status"), json!({"status": {"canary": "x"}}));
+        for (ask, words) in [(main, "lockstep-gate/v1: canary ok"), (status, "lockstep-status/v1: canary ok")] {
+            until(words, || async { Ok(refused(&self.operator.tries(&ask).await, 403, words).ok()) })
+                .await
+                .context("the admission policies do not stand: is the chart installed?")?;
         }
         if stamps(&self.admin).await? {
             let run = Ask::post(self.all("workflows"), workflow("canary", &json!({})));
             until("created-by is stamped", || async {
-                let made = self
-                    .admin
-                    .tries(&run)
-                    .await
-                    .map_err(|r| anyhow!(r.message))?;
+                let made = self.admin.tries(&run).await.map_err(|r| anyhow!(r.message))?;
                 Ok(annotation(&made, "lockstep.dev/created-by").map(|_| ()))
             })
             .await?;
@@ -423,10 +302,7 @@ impl Team {
 
     /// `/apis/lockstep.dev/...` of a kind in this namespace.
     pub fn all(&self, plural: &str) -> String {
-        format!(
-            "/apis/lockstep.dev/v1alpha1/namespaces/{}/{plural}",
-            self.namespace
-        )
+        format!("/apis/lockstep.dev/v1alpha1/namespaces/{}/{plural}", self.namespace)
     }
 
     /// Of one object, or with `/status` behind its name.
@@ -440,17 +316,12 @@ impl Team {
 
     /// A StepRun as the operator makes it, in some state.
     pub async fn step_run(&self, name: &str, spec: Value, status: Value) -> Result<Value> {
-        let made = self
-            .operator
-            .gets(&Ask::post(self.all("stepruns"), step_run(name, &spec)))
-            .await?;
+        let made = self.operator.gets(&Ask::post(self.all("stepruns"), step_run(name, &spec))).await?;
         if status.is_null() {
             return Ok(made);
         }
         let path = self.one("stepruns", &format!("{name}/status"));
-        self.operator
-            .gets(&Ask::patch(path, json!({"status": status})))
-            .await
+        self.operator.gets(&Ask::patch(path, json!({"status": status}))).await
     }
 }
 
@@ -466,18 +337,12 @@ pub async fn policies_mine() -> RwLockWriteGuard<'static, ()> {
 
 /// Whether this server has MutatingAdmissionPolicies at v1, from Kubernetes 1.36 on.
 pub async fn stamps(admin: &Who) -> Result<bool> {
-    let list = admin
-        .gets(&Ask::get("/apis/admissionregistration.k8s.io/v1"))
-        .await?;
+    let list = admin.gets(&Ask::get("/apis/admissionregistration.k8s.io/v1")).await?;
     Ok(list.to_string().contains("\"mutatingadmissionpolicies\""))
 }
 
 pub fn annotation<'a>(object: &'a Value, key: &str) -> Option<&'a str> {
-    object
-        .get("metadata")?
-        .get("annotations")?
-        .get(key)?
-        .as_str()
+    object.get("metadata")?.get("annotations")?.get(key)?.as_str()
 }
 
 /// A StepRun; `more` is laid over its spec.
@@ -492,11 +357,7 @@ pub fn step_run(name: &str, more: &Value) -> Value {
 
 /// A Workflow; `more` is laid over its spec.
 pub fn workflow(name: &str, more: &Value) -> Value {
-    object(
-        "Workflow",
-        name,
-        &laid_over(json!({"templateRef": {"name": "default"}}), more),
-    )
+    object("Workflow", name, &laid_over(json!({"templateRef": {"name": "default"}}), more))
 }
 
 pub fn document(name: &str, more: &Value) -> Value {
@@ -530,10 +391,7 @@ async fn config() -> Result<Config> {
 }
 
 fn base64(der: &[u8]) -> String {
-    let pem = format!(
-        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-        encoded(der)
-    );
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", encoded(der));
     encoded(pem.as_bytes())
 }
 
@@ -546,11 +404,7 @@ fn encoded(bytes: &[u8]) -> String {
         let bits = u32::from(word[0]) << 16 | u32::from(word[1]) << 8 | u32::from(word[2]);
         for place in 0..4 {
             let digit = usize::try_from(bits >> (18 - 6 * place) & 63).unwrap_or_default();
-            text.push(if place <= group.len() {
-                char::from(DIGITS[digit])
-            } else {
-                '='
-            });
+            text.push(if place <= group.len() { char::from(DIGITS[digit]) } else { '=' });
         }
     }
     text

@@ -19,15 +19,10 @@ const FLOORS: [(&str, u8); 10] = [
 ];
 
 /// Names that say nothing of what is inside.
-const EMPTY_NAMES: [&str; 8] = [
-    "utils", "util", "helpers", "common", "manager", "service", "misc", "lib_",
-];
+const EMPTY_NAMES: [&str; 8] = ["utils", "util", "helpers", "common", "manager", "service", "misc", "lib_"];
 
 fn floor(room: &str) -> Option<u8> {
-    FLOORS
-        .iter()
-        .find(|(name, _)| *name == room)
-        .map(|(_, floor)| *floor)
+    FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
 }
 
 fn edges(files: &[File]) -> Vec<String> {
@@ -37,7 +32,10 @@ fn edges(files: &[File]) -> Vec<String> {
             continue;
         };
         let Some(own) = floor(from) else {
-            refusals.push(format!("{}:1: the room {from} has no floor; give it one in tests/house/floors.rs and in src/ARCHITECTURE.md", file.path));
+            refusals.push(format!(
+                "{}:1: the room {from} has no floor; give it one in tests/house/floors.rs and in src/ARCHITECTURE.md",
+                file.path
+            ));
             continue;
         };
         for (at, to) in imports(file) {
@@ -62,11 +60,7 @@ fn imports(file: &File) -> Vec<(usize, String)> {
             let before = file.code[..at].chars().next_back();
             // `$crate::` is a macro's own, `x_crate::` another name.
             if before.is_none_or(|c| !crate::source::is_word(c)) {
-                found.extend(
-                    named(&file.code, at + prefix.len())
-                        .into_iter()
-                        .map(|to| (at, to)),
-                );
+                found.extend(named(&file.code, at + prefix.len()).into_iter().map(|to| (at, to)));
             }
         }
     }
@@ -85,11 +79,7 @@ fn imports(file: &File) -> Vec<(usize, String)> {
 fn named(code: &str, at: usize) -> Vec<String> {
     if !code[at..].starts_with('{') {
         let word = word_at(code, at);
-        return vec![if word.is_empty() {
-            "everything".to_owned()
-        } else {
-            word.to_owned()
-        }];
+        return vec![if word.is_empty() { "everything".to_owned() } else { word.to_owned() }];
     }
     let list = &code[at + 1..closing(code, at) - 1];
     let mut depth = 0_i32;
@@ -104,10 +94,7 @@ fn named(code: &str, at: usize) -> Vec<String> {
         }
     }
     let heads = names.iter().filter_map(|n| n.trim().split(':').next());
-    heads
-        .filter(|n| !n.is_empty())
-        .map(|n| word_at(n, 0).to_owned())
-        .collect()
+    heads.filter(|n| !n.is_empty()).map(|n| word_at(n, 0).to_owned()).collect()
 }
 
 /// Runs of `super::`, and how long they are.
@@ -135,13 +122,13 @@ fn names(paths: &[String]) -> Vec<String> {
     let mut refusals = Vec::new();
     for path in paths.iter().filter(|p| rust(p)) {
         if path.ends_with("/mod.rs") {
-            refusals.push(format!(
-                "{path}:1: mod.rs; name the file as its folder, beside it"
-            ));
+            refusals.push(format!("{path}:1: mod.rs; name the file as its folder, beside it"));
         }
         for part in path.split('/').map(|part| part.trim_end_matches(".rs")) {
             if EMPTY_NAMES.contains(&part) {
-                refusals.push(format!("{path}:1: {part} says nothing of what is inside; name it by what it does, or move its parts home"));
+                refusals.push(format!(
+                    "{path}:1: {part} says nothing of what is inside; name it by what it does, or move its parts home"
+                ));
             }
         }
     }
@@ -161,44 +148,16 @@ fn rooms_have_telling_names() {
 #[test]
 fn wrong_edges_are_refused() {
     for (path, text, words) in [
-        (
-            "src/api/x.rs",
-            "use crate::decide::Plan;",
-            "api (floor 0) imports decide",
-        ),
-        (
-            "src/decide/x.rs",
-            "use crate::{api::a::{B, C}, cluster::D};",
-            "imports cluster",
-        ),
-        (
-            "src/gateway/x.rs",
-            "fn f() { crate::controllers::run() }",
-            "imports controllers",
-        ),
-        (
-            "src/decide/x.rs",
-            "use super::super::cluster::D;",
-            "imports cluster",
-        ),
+        ("src/api/x.rs", "use crate::decide::Plan;", "api (floor 0) imports decide"),
+        ("src/decide/x.rs", "use crate::{api::a::{B, C}, cluster::D};", "imports cluster"),
+        ("src/gateway/x.rs", "fn f() { crate::controllers::run() }", "imports controllers"),
+        ("src/decide/x.rs", "use super::super::cluster::D;", "imports cluster"),
         ("src/shim.rs", "use super::{gateway::x};", "imports gateway"),
-        (
-            "src/decide/x.rs",
-            "mod tests { use super::super::super::cli::X; }",
-            "imports cli",
-        ),
+        ("src/decide/x.rs", "mod tests { use super::super::super::cli::X; }", "imports cli"),
         ("src/decide/x.rs", "use crate::*;", "imports everything"),
-        (
-            "src/decide/x.rs",
-            "use crate::new_room::X;",
-            "imports new_room",
-        ),
+        ("src/decide/x.rs", "use crate::new_room::X;", "imports new_room"),
         ("src/cellar/x.rs", "", "has no floor"),
-        (
-            "src/cluster/x.rs",
-            "use crate::telemetry::Metrics;",
-            "imports telemetry",
-        ),
+        ("src/cluster/x.rs", "use crate::telemetry::Metrics;", "imports telemetry"),
     ] {
         refused(&edges(&one(path, text)), words);
     }

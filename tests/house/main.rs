@@ -29,10 +29,7 @@ fn none(refusals: &[String]) {
 
 /// The crafted text must be refused for these words.
 fn refused(refusals: &[String], words: &str) {
-    assert!(
-        refusals.iter().any(|r| r.contains(words)),
-        "nothing was refused for {words:?}: {refusals:?}"
-    );
+    assert!(refusals.iter().any(|r| r.contains(words)), "nothing was refused for {words:?}: {refusals:?}");
 }
 
 fn one(path: &str, text: &str) -> Vec<File> {

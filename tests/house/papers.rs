@@ -38,11 +38,7 @@ fn markdown(path: &str) -> bool {
 
 /// The lines of the fenced block that follows a heading.
 fn block<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
-    let behind = text
-        .lines()
-        .skip_while(|l| *l != heading)
-        .skip_while(|l| !l.starts_with("```"))
-        .skip(1);
+    let behind = text.lines().skip_while(|l| *l != heading).skip_while(|l| !l.starts_with("```")).skip(1);
     behind.take_while(|l| !l.starts_with("```")).collect()
 }
 
@@ -50,23 +46,15 @@ fn block<'a>(text: &'a str, heading: &str) -> Vec<&'a str> {
 fn structure(readme: &str, paths: &[String]) -> Vec<String> {
     let mut there = BTreeSet::new();
     for path in paths {
-        there.insert(
-            path.split_once('/')
-                .map_or_else(|| path.clone(), |(top, _)| format!("{top}/")),
-        );
+        there.insert(path.split_once('/').map_or_else(|| path.clone(), |(top, _)| format!("{top}/")));
         if let (true, Some(room)) = (rust(path), room(path)) {
             there.insert(format!("src/{room}"));
         }
     }
     let lines = block(readme, "## Project structure");
-    let told: BTreeSet<String> = lines
-        .iter()
-        .filter_map(|l| l.split_whitespace().next())
-        .map(str::to_owned)
-        .collect();
-    let silent = there
-        .difference(&told)
-        .map(|p| format!("README.md: Project structure has no line for {p}; say what it is"));
+    let told: BTreeSet<String> = lines.iter().filter_map(|l| l.split_whitespace().next()).map(str::to_owned).collect();
+    let silent =
+        there.difference(&told).map(|p| format!("README.md: Project structure has no line for {p}; say what it is"));
     let gone = told
         .difference(&there)
         .map(|p| format!("README.md: Project structure names {p}, which is not there; strike it"));
@@ -94,9 +82,7 @@ fn commands(papers: &[File], makefiles: &[File]) -> Vec<String> {
                 && !target.contains('=')
                 && !targets.contains(target)
             {
-                refusals.push(format!(
-                    "{place}: make {target} is no target; see make help"
-                ));
+                refusals.push(format!("{place}: make {target} is no target; see make help"));
             }
         }
     }
@@ -114,12 +100,7 @@ fn code(file: &File) -> Vec<(String, &str)> {
         } else if fenced {
             found.push((place, line.split(" # ").next().unwrap_or(line)));
         } else {
-            found.extend(
-                line.split('`')
-                    .skip(1)
-                    .step_by(2)
-                    .map(|code| (place.clone(), code)),
-            );
+            found.extend(line.split('`').skip(1).step_by(2).map(|code| (place.clone(), code)));
         }
     }
     found
@@ -131,10 +112,7 @@ fn links(papers: &[File], exists: impl Fn(&Path) -> bool) -> Vec<String> {
     for file in papers {
         for (at, _) in file.text.match_indices("](") {
             let rest = &file.text[at + 2..];
-            let target = rest[..rest.find(')').unwrap_or(0)]
-                .split_whitespace()
-                .next()
-                .unwrap_or_default();
+            let target = rest[..rest.find(')').unwrap_or(0)].split_whitespace().next().unwrap_or_default();
             if target.contains("://") || target.starts_with("mailto:") {
                 continue;
             }
@@ -145,20 +123,11 @@ fn links(papers: &[File], exists: impl Fn(&Path) -> bool) -> Vec<String> {
                 normal(&Path::new(&file.path).with_file_name(path))
             };
             if !exists(&whole) {
-                refusals.push(format!(
-                    "{}: the link to {target} leads nowhere; mend or strike it",
-                    file.place(at)
-                ));
+                refusals.push(format!("{}: the link to {target} leads nowhere; mend or strike it", file.place(at)));
             } else if !anchor.is_empty()
-                && papers
-                    .iter()
-                    .any(|f| Path::new(&f.path) == whole && !headings(&f.text).contains(anchor))
+                && papers.iter().any(|f| Path::new(&f.path) == whole && !headings(&f.text).contains(anchor))
             {
-                refusals.push(format!(
-                    "{}: {} has no heading #{anchor}",
-                    file.place(at),
-                    whole.display()
-                ));
+                refusals.push(format!("{}: {} has no heading #{anchor}", file.place(at), whole.display()));
             }
         }
     }
@@ -188,10 +157,7 @@ fn headings(text: &str) -> BTreeSet<String> {
             .map(|c| if c == ' ' { '-' } else { c })
             .collect()
     };
-    text.lines()
-        .filter(|l| l.starts_with('#'))
-        .map(slug)
-        .collect()
+    text.lines().filter(|l| l.starts_with('#')).map(slug).collect()
 }
 
 /// Hosts of registries and paths of a machine: whoever builds elsewhere has others.
@@ -216,11 +182,13 @@ fn traces(files: &[File]) -> Vec<String> {
             for (at, _) in file.text.match_indices(word.as_str()) {
                 // `/lockstep/work/` is not the folder at the root.
                 let inner = word.starts_with('/')
-                    && file.text[..at].ends_with(|c: char| {
-                        c.is_alphanumeric() || matches!(c, '.' | '}' | ')' | '_' | '-')
-                    });
+                    && file.text[..at]
+                        .ends_with(|c: char| c.is_alphanumeric() || matches!(c, '.' | '}' | ')' | '_' | '-'));
                 if !inner {
-                    refusals.push(format!("{}: {word} is of one machine or one registry; leave it to the client's own configuration", file.place(at)));
+                    refusals.push(format!(
+                        "{}: {word} is of one machine or one registry; leave it to the client's own configuration",
+                        file.place(at)
+                    ));
                 }
             }
         }
@@ -229,9 +197,7 @@ fn traces(files: &[File]) -> Vec<String> {
 }
 
 fn ids() -> BTreeSet<String> {
-    let numbered = CRITERIA
-        .iter()
-        .flat_map(|(prefix, last)| (1..=*last).map(move |n| format!("{prefix}{n}")));
+    let numbered = CRITERIA.iter().flat_map(|(prefix, last)| (1..=*last).map(move |n| format!("{prefix}{n}")));
     numbered.chain(LETTERED.map(str::to_owned)).collect()
 }
 
@@ -239,11 +205,7 @@ fn ids() -> BTreeSet<String> {
 fn criteria(text: &str, exists: impl Fn(&str, &str) -> bool) -> Vec<String> {
     let mut refusals = Vec::new();
     let mut seen = BTreeSet::new();
-    for (number, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#'))
-    {
+    for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty() && !l.starts_with('#')) {
         let place = format!("tests/criteria.txt:{}", number + 1);
         let (id, tests) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         if !ids().contains(id) {
@@ -255,14 +217,18 @@ fn criteria(text: &str, exists: impl Fn(&str, &str) -> bool) -> Vec<String> {
         for test in tests.split(',').map(str::trim).filter(|t| *t != "open") {
             match test.split_once(':') {
                 Some((kind, name)) if exists(kind, name) => {}
-                Some(_) => refusals.push(format!("{place}: {test} does not exist; name a test that fails without the feature, or write open")),
+                Some(_) => refusals.push(format!(
+                    "{place}: {test} does not exist; name a test that fails without the feature, or write open"
+                )),
                 None => refusals.push(format!("{place}: {test:?} is not kind:test; write open where there is none")),
             }
         }
     }
-    refusals.extend(ids().difference(&seen).map(|id| {
-        format!("tests/criteria.txt: {id} is missing; write `{id} open` where no test covers it")
-    }));
+    refusals.extend(
+        ids()
+            .difference(&seen)
+            .map(|id| format!("tests/criteria.txt: {id} is missing; write `{id} open` where no test covers it")),
+    );
     refusals
 }
 
@@ -275,10 +241,9 @@ fn test_exists(kind: &str, name: &str) -> bool {
     match *how {
         _ if inside.is_empty() => true,
         "txt" => inside.iter().any(|p| **p == format!("{place}/{name}.txt")),
-        _ => inside.iter().any(|p| {
-            std::fs::read_to_string(root().join(p))
-                .is_ok_and(|text| text.contains(&format!("fn {name}(")))
-        }),
+        _ => inside
+            .iter()
+            .any(|p| std::fs::read_to_string(root().join(p)).is_ok_and(|text| text.contains(&format!("fn {name}(")))),
     }
 }
 
@@ -308,10 +273,7 @@ fn links_resolve() {
 fn no_machine_left_a_trace() {
     // Lock files are written by their clients, and hold what those need.
     none(&traces(&files(|p| {
-        !matches!(
-            Path::new(p).file_name().and_then(|n| n.to_str()),
-            Some("Cargo.lock" | "go.sum")
-        )
+        !matches!(Path::new(p).file_name().and_then(|n| n.to_str()), Some("Cargo.lock" | "go.sum"))
     })));
 }
 
@@ -322,49 +284,21 @@ fn criteria_are_mapped() {
 
 #[test]
 fn untrue_papers_are_refused() {
-    let readme =
-        "## Project structure\n\n```\nsrc/      code\nsrc/decide  pure\nold/  gone\nbare/\n```\n";
+    let readme = "## Project structure\n\n```\nsrc/      code\nsrc/decide  pure\nold/  gone\nbare/\n```\n";
     let paths = ["src/decide/x.rs", "src/api.rs", "bare/x", "LICENSE"].map(str::to_owned);
     refused(&structure(readme, &paths), "no line for src/api");
     refused(&structure(readme, &paths), "no line for LICENSE");
     refused(&structure(readme, &paths), "names old/");
-    refused(
-        &structure(readme, &paths),
-        "bare/ is named and not explained",
-    );
+    refused(&structure(readme, &paths), "bare/ is named and not explained");
     let makefile = one("Makefile", "test: build\n\techo\n");
-    refused(
-        &commands(&one("a.md", "run `AUTO=1 make demo` now"), &makefile),
-        "make demo",
-    );
-    refused(
-        &commands(&one("a.md", "```\nmake tset\n```"), &makefile),
-        "a.md:2",
-    );
-    none(&commands(
-        &one("a.md", "make sure, `make test`, `make test A=b`"),
-        &makefile,
-    ));
-    refused(
-        &links(&one("docs/a.md", "[x](../b.md)"), |_| false),
-        "docs/a.md:1",
-    );
-    refused(
-        &links(&one("docs/a.md", "# One thing\n[x](#other)"), |_| true),
-        "#other",
-    );
-    none(&links(
-        &one("docs/a.md", "# One thing\n[x](#one-thing) [y](../b.md)"),
-        |p| p != Path::new("docs/b.md"),
-    ));
-    refused(
-        &traces(&one("a.sh", &["cd /wo", "rk/x"].concat())),
-        "a.sh:1",
-    );
-    refused(
-        &traces(&one("a.sh", &["https://static.crates", ".io"].concat())),
-        "one registry",
-    );
+    refused(&commands(&one("a.md", "run `AUTO=1 make demo` now"), &makefile), "make demo");
+    refused(&commands(&one("a.md", "```\nmake tset\n```"), &makefile), "a.md:2");
+    none(&commands(&one("a.md", "make sure, `make test`, `make test A=b`"), &makefile));
+    refused(&links(&one("docs/a.md", "[x](../b.md)"), |_| false), "docs/a.md:1");
+    refused(&links(&one("docs/a.md", "# One thing\n[x](#other)"), |_| true), "#other");
+    none(&links(&one("docs/a.md", "# One thing\n[x](#one-thing) [y](../b.md)"), |p| p != Path::new("docs/b.md")));
+    refused(&traces(&one("a.sh", &["cd /wo", "rk/x"].concat())), "a.sh:1");
+    refused(&traces(&one("a.sh", &["https://static.crates", ".io"].concat())), "one registry");
     none(&traces(&one("a.md", "/lockstep/work/ and $HOME/x")));
 }
 
@@ -372,26 +306,11 @@ fn untrue_papers_are_refused() {
 fn untrue_criteria_are_refused() {
     let all = ids().into_iter().collect::<Vec<_>>().join(" open\n") + " open\n";
     none(&criteria(&all, |_, _| false));
-    refused(
-        &criteria(&all.replace("S0.1 open", "S0.1 unit:nothing"), |_, _| false),
-        "does not exist",
-    );
-    refused(
-        &criteria(&all.replace("S0.1 open", "S0.1"), |_, _| true),
-        "is not kind:test",
-    );
-    refused(
-        &criteria(&all.replace("S0.1 open\n", ""), |_, _| true),
-        "S0.1 is missing",
-    );
-    refused(
-        &criteria(&(all.clone() + "S0.1 open"), |_, _| true),
-        "stands twice",
-    );
+    refused(&criteria(&all.replace("S0.1 open", "S0.1 unit:nothing"), |_, _| false), "does not exist");
+    refused(&criteria(&all.replace("S0.1 open", "S0.1"), |_, _| true), "is not kind:test");
+    refused(&criteria(&all.replace("S0.1 open\n", ""), |_, _| true), "S0.1 is missing");
+    refused(&criteria(&(all.clone() + "S0.1 open"), |_, _| true), "stands twice");
     refused(&criteria(&(all + "S9.9 open"), |_, _| true), "no criterion");
-    assert!(
-        test_exists("unit", "back_off_doubles_up_to_its_limit")
-            && !test_exists("unit", "nothing_of_the_kind")
-    );
+    assert!(test_exists("unit", "back_off_doubles_up_to_its_limit") && !test_exists("unit", "nothing_of_the_kind"));
     assert!(!test_exists("hearsay", "x"));
 }

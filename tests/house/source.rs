@@ -17,28 +17,17 @@ pub struct File {
 impl File {
     pub fn new(path: &str, text: &str) -> Self {
         let is_rust = Path::new(path).extension().is_some_and(|e| e == "rs");
-        let code = if is_rust {
-            masked(text)
-        } else {
-            text.to_owned()
+        let code = if is_rust { masked(text) } else { text.to_owned() };
+        let tests = match is_rust {
+            true if path.ends_with("/tests.rs") && path.starts_with("src/") => vec![(0, code.len())],
+            true => test_items(&code),
+            false => Vec::new(),
         };
-        let tests = if is_rust {
-            test_items(&code)
-        } else {
-            Vec::new()
-        };
-        Self {
-            path: path.to_owned(),
-            text: text.to_owned(),
-            code,
-            tests,
-        }
+        Self { path: path.to_owned(), text: text.to_owned(), code, tests }
     }
 
     pub fn in_tests(&self, at: usize) -> bool {
-        self.tests
-            .iter()
-            .any(|(from, to)| (*from..*to).contains(&at))
+        self.tests.iter().any(|(from, to)| (*from..*to).contains(&at))
     }
 
     pub fn line(&self, at: usize) -> usize {
@@ -53,18 +42,12 @@ impl File {
     /// Where a word stands as a whole word, tests left out.
     pub fn words(&self, word: &str) -> Vec<usize> {
         let found = self.code.match_indices(word).map(|(at, _)| at);
-        found
-            .filter(|at| is_whole(&self.code, *at, word) && !self.in_tests(*at))
-            .collect()
+        found.filter(|at| is_whole(&self.code, *at, word) && !self.in_tests(*at)).collect()
     }
 
     /// Lines outside tests.
     pub fn lines(&self) -> usize {
-        let tests: usize = self
-            .tests
-            .iter()
-            .map(|(from, to)| self.text[*from..*to].lines().count())
-            .sum();
+        let tests: usize = self.tests.iter().map(|(from, to)| self.text[*from..*to].lines().count()).sum();
         self.text.lines().count() - tests
     }
 
@@ -93,35 +76,19 @@ pub fn paths() -> &'static [String] {
             .current_dir(root())
             .output()
             .expect("git is needed: the checks are about the files that it knows");
-        assert!(
-            listed.status.success(),
-            "git ls-files: {}",
-            String::from_utf8_lossy(&listed.stderr)
-        );
+        assert!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
         let listed = String::from_utf8(listed.stdout).expect("paths are UTF-8");
-        listed
-            .lines()
-            .filter(|p| root().join(p).is_file())
-            .map(str::to_owned)
-            .collect()
+        listed.lines().filter(|p| root().join(p).is_file()).map(str::to_owned).collect()
     })
 }
 
 /// The text files among them that `wanted` takes.
 pub fn files(wanted: impl Fn(&str) -> bool) -> Vec<File> {
     let wanted: Vec<&String> = paths().iter().filter(|p| wanted(p)).collect();
-    assert!(
-        !wanted.is_empty(),
-        "no file to look at: the check is vacuous"
-    );
+    assert!(!wanted.is_empty(), "no file to look at: the check is vacuous");
     wanted
         .into_iter()
-        .filter_map(|path| {
-            Some(File::new(
-                path,
-                &std::fs::read_to_string(root().join(path)).ok()?,
-            ))
-        })
+        .filter_map(|path| Some(File::new(path, &std::fs::read_to_string(root().join(path)).ok()?)))
         .collect()
 }
 
@@ -174,18 +141,9 @@ pub fn closing(code: &str, open: usize) -> usize {
 fn test_items(code: &str) -> Vec<(usize, usize)> {
     let item = |at: usize| {
         let body = code[at..].find(['{', ';']).map_or(code.len(), |n| at + n);
-        (
-            at,
-            if code[body..].starts_with('{') {
-                closing(code, body)
-            } else {
-                body
-            },
-        )
+        (at, if code[body..].starts_with('{') { closing(code, body) } else { body })
     };
-    code.match_indices("#[cfg(test)]")
-        .map(|(at, _)| item(at))
-        .collect()
+    code.match_indices("#[cfg(test)]").map(|(at, _)| item(at)).collect()
 }
 
 /// Blanks comments, strings and characters, newlines kept.
@@ -217,15 +175,12 @@ fn masked(text: &str) -> String {
 }
 
 fn until(text: &str, from: usize, close: &str, more: usize) -> usize {
-    text[from..]
-        .find(close)
-        .map_or(text.len(), |n| from + n + more)
+    text[from..].find(close).map_or(text.len(), |n| from + n + more)
 }
 
 fn is_raw(bytes: &[u8], at: usize) -> bool {
     let before = at.checked_sub(1).map(|b| bytes[b]);
-    let starts =
-        before.is_none_or(|b| !b.is_ascii_alphanumeric() && b != b'_') || before == Some(b'b');
+    let starts = before.is_none_or(|b| !b.is_ascii_alphanumeric() && b != b'_') || before == Some(b'b');
     starts && bytes[at + 1..].iter().find(|b| **b != b'#') == Some(&b'"')
 }
 
@@ -243,11 +198,7 @@ fn character(bytes: &[u8], open: usize) -> usize {
     let end = match near {
         [b'\\', _, rest @ ..] => rest.iter().position(|b| *b == b'\'').map(|n| n + 2),
         [b'\'', ..] | [] => None,
-        _ => near
-            .iter()
-            .take(5)
-            .position(|b| *b == b'\'')
-            .filter(|n| *n == 1 || near[0] >= 0x80),
+        _ => near.iter().take(5).position(|b| *b == b'\'').filter(|n| *n == 1 || near[0] >= 0x80),
     };
     end.map_or(open, |n| open + n + 2)
 }
@@ -260,13 +211,6 @@ fn comments_strings_and_tests_are_no_code() {
     assert_eq!(file.code.matches("json!").count(), 1);
     assert!(file.words("json!").is_empty());
     assert!(file.code.contains("fn a<'a>(x: &'a str) { b("));
-    assert_eq!(
-        (
-            file.words("c").len(),
-            file.words("a").len(),
-            file.words("st").len()
-        ),
-        (1, 3, 0)
-    );
+    assert_eq!((file.words("c").len(), file.words("a").len(), file.words("st").len()), (1, 3, 0));
     assert_eq!((file.lines(), file.code_lines()), (3, 2));
 }

@@ -24,17 +24,7 @@ const NEVER: [(&str, &[&str]); 3] = [
         ],
     ),
     ("api", &["async", "tokio", "Client", "Api"]),
-    (
-        "protocol",
-        &[
-            "async",
-            "tokio",
-            "kube",
-            "k8s_openapi",
-            "std::process",
-            "std::fs",
-        ],
-    ),
+    ("protocol", &["async", "tokio", "kube", "k8s_openapi", "std::process", "std::fs"]),
 ];
 
 const CLOCK: [&str; 4] = ["Timestamp::now", "Instant::now", "SystemTime", "Utc::now"];
@@ -48,61 +38,28 @@ const MAY_CLOCK: &[(&str, &str)] = &[
     ("src/cli/show.rs", "ages are shown relative to now"),
     ("src/cli/step_page.rs", "ages are shown relative to now"),
     ("src/cli/watch.rs", "ages are shown relative to now"),
-    (
-        "src/cluster/consistency.rs",
-        "how long an own write is waited for in the cache",
-    ),
-    (
-        "src/cluster/guard.rs",
-        "how long a proof of the policies is worth something",
-    ),
-    (
-        "src/cluster/observe.rs",
-        "the one place where `now` enters a decision",
-    ),
+    ("src/cluster/consistency.rs", "how long an own write is waited for in the cache"),
+    ("src/cluster/guard.rs", "how long a proof of the policies is worth something"),
+    ("src/cluster/observe.rs", "the one place where `now` enters a decision"),
     ("src/cluster/tls.rs", "certificates have dates"),
     ("src/controllers/context.rs", "measures a pass"),
     ("src/gateway/attempt.rs", "stamps claims and reports"),
-    (
-        "src/gateway/auth.rs",
-        "how long a verdict on a token is kept",
-    ),
-    (
-        "src/gateway/progress.rs",
-        "progress is written at a bounded pace",
-    ),
+    ("src/gateway/auth.rs", "how long a verdict on a token is kept"),
+    ("src/gateway/progress.rs", "progress is written at a bounded pace"),
     ("src/gateway/routes.rs", "measures a call"),
     ("src/shim/gateway.rs", "how long an outage is waited for"),
     ("src/shim/run.rs", "the attempt's deadline"),
 ];
 const MAY_SLEEP: &[(&str, &str)] = &[
-    (
-        "src/gateway/cluster.rs",
-        "back-off between tries of one read",
-    ),
-    (
-        "src/gateway/serve.rs",
-        "back-off of accept, and the life of a connection",
-    ),
-    (
-        "src/gateway/tls.rs",
-        "the certificate is waited for, and looked at again",
-    ),
+    ("src/gateway/cluster.rs", "back-off between tries of one read"),
+    ("src/gateway/serve.rs", "back-off of accept, and the life of a connection"),
+    ("src/gateway/tls.rs", "the certificate is waited for, and looked at again"),
     ("src/shim/local.rs", "the pace of progress, and back-off"),
-    (
-        "src/shim/run.rs",
-        "back-off of the report, which nothing may interrupt",
-    ),
+    ("src/shim/run.rs", "back-off of the report, which nothing may interrupt"),
 ];
 const MAY_CHANCE: &[(&str, &str)] = &[
-    (
-        "src/cli/run.rs",
-        "five characters that make a run's name its own",
-    ),
-    (
-        "src/shim/gateway.rs",
-        "the id of a claim, which nobody else may know",
-    ),
+    ("src/cli/run.rs", "five characters that make a run's name its own"),
+    ("src/shim/gateway.rs", "the id of a claim, which nobody else may know"),
 ];
 const MAY_JSON: &[(&str, &str)] = &[
     ("src/api/crd.rs", "corrections of the generated schemas"),
@@ -115,10 +72,7 @@ const MAY_JSON: &[(&str, &str)] = &[
     ("src/decide/scope.rs", "the variables that expressions see"),
     ("src/gateway/claim.rs", "an empty status for the JSON patch"),
     ("src/gateway/cluster.rs", "the operations of a JSON patch"),
-    (
-        "src/gateway/context.rs",
-        "context.json, the contract with agents",
-    ),
+    ("src/gateway/context.rs", "context.json, the contract with agents"),
     ("src/shim/calls.rs", "bodies of the agent's calls"),
     ("src/shim/local.rs", "answers to the agent's calls"),
 ];
@@ -131,10 +85,7 @@ fn never(files: &[File]) -> Vec<String> {
             for word in *words {
                 let found = file.words(word).into_iter();
                 refusals.extend(found.map(|at| {
-                    format!(
-                        "{}: {word} in {room}; a higher floor does it and hands the value down",
-                        file.place(at)
-                    )
+                    format!("{}: {word} in {room}; a higher floor does it and hands the value down", file.place(at))
                 }));
             }
         }
@@ -146,41 +97,25 @@ fn never(files: &[File]) -> Vec<String> {
 fn listed(files: &[File], words: &[&str], may: &[(&str, &str)]) -> Vec<String> {
     let mut refusals = Vec::new();
     for file in files {
-        let uses: Vec<(usize, &str)> = words
-            .iter()
-            .flat_map(|w| file.words(w).into_iter().map(move |at| (at, *w)))
-            .collect();
-        let allowed = may
-            .iter()
-            .any(|(path, reason)| *path == file.path && !reason.is_empty());
+        let uses: Vec<(usize, &str)> =
+            words.iter().flat_map(|w| file.words(w).into_iter().map(move |at| (at, *w))).collect();
+        let allowed = may.iter().any(|(path, reason)| *path == file.path && !reason.is_empty());
         if allowed && uses.is_empty() {
-            refusals.push(format!(
-                "tests/house/words.rs: {} uses none of {words:?} any more; strike its line",
-                file.path
-            ));
+            refusals
+                .push(format!("tests/house/words.rs: {} uses none of {words:?} any more; strike its line", file.path));
         }
         if !allowed {
             refusals.extend(uses.iter().map(|(at, word)| format!("{}: {word}; take the value as an argument, or list the file with its reason in tests/house/words.rs", file.place(*at))));
         }
     }
-    let gone = may
-        .iter()
-        .filter(|(path, _)| !files.iter().any(|f| f.path == *path));
-    refusals.extend(
-        gone.map(|(path, _)| {
-            format!("tests/house/words.rs: {path} does not exist; strike its line")
-        }),
-    );
+    let gone = may.iter().filter(|(path, _)| !files.iter().any(|f| f.path == *path));
+    refusals.extend(gone.map(|(path, _)| format!("tests/house/words.rs: {path} does not exist; strike its line")));
     refusals
 }
 
 /// Something left to do needs somebody to do it.
 fn left_to_do(files: &[File]) -> Vec<String> {
-    let marks = [
-        ["TO", "DO"].concat(),
-        ["FIX", "ME"].concat(),
-        ["XX", "X"].concat(),
-    ];
+    let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["XX", "X"].concat()];
     let mut refusals = Vec::new();
     for file in files {
         for mark in &marks {
@@ -189,10 +124,7 @@ fn left_to_do(files: &[File]) -> Vec<String> {
                 let alone = !rest.starts_with(|c: char| c.is_alphanumeric())
                     && !file.text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
                 if alone && !rest.starts_with('(') {
-                    refusals.push(format!(
-                        "{}: {mark} without an owner; write {mark}(name), or do it",
-                        file.place(at)
-                    ));
+                    refusals.push(format!("{}: {mark} without an owner; write {mark}(name), or do it", file.place(at)));
                 }
             }
         }
@@ -232,30 +164,17 @@ fn nothing_is_left_to_nobody() {
 
 #[test]
 fn tests_do_not_sleep() {
-    let tests =
-        files(|p| p.starts_with("tests/") && p.contains(".rs") && !p.starts_with("tests/house/"));
+    let tests = files(|p| p.starts_with("tests/") && p.contains(".rs") && !p.starts_with("tests/house/"));
     let found = listed(&tests, &["thread::sleep"], &[]);
     none(&found);
 }
 
 #[test]
 fn what_may_not_stand_there_is_refused() {
-    refused(
-        &never(&one("src/decide/x.rs", "async fn f() {}")),
-        "async in decide",
-    );
-    refused(
-        &never(&one("src/decide/x.rs", "fn f() { std::env::var(n) }")),
-        "std::env",
-    );
-    refused(
-        &never(&one("src/api/x.rs", "use kube::Client;")),
-        "Client in api",
-    );
-    refused(
-        &never(&one("src/protocol.rs", "use kube::Api;")),
-        "kube in protocol",
-    );
+    refused(&never(&one("src/decide/x.rs", "async fn f() {}")), "async in decide");
+    refused(&never(&one("src/decide/x.rs", "fn f() { std::env::var(n) }")), "std::env");
+    refused(&never(&one("src/api/x.rs", "use kube::Client;")), "Client in api");
+    refused(&never(&one("src/protocol.rs", "use kube::Api;")), "kube in protocol");
     none(&never(&one(
         "src/decide/x.rs",
         "// async\nuse crate::protocol::env; #[cfg(test)] mod tests { async fn f() {} }",
@@ -267,28 +186,12 @@ fn what_may_not_stand_there_is_refused() {
         (&["json!"][..], "json!({})"),
     ] {
         refused(&listed(&one("src/x.rs", text), words, &[]), "src/x.rs:1");
-        none(&listed(
-            &one("src/x.rs", text),
-            words,
-            &[("src/x.rs", "a reason")],
-        ));
-        refused(
-            &listed(&one("src/x.rs", text), words, &[("src/x.rs", "")]),
-            "src/x.rs:1",
-        );
-        refused(
-            &listed(&one("src/x.rs", ""), words, &[("src/x.rs", "a reason")]),
-            "any more",
-        );
-        refused(
-            &listed(&[], words, &[("src/x.rs", "a reason")]),
-            "does not exist",
-        );
+        none(&listed(&one("src/x.rs", text), words, &[("src/x.rs", "a reason")]));
+        refused(&listed(&one("src/x.rs", text), words, &[("src/x.rs", "")]), "src/x.rs:1");
+        refused(&listed(&one("src/x.rs", ""), words, &[("src/x.rs", "a reason")]), "any more");
+        refused(&listed(&[], words, &[("src/x.rs", "a reason")]), "does not exist");
     }
     let mark = ["TO", "DO"].concat();
-    refused(
-        &left_to_do(&one("a.md", &format!("x\n{mark}: this"))),
-        "a.md:2",
-    );
+    refused(&left_to_do(&one("a.md", &format!("x\n{mark}: this"))), "a.md:2");
     none(&left_to_do(&one("a.md", &format!("{mark}(anna): this"))));
 }

@@ -57,12 +57,8 @@ impl Invariants {
 
 /// After settling, no Job of an attempt behind the fence is left, and of the current one there is one at most.
 fn one_job_at_most(world: &World, name: &str, attempt: i32) {
-    let unfinished: Vec<i32> = world
-        .jobs
-        .values()
-        .filter(|j| j.step_run.as_deref() == Some(name) && !j.ended)
-        .map(|j| j.attempt)
-        .collect();
+    let unfinished: Vec<i32> =
+        world.jobs.values().filter(|j| j.step_run.as_deref() == Some(name) && !j.ended).map(|j| j.attempt).collect();
     assert!(unfinished.len() <= 1, "{name}: Jobs {unfinished:?}");
     assert!(
         unfinished.iter().all(|a| *a == attempt),
@@ -86,9 +82,10 @@ fn gates_are_open(world: &World, step_run: &StepRun) {
         assert!(plural || !gated.is_empty(), "{path} was passed over");
         for found in gated {
             let status = found.status.clone().unwrap_or_default();
-            let accepted = status.gate.as_ref().is_some_and(|g| {
-                gate::can_proceed(Some(g)) && g.decisions.iter().all(|d| !d.decided_by.is_empty())
-            });
+            let accepted = status
+                .gate
+                .as_ref()
+                .is_some_and(|g| gate::can_proceed(Some(g)) && g.decisions.iter().all(|d| !d.decided_by.is_empty()));
             let open = accepted && status.phase == Some(Phase::Completed);
             assert!(open, "{} ran past {path}", step_run.spec.path);
         }
@@ -99,18 +96,8 @@ fn gates_are_open(world: &World, step_run: &StepRun) {
 fn related(definition: &Definition, a: &StepRun, b: &StepRun) -> bool {
     let mut path = String::new();
     let mut links = 1;
-    for (x, _) in a
-        .spec
-        .path
-        .split('/')
-        .zip(b.spec.path.split('/'))
-        .take_while(|(x, y)| x == y)
-    {
-        path = if path.is_empty() {
-            x.to_owned()
-        } else {
-            format!("{path}/{x}")
-        };
+    for (x, _) in a.spec.path.split('/').zip(b.spec.path.split('/')).take_while(|(x, y)| x == y) {
+        path = if path.is_empty() { x.to_owned() } else { format!("{path}/{x}") };
         links += usize::from(definition.step(&path).is_some_and(|s| s.for_each.is_some()));
     }
     let chain = |s: &StepRun| s.spec.scope_chain[..links].to_vec();

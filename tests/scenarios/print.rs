@@ -26,9 +26,7 @@ pub fn place(step_run: &StepRun) -> String {
 
 pub fn attempt(job: &Job) -> i32 {
     let labels = job.metadata.labels.as_ref();
-    labels
-        .and_then(|l| l.get(LABEL_ATTEMPT)?.parse().ok())
-        .unwrap_or_default()
+    labels.and_then(|l| l.get(LABEL_ATTEMPT)?.parse().ok()).unwrap_or_default()
 }
 
 /// What was printed last, so that only news is.
@@ -45,23 +43,16 @@ impl Printer {
         for (name, step_run) in &world.step_runs {
             let run = &step_run.spec.workflow.name;
             let place = place(step_run);
-            let place = if several {
-                format!("{run}:{place}")
-            } else {
-                place
-            };
+            let place = if several { format!("{run}:{place}") } else { place };
             self.names.insert(name.clone(), place);
         }
         let mut lines: Vec<String> = log
             .iter()
             .map(|happened| match happened {
                 Happened::Effect(effect) => format!("  + {}", Self::effect(world, effect)),
-                Happened::Notice(about, notice) => format!(
-                    "  {} {about}: {}: {}",
-                    if notice.warning { "!" } else { "*" },
-                    notice.reason,
-                    notice.note
-                ),
+                Happened::Notice(about, notice) => {
+                    format!("  {} {about}: {}: {}", if notice.warning { "!" } else { "*" }, notice.reason, notice.note)
+                }
             })
             .collect();
         for (id, about, standing) in self.standings(world) {
@@ -76,9 +67,7 @@ impl Printer {
 
     fn readable(&self, line: &str) -> String {
         let names = self.names.iter();
-        names.fold(line.to_owned(), |line, (name, place)| {
-            line.replace(name, place)
-        })
+        names.fold(line.to_owned(), |line, (name, place)| line.replace(name, place))
     }
 
     fn effect(world: &World, effect: &Effect) -> String {
@@ -166,11 +155,7 @@ fn run(workflow: &Workflow) -> String {
     };
     let phase = status.phase.unwrap_or_default();
     let mut words = phase.to_string();
-    if let Some(step) = status
-        .current_step
-        .as_ref()
-        .filter(|_| !phase.is_terminal())
-    {
+    if let Some(step) = status.current_step.as_ref().filter(|_| !phase.is_terminal()) {
         words += &format!(" at {step}");
     }
     if let Some(session) = &status.session {
@@ -199,10 +184,7 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     if status.attempt > 1 {
         words += &format!(", attempt {}", status.attempt);
     }
-    if let Some(at) = status
-        .not_before
-        .filter(|at| at.0 > world.now && !phase.is_terminal())
-    {
+    if let Some(at) = status.not_before.filter(|at| at.0 > world.now && !phase.is_terminal()) {
         let wait = at.0.duration_since(world.now).as_millis();
         words += &format!(", not before {} s from now", (wait + 999) / 1000);
     }
@@ -214,13 +196,7 @@ fn standing(step_run: &StepRun, world: &World) -> String {
         }
     }
     if let Some(wait) = &status.waiting_for {
-        words += &format!(
-            "; {:?} {}: {} [{}]",
-            wait.kind,
-            wait.id,
-            wait.question,
-            wait.options.join(" | ")
-        );
+        words += &format!("; {:?} {}: {} [{}]", wait.kind, wait.id, wait.question, wait.options.join(" | "));
     }
     for kind in ["Started", "GatePolicyInstalled"] {
         if let Some(c) = condition::get(&status.conditions, kind).filter(|c| c.status == "False") {

@@ -17,11 +17,7 @@ use crate::world::{Happened, World};
 
 /// Plays a story; the transcript is the story with what followed under every step.
 pub fn tell(text: &str) -> String {
-    let mut teller = Teller {
-        world: World::new(),
-        printer: Printer::default(),
-        invariants: Invariants::default(),
-    };
+    let mut teller = Teller { world: World::new(), printer: Printer::default(), invariants: Invariants::default() };
     let mut transcript = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
@@ -100,10 +96,7 @@ impl Teller {
         self.world.now = self.world.now.max(end);
         let mut missed = Vec::new();
         for key in self.world.keys() {
-            assert!(
-                !self.world.pass(&key, &mut missed),
-                "{key:?} had something to do and did not ask to be woken"
-            );
+            assert!(!self.world.pass(&key, &mut missed), "{key:?} had something to do and did not ask to be woken");
         }
     }
 
@@ -178,11 +171,7 @@ impl Teller {
                 let termination = quoted(split(line, "saying ").1);
                 let work = self.work(of);
                 work.ended = true;
-                work.pod = Some(PodSeen {
-                    ended: true,
-                    termination,
-                    ..work.pod.clone().unwrap_or_default()
-                });
+                work.pod = Some(PodSeen { ended: true, termination, ..work.pod.clone().unwrap_or_default() });
             }
             ["pod", "of", of, "is", "deleted"] => {
                 let by = self.world.now + SignedDuration::from_secs(30);
@@ -205,9 +194,7 @@ impl Teller {
             ["steprun", "of", of, "deleted"] => {
                 let name = self.find(of);
                 self.world.step_runs.remove(&name);
-                self.world
-                    .jobs
-                    .retain(|_, j| j.step_run.as_ref() != Some(&name));
+                self.world.jobs.retain(|_, j| j.step_run.as_ref() != Some(&name));
             }
             _ => self.act_of_person(words, line),
         }
@@ -224,11 +211,7 @@ impl Teller {
                 of
             }
             [verb @ ("accepts" | "rejects"), of, "by", by, ..] => {
-                let decision = if *verb == "accepts" {
-                    "accepted"
-                } else {
-                    "rejected"
-                };
+                let decision = if *verb == "accepts" { "accepted" } else { "rejected" };
                 letter.push((DECISION, decision.into()));
                 letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
                 of
@@ -262,9 +245,8 @@ impl Teller {
             return;
         }
         let mut spec: Map<String, Value> = yaml(body);
-        spec.entry("template").or_insert_with(|| {
-            json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}})
-        });
+        spec.entry("template")
+            .or_insert_with(|| json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}}));
         let spec = serde_json::from_value(Value::Object(spec)).expect("an Agent");
         let mut agent = Agent::new(name, spec);
         self.world.admit(&mut agent.metadata, name);
@@ -300,11 +282,7 @@ impl Teller {
             } else {
                 lockstep::api::step::Format::Json
             },
-            content: if content.starts_with('"') {
-                quoted(content)
-            } else {
-                content.to_owned()
-            },
+            content: if content.starts_with('"') { quoted(content) } else { content.to_owned() },
             ..DocumentSpec::default()
         };
         let name = format!("{kind}-{}", self.world.documents.len());
@@ -316,9 +294,11 @@ impl Teller {
     /// The StepRun that a story means: `[RUN:]STEP[/KEY]`.
     fn find(&self, of: &str) -> String {
         let (run, wanted) = of.split_once(':').map_or((None, of), |(r, w)| (Some(r), w));
-        let mut found = self.world.step_runs.iter().filter(|(_, s)| {
-            run.is_none_or(|run| s.spec.workflow.name == run) && place(s) == wanted
-        });
+        let mut found = self
+            .world
+            .step_runs
+            .iter()
+            .filter(|(_, s)| run.is_none_or(|run| s.spec.workflow.name == run) && place(s) == wanted);
         let name = found.next().unwrap_or_else(|| panic!("no StepRun {of}")).0;
         assert!(found.next().is_none(), "{of} means several StepRuns");
         name.clone()
@@ -395,11 +375,7 @@ impl Teller {
 
     fn ends(&mut self, of: &str, class: ReportClass, code: Option<i32>, message: Option<String>) {
         let report = self.report(of, class);
-        let report = Report {
-            exit_code: code,
-            message,
-            ..report
-        };
+        let report = Report { exit_code: code, message, ..report };
         self.write(of, report);
     }
 
@@ -408,17 +384,10 @@ impl Teller {
         let (head, content) = split(line, " document ");
         let output = split(head, " with ").1;
         let output = Some(output.to_owned()).filter(|o| !o.is_empty());
-        let content = if content.starts_with('"') {
-            quoted(content)
-        } else {
-            content.to_owned()
-        };
+        let content = if content.starts_with('"') { quoted(content) } else { content.to_owned() };
         let document_name = (!content.is_empty()).then(|| self.draft(of, &content));
         let report = Report {
-            digest: name::digest([
-                output.as_deref().unwrap_or_default().as_bytes(),
-                content.as_bytes(),
-            ]),
+            digest: name::digest([output.as_deref().unwrap_or_default().as_bytes(), content.as_bytes()]),
             output,
             document_name,
             exit_code: Some(0),

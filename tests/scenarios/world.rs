@@ -113,11 +113,7 @@ impl World {
     // ---- observing
 
     fn observe_workflow(&self, workflow: &Workflow) -> workflow::Observed {
-        let template = workflow
-            .spec
-            .template_ref
-            .as_ref()
-            .and_then(|t| self.templates.get(&t.name));
+        let template = workflow.spec.template_ref.as_ref().and_then(|t| self.templates.get(&t.name));
         let definition = self.definition(workflow);
         let steps = match (&definition, template) {
             (Some(definition), _) => definition.steps.clone(),
@@ -129,16 +125,11 @@ impl World {
             .filter_map(|name| Some((name.clone(), Arc::new(self.agents.get(&name)?.clone()))))
             .collect();
         let types = workflow::document_types(&steps, &agents);
-        let documents: Vec<&Document> = self
-            .documents
-            .values()
-            .filter(|d| types.contains(&d.spec.document_type))
-            .collect();
+        let documents: Vec<&Document> =
+            self.documents.values().filter(|d| types.contains(&d.spec.document_type)).collect();
         let contents = documents
             .iter()
-            .filter(|d| {
-                workflow::is_settled(d) && scope::reads_content(&steps, &d.spec.document_type)
-            })
+            .filter(|d| workflow::is_settled(d) && scope::reads_content(&steps, &d.spec.document_type))
             .map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str())))
             .collect();
         workflow::Observed {
@@ -166,20 +157,12 @@ impl World {
         let job = self.jobs.get(&job_name);
         let agent = status.agent.clone().unwrap_or_default();
         let claimed = agent.claim.filter(|c| c.attempt == status.attempt);
-        let pod = job
-            .and_then(|j| j.pod.clone())
-            .filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
-        let document = agent
-            .report
-            .and_then(|r| self.documents.get(&r.document_name?));
+        let pod = job.and_then(|j| j.pod.clone()).filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
+        let document = agent.report.and_then(|r| self.documents.get(&r.document_name?));
         step_run::Observed {
             closing: run.is_none_or(workflow::is_closing),
             definition: run.and_then(|w| self.definition(w)).map(Arc::new),
-            agent: self
-                .agents
-                .get(&step_run.spec.agent_id)
-                .cloned()
-                .map(Arc::new),
+            agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
                 None => JobSeen::Absent,
                 Some(work) if work.step_run.as_deref() != Some(own_name) => JobSeen::Foreign,
@@ -197,9 +180,7 @@ impl World {
                 .filter(|(_, j)| j.step_run.as_deref() == Some(own_name) && !j.ended)
                 .map(|(name, j)| (name.clone(), j.uid.clone(), j.attempt))
                 .collect(),
-            siblings: document
-                .map(|d| self.of_type(&d.spec.document_type))
-                .unwrap_or_default(),
+            siblings: document.map(|d| self.of_type(&d.spec.document_type)).unwrap_or_default(),
             document: document.cloned().map(Arc::new),
             guard: self.guard.clone(),
             surroundings: Arc::new(Surroundings::default()),
@@ -209,11 +190,7 @@ impl World {
     }
 
     fn of_type(&self, kind: &str) -> Vec<Arc<Document>> {
-        self.documents
-            .values()
-            .filter(|d| d.spec.document_type == kind)
-            .map(without_content)
-            .collect()
+        self.documents.values().filter(|d| d.spec.document_type == kind).map(without_content).collect()
     }
 
     // ---- passing
@@ -253,10 +230,7 @@ impl World {
         };
         let status = document::put_by_person(found, &self.of_type(&found.spec.document_type));
         let Some(status) = status else { return false };
-        let effect = Effect::SetDocumentStatus {
-            name: name.to_owned(),
-            status,
-        };
+        let effect = Effect::SetDocumentStatus { name: name.to_owned(), status };
         self.carry_out(effect, log);
         true
     }
@@ -317,11 +291,7 @@ impl World {
             }
             Effect::CreateJob(job) => {
                 let created = Work {
-                    step_run: job
-                        .metadata
-                        .owner_references
-                        .as_ref()
-                        .map(|o| o[0].name.clone()),
+                    step_run: job.metadata.owner_references.as_ref().map(|o| o[0].name.clone()),
                     generation: job
                         .metadata
                         .annotations
@@ -342,11 +312,7 @@ impl World {
                     found.status = Some(stored(status));
                 }
             }
-            Effect::EmptyMailbox {
-                step_run,
-                resource_version,
-                keys,
-            } => {
+            Effect::EmptyMailbox { step_run, resource_version, keys } => {
                 let found = self.step_runs.get_mut(step_run).expect("a StepRun");
                 let current = found.metadata.resource_version.as_ref();
                 assert_eq!(current, Some(resource_version), "a mailbox of another time");
@@ -367,10 +333,7 @@ impl World {
             created: stored(&self.time()),
             generation: None,
             ended: false,
-            pod: Some(PodSeen {
-                uid: format!("{:08}-pod", self.serial),
-                ..PodSeen::default()
-            }),
+            pod: Some(PodSeen { uid: format!("{:08}-pod", self.serial), ..PodSeen::default() }),
         }
     }
 

@@ -7,18 +7,11 @@ fn step_run_of(parameters: &str) -> StepRun {
     let mut step_run = StepRun::new(
         "shop-draft-0123456789abcdef",
         StepRunSpec {
-            workflow: WorkflowIdentity {
-                name: "shop".into(),
-                uid: "w".into(),
-                creator: None,
-            },
+            workflow: WorkflowIdentity { name: "shop".into(), uid: "w".into(), creator: None },
             path: "draft".into(),
             agent_id: "writer".into(),
             parameters: parameters.into(),
-            scope_chain: vec![ScopeLink {
-                scope: "workflow".into(),
-                scope_id: "w".into(),
-            }],
+            scope_chain: vec![ScopeLink { scope: "workflow".into(), scope_id: "w".into() }],
             item: Some(Item::default()),
             ..StepRunSpec::default()
         },
@@ -41,33 +34,19 @@ fn around() -> Surroundings {
 fn agent(pod: impl Into<Value>) -> Agent {
     let pod = pod.into();
     let template = json!({"metadata": {"labels": {"team": "a"}, "annotations": {"note": "kept"}}, "spec": pod});
-    let Value::Object(template) = template else {
-        unreachable!()
-    };
-    let mut agent = Agent::new(
-        "writer",
-        AgentSpec {
-            template,
-            ..AgentSpec::default()
-        },
-    );
+    let Value::Object(template) = template else { unreachable!() };
+    let mut agent = Agent::new("writer", AgentSpec { template, ..AgentSpec::default() });
     agent.metadata.generation = Some(7);
     agent
 }
 
 fn built(agent: &Agent, attempt: i32) -> Job {
-    let status = StepRunStatus {
-        attempt,
-        ..StepRunStatus::default()
-    };
+    let status = StepRunStatus { attempt, ..StepRunStatus::default() };
     job(&step_run_of("{}"), &status, agent, None, &around()).expect("a Job")
 }
 
 fn pod_of(job: &Job) -> PodSpec {
-    job.spec
-        .as_ref()
-        .and_then(|s| s.template.spec.clone())
-        .expect("a pod")
+    job.spec.as_ref().and_then(|s| s.template.spec.clone()).expect("a pod")
 }
 
 fn plain() -> Value {
@@ -75,35 +54,19 @@ fn plain() -> Value {
 }
 
 fn agent_container(pod: &PodSpec) -> Container {
-    pod.containers
-        .iter()
-        .find(|c| c.name == CONTAINER)
-        .cloned()
-        .expect("the agent")
+    pod.containers.iter().find(|c| c.name == CONTAINER).cloned().expect("the agent")
 }
 
 #[test]
 fn the_shim_stands_before_the_agents_own_command() {
     let pod = pod_of(&built(&agent(plain()), 1));
     let own = agent_container(&pod);
-    assert_eq!(
-        own.command.expect("a command"),
-        [path::SHIM, "run", "--", "/agent", "-v"]
-    );
+    assert_eq!(own.command.expect("a command"), [path::SHIM, "run", "--", "/agent", "-v"]);
     assert_eq!(own.args.expect("arguments"), ["x"]);
-    assert_eq!(
-        own.termination_message_path.as_deref(),
-        Some(path::TERMINATION_LOG)
-    );
+    assert_eq!(own.termination_message_path.as_deref(), Some(path::TERMINATION_LOG));
     let first = &pod.init_containers.expect("an init container")[0];
-    assert_eq!(
-        (first.name.as_str(), first.image.as_deref()),
-        ("lockstep-install", Some("lockstep:1"))
-    );
-    assert_eq!(
-        first.command.clone().expect("a command"),
-        ["/lockstep-shim", "install", INSTALL_ROOT]
-    );
+    assert_eq!((first.name.as_str(), first.image.as_deref()), ("lockstep-install", Some("lockstep:1")));
+    assert_eq!(first.command.clone().expect("a command"), ["/lockstep-shim", "install", INSTALL_ROOT]);
 }
 
 #[test]
@@ -122,22 +85,11 @@ fn the_token_is_good_for_one_attempt_only() {
         let names: Vec<&str> = volumes.iter().map(|v| v.name.as_str()).collect();
         assert_eq!(names, [VOLUME, TOKEN_VOLUME]);
         let projected = volumes[1].projected.clone().expect("a projection");
-        let token = projected.sources.expect("sources")[0]
-            .service_account_token
-            .clone()
-            .expect("a token");
+        let token = projected.sources.expect("sources")[0].service_account_token.clone().expect("a token");
         assert_eq!(token.audience, Some(name::audience("s", attempt)));
         let mounts = agent_container(&pod).volume_mounts.expect("mounts");
-        assert!(
-            mounts
-                .iter()
-                .any(|m| m.name == VOLUME && m.mount_path == path::ROOT)
-        );
-        assert!(
-            mounts
-                .iter()
-                .any(|m| m.name == TOKEN_VOLUME && m.read_only == Some(true))
-        );
+        assert!(mounts.iter().any(|m| m.name == VOLUME && m.mount_path == path::ROOT));
+        assert!(mounts.iter().any(|m| m.name == TOKEN_VOLUME && m.read_only == Some(true)));
     }
 }
 
@@ -151,18 +103,12 @@ fn the_environment_names_the_attempt_and_the_secrets_and_cannot_be_forged() {
     let own = agent_container(&pod_of(&built(&agent(pod), 3)));
     let env: Vec<EnvVar> = own.env.expect("an environment");
     let value = |name: &str| -> Vec<Option<&str>> {
-        env.iter()
-            .filter(|v| v.name == name)
-            .map(|v| v.value.as_deref())
-            .collect()
+        env.iter().filter(|v| v.name == name).map(|v| v.value.as_deref()).collect()
     };
     assert_eq!(value("PLAIN"), [Some("1")]);
     assert_eq!(value(env::ATTEMPT), [Some("3")]);
     assert_eq!(value(env::SECRET_NAMES), [Some("KEY,OTHER")]);
-    assert_eq!(
-        value(env::STEP_RUN),
-        [Some("team/shop-draft-0123456789abcdef")]
-    );
+    assert_eq!(value(env::STEP_RUN), [Some("team/shop-draft-0123456789abcdef")]);
     assert_eq!(value(env::STEP_RUN_UID), [Some("s")]);
     assert_eq!(value(env::GATEWAY), [Some("https://gateway")]);
     assert_eq!(value(env::GATEWAY_CA), [Some("PEM")]);
@@ -186,47 +132,32 @@ fn what_the_user_wrote_is_kept() {
     assert!(pod.node_selector.is_some() && pod.tolerations.is_some());
     assert_eq!(pod.volumes.as_ref().map(Vec::len), Some(3));
     let inits = pod.init_containers.clone().expect("init containers");
-    assert_eq!(
-        (inits[0].name.as_str(), inits[1].name.as_str()),
-        ("lockstep-install", "own")
-    );
+    assert_eq!((inits[0].name.as_str(), inits[1].name.as_str()), ("lockstep-install", "own"));
     assert_eq!(pod.containers[0].command, None, "a sidecar is not wrapped");
     let own = agent_container(&pod);
     assert!(own.resources.is_some_and(|r| r.limits.is_some()));
     assert_eq!(own.volume_mounts.map(|m| m.len()), Some(3));
-    let meta = job
-        .spec
-        .expect("a spec")
-        .template
-        .metadata
-        .expect("metadata");
+    let meta = job.spec.expect("a spec").template.metadata.expect("metadata");
     let labels = meta.labels.expect("labels");
     assert_eq!(labels.get("team").map(String::as_str), Some("a"));
-    assert_eq!(
-        labels.get(LABEL_STEP_RUN).map(String::as_str),
-        Some("shop-draft-0123456789abcdef")
-    );
+    assert_eq!(labels.get(LABEL_STEP_RUN).map(String::as_str), Some("shop-draft-0123456789abcdef"));
     assert!(meta.annotations.is_some());
 }
 
 /// The rules of Pod Security "restricted" that containers can break.
 fn is_restricted(pod: &PodSpec) -> bool {
     let outer = pod.security_context.clone().unwrap_or_default();
-    pod.containers
-        .iter()
-        .chain(pod.init_containers.iter().flatten())
-        .all(|c| {
-            let own = c.security_context.clone().unwrap_or_default();
-            let drops = own.capabilities.and_then(|c| c.drop).unwrap_or_default();
-            let seccomp = own.seccomp_profile.or(outer.seccomp_profile.clone());
-            own.allow_privilege_escalation == Some(false)
-                && own.run_as_non_root.or(outer.run_as_non_root) == Some(true)
-                && own.run_as_user.or(outer.run_as_user) != Some(0)
-                && drops == ["ALL"]
-                && seccomp.is_some_and(|s| s.type_ == "RuntimeDefault")
-                && own.privileged != Some(true)
-        })
-        && pod.volumes.iter().flatten().all(|v| v.host_path.is_none())
+    pod.containers.iter().chain(pod.init_containers.iter().flatten()).all(|c| {
+        let own = c.security_context.clone().unwrap_or_default();
+        let drops = own.capabilities.and_then(|c| c.drop).unwrap_or_default();
+        let seccomp = own.seccomp_profile.or(outer.seccomp_profile.clone());
+        own.allow_privilege_escalation == Some(false)
+            && own.run_as_non_root.or(outer.run_as_non_root) == Some(true)
+            && own.run_as_user.or(outer.run_as_user) != Some(0)
+            && drops == ["ALL"]
+            && seccomp.is_some_and(|s| s.type_ == "RuntimeDefault")
+            && own.privileged != Some(true)
+    }) && pod.volumes.iter().flatten().all(|v| v.host_path.is_none())
 }
 
 #[test]
@@ -242,52 +173,33 @@ fn a_restricted_pod_stays_restricted() {
     let built = pod_of(&built(&agent(json!({"containers": [inner]})), 1));
     assert!(is_restricted(&built));
     let install = &built.init_containers.expect("an init container")[0];
-    let user = install
-        .security_context
-        .as_ref()
-        .and_then(|c| c.run_as_user);
-    assert_eq!(
-        user,
-        Some(1000),
-        "it writes what the agent's user must read"
-    );
+    let user = install.security_context.as_ref().and_then(|c| c.run_as_user);
+    assert_eq!(user, Some(1000), "it writes what the agent's user must read");
 }
 
 #[test]
 fn a_job_runs_one_pod_once_and_names_its_origin() {
     let job = built(&agent(plain()), 2);
     let meta = &job.metadata;
-    assert_eq!(
-        meta.name,
-        Some(name::job("shop-draft-0123456789abcdef", "s", 2))
-    );
+    assert_eq!(meta.name, Some(name::job("shop-draft-0123456789abcdef", "s", 2)));
     let owner = &meta.owner_references.as_ref().expect("an owner")[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("StepRun", "s"));
     assert_eq!(owner.controller, Some(true));
     let annotations = meta.annotations.as_ref().expect("annotations");
     assert_eq!(annotations[ANNOTATION_AGENT_GENERATION], "7");
     let spec = job.spec.expect("a spec");
-    assert_eq!(
-        (spec.backoff_limit, spec.completions, spec.parallelism),
-        (Some(0), Some(1), Some(1))
-    );
+    assert_eq!((spec.backoff_limit, spec.completions, spec.parallelism), (Some(0), Some(1), Some(1)));
     assert_eq!(spec.pod_replacement_policy.as_deref(), Some("Failed"));
     assert_eq!(spec.active_deadline_seconds, Some(600 + 3600 + 120));
 }
 
 #[test]
 fn a_step_may_have_its_own_timeout() {
-    let step = Step {
-        timeout_seconds: Some(10),
-        ..Step::default()
-    };
+    let step = Step { timeout_seconds: Some(10), ..Step::default() };
     let status = StepRunStatus::default();
     let agent = agent(plain());
     let job = job(&step_run_of("{}"), &status, &agent, Some(&step), &around()).expect("a Job");
-    assert_eq!(
-        job.spec.and_then(|s| s.active_deadline_seconds),
-        Some(600 + 10 + 120)
-    );
+    assert_eq!(job.spec.and_then(|s| s.active_deadline_seconds), Some(600 + 10 + 120));
 }
 
 #[test]

@@ -7,20 +7,13 @@ use k8s_openapi::jiff::Timestamp;
 const NOW: Time = Time(Timestamp::UNIX_EPOCH);
 
 fn derived(stand: &Stand) -> WorkflowStatus {
-    let mut status = WorkflowStatus {
-        session: Some(SessionStatus::default()),
-        ..WorkflowStatus::default()
-    };
+    let mut status = WorkflowStatus { session: Some(SessionStatus::default()), ..WorkflowStatus::default() };
     derive(&mut status, stand, &NOW);
     status
 }
 
 fn failed() -> Failure {
-    Failure {
-        place: "draft".into(),
-        class: AttemptResult::Unrecoverable,
-        message: "no".into(),
-    }
+    Failure { place: "draft".into(), class: AttemptResult::Unrecoverable, message: "no".into() }
 }
 
 #[test]
@@ -33,13 +26,7 @@ fn running_stands_before_input_before_acceptance_before_documents() {
         (0, 0, 0, missing(), Phase::WaitingForDocuments),
         (0, 0, 0, Vec::new(), Phase::Pending),
     ] {
-        let stand = Stand {
-            running,
-            questions,
-            gates,
-            missing_documents: documents,
-            ..Stand::default()
-        };
+        let stand = Stand { running, questions, gates, missing_documents: documents, ..Stand::default() };
         let status = derived(&stand);
         assert_eq!(status.phase, Some(expected));
         assert_eq!(status.completed_at, None);
@@ -55,14 +42,7 @@ fn a_failed_run_ends_when_nothing_of_it_is_left() {
         (0, 0, 0, 1, Phase::Running),
         (0, 0, 0, 0, Phase::Failed),
     ] {
-        let stand = Stand {
-            running,
-            held,
-            gates,
-            questions,
-            failure: Some(failed()),
-            ..Stand::default()
-        };
+        let stand = Stand { running, held, gates, questions, failure: Some(failed()), ..Stand::default() };
         let status = derived(&stand);
         assert_eq!(status.phase, Some(expected));
         let failing = condition::get(&status.conditions, FAILING).is_some();
@@ -72,18 +52,10 @@ fn a_failed_run_ends_when_nothing_of_it_is_left() {
 
 #[test]
 fn how_much_waits_is_told_whatever_the_phase() {
-    for (gates, questions, expected) in [
-        (0, 0, None),
-        (1, 0, Some("1 gate")),
-        (0, 1, Some("1 question")),
-        (2, 3, Some("2 gates, 3 questions")),
-    ] {
-        let stand = Stand {
-            running: 1,
-            gates,
-            questions,
-            ..Stand::default()
-        };
+    for (gates, questions, expected) in
+        [(0, 0, None), (1, 0, Some("1 gate")), (0, 1, Some("1 question")), (2, 3, Some("2 gates, 3 questions"))]
+    {
+        let stand = Stand { running: 1, gates, questions, ..Stand::default() };
         let status = derived(&stand);
         let summary = status.waiting.map(|w| w.summary);
         assert_eq!(summary.as_deref(), expected);
@@ -95,23 +67,12 @@ fn how_much_waits_is_told_whatever_the_phase() {
 
 #[test]
 fn tools_read_the_end_from_conditions() {
-    let running = Stand {
-        running: 1,
-        ..Stand::default()
-    };
-    let done = Stand {
-        done: true,
-        ..Stand::default()
-    };
-    let failed = Stand {
-        failure: Some(failed()),
-        ..Stand::default()
-    };
-    for (stand, succeeded, reconciling, stalled) in [
-        (running, "Unknown", true, false),
-        (done, "True", false, false),
-        (failed, "False", false, true),
-    ] {
+    let running = Stand { running: 1, ..Stand::default() };
+    let done = Stand { done: true, ..Stand::default() };
+    let failed = Stand { failure: Some(failed()), ..Stand::default() };
+    for (stand, succeeded, reconciling, stalled) in
+        [(running, "Unknown", true, false), (done, "True", false, false), (failed, "False", false, true)]
+    {
         let status = derived(&stand);
         let of = |kind| condition::get(&status.conditions, kind).map(|c| c.status.as_str());
         assert_eq!(of("Succeeded"), Some(succeeded));

@@ -1,0 +1,118 @@
+//! While an attempt runs, and how it ends: the claim, the report, the fate of its pod, the next attempt.
+
+use super::{
+    ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, GONE_AFTER_SECONDS, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES,
+    Next, Pass, Phase, Report, ReportClass, ResultRef, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after,
+    clip, condition, failure,
+};
+
+impl Pass<'_> {
+    pub(super) fn running(&mut self, claim: &Claim) {
+        // `status.agent.claim` says it already; the condition is mended only where it named an obstacle.
+        match condition::get(&self.status.conditions, "Started").map(|c| c.status.as_str()) {
+            Some("False") => self.launched(Truth::True, "Claimed", &format!("by pod {}", claim.pod_name)),
+            _ => self.launched(Truth::Unknown, "Launched", ""),
+        }
+        // The shim ends the agent itself; this is for a shim that cannot.
+        let deadline = after(&claim.at, self.timeout() + 60 + SKEW_SECONDS);
+        let ended = match &self.o.pod {
+            None => true,
+            Some(pod) => {
+                pod.ended || pod.gone_by.as_ref().is_some_and(|by| self.o.now.0 >= after(by, GONE_AFTER_SECONDS).0)
+            }
+        };
+        if ended {
+            let termination = self.o.pod.as_ref().map(|p| p.termination.clone()).unwrap_or_default();
+            let result = failure::lost(true, &termination);
+            return self.end_attempt(result, None, &format!("pod {} ended without a report", claim.pod_name));
+        }
+        if self.o.now.0 >= deadline.0 {
+            return self.end_attempt(AttemptResult::Timeout, None, &format!("no report within {} s", self.timeout()));
+        }
+        if let Some(by) = self.o.pod.as_ref().and_then(|p| p.gone_by.clone()) {
+            self.wake_at(&after(&by, GONE_AFTER_SECONDS));
+        }
+        self.wake_at(&deadline);
+    }
+
+    pub(super) fn verdict(&mut self, report: &Report) {
+        self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        if report.class != ReportClass::Succeeded {
+            let result = failure::verdict(report, self.o.agent.as_deref());
+            let message = report
+                .message
+                .clone()
+                .unwrap_or_else(|| format!("the agent exited with {}", report.exit_code.unwrap_or_default()));
+            return self.end_attempt(result, Some(report), &message);
+        }
+        self.record(AttemptResult::Succeeded, Some(report), None);
+        self.status.error = None;
+        self.status.result = Some(ResultRef {
+            attempt: report.attempt,
+            digest: report.digest.clone(),
+            document_name: report.document_name.clone(),
+        });
+        condition::clear(&mut self.status.conditions, "Started");
+        self.open_gate();
+    }
+
+    pub(super) fn end_attempt(&mut self, result: AttemptResult, report: Option<&Report>, message: &str) {
+        self.record(result, report, Some(message));
+        let error = StepError {
+            class: result,
+            message: clip(message, MESSAGE_BYTES),
+            attempt: self.status.attempt,
+            exit_code: report.and_then(|r| r.exit_code),
+            log_tail: report.and_then(|r| r.log_tail.as_deref()).map(|t| clip(t, LOG_TAIL_BYTES)),
+        };
+        self.plan.warn("AttemptFailed", format!("attempt {}: {result}: {}", self.status.attempt, clip(message, 400)));
+        self.status.error = Some(error);
+        condition::clear(&mut self.status.conditions, "Started");
+        let (counts, next) = failure::next(result, self.status.counts, self.policy);
+        self.status.counts = counts;
+        match next {
+            // No attempt follows and nobody is asked any more.
+            _ if self.o.closing => self.conclude(Phase::Failed),
+            Next::Again => {
+                let failures =
+                    if result == AttemptResult::Infrastructure { counts.infrastructure } else { counts.retryable };
+                let wait = failure::backoff(self.policy, failures, &format!("{}/{}", self.uid(), self.status.attempt));
+                self.next_attempt(Some(Time(self.o.now.0 + SignedDuration::try_from(wait).unwrap_or_default())));
+            }
+            Next::Ask(kind) => self.ask(kind, message),
+            Next::Fail => self.conclude(Phase::Failed),
+        }
+    }
+
+    /// Moves the fence; whatever still runs of the old attempt is refused from now on, and deleted in `clean_up`.
+    pub(super) fn next_attempt(&mut self, not_before: Option<Time>) {
+        self.status.attempt += 1;
+        self.status.phase = Some(Phase::Running);
+        if let Some(at) = &not_before {
+            self.wake_at(at);
+        }
+        self.status.not_before = not_before;
+        if self.plan.requeue.is_none() {
+            self.plan.look_again(Duration::ZERO);
+        }
+    }
+
+    pub(super) fn record(&mut self, result: AttemptResult, report: Option<&Report>, message: Option<&str>) {
+        let agent_generation = match &self.o.job {
+            JobSeen::Present { agent_generation, .. } => *agent_generation,
+            _ => None,
+        };
+        self.status.attempts.push(Attempt {
+            number: self.status.attempt,
+            round: self.status.round,
+            result,
+            exit_code: report.and_then(|r| r.exit_code),
+            agent_generation,
+            started_at: self.claim().map(|c| c.at),
+            completed_at: report.map_or_else(|| self.o.now.clone(), |r| r.at.clone()),
+            message: message.map(|m| clip(m, MESSAGE_BYTES)),
+        });
+        let surplus = self.status.attempts.len().saturating_sub(ATTEMPTS_KEPT);
+        self.status.attempts.drain(..surplus);
+    }
+}

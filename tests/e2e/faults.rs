@@ -207,17 +207,27 @@ async fn answer_retry_after_spent() -> Result<()> {
 #[tokio::test]
 async fn invalid_definition_lists_every_fault() -> Result<()> {
     let space = Space::open("invalid").await?;
-    let steps = json!([
-        {"name": "twice", "agentId": "a"},
-        {"name": "twice", "agentId": "a"},
-        {"name": "neither"},
-        {"name": "torn", "agentId": "a", "parameters": {"x": "${ 1 + }"}},
-    ]);
-    space.run("wrong", &json!({"steps": steps})).await?;
+    // What the API server can see is refused at once, what the operator alone can see ends the run: all of it each time.
+    let step = |name: &str| json!({"name": name, "agentId": "a"});
+    let refused = json!({"steps": [step("twice"), step("twice"), {"name": "neither"}]});
+    let answer = space.run("refused", &refused).await;
+    let message = format!("{:#}", answer.err().context("accepted")?);
+    for place in [
+        "spec.steps[1]: Duplicate value",
+        "spec.steps[2]: Invalid value: exactly one of",
+    ] {
+        ensure!(message.contains(place), "nothing of {place}: {message}");
+    }
+    let mut torn = step("torn");
+    torn["parameters"] = json!({"x": "${ 1 + }"});
+    let mut early = step("early");
+    early["parameters"] = json!({"x": "${ steps.later.output }"});
+    let wrong = json!({"steps": [torn, early, step("later")]});
+    space.run("wrong", &wrong).await?;
     let status = space.phase("wrong", Phase::Failed).await?;
     let (reason, message) = condition(&status, "Succeeded")?;
     ensure!(reason == "InvalidWorkflow", "{reason}: {message}");
-    for place in ["spec.steps[1]", "spec.steps[2]", "spec.steps[3].parameters"] {
+    for place in ["spec.steps[0].parameters", "spec.steps[1].parameters"] {
         ensure!(message.contains(place), "nothing of {place}: {message}");
     }
     ensure!(space.step_runs("wrong").await?.is_empty());

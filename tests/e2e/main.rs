@@ -4,6 +4,7 @@
 //!     make install demo-agents && eval "$(hack/devcluster/devcluster env)"
 //!     RUST_TEST_THREADS=4 cargo test --test e2e
 
+mod claims;
 mod faults;
 mod flow;
 mod restart;

@@ -150,12 +150,6 @@ impl Space {
             .with_context(|| format!("POST {path}"))
     }
 
-    pub async fn patch(&self, path: &str, body: &Value) -> Result<Value> {
-        ask(&self.admin, Method::PATCH, path, Some(body))
-            .await
-            .with_context(|| format!("PATCH {path}"))
-    }
-
     async fn make(&self, kind: &str, plural: &str, name: &str, spec: &Value) -> Result<()> {
         let object = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": kind,
             "metadata": {"name": name}, "spec": spec});

@@ -7,5 +7,6 @@
 mod claims;
 mod faults;
 mod flow;
+mod proof;
 mod restart;
 mod support;

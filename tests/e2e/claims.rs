@@ -25,9 +25,7 @@ async fn two_pods_one_claim() -> Result<()> {
     let space = Space::open("claims").await?;
     let mut nowhere = pod_template("true");
     nowhere["spec"]["nodeSelector"] = json!({"lockstep.dev/e2e": "nowhere"});
-    space
-        .agent("idle", "", &json!({"template": nowhere}))
-        .await?;
+    space.agent("idle", "", &json!({"template": nowhere})).await?;
     let items: Vec<usize> = (0..RACES).collect();
     let each = json!({"in": "parameters.items", "as": "item", "maxParallel": RACES});
     let spec = json!({"parameters": {"items": items}, "steps": [{"name": "race", "agentId": "idle", "forEach": each}]});
@@ -43,9 +41,7 @@ async fn two_pods_one_claim() -> Result<()> {
     for step_run in space.step_runs("races").await? {
         let name = step_run.metadata.name.clone().unwrap_or_default();
         let pod = pods.iter().find(|p| label(&p.metadata, "steprun") == name);
-        let winner = race(&space, &gateway, &step_run, pod.context("no pod")?)
-            .await
-            .with_context(|| name.clone())?;
+        let winner = race(&space, &gateway, &step_run, pod.context("no pod")?).await.with_context(|| name.clone())?;
         winners.insert(name, winner);
     }
     ensure!(winners.len() == RACES);
@@ -97,10 +93,7 @@ async fn race(space: &Space, gateway: &Gateway, step_run: &StepRun, pod: &Pod) -
     let start = Arc::new(Barrier::new(2));
     let mut runners = Vec::new();
     let mut claims = Vec::new();
-    for id in [
-        "0123456789abcdef0123456789abcdef",
-        "fedcba9876543210fedcba9876543210",
-    ] {
+    for id in ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"] {
         let claim = ClaimRequest {
             attempt: AttemptRef {
                 namespace: space.namespace.clone(),
@@ -139,12 +132,7 @@ async fn race(space: &Space, gateway: &Gateway, step_run: &StepRun, pod: &Pod) -
     pod.metadata.uid.clone().context("no UID")
 }
 
-fn send(
-    agent: &ureq::Agent,
-    url: &str,
-    token: &str,
-    claim: &ClaimRequest,
-) -> Result<(u16, String)> {
+fn send(agent: &ureq::Agent, url: &str, token: &str, claim: &ClaimRequest) -> Result<(u16, String)> {
     let mut answer = agent
         .post(url)
         .header("Authorization", format!("Bearer {token}"))
@@ -177,10 +165,7 @@ async fn agents_have_no_api_credentials() -> Result<()> {
     let pod = space.pods("curious").await?.pop().context("no pod")?;
     let name = pod.metadata.name.clone().unwrap_or_default();
     let log = space.log(&name).await?;
-    ensure!(
-        !log.contains("HAS-CREDENTIALS") && !log.contains("kubernetes.io"),
-        "{log}"
-    );
+    ensure!(!log.contains("HAS-CREDENTIALS") && !log.contains("kubernetes.io"), "{log}");
     ensure!(log.contains("STARTED look 1"), "{log}");
     let spec = pod.spec.as_ref().context("no spec")?;
     ensure!(spec.automount_service_account_token == Some(false));

@@ -19,21 +19,9 @@ struct Case {
 }
 
 /// One attempt, unless the case says otherwise.
-fn case(
-    name: &'static str,
-    script: &'static str,
-    class: AttemptResult,
-    words: &'static str,
-) -> Case {
+fn case(name: &'static str, script: &'static str, class: AttemptResult, words: &'static str) -> Case {
     let more = json!({"retry": {"maxAttempts": 1}});
-    Case {
-        name,
-        script,
-        more,
-        class,
-        words,
-        attempts: 1,
-    }
+    Case { name, script, more, class, words, attempts: 1 }
 }
 
 fn cases() -> Vec<Case> {
@@ -69,22 +57,14 @@ fn cases() -> Vec<Case> {
                 "/n/deep: ",
             )
         },
-        Case {
-            more: strict,
-            ..case("silent", "true", R::InvalidOutput, "no result.json")
-        },
+        Case { more: strict, ..case("silent", "true", R::InvalidOutput, "no result.json") },
         case(
             "large",
             "(printf '\"'; head -c 10485760 /dev/zero | tr '\\0' x; printf '\"') > $LOCKSTEP_OUT/result.json",
             R::OutputTooLarge,
             "bytes",
         ),
-        case(
-            "quits",
-            "lockstep fail --unrecoverable the brief is empty",
-            R::Unrecoverable,
-            "the brief is empty",
-        ),
+        case("quits", "lockstep fail --unrecoverable the brief is empty", R::Unrecoverable, "the brief is empty"),
         Case {
             more: json!({"retry": {"maxAttempts": 1}, "timeoutSeconds": 2}),
             ..case("slow", "sleep 30", R::Timeout, "2")
@@ -108,7 +88,8 @@ async fn bad_output_and_garbage() -> Result<()> {
     let mut absent = pod_template("true");
     absent["spec"]["containers"][0]["image"] = json!("localhost/no-such-image:none");
     absent["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
-    let more = json!({"template": absent, "startTimeoutSeconds": 1, "retry": {"maxAttempts": 1, "initialBackoffSeconds": 1}});
+    let more =
+        json!({"template": absent, "startTimeoutSeconds": 1, "retry": {"maxAttempts": 1, "initialBackoffSeconds": 1}});
     space.agent("absent", "", &more).await?;
     space.run("absent", &one_step("absent")).await?;
     space.agent("healthy", "true", &json!({})).await?;
@@ -117,52 +98,26 @@ async fn bad_output_and_garbage() -> Result<()> {
     space.phase("healthy", Phase::Completed).await?;
     space.assert_exactly_once("healthy", 1).await?;
     for case in &cases {
-        ends_as_documented(&space, case)
-            .await
-            .with_context(|| case.name)?;
+        ends_as_documented(&space, case).await.with_context(|| case.name)?;
     }
-    let lost = space
-        .step("absent", "only", "an attempt was not started", |s| {
-            !s.attempts.is_empty()
-        })
-        .await?;
+    let lost = space.step("absent", "only", "an attempt was not started", |s| !s.attempts.is_empty()).await?;
     let attempt = &lost.status.context("status")?.attempts[0];
     let message = attempt.message.clone().unwrap_or_default();
-    ensure!(
-        attempt.result == AttemptResult::Infrastructure,
-        "{attempt:?}"
-    );
-    ensure!(
-        message.contains("not started within 1 s") && message.contains("no-such-image"),
-        "{message}"
-    );
+    ensure!(attempt.result == AttemptResult::Infrastructure, "{attempt:?}");
+    ensure!(message.contains("not started within 1 s") && message.contains("no-such-image"), "{message}");
     space.close().await
 }
 
 async fn ends_as_documented(space: &Space, case: &Case) -> Result<()> {
-    let fatal = matches!(
-        case.class,
-        AttemptResult::Unrecoverable | AttemptResult::OutputTooLarge
-    );
-    let wanted = if fatal {
-        Phase::Failed
-    } else {
-        Phase::WaitingForInput
-    };
+    let fatal = matches!(case.class, AttemptResult::Unrecoverable | AttemptResult::OutputTooLarge);
+    let wanted = if fatal { Phase::Failed } else { Phase::WaitingForInput };
     let run = space.phase(case.name, wanted).await?;
-    let step_run = space
-        .step_run(case.name, "only")
-        .await?
-        .context("no StepRun")?;
+    let step_run = space.step_run(case.name, "only").await?.context("no StepRun")?;
     let status = step_run.status.context("status")?;
     let error = status.error.context("no error")?;
     ensure!(error.class == case.class, "{error:?}");
     ensure!(error.message.contains(case.words), "{error:?}");
-    ensure!(
-        status.attempt == case.attempts,
-        "attempt {}",
-        status.attempt
-    );
+    ensure!(status.attempt == case.attempts, "attempt {}", status.attempt);
     ensure!(status.phase == Some(wanted), "{:?}", status.phase);
     if fatal {
         ensure!(condition(&run, "Succeeded")?.0 == case.class.to_string());
@@ -181,25 +136,16 @@ async fn answer_retry_after_spent() -> Result<()> {
     space.agent("second", script, &once).await?;
     space.run("again", &one_step("second")).await?;
     space.phase("again", Phase::WaitingForInput).await?;
-    let asking: StepRun = space
-        .step_run("again", "only")
-        .await?
-        .context("no StepRun")?;
+    let asking: StepRun = space.step_run("again", "only").await?.context("no StepRun")?;
     let retry = json!({"lockstep.dev/action": "retry", "lockstep.dev/comment": "try harder"});
     let (code, message) = refusal(space.annotate(EDITOR, &asking, &retry).await)?;
     ensure!(code == 403, "{code} {message}");
     space.annotate(APPROVER, &asking, &retry).await?;
     space.phase("again", Phase::Completed).await?;
-    let done = space
-        .step_run("again", "only")
-        .await?
-        .and_then(|s| s.status);
+    let done = space.step_run("again", "only").await?.and_then(|s| s.status);
     let done = done.context("status")?;
     let results: Vec<_> = done.attempts.iter().map(|a| a.result).collect();
-    ensure!(
-        results == [AttemptResult::Retryable, AttemptResult::Succeeded],
-        "{results:?}"
-    );
+    ensure!(results == [AttemptResult::Retryable, AttemptResult::Succeeded], "{results:?}");
     ensure!(done.waiting_for.is_none() && done.counts.answers == 1);
     space.close().await
 }
@@ -212,10 +158,7 @@ async fn invalid_definition_lists_every_fault() -> Result<()> {
     let refused = json!({"steps": [step("twice"), step("twice"), {"name": "neither"}]});
     let answer = space.run("refused", &refused).await;
     let message = format!("{:#}", answer.err().context("accepted")?);
-    for place in [
-        "spec.steps[1]: Duplicate value",
-        "spec.steps[2]: Invalid value: exactly one of",
-    ] {
+    for place in ["spec.steps[1]: Duplicate value", "spec.steps[2]: Invalid value: exactly one of"] {
         ensure!(message.contains(place), "nothing of {place}: {message}");
     }
     let mut torn = step("torn");
@@ -239,19 +182,13 @@ async fn unknown_agent_then_appears() -> Result<()> {
     let space = Space::open("unknown").await?;
     space.run("early", &one_step("latecomer")).await?;
     space
-        .until(
-            "the run names the missing Agent",
-            PATIENCE,
-            Some("early"),
-            async || {
-                let status = space.status("early").await?;
-                let said = condition(&status, "Succeeded").is_ok_and(|(reason, message)| {
-                    reason == "AgentNotFound"
-                        && message.contains("spec.steps[0].agentId: Agent latecomer")
-                });
-                Ok((said && status.phase == Some(Phase::Pending)).then_some(()))
-            },
-        )
+        .until("the run names the missing Agent", PATIENCE, Some("early"), async || {
+            let status = space.status("early").await?;
+            let said = condition(&status, "Succeeded").is_ok_and(|(reason, message)| {
+                reason == "AgentNotFound" && message.contains("spec.steps[0].agentId: Agent latecomer")
+            });
+            Ok((said && status.phase == Some(Phase::Pending)).then_some(()))
+        })
         .await?;
     ensure!(space.jobs("early").await?.is_empty());
     space.agent("latecomer", "true", &json!({})).await?;
@@ -275,29 +212,17 @@ async fn waiting_for_documents_goes_on() -> Result<()> {
     // Another session's is not ours.
     space.document("theirs", &document("s-2", "theirs")).await?;
     space
-        .until(
-            "theirs is published",
-            PATIENCE,
-            Some("hungry"),
-            async || {
-                let found = space.get(&space.ours("documents/theirs")).await?;
-                Ok((found["status"]["phase"] == "Published").then_some(()))
-            },
-        )
+        .until("theirs is published", PATIENCE, Some("hungry"), async || {
+            let found = space.get(&space.ours("documents/theirs")).await?;
+            Ok((found["status"]["phase"] == "Published").then_some(()))
+        })
         .await?;
     ensure!(space.status("hungry").await?.phase == Some(Phase::WaitingForDocuments));
     ensure!(space.jobs("hungry").await?.is_empty());
-    space
-        .document("ours", &document("s-1", "what we want"))
-        .await?;
+    space.document("ours", &document("s-1", "what we want")).await?;
     space.phase("hungry", Phase::Completed).await?;
     let pod = space.pods("hungry").await?.pop().context("no pod")?;
-    let log = space
-        .log(pod.metadata.name.as_deref().unwrap_or_default())
-        .await?;
-    ensure!(
-        log.contains("what we want") && !log.contains("theirs"),
-        "{log}"
-    );
+    let log = space.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+    ensure!(log.contains("what we want") && !log.contains("theirs"), "{log}");
     space.close().await
 }

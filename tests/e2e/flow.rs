@@ -12,10 +12,7 @@ async fn start_example(space: &Space, run: &str, brief: &str) -> Result<()> {
     let content = std::fs::read_to_string(format!("{}/{brief}", example()))?;
     let documents = json!([{"type": "brief", "content": content}]);
     space
-        .run(
-            run,
-            &json!({"templateRef": {"name": "default"}, "documents": documents, "session": format!("s-{run}")}),
-        )
+        .run(run, &json!({"templateRef": {"name": "default"}, "documents": documents, "session": format!("s-{run}")}))
         .await
 }
 
@@ -40,15 +37,9 @@ async fn discovery_to_epic_backlog() -> Result<()> {
     for (run, word) in [("shop", "frame size"), ("library", "borrow and return")] {
         space.gate(run, "epic-backlog").await?;
         let discovery = content(&space, run, "discovery").await?;
-        ensure!(
-            discovery.contains(word),
-            "the discovery of {run} says nothing of {word:?}: {discovery}"
-        );
+        ensure!(discovery.contains(word), "the discovery of {run} says nothing of {word:?}: {discovery}");
         let backlog: Value = serde_json::from_str(&content(&space, run, "epic-backlog").await?)?;
-        ensure!(
-            backlog.to_string().contains(word),
-            "the backlog of {run} says nothing of {word:?}: {backlog}"
-        );
+        ensure!(backlog.to_string().contains(word), "the backlog of {run} says nothing of {word:?}: {backlog}");
         backlogs.push(backlog);
     }
     ensure!(backlogs[0]["epics"] != backlogs[1]["epics"]);
@@ -60,11 +51,7 @@ async fn full_workflow_with_iteration() -> Result<()> {
     let space = Space::open("full").await?;
     space.apply_example().await?;
     start_example(&space, "shop", "brief.md").await?;
-    space
-        .step("shop", "discovery", "claimed", |s| {
-            s.agent.as_ref().is_some_and(|a| a.claim.is_some())
-        })
-        .await?;
+    space.step("shop", "discovery", "claimed", |s| s.agent.as_ref().is_some_and(|a| a.claim.is_some())).await?;
     space.gate("shop", "discovery").await?;
     let waiting = space.phase("shop", Phase::WaitingForAcceptance).await?;
     let session = waiting.session.context("no session")?;
@@ -79,12 +66,7 @@ async fn full_workflow_with_iteration() -> Result<()> {
     let epics = backlog["epics"].as_array().context("epics")?;
     ensure!(epics.len() > 1);
     let architectures = space.documents("shop", "architecture").await?;
-    ensure!(
-        architectures.len() == epics.len(),
-        "{} architectures for {} epics",
-        architectures.len(),
-        epics.len()
-    );
+    ensure!(architectures.len() == epics.len(), "{} architectures for {} epics", architectures.len(), epics.len());
     for gate in ["discovery", "epic-backlog"] {
         decision_is_proven(&space, gate).await?;
     }
@@ -93,21 +75,14 @@ async fn full_workflow_with_iteration() -> Result<()> {
 }
 
 async fn decision_is_proven(space: &Space, path: &str) -> Result<()> {
-    let step_run = space
-        .step_run("shop", path)
-        .await?
-        .context(path.to_owned())?;
+    let step_run = space.step_run("shop", path).await?.context(path.to_owned())?;
     let status = step_run.status.context("status")?;
     let gate = status.gate.context("gate")?;
     ensure!(gate.state == GateState::Accepted && gate.decisions.len() == 1);
     let decision = &gate.decisions[0];
     let run = space.workflow("shop").await?;
     ensure!(decision.document_type == path && decision.accepted && decision.round == 1);
-    ensure!(
-        decision.decided_by == APPROVER,
-        "decided by {}",
-        decision.decided_by
-    );
+    ensure!(decision.decided_by == APPROVER, "decided by {}", decision.decided_by);
     ensure!(Some(&decision.scope_id) == run.metadata.uid.as_ref());
     ensure!(decision.digest == gate.output_digest && decision.decided_at.0 >= gate.opened_at.0);
     Ok(())
@@ -121,9 +96,7 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
         let name = step_run.metadata.name.clone().unwrap_or_default();
         let status = step_run.status.clone().context("status")?;
         let at = (status.started_at.clone(), status.completed_at.clone());
-        let (Some(started), Some(completed)) = at else {
-            anyhow::bail!("{name}: no times")
-        };
+        let (Some(started), Some(completed)) = at else { anyhow::bail!("{name}: no times") };
         ensure!(started.0 <= completed.0 && status.phase == Some(Phase::Completed));
         ensure!(status.attempts.len() == 1 && status.result.is_some());
         ensure!(!step_run.spec.input_digest.is_empty());
@@ -141,14 +114,9 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
     let jobs = space.jobs("shop").await?;
     let pods = space.pods("shop").await?;
     ensure!(jobs.len() == step_runs.len() && pods.len() == step_runs.len());
-    let metas = jobs
-        .iter()
-        .map(|j| &j.metadata)
-        .chain(pods.iter().map(|p| &p.metadata));
+    let metas = jobs.iter().map(|j| &j.metadata).chain(pods.iter().map(|p| &p.metadata));
     for meta in metas {
-        let step_run = step_runs
-            .iter()
-            .find(|s| s.metadata.name.as_deref() == Some(label(meta, "steprun")));
+        let step_run = step_runs.iter().find(|s| s.metadata.name.as_deref() == Some(label(meta, "steprun")));
         let step_run = step_run.with_context(|| format!("{:?}", meta.name))?;
         ensure!(label(meta, "agent") == step_run.spec.agent_id);
         ensure!(label(meta, "attempt") == "1" && label(meta, "session") == "s-shop");
@@ -164,9 +132,7 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
 #[tokio::test]
 async fn pause_and_resume_at_acceptance() -> Result<()> {
     let space = Space::open("pause").await?;
-    space
-        .agent("quick", "echo '{}' > $LOCKSTEP_OUT/result.json", &json!({}))
-        .await?;
+    space.agent("quick", "echo '{}' > $LOCKSTEP_OUT/result.json", &json!({})).await?;
     let steps = json!([{"name": "draft", "agentId": "quick", "gate": {}}, {"name": "after", "agentId": "quick"}]);
     for run in ["good", "bad"] {
         space.run(run, &json!({"steps": steps})).await?;
@@ -184,10 +150,7 @@ async fn pause_and_resume_at_acceptance() -> Result<()> {
     space.phase("good", Phase::Completed).await?;
     let failed = space.phase("bad", Phase::Failed).await?;
     let (reason, message) = condition(&failed, "Succeeded")?;
-    ensure!(
-        reason == "Rejected" && message.contains("draft"),
-        "{reason}: {message}"
-    );
+    ensure!(reason == "Rejected" && message.contains("draft"), "{reason}: {message}");
     ensure!(space.step_runs("bad").await?.len() == 1);
     space.assert_exactly_once("good", 2).await?;
     space.close().await
@@ -197,31 +160,22 @@ async fn pause_and_resume_at_acceptance() -> Result<()> {
 async fn nothing_runs(space: &Space, run: &str) -> Result<()> {
     ensure!(space.step_runs(run).await?.len() == 1 && space.jobs(run).await?.len() == 1);
     space
-        .until(
-            "no pod runs",
-            crate::support::PATIENCE,
-            Some(run),
-            async || {
-                let ended = space.pods(run).await?.iter().all(|p| {
-                    p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded")
-                });
-                Ok(ended.then_some(()))
-            },
-        )
+        .until("no pod runs", crate::support::PATIENCE, Some(run), async || {
+            let ended = space
+                .pods(run)
+                .await?
+                .iter()
+                .all(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Succeeded"));
+            Ok(ended.then_some(()))
+        })
         .await
 }
 
 async fn nobody_else_decides(space: &Space, waiting: &lockstep::api::StepRun) -> Result<()> {
     // An account is no person, even with the role.
     let account = format!("system:serviceaccount:{}:default", space.namespace);
-    for user in [
-        EDITOR,
-        account.as_str(),
-        "system:serviceaccount:lockstep-system:lockstep-gateway",
-    ] {
-        let answer = space
-            .annotate(user, waiting, &json!({"lockstep.dev/decision": "accepted"}))
-            .await;
+    for user in [EDITOR, account.as_str(), "system:serviceaccount:lockstep-system:lockstep-gateway"] {
+        let answer = space.annotate(user, waiting, &json!({"lockstep.dev/decision": "accepted"})).await;
         let (code, message) = refusal(answer).with_context(|| user.to_owned())?;
         ensure!(code == 403, "{user}: {code} {message}");
     }

@@ -24,25 +24,13 @@ impl Space {
             let name = step_run.metadata.name.clone().unwrap_or_default();
             let status = step_run.status.clone().unwrap_or_default();
             if status.attempt != 1 || status.attempts.len() != 1 {
-                bail!(
-                    "{name}: attempt {}, {} in its history{}",
-                    status.attempt,
-                    status.attempts.len(),
-                    scene().await
-                );
+                bail!("{name}: attempt {}, {} in its history{}", status.attempt, status.attempts.len(), scene().await);
             }
-            let own = jobs
-                .iter()
-                .filter(|j| label(&j.metadata, "steprun") == name);
+            let own = jobs.iter().filter(|j| label(&j.metadata, "steprun") == name);
             ensure!(own.count() == 1, "{name}: not one Job");
             let mut starts = 0;
-            for pod in pods
-                .iter()
-                .filter(|p| label(&p.metadata, "steprun") == name)
-            {
-                let log = self
-                    .log(pod.metadata.name.as_deref().unwrap_or_default())
-                    .await?;
+            for pod in pods.iter().filter(|p| label(&p.metadata, "steprun") == name) {
+                let log = self.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
                 starts += log.lines().filter(|l| l.starts_with("STARTED ")).count();
             }
             if starts != 1 {
@@ -56,10 +44,8 @@ impl Space {
     pub async fn scene(&self, run: &str) -> String {
         let mut text = format!("\n--- {}/{run}", self.namespace);
         if let Ok(status) = self.status(run).await {
-            let told = status
-                .conditions
-                .iter()
-                .map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message));
+            let told =
+                status.conditions.iter().map(|c| format!("{}={} {}: {}", c.type_, c.status, c.reason, c.message));
             let _ = write!(
                 text,
                 "\nphase {:?}, active {:?}\n  {}",
@@ -80,11 +66,7 @@ impl Space {
         }
         for component in ["operator", "gateway"] {
             let words = last_words(&self.admin, component).await;
-            let _ = write!(
-                text,
-                "\n--- {component}\n{}",
-                words.unwrap_or_else(|e| format!("{e:#}"))
-            );
+            let _ = write!(text, "\n--- {component}\n{}", words.unwrap_or_else(|e| format!("{e:#}")));
         }
         text
     }
@@ -92,10 +74,7 @@ impl Space {
 
 async fn last_words(client: &Client, name: &str) -> Result<String> {
     let api: Api<Pod> = Api::namespaced(client.clone(), SYSTEM);
-    let options = LogParams {
-        tail_lines: Some(15),
-        ..LogParams::default()
-    };
+    let options = LogParams { tail_lines: Some(15), ..LogParams::default() };
     let mut text = String::new();
     for pod in component(client, name).await? {
         let pod = pod.metadata.name.unwrap_or_default();

@@ -64,22 +64,14 @@ async fn state_survives_restart() -> Result<()> {
     for moment in MOMENTS {
         let run = format!("{moment:?}").to_lowercase();
         space.run(&run, &chain()).await?;
-        survives(&space, &run, moment)
-            .await
-            .with_context(|| format!("killed at {moment:?}"))?;
+        survives(&space, &run, moment).await.with_context(|| format!("killed at {moment:?}"))?;
     }
     space.close().await
 }
 
 async fn survives(space: &Space, run: &str, moment: Moment) -> Result<()> {
-    let early = matches!(
-        moment,
-        Moment::Created
-            | Moment::StepRunMade
-            | Moment::JobMade
-            | Moment::Claimed
-            | Moment::AtTheGate
-    );
+    let early =
+        matches!(moment, Moment::Created | Moment::StepRunMade | Moment::JobMade | Moment::Claimed | Moment::AtTheGate);
     if early {
         reached(space, run, moment).await?;
         kill_both(space).await?;
@@ -101,11 +93,7 @@ async fn reached(space: &Space, run: &str, moment: Moment) -> Result<()> {
             space.step(run, "list", "made", |_| true).await?;
         }
         Moment::JobMade => {
-            space
-                .until("a Job", PATIENCE, Some(run), async || {
-                    Ok(space.jobs(run).await?.pop())
-                })
-                .await?;
+            space.until("a Job", PATIENCE, Some(run), async || Ok(space.jobs(run).await?.pop())).await?;
         }
         Moment::Claimed => {
             space.step(run, "list", "claimed", claimed).await?;
@@ -117,11 +105,7 @@ async fn reached(space: &Space, run: &str, moment: Moment) -> Result<()> {
             space
                 .until("one item done", PATIENCE, Some(run), async || {
                     let status = space.status(run).await?;
-                    let done = status
-                        .steps
-                        .iter()
-                        .filter_map(|s| s.counts)
-                        .any(|c| c.done > 0 && c.done < c.total);
+                    let done = status.steps.iter().filter_map(|s| s.counts).any(|c| c.done > 0 && c.done < c.total);
                     Ok(done.then_some(()))
                 })
                 .await?;
@@ -147,9 +131,8 @@ async fn kill(space: &Space, name: &str) -> Result<()> {
         .await?;
     if std::env::var("CLUSTER").map_or(true, |c| c == "embedded") {
         let uid = victim.metadata.uid.as_deref().context("no UID")?;
-        let pid = process(name, uid)?.with_context(|| {
-            format!("no process of the {name}'s pod {uid} on this machine: CLUSTER=current?")
-        })?;
+        let pid = process(name, uid)?
+            .with_context(|| format!("no process of the {name}'s pod {uid} on this machine: CLUSTER=current?"))?;
         let killed = Command::new("kill").args(["-9", &pid]).status()?;
         ensure!(killed.success(), "kill -9 {pid}: {killed}");
     }
@@ -163,14 +146,8 @@ async fn kill(space: &Space, name: &str) -> Result<()> {
 }
 
 fn runs(pod: &Pod) -> bool {
-    let statuses = pod
-        .status
-        .as_ref()
-        .and_then(|s| s.container_statuses.as_ref());
-    statuses.is_some_and(|list| {
-        list.iter()
-            .any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
-    })
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    statuses.is_some_and(|list| list.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())))
 }
 
 /// The process of a pod's container: by its command line, and by the pod's UID in its control group.
@@ -235,10 +212,7 @@ async fn beside(space: &Space, deployment: &str) -> Result<()> {
         space.assert_exactly_once(run, STEPS).await?;
         let gate = space.step_run(run, "list").await?;
         let gate = gate.and_then(|s| s.status).and_then(|s| s.gate);
-        ensure!(
-            gate.is_some_and(|g| g.decisions.len() == 1),
-            "{run}: not one decision"
-        );
+        ensure!(gate.is_some_and(|g| g.decisions.len() == 1), "{run}: not one decision");
     }
     Ok(())
 }

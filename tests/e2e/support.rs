@@ -43,17 +43,8 @@ pub async fn client(user: Option<&str>) -> Result<Client> {
 }
 
 /// One request; an error has the API server's code and words.
-pub async fn ask(
-    client: &Client,
-    method: Method,
-    path: &str,
-    body: Option<&Value>,
-) -> kube::Result<Value> {
-    let kind = if method == Method::PATCH {
-        "application/merge-patch+json"
-    } else {
-        "application/json"
-    };
+pub async fn ask(client: &Client, method: Method, path: &str, body: Option<&Value>) -> kube::Result<Value> {
+    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let body = body.map_or_else(Vec::new, |b| b.to_string().into_bytes());
     let request = Request::builder()
         .method(method)
@@ -77,10 +68,8 @@ impl Space {
     pub async fn open(purpose: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let space = Self {
-            admin: client(None).await?,
-            namespace: format!("e2e-{purpose}-{}-{number}", std::process::id()),
-        };
+        let space =
+            Self { admin: client(None).await?, namespace: format!("e2e-{purpose}-{}-{number}", std::process::id()) };
         let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": space.namespace, "labels": labels}});
@@ -91,11 +80,7 @@ impl Space {
         // A pod needs the account, which a controller makes in its own time.
         space
             .until("the account default exists", PATIENCE, None, async || {
-                Ok(space
-                    .get(&space.core("serviceaccounts/default"))
-                    .await
-                    .ok()
-                    .map(|_| ()))
+                Ok(space.get(&space.core("serviceaccounts/default")).await.ok().map(|_| ()))
             })
             .await?;
         Ok(space)
@@ -118,10 +103,7 @@ impl Space {
         let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
             "metadata": {"name": format!("{name}-{role}")}, "subjects": [subject],
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}});
-        let path = format!(
-            "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
-            self.namespace
-        );
+        let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings", self.namespace);
         self.post(&path, &binding).await?;
         Ok(())
     }
@@ -131,22 +113,15 @@ impl Space {
     }
 
     pub fn ours(&self, rest: &str) -> String {
-        format!(
-            "/apis/lockstep.dev/v1alpha1/namespaces/{}/{rest}",
-            self.namespace
-        )
+        format!("/apis/lockstep.dev/v1alpha1/namespaces/{}/{rest}", self.namespace)
     }
 
     pub async fn get(&self, path: &str) -> Result<Value> {
-        ask(&self.admin, Method::GET, path, None)
-            .await
-            .with_context(|| format!("GET {path}"))
+        ask(&self.admin, Method::GET, path, None).await.with_context(|| format!("GET {path}"))
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        ask(&self.admin, Method::POST, path, Some(body))
-            .await
-            .with_context(|| format!("POST {path}"))
+        ask(&self.admin, Method::POST, path, Some(body)).await.with_context(|| format!("POST {path}"))
     }
 
     async fn make(&self, kind: &str, plural: &str, name: &str, spec: &Value) -> Result<()> {
@@ -158,10 +133,7 @@ impl Space {
 
     /// An Agent that runs a shell script; `more` is laid over its spec.
     pub async fn agent(&self, name: &str, script: &str, more: &Value) -> Result<()> {
-        let spec = laid_over(
-            json!({"template": pod_template(script), "timeoutSeconds": 60}),
-            more,
-        );
+        let spec = laid_over(json!({"template": pod_template(script), "timeoutSeconds": 60}), more);
         self.make("Agent", "agents", name, &spec).await
     }
 
@@ -207,10 +179,7 @@ impl Space {
         let chosen = ListParams::default().fields(&format!("spec.workflow.name={run}"));
         let mut found = api.list(&chosen).await?.items;
         found.sort_by_key(|s| {
-            (
-                s.metadata.creation_timestamp.clone().map(|t| t.0),
-                s.spec.item.as_ref().map(|i| i.index),
-            )
+            (s.metadata.creation_timestamp.clone().map(|t| t.0), s.spec.item.as_ref().map(|i| i.index))
         });
         Ok(found)
     }
@@ -240,10 +209,7 @@ impl Space {
 
     pub async fn log(&self, pod: &str) -> Result<String> {
         let api: Api<Pod> = Api::namespaced(self.admin.clone(), &self.namespace);
-        let options = LogParams {
-            container: Some("agent".to_owned()),
-            ..LogParams::default()
-        };
+        let options = LogParams { container: Some("agent".to_owned()), ..LogParams::default() };
         Ok(api.logs(pod, &options).await?)
     }
 
@@ -281,23 +247,14 @@ impl Space {
     /// Until the run is in this phase; ends early where it can no more come to it.
     pub async fn phase(&self, run: &str, wanted: Phase) -> Result<WorkflowStatus> {
         let reached = self
-            .until(
-                &format!("{run} is {wanted}"),
-                PATIENCE,
-                Some(run),
-                async || {
-                    let status = self.status(run).await?;
-                    let phase = status.phase.unwrap_or_default();
-                    Ok((phase == wanted || phase.is_terminal()).then_some(status))
-                },
-            )
+            .until(&format!("{run} is {wanted}"), PATIENCE, Some(run), async || {
+                let status = self.status(run).await?;
+                let phase = status.phase.unwrap_or_default();
+                Ok((phase == wanted || phase.is_terminal()).then_some(status))
+            })
             .await?;
         if reached.phase != Some(wanted) {
-            bail!(
-                "{run} is {:?}, not {wanted}{}",
-                reached.phase,
-                self.scene(run).await
-            );
+            bail!("{run} is {:?}, not {wanted}{}", reached.phase, self.scene(run).await);
         }
         Ok(reached)
     }
@@ -310,58 +267,31 @@ impl Space {
         what: &str,
         wanted: impl Fn(&StepRunStatus) -> bool,
     ) -> Result<StepRun> {
-        self.until(
-            &format!("{path}: {what}"),
-            PATIENCE,
-            Some(run),
-            async || {
-                let found = self.step_run(run, path).await?;
-                Ok(found.filter(|s| s.status.as_ref().is_some_and(&wanted)))
-            },
-        )
-        .await
-    }
-
-    pub async fn gate(&self, run: &str, path: &str) -> Result<StepRun> {
-        self.step(run, path, "its gate waits", |s| {
-            s.gate
-                .as_ref()
-                .is_some_and(|g| g.state == GateState::Waiting)
+        self.until(&format!("{path}: {what}"), PATIENCE, Some(run), async || {
+            let found = self.step_run(run, path).await?;
+            Ok(found.filter(|s| s.status.as_ref().is_some_and(&wanted)))
         })
         .await
     }
 
+    pub async fn gate(&self, run: &str, path: &str) -> Result<StepRun> {
+        self.step(run, path, "its gate waits", |s| s.gate.as_ref().is_some_and(|g| g.state == GateState::Waiting)).await
+    }
+
     /// What `kubectl annotate` sends, by somebody.
-    pub async fn annotate(
-        &self,
-        user: &str,
-        step_run: &StepRun,
-        annotations: &Value,
-    ) -> kube::Result<Value> {
+    pub async fn annotate(&self, user: &str, step_run: &StepRun, annotations: &Value) -> kube::Result<Value> {
         let name = step_run.metadata.name.as_deref().unwrap_or_default();
-        let client = client(Some(user))
-            .await
-            .map_err(|e| kube::Error::Service(e.into()))?;
+        let client = client(Some(user)).await.map_err(|e| kube::Error::Service(e.into()))?;
         let body = json!({"metadata": {"annotations": annotations}});
-        ask(
-            &client,
-            Method::PATCH,
-            &self.ours(&format!("stepruns/{name}")),
-            Some(&body),
-        )
-        .await
+        ask(&client, Method::PATCH, &self.ours(&format!("stepruns/{name}")), Some(&body)).await
     }
 
     /// Waits for the gate and decides it.
     pub async fn decide(&self, run: &str, path: &str, decision: &str) -> Result<()> {
         let step_run = self.gate(run, path).await?;
-        self.annotate(
-            APPROVER,
-            &step_run,
-            &json!({"lockstep.dev/decision": decision}),
-        )
-        .await
-        .with_context(|| format!("{decision} {path}"))?;
+        self.annotate(APPROVER, &step_run, &json!({"lockstep.dev/decision": decision}))
+            .await
+            .with_context(|| format!("{decision} {path}"))?;
         Ok(())
     }
 }
@@ -379,14 +309,8 @@ fn labelled(key: &str, value: &str) -> ListParams {
     ListParams::default().labels(&format!("lockstep.dev/{key}={value}"))
 }
 
-pub fn label<'a>(
-    meta: &'a k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    key: &str,
-) -> &'a str {
-    meta.labels
-        .as_ref()
-        .and_then(|l| l.get(&format!("lockstep.dev/{key}")))
-        .map_or("", String::as_str)
+pub fn label<'a>(meta: &'a k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta, key: &str) -> &'a str {
+    meta.labels.as_ref().and_then(|l| l.get(&format!("lockstep.dev/{key}"))).map_or("", String::as_str)
 }
 
 /// Of the condition of a run.
@@ -419,9 +343,7 @@ pub fn pod_template(script: &str) -> Value {
 }
 
 fn yaml(text: &str) -> Result<Vec<Value>> {
-    text.split("\n---\n")
-        .map(|one| serde_saphyr::from_str(one).map_err(|e| anyhow!("{e}")))
-        .collect()
+    text.split("\n---\n").map(|one| serde_saphyr::from_str(one).map_err(|e| anyhow!("{e}"))).collect()
 }
 
 fn laid_over(mut base: Value, more: &Value) -> Value {

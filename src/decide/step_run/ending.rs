@@ -39,10 +39,11 @@ impl Pass<'_> {
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
         if report.class != ReportClass::Succeeded {
             let result = failure::verdict(report, self.o.agent.as_deref());
-            let message = report
-                .message
-                .clone()
-                .unwrap_or_else(|| format!("the agent exited with {}", report.exit_code.unwrap_or_default()));
+            let message = report.message.clone().unwrap_or_else(|| match (report.class, report.exit_code) {
+                (ReportClass::Timeout, _) => format!("ended by the shim after {} s", self.timeout()),
+                (_, Some(code)) => format!("the agent exited with {code}"),
+                (class, None) => format!("the agent ended without an exit code: {class:?}"),
+            });
             return self.end_attempt(result, Some(report), &message);
         }
         self.record(AttemptResult::Succeeded, Some(report), None);

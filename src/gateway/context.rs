@@ -278,12 +278,14 @@ mod tests {
         let claimed = context(
             json!([]),
             json!({"attempt": 3, "round": 1, "attempts": [
-            attempt(1, "Retryable", json!(null)), attempt(2, "InvalidOutput", json!("/a: one\n/b: two"))]}),
+            attempt(1, "Retryable", json!(null)), attempt(2, "InvalidOutput", json!("/a: one\n/b: two"))],
+            "guidance": [{"attempt": 1, "by": "ann", "text": "use short titles"}]}),
         );
         assert_eq!(
             claimed.context["history"],
             json!([
             {"kind": "fault", "attempt": 1, "text": "Retryable: exit code 7"},
+            {"kind": "guidance", "attempt": 1, "by": "ann", "text": "use short titles"},
             {"kind": "fault", "attempt": 2, "text": "/a: one\n/b: two"}])
         );
         assert_eq!(claimed.context["previous"], json!({"attempt": 2, "faults": ["/a: one", "/b: two"]}));

@@ -8,15 +8,20 @@ use kube::Resource;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 
+use crate::api::Workflow;
+use crate::api::workflow::WorkflowStatus;
 use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
 use crate::cluster::{Error, apply, publish};
+use crate::decide::status::differs_by_progress_only;
 use crate::decide::{Effect, Notice, Plan};
 use crate::telemetry::Metrics;
 
 /// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.
 const RESYNC: Duration = Duration::from_secs(300);
+/// Progress of a run is written at most this often.
+const PACE: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 pub struct Context {
@@ -24,11 +29,30 @@ pub struct Context {
     recorder: Recorder,
     metrics: Arc<Metrics>,
     failures: Mutex<HashMap<String, u32>>,
+    /// When a run's status was last written, by UID.
+    paces: Mutex<HashMap<String, Instant>>,
 }
 
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
-        Self { observer, recorder, metrics, failures: Mutex::default() }
+        Self { observer, recorder, metrics, failures: Mutex::default(), paces: Mutex::default() }
+    }
+
+    /// Leaves a status out that says nothing but progress, if one was written a moment ago.
+    pub fn paced(&self, workflow: &Workflow, mut plan: Plan<WorkflowStatus>) -> Plan<WorkflowStatus> {
+        let (Some(uid), Some(status)) = (workflow.metadata.uid.as_ref(), plan.status.as_ref()) else { return plan };
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = workflow.status.as_ref().is_some_and(|before| differs_by_progress_only(before, status));
+        let since = paces.get(uid).map(Instant::elapsed).filter(|since| progress && *since < PACE);
+        if let Some(since) = since {
+            plan.status = None;
+            plan.look_again(PACE.saturating_sub(since));
+        } else if status.completed_at.is_some() {
+            paces.remove(uid);
+        } else {
+            paces.insert(uid.clone(), Instant::now());
+        }
+        plan
     }
 
     /// Carries a plan out: effects, then status, then notices.

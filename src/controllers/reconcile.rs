@@ -13,7 +13,7 @@ use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
-    let plan = decide::workflow::workflow(&observed);
+    let plan = context.paced(&observed.workflow, decide::workflow::workflow(&observed));
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);

@@ -10,6 +10,23 @@ use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
 /// Set while a run that failed still has attempts that finish.
 pub const FAILING: &str = "Failing";
 
+/// Whether the two differ by nothing but the progress of a fan-out: such a write may wait for the next.
+pub fn differs_by_progress_only(before: &WorkflowStatus, after: &WorkflowStatus) -> bool {
+    let settled = |status: &WorkflowStatus| {
+        let mut status = status.clone();
+        status.active_steps.clear();
+        status.pending_acceptance.clear();
+        status.waiting = None;
+        status.conditions.clear();
+        for step in &mut status.steps {
+            step.counts = None;
+            step.completed_at = None;
+        }
+        status
+    };
+    settled(before) == settled(after)
+}
+
 type At<'a> = (&'a Time, i64);
 
 /// Nothing runs yet, for this reason.

@@ -99,3 +99,24 @@ fn a_session_is_initiated_until_the_first_claim() {
         assert_eq!(derived(&stand).session.map(|s| s.phase), Some(expected));
     }
 }
+
+#[test]
+fn only_progress_may_wait_to_be_written() {
+    use crate::api::workflow::{Counts, StepStatus};
+    let before = WorkflowStatus {
+        phase: Some(Phase::Running),
+        steps: vec![StepStatus { path: "a".into(), phase: Phase::Running, ..StepStatus::default() }],
+        ..WorkflowStatus::default()
+    };
+    let counted = |change: fn(&mut WorkflowStatus)| {
+        let mut after = before.clone();
+        change(&mut after);
+        differs_by_progress_only(&before, &after)
+    };
+    assert!(counted(|s| s.steps[0].counts = Some(Counts { total: 9, started: 3, done: 1, failed: 0 })));
+    assert!(counted(|s| s.active_steps.push("a/1".into())));
+    assert!(!counted(|s| s.phase = Some(Phase::Completed)));
+    assert!(!counted(|s| s.steps[0].phase = Phase::Completed));
+    assert!(!counted(|s| s.steps[0].step_run = Some("latched".into())));
+    assert!(!counted(|s| s.steps[0].collection_digest = Some("latched".into())));
+}

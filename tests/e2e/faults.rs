@@ -89,7 +89,7 @@ async fn bad_output_and_garbage() -> Result<()> {
     absent["spec"]["containers"][0]["image"] = json!("localhost/no-such-image:none");
     absent["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let more =
-        json!({"template": absent, "startTimeoutSeconds": 1, "retry": {"maxAttempts": 1, "initialBackoffSeconds": 1}});
+        json!({"template": absent, "startTimeoutSeconds": 10, "retry": {"maxAttempts": 1, "initialBackoffSeconds": 1}});
     space.agent("absent", "", &more).await?;
     space.run("absent", &one_step("absent")).await?;
     space.agent("healthy", "true", &json!({})).await?;
@@ -104,7 +104,7 @@ async fn bad_output_and_garbage() -> Result<()> {
     let attempt = &lost.status.context("status")?.attempts[0];
     let message = attempt.message.clone().unwrap_or_default();
     ensure!(attempt.result == AttemptResult::Infrastructure, "{attempt:?}");
-    ensure!(message.contains("not started within 1 s") && message.contains("no-such-image"), "{message}");
+    ensure!(message.contains("not started within 10 s") && message.contains("no-such-image"), "{message}");
     space.close().await
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::support::{APPROVER, PATIENCE, SYSTEM, Space, ask, component};
 
 /// Held by tests that kill things.
-static KILLING: Mutex<()> = Mutex::const_new(());
+pub static KILLING: Mutex<()> = Mutex::const_new(());
 
 /// Steps of a run: a gate, a fan-out over three items, an end.
 const STEPS: usize = 5;

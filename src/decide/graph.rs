@@ -192,13 +192,14 @@ impl Walk<'_> {
         let status = step_run.status.clone().unwrap_or_default();
         let phase = status.phase.unwrap_or_default();
         self.stand.busy |= status.agent.as_ref().is_some_and(|a| a.claim.is_some());
+        let begun = self.latched.get(path).and_then(|s| s.started_at.clone());
         let tally = self.tally(path);
         tally.counts.started += 1;
         if frame.keys.is_empty() {
             tally.step_run.clone_from(&step_run.metadata.name);
             tally.output_digest = status.result.as_ref().map(|r| r.digest.clone());
         }
-        tally.started_at = earliest(tally.started_at.take(), status.started_at.clone());
+        tally.started_at = begun.or_else(|| earliest(tally.started_at.take(), status.started_at.clone()));
         tally.completed_at = latest(tally.completed_at.take(), status.completed_at.clone());
         if status.completed_at.is_some() {
             return self.ended(step_run, phase, path, frame);
@@ -395,6 +396,7 @@ impl Walk<'_> {
         if self.stand.failure.is_some() {
             self.hold_back();
         }
+        self.latch_begun();
         let order = std::mem::take(&mut self.order);
         let mut tallies = std::mem::take(&mut self.tallies);
         // Groups stand behind their steps in `order`; file order is by where a path first appears.
@@ -404,6 +406,20 @@ impl Walk<'_> {
         self.stand.steps = file_order(steps, &self.sources.definition.steps);
         self.stand.done = matches!(outcome, Outcome::Done(_));
         self.stand
+    }
+
+    /// What is made in this pass is written down in this pass: the next one then has nothing to add.
+    fn latch_begun(&mut self) {
+        let definition = self.sources.definition;
+        for (spec, keys) in &self.stand.creates {
+            let tally = self.tallies.entry(spec.path.clone()).or_default();
+            let begun = self.latched.get(&spec.path).and_then(|s| s.started_at.clone());
+            tally.started_at = begun.or(tally.started_at.take()).or_else(|| Some(self.o.now.clone()));
+            if keys.is_empty() {
+                let own = name::step_run(&definition.workflow, &definition.workflow_uid, &spec.path, keys);
+                tally.step_run = Some(own);
+            }
+        }
     }
 
     /// Items whose StepRun is gone: more were begun than there are. They are never made again.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lockstep::api::StepRun;
-use lockstep::api::step_run::{AttemptResult, WaitKind};
+use lockstep::api::step_run::{Attempt, AttemptResult, WaitKind};
 use lockstep::api::workflow::Phase;
 use serde_json::{Value, json};
 
@@ -100,11 +100,11 @@ async fn bad_output_and_garbage() -> Result<()> {
     for case in &cases {
         ends_as_documented(&space, case).await.with_context(|| case.name)?;
     }
-    let lost = space.step("absent", "only", "an attempt was not started", |s| !s.attempts.is_empty()).await?;
-    let attempt = &lost.status.context("status")?.attempts[0];
-    let message = attempt.message.clone().unwrap_or_default();
-    ensure!(attempt.result == AttemptResult::Infrastructure, "{attempt:?}");
-    ensure!(message.contains("not started within 10 s") && message.contains("no-such-image"), "{message}");
+    // The first attempts may end before a busy kubelet has looked for the image; the budget has room for them.
+    let named = |m: &String| m.contains("not started within 10 s") && m.contains("no-such-image");
+    let by_image =
+        move |a: &Attempt| a.result == AttemptResult::Infrastructure && a.message.as_ref().is_some_and(named);
+    space.step("absent", "only", "an attempt that names the image", |s| s.attempts.iter().any(by_image)).await?;
     space.close().await
 }
 

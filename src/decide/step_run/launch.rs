@@ -83,7 +83,8 @@ impl Pass<'_> {
         let deadline = after(&created.unwrap_or_else(|| self.o.now.clone()), self.start_timeout() + SKEW_SECONDS);
         let obstacle = self.o.pod.as_ref().and_then(|p| p.obstacle.clone());
         if self.o.now.0 >= deadline.0 {
-            let why = obstacle.unwrap_or_else(|| "no reason known".to_owned());
+            let slow = if self.o.pod.is_some() { "its pod is still being set up" } else { "it has no pod yet" };
+            let why = obstacle.unwrap_or_else(|| slow.to_owned());
             return self.end_attempt(
                 AttemptResult::Infrastructure,
                 None,

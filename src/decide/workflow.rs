@@ -319,3 +319,44 @@ pub fn is_closing(workflow: &Workflow) -> bool {
     });
     failing || workflow.metadata.deletion_timestamp.is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::agent::AgentSpec;
+    use crate::api::workflow::WorkflowSpec;
+    use k8s_openapi::jiff::Timestamp;
+
+    #[test]
+    fn the_session_is_written_before_anything_starts() {
+        let step = Step { name: "a".into(), agent_id: Some("x".into()), ..Step::default() };
+        let mut run = Workflow::new("w", WorkflowSpec { steps: vec![step.clone()], ..WorkflowSpec::default() });
+        run.metadata.uid = Some("12345678-rest".into());
+        let agent = Arc::new(Agent::new("x", AgentSpec::default()));
+        let mut o = Observed {
+            workflow: Arc::new(run.clone()),
+            template: None,
+            definition: None,
+            agents: [("x".to_owned(), agent)].into(),
+            step_runs: BTreeMap::new(),
+            documents: Vec::new(),
+            contents: BTreeMap::new(),
+            now: Time(Timestamp::UNIX_EPOCH),
+        };
+        let begins = |plan: &Plan<WorkflowStatus>| {
+            plan.effects.iter().any(|e| matches!(e, Effect::CreateStepRun(_) | Effect::CreateJob(_)))
+        };
+        let first = workflow(&o);
+        assert!(!begins(&first));
+        let status = first.status.expect("the first pass writes");
+        let session = status.session.clone().expect("a session");
+        assert_eq!((session.id.as_str(), session.phase), ("w-12345678", SessionPhase::Initiated));
+        assert_eq!(session.start_time, Some(o.now.clone()));
+        // Only what was stored lets the next pass begin.
+        assert!(!begins(&workflow(&o)));
+        run.status = Some(status);
+        o.workflow = Arc::new(run);
+        o.definition = Some(Arc::new(Definition { steps: vec![step], ..Definition::default() }));
+        assert!(begins(&workflow(&o)));
+    }
+}

@@ -13,6 +13,8 @@ pub const LABEL_STEP_RUN: &str = "lockstep.dev/steprun";
 pub const LABEL_AGENT: &str = "lockstep.dev/agent";
 pub const LABEL_ATTEMPT: &str = "lockstep.dev/attempt";
 pub const LABEL_SESSION: &str = "lockstep.dev/session";
+/// On a Workflow that `run`, the API or a Trigger made: no Git tool would make it again, so it may go when its time is up.
+pub const LABEL_MADE_BY: &str = "lockstep.dev/made-by";
 
 /// The mailbox on a StepRun.
 pub const DECISION: &str = "lockstep.dev/decision";
@@ -21,6 +23,8 @@ pub const REVIEW: &str = "lockstep.dev/review";
 pub const DECIDED_BY: &str = "lockstep.dev/decided-by";
 /// `retry`, `skip` or `fail`: the answer to a wait for input.
 pub const ACTION: &str = "lockstep.dev/action";
+/// The answer to a step's question: JSON, or plain text.
+pub const ANSWER: &str = "lockstep.dev/answer";
 /// Nobody may set it: the probe that shows that the policies stand.
 pub const CANARY: &str = "lockstep.dev/canary";
 /// On a Workflow: who made it, stamped by admission.

@@ -19,7 +19,7 @@ use crate::api::condition;
 use crate::api::definition::Definition;
 use crate::api::limits::{ACTIVE_STEPS, ITEMS, PARAMETERS_BYTES, PENDING};
 use crate::api::name;
-use crate::api::step::{ForEach, Step};
+use crate::api::step::{ForEach, OnReject, Step};
 use crate::api::step_run::{
     AttemptResult, DocumentRef, Item, ScopeLink, StepRun, StepRunGate, StepRunSpec, WorkflowIdentity,
 };
@@ -100,7 +100,6 @@ struct Tally {
     started_at: Option<Time>,
     completed_at: Option<Time>,
     step_run: Option<String>,
-    output_digest: Option<String>,
     collection_digest: Option<String>,
     collection_documents: Vec<String>,
     cancelled: bool,
@@ -197,7 +196,6 @@ impl Walk<'_> {
         tally.counts.started += 1;
         if frame.keys.is_empty() {
             tally.step_run.clone_from(&step_run.metadata.name);
-            tally.output_digest = status.result.as_ref().map(|r| r.digest.clone());
         }
         tally.started_at = begun.or_else(|| earliest(tally.started_at.take(), status.started_at.clone()));
         tally.completed_at = latest(tally.completed_at.take(), status.completed_at.clone());
@@ -335,6 +333,10 @@ impl Walk<'_> {
         let definition = self.sources.definition;
         let status = self.o.workflow.status.as_ref();
         let gate = step.gate.as_ref().map(|gate| StepRunGate {
+            approvals: gate.approvals.unwrap_or(1),
+            not_by: status.and_then(|s| s.creator.clone()).filter(|_| gate.four_eyes),
+            require_review: gate.require_review,
+            revise: gate.on_reject == Some(OnReject::Revise),
             name: gate
                 .name
                 .clone()
@@ -361,6 +363,8 @@ impl Walk<'_> {
             definition: status.and_then(|s| s.definition.clone()).unwrap_or_default(),
             path: path.to_owned(),
             agent_id: agent.to_owned(),
+            ask: None,
+            reuse: None,
             item,
             scope_chain: self.scope_chain(frame),
             input_digest: name::digest(digests),

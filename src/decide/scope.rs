@@ -125,7 +125,7 @@ impl Sources<'_> {
                 continue;
             };
             let value = match chosen.spec.format {
-                Format::Json => serde_json::from_str(text).unwrap_or_default(),
+                Format::Json | Format::Link => serde_json::from_str(text).unwrap_or_default(),
                 Format::Markdown | Format::Text => Value::String(text.as_ref().to_owned()),
             };
             for spelling in spellings {

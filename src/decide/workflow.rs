@@ -153,6 +153,10 @@ fn pin(
         template: spec.template_ref.as_ref().map(|t| t.name.clone()),
         input: spec.input.clone().unwrap_or_default(),
         parameters,
+        order: spec.order.unwrap_or_default(),
+        on_failure: spec.on_failure.unwrap_or_default(),
+        output: spec.output.clone(),
+        timeout_seconds: spec.timeout_seconds,
         steps,
     };
     let text = serde_json::to_string(&definition).unwrap_or_default();

@@ -39,7 +39,7 @@ impl Tally {
             started_at: self.started_at,
             completed_at: self.completed_at.filter(|_| phase.is_terminal()),
             step_run: self.step_run,
-            output_digest: self.output_digest,
+            when: None,
             collection_digest: self.collection_digest,
             collection_documents: self.collection_documents,
             counts: plural.then_some(Counts { started: self.counts.started + self.lost, ..self.counts }),

@@ -22,7 +22,7 @@ use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::cluster::cache::{Cache, Watched, ready};
 use crate::cluster::client::bounded;
 use crate::cluster::consistency::Consistency;
-use crate::cluster::contents::Contents;
+use crate::cluster::contents::{Contents, Memory};
 use crate::cluster::guard::{Accounts, PolicyGuard};
 use crate::cluster::observe::Observer;
 use crate::cluster::world::World;
@@ -93,6 +93,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         world: World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),
+        settled: Memory::default(),
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
     };

@@ -7,6 +7,8 @@ pub const OUTPUT_INLINE_BYTES: usize = 16 * 1024;
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// Bytes. `Workflow.spec.documents` together.
 pub const WORKFLOW_DOCUMENTS_BYTES: usize = 64 * 1024;
+/// Bytes. A run's output that stays in its status.
+pub const RUN_OUTPUT_BYTES: usize = 4 * 1024;
 /// Bytes. Resolved parameters of one step.
 pub const PARAMETERS_BYTES: usize = 32 * 1024;
 /// Bytes. The end of an agent's log that is kept in a StepRun.
@@ -23,6 +25,8 @@ pub const EXPRESSION_DATA_BYTES: usize = 64 * 1024;
 pub const ITEMS: usize = 5_000;
 /// Steps of one list, by level.
 pub const STEPS: [u32; 3] = [200, 32, 16];
+/// Steps of a definition, groups and their steps counted: what one status can show.
+pub const ALL_STEPS: usize = 200;
 /// Characters of a metadata.name that Lockstep derives other names from.
 pub const NAME_CHARS: usize = 52;
 /// Attempts remembered in a StepRun.

@@ -280,7 +280,7 @@ pub fn kind(value: &Value) -> &'static str {
 }
 
 /// JSON text length, near enough, without writing it.
-fn size(value: &Value) -> usize {
+pub fn size(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) => 4,
         Value::Number(_) => 8,

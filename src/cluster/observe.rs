@@ -15,6 +15,7 @@ use super::Error;
 use super::client::bounded;
 use super::consistency::{Consistency, Freshness};
 use super::contents::Contents;
+use super::evaluator::Evaluator;
 use super::guard::PolicyGuard;
 use super::world::{World, controller_uid};
 use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
@@ -33,6 +34,7 @@ pub struct Observer {
     pub contents: Contents,
     pub guard: PolicyGuard,
     pub surroundings: Arc<Surroundings>,
+    pub evaluator: Evaluator,
 }
 
 pub fn now() -> Time {
@@ -65,7 +67,18 @@ impl Observer {
             types.iter().flat_map(|kind| self.world.documents.under(&format!("{namespace}/{kind}"))).collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
         let contents = self.contents_of(steps, &documents, &step_runs).await?;
-        Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now: now(), workflow })
+        let evaluator = self.evaluator.for_decision();
+        Ok(workflow::Observed {
+            template,
+            definition,
+            agents,
+            step_runs,
+            documents,
+            contents,
+            evaluator,
+            now: now(),
+            workflow,
+        })
     }
 
     async fn step_runs(

@@ -7,13 +7,20 @@ use kube::runtime::controller::Action;
 
 use super::context::Context;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
-use crate::cluster::Error;
 use crate::cluster::observe::now;
+use crate::cluster::{Error, evaluator};
 use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
-    let plan = context.paced(&observed.workflow, decide::workflow::workflow(&observed));
+    // Expressions wait for the process that evaluates them.
+    let decided = tokio::task::spawn_blocking(move || {
+        let plan = decide::workflow::workflow(&observed);
+        (observed, plan)
+    });
+    let (observed, plan) = decided.await.map_err(|e| Error::Panic(e.to_string()))?;
+    evaluator::sound(&observed.evaluator)?;
+    let plan = context.paced(&observed.workflow, plan);
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);

@@ -71,7 +71,7 @@ enum Outcome {
 pub fn stand(o: &Observed, definition: &Definition) -> Stand {
     let status = o.workflow.status.as_ref();
     let latched = status.map(|s| s.steps.iter().map(|s| (s.path.clone(), s.clone())).collect()).unwrap_or_default();
-    let sources = Sources { definition, documents: &o.documents, contents: &o.contents };
+    let sources = Sources { definition, documents: &o.documents, contents: &o.contents, evaluator: &o.evaluator };
     let mut walk = Walk { o, sources, latched, tallies: BTreeMap::new(), order: Vec::new(), stand: Stand::default() };
     walk.lay_out(&definition.steps, "");
     let outcome = walk.list(&definition.steps, &Frame::default(), true);

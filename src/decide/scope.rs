@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::document::{self, Viewpoint};
-use super::expression::{Expression, Scope, expressions, underscored};
+use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
 use crate::api::definition::Definition;
 use crate::api::document::Document;
 use crate::api::step::{Format, Step};
@@ -38,6 +38,7 @@ pub struct Sources<'a> {
     pub definition: &'a Definition,
     pub documents: &'a [Arc<Document>],
     pub contents: &'a BTreeMap<String, Arc<str>>,
+    pub evaluator: &'a Arc<dyn Evaluate>,
 }
 
 impl Sources<'_> {
@@ -55,7 +56,7 @@ impl Sources<'_> {
         let d = self.definition;
         let parameters = Value::Object(d.parameters.clone());
         let workflow = json!({"name": d.workflow, "session": d.session, "project": d.project, "input": d.input, "parameters": parameters});
-        let mut scope = Scope::default()
+        let mut scope = Scope::new(self.evaluator)
             .with("workflow", workflow)
             .with("parameters", parameters)
             .with("steps", self.steps(frame, &named(used, "steps")))
@@ -148,11 +149,10 @@ impl Wanted {
 fn named(used: &[&Expression], variable: &str) -> Wanted {
     let mut all = BTreeSet::new();
     for expression in used {
-        let members = expression.members(variable);
-        if members.is_empty() && expression.variables().contains(variable) {
+        if expression.reads_whole(variable) {
             return Wanted(None);
         }
-        all.extend(members);
+        all.extend(expression.members(variable));
     }
     Wanted(Some(all))
 }

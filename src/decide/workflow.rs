@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::expression::Evaluate;
 use super::graph::{self, Stand};
 use super::{Effect, Plan, build, document, status, validate};
 use crate::api::agent::Agent;
@@ -32,6 +33,7 @@ pub struct Observed {
     pub documents: Vec<Arc<Document>>,
     /// Contents that expressions read, by the Document's name.
     pub contents: BTreeMap<String, Arc<str>>,
+    pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
 }
 
@@ -345,6 +347,7 @@ mod tests {
             step_runs: BTreeMap::new(),
             documents: Vec::new(),
             contents: BTreeMap::new(),
+            evaluator: Arc::new(crate::decide::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
         };
         let begins = |plan: &Plan<WorkflowStatus>| {

@@ -144,6 +144,7 @@ impl World {
                 .collect(),
             documents: documents.into_iter().map(without_content).collect(),
             contents,
+            evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
             workflow: Arc::new(workflow.clone()),
         }

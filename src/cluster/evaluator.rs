@@ -117,6 +117,12 @@ impl Helper {
         Self { program: program.into(), running: Mutex::default() }
     }
 
+    /// The process that runs now, if one does.
+    pub fn process(&self) -> Option<u32> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|running| running.child.id())
+    }
+
     /// The expression's value or fault; an error is neither.
     pub fn ask(&self, source: &str, variables: &Map<String, Value>) -> io::Result<Result<Value, String>> {
         let question = Question { source: source.to_owned(), variables: variables.clone() };
@@ -249,6 +255,15 @@ pub fn serve() -> io::Result<()> {
 }
 
 fn bound() -> io::Result<()> {
+    // What this program opens is closed by exec, what it was given itself is not.
+    let open: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|file| *file > 2)
+        .collect();
+    for file in open {
+        // One of them was the folder, which is closed already.
+        let _ = nix::unistd::close(file);
+    }
     setrlimit(Resource::RLIMIT_AS, EXPRESSION_MEMORY_BYTES, EXPRESSION_MEMORY_BYTES)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     Ok(())

@@ -21,6 +21,12 @@ pub const SCHEMA_BYTES: usize = 32 * 1024;
 pub const EXPRESSION_BYTES: usize = 1024;
 /// Bytes. What an expression may read, and what it may return.
 pub const EXPRESSION_DATA_BYTES: usize = 64 * 1024;
+/// Bytes. What an expression that is nothing but a path may give.
+pub const EXPRESSION_PATH_BYTES: usize = 512 * 1024;
+/// Seconds of processor time that one evaluation surely has.
+pub const EXPRESSION_SECONDS: u64 = 1;
+/// Bytes. Address space of the process that evaluates, its program and its stack included.
+pub const EXPRESSION_MEMORY_BYTES: u64 = 256 << 20;
 /// Items of one `forEach`.
 pub const ITEMS: usize = 5_000;
 /// Steps of one list, by level.

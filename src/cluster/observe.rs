@@ -16,6 +16,7 @@ use super::cache::Table;
 use super::client::bounded;
 use super::consistency::{Consistency, Freshness};
 use super::contents::{Contents, Memory};
+use super::evaluator::Evaluator;
 use super::guard::PolicyGuard;
 use super::world::{World, controller_uid};
 use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
@@ -36,6 +37,7 @@ pub struct Observer {
     pub settled: Memory,
     pub guard: PolicyGuard,
     pub surroundings: Arc<Surroundings>,
+    pub evaluator: Evaluator,
 }
 
 pub fn now() -> Time {
@@ -74,6 +76,7 @@ impl Observer {
             contents: BTreeMap::new(),
             previous: of.map(|of| self.world.step_runs.table(&of.uid)),
             settled: self.settled.of(&uid),
+            evaluator: self.evaluator.for_decision(),
             now: now(),
             workflow,
         })

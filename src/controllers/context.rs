@@ -13,7 +13,7 @@ use crate::api::workflow::WorkflowStatus;
 use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
-use crate::cluster::{Error, apply, publish};
+use crate::cluster::{Error, apply, evaluator, publish};
 use crate::decide::status::differs_by_progress_only;
 use crate::decide::{Effect, Kept, Notice, Plan, workflow};
 use crate::telemetry::Metrics;
@@ -41,15 +41,25 @@ impl Context {
     }
 
     /// Decides about a run, and fetches contents of documents as far as the decision asks for them.
-    pub async fn decided(&self, observed: &mut workflow::Observed) -> Result<Plan<WorkflowStatus>, Error> {
+    pub async fn decided(
+        &self,
+        mut observed: workflow::Observed,
+    ) -> Result<(workflow::Observed, Plan<WorkflowStatus>), Error> {
         let uid = observed.workflow.metadata.uid.clone().unwrap_or_default();
         for _ in 0..READS {
-            let decided = workflow::decide(observed);
+            // Expressions wait for the process that evaluates them.
+            let deciding = tokio::task::spawn_blocking(move || {
+                let decided = workflow::decide(&observed);
+                (observed, decided)
+            });
+            let decided;
+            (observed, decided) = deciding.await.map_err(|e| Error::Panic(e.to_string()))?;
+            evaluator::sound(&observed.evaluator)?;
             self.observer.settled.keep(&uid, &decided.settled);
             if decided.unread.is_empty() {
-                return Ok(decided.plan);
+                return Ok((observed, decided.plan));
             }
-            self.observer.read(observed, &decided.unread).await?;
+            self.observer.read(&mut observed, &decided.unread).await?;
         }
         Err(Error::Stale(uid))
     }

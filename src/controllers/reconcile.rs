@@ -12,8 +12,8 @@ use crate::cluster::observe::now;
 use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
-    let mut observed = context.observer.workflow(workflow).await?;
-    let plan = context.decided(&mut observed).await?;
+    let observed = context.observer.workflow(workflow).await?;
+    let (observed, plan) = context.decided(observed).await?;
     let plan = context.paced(&observed.workflow, plan);
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {

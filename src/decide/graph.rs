@@ -138,6 +138,7 @@ impl<'a> Walk<'a> {
             definition,
             documents: &o.documents,
             contents: &o.contents,
+            evaluator: &o.evaluator,
             unread: RefCell::new(BTreeSet::new()),
         };
         let mut order = Vec::new();

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rpds::RedBlackTreeMapSync;
 
 use super::document::Documents;
+use super::expression::Evaluate;
 use super::settled::Settled;
 use crate::api::agent::Agent;
 use crate::api::definition::Definition;
@@ -36,5 +37,6 @@ pub struct Observed {
     pub previous: Option<StepRuns>,
     /// What was found to be settled in earlier passes; losing it costs time only.
     pub settled: Arc<Settled>,
+    pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
 }

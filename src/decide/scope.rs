@@ -8,7 +8,7 @@ use rpds::RedBlackTreeMapSync;
 use serde_json::{Map, Value, json};
 
 use super::document::{self, Documents, Viewpoint};
-use super::expression::{Expression, Scope, expressions, underscored};
+use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
 use super::gate;
 use crate::api::definition::Definition;
 use crate::api::limits::DOCUMENT_BYTES;
@@ -94,6 +94,7 @@ pub struct Sources<'a> {
     pub contents: &'a BTreeMap<String, Arc<str>>,
     /// Names of documents whose contents are wanted and not there.
     pub unread: RefCell<BTreeSet<String>>,
+    pub evaluator: &'a Arc<dyn Evaluate>,
 }
 
 impl Sources<'_> {
@@ -111,7 +112,7 @@ impl Sources<'_> {
         let before = self.unread.borrow().len();
         let d = self.definition;
         let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
-        let mut scope = Scope::default()
+        let mut scope = Scope::new(self.evaluator)
             .with("steps", self.steps(frame, used)?)
             .with("documents", self.visible(frame, &named(used, "documents"), pinned));
         // A run's parameters can be large: nobody gets them who does not ask.
@@ -244,11 +245,10 @@ impl Wanted {
 fn named(used: &[&Expression], variable: &str) -> Wanted {
     let mut all = BTreeSet::new();
     for expression in used {
-        let members = expression.members(variable);
-        if members.is_empty() && expression.variables().contains(variable) {
+        if expression.reads_whole(variable) {
             return Wanted(None);
         }
-        all.extend(members);
+        all.extend(expression.members(variable));
     }
     Wanted(Some(all))
 }

@@ -222,6 +222,7 @@ mod tests {
             contents: Default::default(),
             previous: None,
             settled: Arc::default(),
+            evaluator: Arc::new(crate::decide::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
         };
         let begins = |plan: &Plan<WorkflowStatus>| {

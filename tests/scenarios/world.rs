@@ -142,6 +142,7 @@ impl World {
             contents: self.documents.values().map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str()))).collect(),
             previous: of.map(|of| table(Some(&of.uid))),
             settled: Arc::default(),
+            evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
             workflow: Arc::new(workflow.clone()),
         }

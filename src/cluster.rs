@@ -12,6 +12,8 @@ pub mod error;
 pub mod guard;
 pub mod observe;
 pub mod publish;
+pub mod refusals;
+pub mod slots;
 pub mod tls;
 pub mod world;
 

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -48,7 +49,7 @@ async fn one(
         Effect::CreateStepRun(object) => {
             create(client, namespace, "StepRun", object.as_ref()).await?;
         }
-        Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await?,
+        Effect::CreateJob(object) => create_job(client, namespace, object).await?,
         Effect::DeleteJob { name, uid } => delete_job(client, namespace, name, uid).await?,
         Effect::SetDocumentStatus { name, status } => {
             set_document_status(client, namespace, name, status).await?;
@@ -83,12 +84,22 @@ where
     if owner(existing.meta()) == owner(object.meta()) { Ok(()) } else { Err(Error::NotOurs { kind, name }) }
 }
 
+/// A refusal is an outcome of the attempt, not of the pass: trying the same again would not help.
+async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<(), Error> {
+    create(client, namespace, "Job", job).await.map_err(|error| match error.refusal() {
+        Some(message) => {
+            Error::JobRefused { name: job.metadata.name.clone().unwrap_or_default(), message: message.to_owned() }
+        }
+        None => error,
+    })
+}
+
 fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {
     meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
 }
 
 async fn delete_job(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
-    let api: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(client.clone(), namespace);
+    let api: Api<Job> = Api::namespaced(client.clone(), namespace);
     // A bare DELETE of a Job orphans its pods.
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),

@@ -13,6 +13,8 @@ pub mod evaluator;
 pub mod guard;
 pub mod observe;
 pub mod publish;
+pub mod refusals;
+pub mod slots;
 pub mod tls;
 pub mod world;
 

@@ -26,6 +26,8 @@ use crate::cluster::contents::{Contents, Memory};
 use crate::cluster::evaluator::Evaluator;
 use crate::cluster::guard::{Accounts, PolicyGuard};
 use crate::cluster::observe::Observer;
+use crate::cluster::refusals::Refusals;
+use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
 use crate::cluster::{Error, tls};
 use crate::decide::build::Surroundings;
@@ -75,6 +77,9 @@ pub struct Options {
     /// workflow can stop the operator.
     #[arg(long, env = "LOCKSTEP_ISOLATE_EXPRESSIONS", default_value_t = true, action = clap::ArgAction::Set)]
     pub isolate_expressions: bool,
+    /// Attempts that may run at once in one namespace, the oldest run first; 0 for no limit.
+    #[arg(long, env = "LOCKSTEP_MAX_CONCURRENT_PER_NAMESPACE", default_value_t = 0)]
+    pub max_concurrent_per_namespace: usize,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +107,8 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
         evaluator: if options.isolate_expressions { Evaluator::isolated() } else { Evaluator::InProcess },
+        slots: Slots::new(options.max_concurrent_per_namespace),
+        refusals: Refusals::default(),
     };
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });
@@ -180,6 +187,7 @@ async fn supervise(options: &Options, context: Arc<Context>, health: Health) -> 
     if !filled.await {
         return "a watch ended before its first list".to_owned();
     }
+    context.observer.restore_slots();
     health.set_ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %context.observer.surroundings.gateway_url, "ready");
     let n = options.concurrency;
@@ -189,6 +197,7 @@ async fn supervise(options: &Options, context: Arc<Context>, health: Health) -> 
         () = drive("Agent", &world.agents, queues.agents, (&context, n), reconcile::agent) => {}
         () = drive("WorkflowTemplate", &world.templates, queues.templates, (&context, n), reconcile::template) => {}
         () = drive("Document", &world.documents, queues.documents, (&context, n), reconcile::document) => {}
+        () = triggers.turns(&context.observer.slots) => {}
         _ = futures::future::select_all(watching) => {}
     }
     "a controller or a watch ended".to_owned()
@@ -214,7 +223,15 @@ fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task:
         one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
         one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
         one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
-        one(both, |w| &w.step_runs, all(), |t, _, o| async move { t.step_run(&o).await }),
+        one(
+            both,
+            |w| &w.step_runs,
+            all(),
+            |t, c, o| async move {
+                c.observer.left(&o);
+                t.step_run(&o).await;
+            },
+        ),
         one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
         one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
         one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),

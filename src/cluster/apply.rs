@@ -49,7 +49,7 @@ async fn one(
         Effect::CreateStepRun(object) => {
             create(client, namespace, "StepRun", object.as_ref()).await?;
         }
-        Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await?,
+        Effect::CreateJob(object) => create_job(client, namespace, object).await?,
         Effect::Delete { what, name, uid } => match what {
             Kept::Job => delete::<Job>(client, namespace, name, uid).await?,
             Kept::StepRun => delete::<StepRun>(client, namespace, name, uid).await?,
@@ -87,6 +87,16 @@ where
     let existing = bounded("GET", api.get(&name)).await?;
     // Never by its content: an Agent edited after a lost reply is no conflict.
     if owner(existing.meta()) == owner(object.meta()) { Ok(()) } else { Err(Error::NotOurs { kind, name }) }
+}
+
+/// A refusal is an outcome of the attempt, not of the pass: trying the same again would not help.
+async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<(), Error> {
+    create(client, namespace, "Job", job).await.map_err(|error| match error.refusal() {
+        Some(message) => {
+            Error::JobRefused { name: job.metadata.name.clone().unwrap_or_default(), message: message.to_owned() }
+        }
+        None => error,
+    })
 }
 
 fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {

@@ -94,7 +94,16 @@ impl Context {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
-        let version = apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await?;
+        let version = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
+            Ok(version) => version,
+            Err(Error::JobRefused { name, message }) => {
+                tracing::warn!(namespace, job = name, message, "the API server refused a Job");
+                cluster.refusals.remember(&namespace, &name, &message);
+                // The next pass sees it, and ends the attempt.
+                return Ok(Action::requeue(Duration::ZERO));
+            }
+            Err(error) => return Err(error),
+        };
         if let Some(status) = plan.status {
             self.metrics.wrote("status");
             // An effect on the object itself moved its version, by compare-and-swap: nobody wrote in between.

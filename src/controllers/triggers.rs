@@ -1,6 +1,7 @@
 //! Who must look again when something changed. A queue a kind, bounded; being woken twice is the same as once.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::SinkExt;
 use futures::channel::mpsc;
@@ -11,7 +12,9 @@ use crate::api::name::{LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::workflow::Phase;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
+use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
+use crate::decide::step_run::{Hold, hold};
 
 const CAPACITY: usize = 1024;
 
@@ -21,6 +24,8 @@ pub struct Triggers {
     agents: mpsc::Sender<ObjectRef<Agent>>,
     templates: mpsc::Sender<ObjectRef<WorkflowTemplate>>,
     documents: mpsc::Sender<ObjectRef<Document>>,
+    /// UIDs of the runs that are suspended, so that their StepRuns hear of it when that ends.
+    suspended: Mutex<HashSet<String>>,
 }
 
 pub struct Queues {
@@ -45,14 +50,39 @@ impl Triggers {
             templates: templates_in,
             documents: documents_in,
         };
-        (Self { workflows, step_runs, agents, templates, documents }, queues)
+        (Self { workflows, step_runs, agents, templates, documents, suspended: Mutex::default() }, queues)
     }
 
     pub async fn workflow(&self, world: &World, workflow: &Workflow) {
         send(&self.workflows, ObjectRef::from_obj(workflow)).await;
-        if crate::decide::workflow::is_closing(workflow) {
+        if self.concerns_steps(world, workflow) {
             for step_run in world.step_runs.under(&workflow.uid().unwrap_or_default()) {
                 send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
+            }
+        }
+    }
+
+    /// Whether the run says something new to all its StepRuns, or something that they must not miss.
+    fn concerns_steps(&self, world: &World, workflow: &Workflow) -> bool {
+        let uid = workflow.uid().unwrap_or_default();
+        let there = world.workflows.get(&workflow.namespace().unwrap_or_default(), &workflow.name_any());
+        let there = there.is_some_and(|w| w.uid().as_ref() == Some(&uid));
+        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
+        match hold(workflow) {
+            Hold::Suspended if there => suspended.insert(uid),
+            Hold::No => suspended.remove(&uid),
+            Hold::Suspended | Hold::Closing | Hold::Stopping => {
+                suspended.remove(&uid);
+                true
+            }
+        }
+    }
+
+    /// Those whose turn has come, for ever.
+    pub async fn turns(&self, slots: &Slots) {
+        loop {
+            for (namespace, name) in slots.granted().await {
+                send(&self.step_runs, ObjectRef::new(&name).within(&namespace)).await;
             }
         }
     }

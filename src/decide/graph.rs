@@ -189,7 +189,7 @@ impl<'a> Walk<'a> {
                 message: format!("StepRun {own} was deleted; it is never made again"),
             });
         }
-        if frame.start == Start::Not {
+        if frame.start != Start::May {
             return Outcome::Ahead;
         }
         self.begin(step, path, frame)

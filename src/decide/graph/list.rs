@@ -30,7 +30,7 @@ impl Walk<'_> {
             let needed = order::needed(steps, order, index);
             let ready = needed.iter().all(|n| ended[*n].is_some()) && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
-            let inner = Frame { start: if ready { frame.start } else { Start::Not }, fresh, ..here.clone() };
+            let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
             let outcome = if !ready {
                 self.execution(step, &inner)
@@ -43,7 +43,7 @@ impl Walk<'_> {
             };
             match outcome {
                 Outcome::Done(seen) => {
-                    begun = true;
+                    begun |= seen.phase != Phase::Skipped;
                     here.done.insert_mut(step.name.clone(), seen.clone());
                     ended[index] = Some(seen);
                 }

@@ -10,6 +10,7 @@ pub mod consistency;
 pub mod contents;
 pub mod error;
 pub mod guard;
+pub mod lease;
 pub mod observe;
 pub mod publish;
 pub mod tls;

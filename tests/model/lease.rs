@@ -147,7 +147,7 @@ impl State {
     }
 
     fn beat(&mut self, still: Option<usize>) {
-        let older = |at: &mut Duration| *at = at.saturating_sub(BEAT).max(NOW - TIMES.lease);
+        let older = |at: &mut Duration| *at = at.saturating_sub(BEAT).max(NOW.saturating_sub(TIMES.lease));
         for (n, candidate) in self.candidates.iter_mut().enumerate() {
             if still == Some(n) {
                 candidate.slow = matches!(candidate.machine, lease::State::Leading { .. })

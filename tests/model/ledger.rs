@@ -205,7 +205,7 @@ impl Ledger {
         let object = self.object(current, "2");
         let now = serde_json::to_value(&object).expect("it serializes");
         let mut status = now.get("status").cloned();
-        let (held, path, value) = match patch {
+        let (held, field, value) = match patch {
             Patch::Claim { bare, fresh } => {
                 let read = self.object(current, if fresh { "2" } else { "1" });
                 // As the API server does: defaults are filled in.
@@ -219,9 +219,9 @@ impl Ledger {
             }
         };
         let landed = held.iter().all(|h| holds(&now, h)).then_some(status).flatten().map(|mut status| {
-            let place = if path == "agent" { Some(&mut status) } else { status.get_mut("agent") };
+            let place = if field == "agent" { Some(&mut status) } else { status.get_mut("agent") };
             // An absent parent fails; there is none, or the tests would have failed.
-            place.expect("the parent")[path] = value;
+            place.expect("the parent")[field] = value;
             self.number(Some(serde_json::from_value(status).expect("a status")))
         });
         self.inner().patches.insert(key, landed);

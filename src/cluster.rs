@@ -11,6 +11,7 @@ pub mod contents;
 pub mod error;
 pub mod evaluator;
 pub mod guard;
+pub mod lease;
 pub mod observe;
 pub mod publish;
 pub mod refusals;

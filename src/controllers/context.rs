@@ -64,6 +64,11 @@ impl Context {
         Err(Error::Stale(uid))
     }
 
+    /// From now on this process writes.
+    pub fn leads(&self) {
+        self.metrics.leading();
+    }
+
     /// Leaves a status out that says nothing but progress, if one was written a moment ago.
     pub fn paced(&self, workflow: &Workflow, mut plan: Plan<WorkflowStatus>) -> Plan<WorkflowStatus> {
         let (Some(uid), Some(status)) = (workflow.metadata.uid.as_ref(), plan.status.as_ref()) else { return plan };

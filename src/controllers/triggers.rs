@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::SinkExt;
 use futures::channel::mpsc;
+use futures::{SinkExt, StreamExt};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -34,6 +34,22 @@ pub struct Queues {
     pub agents: mpsc::Receiver<ObjectRef<Agent>>,
     pub templates: mpsc::Receiver<ObjectRef<WorkflowTemplate>>,
     pub documents: mpsc::Receiver<ObjectRef<Document>>,
+}
+
+impl Queues {
+    /// Throws away what comes, for ever.
+    pub async fn discard(&mut self) {
+        async fn one<K: Watched>(queue: &mut mpsc::Receiver<ObjectRef<K>>) {
+            while queue.next().await.is_some() {}
+        }
+        futures::join!(
+            one(&mut self.workflows),
+            one(&mut self.step_runs),
+            one(&mut self.agents),
+            one(&mut self.templates),
+            one(&mut self.documents),
+        );
+    }
 }
 
 impl Triggers {

@@ -20,7 +20,7 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: DocumentRequest) 
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
-    attempt::holds(&attempt::status(&step_run), who, caller)?;
+    attempt::holds(&step_run, who, caller)?;
     let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
     let pinned = step_run
         .spec

@@ -11,6 +11,7 @@ pub mod expression;
 pub mod failure;
 pub mod gate;
 pub mod graph;
+pub mod history;
 pub mod plan;
 pub mod schema;
 pub mod scope;

@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
 use super::context::Context;
+use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::observe::now;
@@ -14,11 +15,13 @@ use crate::decide::{self, Effect, Plan};
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
     let plan = context.paced(&observed.workflow, decide::workflow::workflow(&observed));
+    let ended = history::ending(&observed.workflow, plan.status.as_ref());
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);
         })
         .await
+        .inspect(|_| history::log(ended.as_ref(), &observed.step_runs))
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {

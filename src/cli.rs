@@ -8,6 +8,7 @@ mod decide;
 mod fault;
 mod inbox;
 mod line;
+mod lint;
 mod list;
 mod mailbox;
 mod print;
@@ -83,6 +84,7 @@ enum Verb {
     Approve(approve::Args),
     Reject(reject::Args),
     Answer(answer::Args),
+    Lint(lint::Args),
     Version(version::Args),
 }
 
@@ -124,6 +126,9 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
     {
         return version::client(cli.global.output);
     }
+    if let Verb::Lint(args) = &cli.verb {
+        return lint::run(cli.global.output, args);
+    }
     let on = Connection::open(&cli.global).await?;
     match cli.verb {
         Verb::Run(args) => run::run(&on, args).await,
@@ -134,6 +139,7 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
         Verb::Approve(args) => approve::run(&on, &args).await,
         Verb::Reject(args) => reject::run(&on, &args).await,
         Verb::Answer(args) => answer::run(&on, &args).await,
+        Verb::Lint(args) => lint::run(on.output, &args),
         Verb::Version(_) => version::run(&on).await,
     }
 }

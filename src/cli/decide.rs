@@ -2,7 +2,7 @@
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
-use super::mailbox::{self, Letter};
+use super::mailbox::{self, Letter, Refusals};
 use super::print;
 use super::rows::{accepted, waits_at_gate};
 use super::step_page;
@@ -54,10 +54,11 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
             && gate_of(now).is_some_and(|g| g.output_digest == gate.output_digest && g.round == gate.round)
             && mailbox::taken(now, DECISION).is_none()
     };
+    let refusals = Refusals::before(on, &step, DECISION, "DecisionRefused").await;
     mailbox::post(on, &step, &letter, same).await?;
     let by = letter.by.as_deref();
     let before = gate.decisions.len();
-    let now = mailbox::latched(on, &step, |now| {
+    let now = mailbox::latched(on, &step, &refusals, |now| {
         gate_of(now).is_none_or(|g| g.state != GateState::Waiting || mine(g, by, before).is_some())
     })
     .await?;

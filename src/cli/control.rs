@@ -82,10 +82,9 @@ enum Before {
 pub async fn run_of(on: &Connection, text: &str, verb: &str) -> Result<Workflow, Fault> {
     match Target::parse(text)? {
         Target::Name(name) => on.workflow(&name).await,
-        Target::Step(name, _) => Err(Fault::usage(format!(
-            "{verb} takes a whole run; write kubectl lockstep {verb} {}",
-            quote(&name)
-        ))),
+        Target::Step(name, _) => {
+            Err(Fault::usage(format!("{verb} takes a whole run; write kubectl lockstep {verb} {}", quote(&name))))
+        }
     }
 }
 

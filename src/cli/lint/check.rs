@@ -14,7 +14,7 @@ pub const GROUP: &str = "lockstep.dev";
 pub const VERSION: &str = "lockstep.dev/v1alpha1";
 
 /// The parameter schemas of the templates that are looked at together, by namespace and name.
-pub type Templates = BTreeMap<(String, String), Option<Map<String, Value>>>;
+pub type Templates = BTreeMap<(String, String), Map<String, Value>>;
 
 /// What was found, each text with its path in front.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -37,9 +37,11 @@ pub fn key(value: &Value) -> (String, String) {
 }
 
 /// The schema of a template's parameters, for runs that stand beside it.
-pub fn template(value: &Value) -> Option<Option<Map<String, Value>>> {
+/// One that says nothing allows everything, as the empty schema does.
+pub fn template(value: &Value) -> Option<Map<String, Value>> {
     let is_template = value.get("kind").and_then(Value::as_str) == Some("WorkflowTemplate");
-    is_template.then(|| value.pointer("/spec/parametersSchema").and_then(Value::as_object).cloned())
+    let schema = || value.pointer("/spec/parametersSchema").and_then(Value::as_object).cloned();
+    is_template.then(|| schema().unwrap_or_default())
 }
 
 pub fn object(value: &Value, templates: &Templates) -> Found {
@@ -114,13 +116,10 @@ fn of_template(template: &WorkflowTemplate) -> Judged {
     (validate::definition(&spec.steps, spec.parameters_schema.as_ref()), Vec::new())
 }
 
-fn of_workflow(run: &Workflow, template: Option<&Option<Map<String, Value>>>) -> Judged {
+fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged {
     let spec = &run.spec;
     let mut faults = validate::workflow(spec);
-    let schema = match template {
-        Some(schema) => schema.as_ref(),
-        None => spec.parameters_schema.as_ref(),
-    };
+    let schema = template.or(spec.parameters_schema.as_ref());
     let broken = faults.iter().any(|fault| super::path(fault) == "spec.parametersSchema");
     // Without its template a run's parameters cannot be judged.
     if !broken && (spec.template_ref.is_none() || template.is_some()) {

@@ -42,7 +42,9 @@ fn prune(schema: &Value, value: &mut Value) {
         }
         Value::Array(items) => {
             if let Some(inner) = schema.get("items") {
-                items.iter_mut().for_each(|item| prune(inner, item));
+                for item in items {
+                    prune(inner, item);
+                }
             }
         }
         _ => {}
@@ -245,7 +247,8 @@ mod tests {
         fn visit(schema: &Value, found: &mut usize) {
             match schema {
                 Value::Object(members) => {
-                    for entry in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten() {
+                    for entry in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()
+                    {
                         let rule = entry.get("rule").and_then(Value::as_str).unwrap_or_default();
                         if !rule.contains("oldSelf") {
                             *found += 1;
@@ -262,7 +265,9 @@ mod tests {
             }
         }
         let mut found = 0;
-        crate::api::crd::all().iter().for_each(|crd| visit(crd, &mut found));
+        for crd in crate::api::crd::all() {
+            visit(&crd, &mut found);
+        }
         assert!(found > 5, "{found}");
     }
 }

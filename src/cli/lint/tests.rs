@@ -1,5 +1,3 @@
-#![expect(clippy::expect_used, reason = "a test ends by panicking")]
-
 use super::*;
 
 /// Each example says what is wrong with it: `# expect: LEVEL LINE MESSAGE`, in the order of printing.

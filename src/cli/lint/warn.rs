@@ -60,7 +60,9 @@ fn lost(given: &Value, kept: &Value, path: &str, warnings: &mut Vec<String>) {
                 match kept.get(key) {
                     Some(kept) => lost(member, kept, &path, warnings),
                     None if is_empty(member) => {}
-                    None => warnings.push(format!("{path}: is no field of a pod that is known here; it may be dropped")),
+                    None => {
+                        warnings.push(format!("{path}: is no field of a pod that is known here; it may be dropped"));
+                    }
                 }
             }
         }

@@ -159,7 +159,6 @@ impl<'de> Visitor<'de> for Reader {
 }
 
 #[cfg(test)]
-#[expect(clippy::expect_used, reason = "a test ends by panicking")]
 mod tests {
     use super::*;
     use serde_json::json;
@@ -170,7 +169,8 @@ mod tests {
         let pages: Vec<Page> = pages(text).into_iter().map(|p| p.expect("YAML")).collect();
         assert_eq!(pages.len(), 2);
         assert_eq!(pages[0].value, json!({"a": 1, "b": ["x", {"y": {"z": true}, "1": "no-number"}]}));
-        for (path, line) in [("a", 2), ("b", 3), ("b[0]", 4), ("b[1].y.z", 5), ("b[1].1", 6), ("b[1].new.x", 5), ("z", 2)]
+        for (path, line) in
+            [("a", 2), ("b", 3), ("b[0]", 4), ("b[1].y.z", 5), ("b[1].1", 6), ("b[1].new.x", 5), ("z", 2)]
         {
             assert_eq!(pages[0].line(path), Some(line), "{path}");
         }

@@ -50,7 +50,7 @@ struct Record<'a> {
 #[derive(Serialize)]
 struct Step {
     #[serde(rename = "StepId")]
-    step_id: String,
+    id: String,
     #[serde(rename = "StartedAt")]
     started_at: Option<Time>,
     #[serde(rename = "CompletedAt")]
@@ -140,17 +140,14 @@ fn steps(places: &[Place<'_>]) -> Vec<Step> {
     let mut counts: Option<usize> = None;
     for place in places {
         let item = place.step_run.filter(|s| s.spec.item.is_some());
-        match (place.listed, item, counts) {
-            (None, Some(item), Some(at)) => {
-                let failed = place.phase() == Phase::Failed;
-                if let Some(step) = steps.get_mut(at).filter(|s| failed && s.failed_items.len() < FAILED_ITEMS) {
-                    step.failed_items.push(failed_item(item));
-                }
+        if let (None, Some(item), Some(at)) = (place.listed, item, counts) {
+            let failed = place.phase() == Phase::Failed;
+            if let Some(step) = steps.get_mut(at).filter(|s| failed && s.failed_items.len() < FAILED_ITEMS) {
+                step.failed_items.push(failed_item(item));
             }
-            _ => {
-                steps.push(step(place));
-                counts = place.listed.map(|_| steps.len() - 1);
-            }
+        } else {
+            steps.push(step(place));
+            counts = place.listed.map(|_| steps.len() - 1);
         }
     }
     steps
@@ -170,7 +167,7 @@ fn step(place: &Place<'_>) -> Step {
     let reused = own.and_then(|s| s.spec.reuse.as_ref()).map(|r| r.digest.clone());
     let runs = own.filter(|s| !s.spec.agent_id.is_empty() && s.spec.reuse.is_none());
     Step {
-        step_id: place.step_id(),
+        id: place.step_id(),
         started_at: place.started_at(),
         completed_at: place.completed_at(),
         status: place.phase(),

@@ -1,4 +1,4 @@
-#![expect(clippy::expect_used, reason = "a test ends by panicking")]
+#![expect(clippy::needless_pass_by_value, reason = "objects are built in place")]
 
 use super::record::{RECORD_BYTES, record};
 use super::*;
@@ -51,10 +51,14 @@ fn shop() -> (Workflow, Vec<StepRun>) {
     }));
     let decision = json!({"documentType": "discovery", "scopeID": "uid", "accepted": true, "comment": "good",
         "decidedBy": "alice", "decidedAt": at(2), "digest": "sha256:r", "round": 1});
-    let gate = |state: &str| json!({"state": state, "round": 1, "outputDigest": "sha256:r", "openedAt": at(1), "policy": "p",
-        "decisions": [decision]});
-    let item = |key: &str, index: i32| json!({"path": "arch", "agentId": "a", "item": {"key": key, "index": index, "value": null},
-        "scopeChain": [{"scope": "epic", "scopeID": format!("uid/{key}")}]});
+    let gate = |state: &str| {
+        json!({"state": state, "round": 1, "outputDigest": "sha256:r", "openedAt": at(1), "policy": "p",
+        "decisions": [decision]})
+    };
+    let item = |key: &str, index: i32| {
+        json!({"path": "arch", "agentId": "a", "item": {"key": key, "index": index, "value": null},
+        "scopeChain": [{"scope": "epic", "scopeID": format!("uid/{key}")}]})
+    };
     let steps = vec![
         // Not in file order, as a list from the API server.
         step(
@@ -71,7 +75,10 @@ fn shop() -> (Workflow, Vec<StepRun>) {
             json!({"path": "ask", "ask": {"name": "ask", "question": "How many?"}}),
             json!({"phase": "Completed", "answer": {"value": "{\"n\":2}", "by": "bob", "at": at(3)}}),
         ),
-        step(json!({"path": "sign", "gate": {"name": "sign"}}), json!({"phase": "Completed", "gate": gate("Accepted")})),
+        step(
+            json!({"path": "sign", "gate": {"name": "sign"}}),
+            json!({"phase": "Completed", "gate": gate("Accepted")}),
+        ),
         step(
             json!({"path": "discovery", "agentId": "d", "parameters": "{\"depth\":2}"}),
             json!({"phase": "Completed", "startedAt": at(0), "completedAt": at(2), "gate": gate("Accepted"),

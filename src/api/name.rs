@@ -91,6 +91,12 @@ pub fn run_document(workflow: &str, workflow_uid: &str, document_type: &str) -> 
     legal(&format!("{}-{}", head(workflow, 16), head(document_type, 17)), &hash)
 }
 
+/// A run's copy of a document that another run made for the same place.
+pub fn copied_document(workflow: &str, workflow_uid: &str, place: &str, document_type: &str) -> String {
+    let hash = hex([workflow_uid.as_bytes(), place.as_bytes(), document_type.as_bytes()]);
+    legal(&format!("{}-{}", head(workflow, 16), head(document_type, 17)), &hash)
+}
+
 /// The pinned definition of a run.
 pub fn revision(workflow: &str, workflow_uid: &str) -> String {
     legal(head(workflow, 34).as_str(), &hex([workflow_uid.as_bytes(), b"definition".as_slice()]))

@@ -1,7 +1,6 @@
 //! One log record for every run that ends, target `lockstep::history`: what stays when the run is deleted. It is
 //! written after the final status, so a crash in between loses the record, never doubles it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::api::workflow::WorkflowStatus;
@@ -16,9 +15,10 @@ pub fn ending(run: &Workflow, next: Option<&WorkflowStatus>) -> Option<Workflow>
 }
 
 /// Logs the record.
-pub fn log(ended: Option<&Workflow>, step_runs: &BTreeMap<String, Arc<StepRun>>) {
+pub fn log<'a>(ended: Option<&Workflow>, step_runs: impl IntoIterator<Item = &'a Arc<StepRun>>) {
     if let Some(run) = ended {
-        let record = record(run, step_runs.values().map(AsRef::as_ref));
+        let step_runs: Vec<&StepRun> = step_runs.into_iter().map(AsRef::as_ref).collect();
+        let record = record(run, step_runs);
         tracing::info!(target: "lockstep::history", %record, "a run has ended");
     }
 }

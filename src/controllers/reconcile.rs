@@ -14,14 +14,15 @@ use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
-    let plan = context.paced(&observed.workflow, decide::workflow::workflow(&observed));
+    let (observed, plan) = context.decided(observed).await?;
+    let plan = context.paced(&observed.workflow, plan);
     let ended = history::ending(&observed.workflow, plan.status.as_ref());
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);
         })
         .await
-        .inspect(|_| history::log(ended.as_ref(), &observed.step_runs))
+        .inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {

@@ -113,7 +113,7 @@ fn typed<K: DeserializeOwned>(value: &Value, told: &[String], judge: impl Fn(&K)
 
 fn of_template(template: &WorkflowTemplate) -> Judged {
     let spec = &template.spec;
-    (validate::definition(&spec.steps, spec.parameters_schema.as_ref()), Vec::new())
+    (validate::template(spec), validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
 }
 
 fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged {
@@ -125,7 +125,7 @@ fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged 
     if !broken && (spec.template_ref.is_none() || template.is_some()) {
         faults.extend(validate::parameters(&spec.parameters.clone().unwrap_or_default(), schema).1);
     }
-    (faults, Vec::new())
+    (faults, validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
 }
 
 fn place(run: &Workflow) -> (String, String) {

@@ -1,6 +1,7 @@
 //! Wiring: who is woken by what, and one reconcile a kind, each the same four lines: observe, decide, apply, publish.
 
 pub mod context;
+pub mod history;
 pub mod reconcile;
 pub mod triggers;
 

@@ -12,6 +12,7 @@ pub mod expression;
 pub mod failure;
 pub mod gate;
 pub mod graph;
+pub mod history;
 pub mod observed;
 pub mod order;
 pub mod plan;

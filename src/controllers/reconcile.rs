@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
 use super::context::Context;
+use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::observe::now;
@@ -15,11 +16,13 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let observed = context.observer.workflow(workflow).await?;
     let (observed, plan) = context.decided(observed).await?;
     let plan = context.paced(&observed.workflow, plan);
+    let ended = history::ending(&observed.workflow, plan.status.as_ref());
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);
         })
         .await
+        .inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {

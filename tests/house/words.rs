@@ -66,6 +66,7 @@ const MAY_CHANCE: &[(&str, &str)] = &[
 const MAY_JSON: &[(&str, &str)] = &[
     ("src/api/crd.rs", "corrections of the generated schemas"),
     ("src/api/schema.rs", "schemas that no type expresses"),
+    ("src/cli/control.rs", "the merge patches of suspend and cancel"),
     ("src/cli/mailbox.rs", "the merge patch of the mailbox"),
     ("src/cli/print.rs", "lists as kubectl prints them"),
     ("src/cli/version.rs", "the output of -o json"),

@@ -216,10 +216,15 @@ fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task:
         one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
         one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
         one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
-        one(both, |w| &w.step_runs, all(), |t, c, o| async move {
-            c.observer.left(&o);
-            t.step_run(&o).await;
-        }),
+        one(
+            both,
+            |w| &w.step_runs,
+            all(),
+            |t, c, o| async move {
+                c.observer.left(&o);
+                t.step_run(&o).await;
+            },
+        ),
         one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
         one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
         one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),

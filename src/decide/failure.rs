@@ -179,7 +179,9 @@ mod tests {
         let spent = AttemptCounts { retryable: 2, infrastructure: 5, answers: 0 };
         for on_failure in [OnFailure::Fail, OnFailure::Continue] {
             let policy = Policy { on_failure, ..POLICY };
-            for class in [R::Retryable, R::InvalidOutput, R::Timeout, R::Infrastructure, R::OutcomeUnknown, R::OutputLost] {
+            for class in
+                [R::Retryable, R::InvalidOutput, R::Timeout, R::Infrastructure, R::OutcomeUnknown, R::OutputLost]
+            {
                 assert_eq!(next(class, spent, policy).1, Next::Fail, "{class} {on_failure:?}");
                 assert!(matches!(next(class, spent, POLICY).1, Next::Ask(_)), "{class}");
                 let asked = next(class, AttemptCounts::default(), POLICY).1;

@@ -18,8 +18,6 @@ use super::build::{self, Surroundings};
 use super::failure::{self, Next, Policy};
 use super::gate::{self, Guard};
 use super::{Effect, Plan, document, schema};
-pub use hold::{Hold, RUN_TIMEOUT, hold};
-pub use slot::{Need, Slot, holds_slot, need, was_launched};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
 use crate::api::definition::Definition;
@@ -34,6 +32,8 @@ use crate::api::step_run::{
     ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
+pub use hold::{Hold, RUN_TIMEOUT, hold};
+pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
 /// Seconds after which a pod that should be gone counts as gone.
 const GONE_AFTER_SECONDS: i64 = 60;

@@ -64,9 +64,11 @@ async fn stage(team: &Team) -> Result<()> {
     let eyes = |who: &str| json!({"agentId": null, "gate": {"name": "brief", "notBy": who}});
     team.step_run("eyes", eyes("alice"), gate("Waiting", 1, &[])).await?;
     team.step_run("eyes-unknown", eyes(""), gate("Waiting", 1, &[])).await?;
-    team.step_run("reviewed", json!({"gate": {"name": "brief", "requireReview": true}}), gate("Waiting", 1, &[])).await?;
+    team.step_run("reviewed", json!({"gate": {"name": "brief", "requireReview": true}}), gate("Waiting", 1, &[]))
+        .await?;
     team.step_run("revising", json!({"gate": {"name": "brief", "revise": true}}), gate("Waiting", 1, &[])).await?;
-    team.step_run("several", json!({"gate": {"name": "brief", "approvals": 2}}), gate("Waiting", 1, &["alice"])).await?;
+    team.step_run("several", json!({"gate": {"name": "brief", "approvals": 2}}), gate("Waiting", 1, &["alice"]))
+        .await?;
     team.step_run("cancelled", guarded(), gate("Closed", 1, &[])).await?;
     team.step_run("running", json!({}), json!({"phase": "Running"})).await?;
     team.step_run("ended", json!({}), json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"})).await?;

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
-    DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES,
-    OnFailure, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition,
-    document, gate, name,
+    DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
+    Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition, document,
+    gate, name,
 };
 use crate::api::step::OnReject;
 use crate::decide::expression::{Expression, Scope, kind};
@@ -121,7 +121,8 @@ impl Pass<'_> {
             .and_then(|s| s.produces.as_ref())
             .map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
         let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.as_str()).unwrap_or_default();
-        let decided = gate::decided(open, wanted.approvals, letter, &gate::About { produced, scope_id, now: &self.o.now });
+        let decided =
+            gate::decided(open, wanted.approvals, letter, &gate::About { produced, scope_id, now: &self.o.now });
         let (state, by) = (decided.state, letter.by.as_str());
         let so_far = decided.decisions.iter().filter(|d| d.round == decided.round).count();
         self.status.gate = Some(decided);

@@ -48,8 +48,9 @@ impl Pass<'_> {
 
     /// The fence first: from the next write on the attempt can neither claim nor report. Its Job goes in the next pass.
     pub(super) fn stop(&mut self) {
-        let begun =
-            self.was_launched() || self.claim().is_some() || matches!(self.o.job, JobSeen::Present { ended: false, .. });
+        let begun = self.was_launched()
+            || self.claim().is_some()
+            || matches!(self.o.job, JobSeen::Present { ended: false, .. });
         if !begun {
             return self.cancel();
         }

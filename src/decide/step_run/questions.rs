@@ -70,7 +70,8 @@ impl Pass<'_> {
         let plugin = format!("kubectl lockstep -n {namespace} answer");
         let signed = format!("{DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\"");
         if kind == WaitKind::Question {
-            let place = if spec.item.is_some() { own.to_owned() } else { format!("{}/{}", spec.workflow.name, spec.path) };
+            let place =
+                if spec.item.is_some() { own.to_owned() } else { format!("{}/{}", spec.workflow.name, spec.path) };
             return vec![format!("{annotate} {ANSWER}='ANSWER' {signed}"), format!("{plugin} {place} 'ANSWER'")];
         }
         vec![

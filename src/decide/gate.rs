@@ -9,6 +9,9 @@ use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step_run::{Decision, GateState, GateStatus, Reuse, StepRun, StepRunGate, StepRunStatus};
 
+/// Decisions kept, the newest; the API server's audit log has them all.
+const DECISIONS: usize = 64;
+
 /// Whether the admission policies stand that prove who wrote into the mailbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Guard {
@@ -147,6 +150,9 @@ pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About
     if !has_decided(gate, &letter.by) {
         decided.decisions.push(decision);
     }
+    // A round has far fewer: what goes is of rounds long past.
+    let surplus = decided.decisions.len().saturating_sub(DECISIONS);
+    decided.decisions.drain(..surplus);
     decided.state = state(&decided.decisions, gate.round, approvals);
     decided
 }
@@ -312,7 +318,7 @@ mod tests {
         assert_eq!(output(&run), None);
         run.status = status(&decide(&first, 2, &Letter { by: "bob".into(), ..mark(true, None) }));
         let found = output(&run).expect("an output");
-        assert_eq!(found.to_string(), r#"{"accepted":true,"comment":"fine","decidedBy":"ann, bob"}"#);
+        assert_eq!(found.to_string(), r#"{"accepted":true,"decidedBy":"ann, bob","comment":"fine"}"#);
         run.spec.agent_id = "writer".into();
         assert_eq!(output(&run), None, "the agent's output is the agent's");
     }

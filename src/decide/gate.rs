@@ -157,11 +157,12 @@ pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About
     decided
 }
 
-/// The decisions that another run's gate was accepted with.
+/// The decisions that another run's gate was accepted with: a person counts once, and whoever made this run not at all.
 pub fn taken_over(step_run: &StepRun, reuse: &Reuse, now: &Time, digest: &str) -> Vec<Decision> {
     let scope_id = step_run.spec.scope_chain.last().map(|s| s.scope_id.clone()).unwrap_or_default();
     let mut decisions: Vec<Decision> = Vec::new();
-    for by in &reuse.decided_by {
+    let not_by = step_run.spec.gate.as_ref().and_then(|g| g.not_by.as_ref());
+    for by in reuse.decided_by.iter().filter(|by| Some(*by) != not_by) {
         if decisions.iter().all(|d| d.decided_by != *by) {
             decisions.push(Decision {
                 document_type: step_run.spec.path.clone(),

@@ -6,7 +6,7 @@ use crate::api::workflow::Workflow;
 use crate::decide::status::FAILING;
 
 /// Reason of the condition `Failing` of a run whose `timeoutSeconds` have passed.
-pub const RUN_TIMEOUT: &str = "Timeout";
+pub const RUN_TIMEOUT: &str = "RunTimeout";
 /// Seconds between looks at what is stopping; the watch of its pods is what wakes it.
 const STOPPING_AGAIN: i64 = 10;
 
@@ -107,6 +107,7 @@ mod tests {
             ("cancel false", run(|w| w.spec.cancel = Some(false)), Hold::No),
             ("suspend", run(|w| w.spec.suspend = Some(true)), Hold::Suspended),
             ("failing", run(failing("Rejected")), Hold::Closing),
+            ("a step that timed out", run(failing("Timeout")), Hold::Closing),
             ("run timeout", run(failing(RUN_TIMEOUT)), Hold::Stopping),
             ("cancel", run(|w| w.spec.cancel = Some(true)), Hold::Stopping),
             ("deleted", run(|w| w.metadata.deletion_timestamp = now()), Hold::Stopping),

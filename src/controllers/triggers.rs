@@ -14,6 +14,7 @@ use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
 use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
+use crate::decide::document;
 use crate::decide::step_run::{Hold, hold};
 
 const CAPACITY: usize = 1024;
@@ -135,6 +136,12 @@ impl Triggers {
 
     pub async fn document(&self, world: &World, document: &Document) {
         send(&self.documents, ObjectRef::from_obj(document)).await;
+        // A newer revision puts those before it out of date.
+        for other in document::siblings(&world.documents.table(&document.namespace().unwrap_or_default()), document) {
+            if other.uid() != document.uid() {
+                send(&self.documents, ObjectRef::from_obj(other.as_ref())).await;
+            }
+        }
         let namespace = document.namespace().unwrap_or_default();
         if let Some(run) = document.spec.workflow.as_ref().filter(|_| document.labels().contains_key(LABEL_WORKFLOW)) {
             send(&self.workflows, ObjectRef::new(run).within(&namespace)).await;

@@ -9,6 +9,9 @@ use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step_run::{Decision, GateState, GateStatus, Reuse, StepRun, StepRunGate, StepRunStatus};
 
+/// Decisions kept, the newest; the API server's audit log has them all.
+const DECISIONS: usize = 64;
+
 /// Whether the admission policies stand that prove who wrote into the mailbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Guard {
@@ -147,15 +150,19 @@ pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About
     if !has_decided(gate, &letter.by) {
         decided.decisions.push(decision);
     }
+    // A round has far fewer: what goes is of rounds long past.
+    let surplus = decided.decisions.len().saturating_sub(DECISIONS);
+    decided.decisions.drain(..surplus);
     decided.state = state(&decided.decisions, gate.round, approvals);
     decided
 }
 
-/// The decisions that another run's gate was accepted with.
+/// The decisions that another run's gate was accepted with: a person counts once, and whoever made this run not at all.
 pub fn taken_over(step_run: &StepRun, reuse: &Reuse, now: &Time, digest: &str) -> Vec<Decision> {
     let scope_id = step_run.spec.scope_chain.last().map(|s| s.scope_id.clone()).unwrap_or_default();
     let mut decisions: Vec<Decision> = Vec::new();
-    for by in &reuse.decided_by {
+    let not_by = step_run.spec.gate.as_ref().and_then(|g| g.not_by.as_ref());
+    for by in reuse.decided_by.iter().filter(|by| Some(*by) != not_by) {
         if decisions.iter().all(|d| d.decided_by != *by) {
             decisions.push(Decision {
                 document_type: step_run.spec.path.clone(),
@@ -312,7 +319,7 @@ mod tests {
         assert_eq!(output(&run), None);
         run.status = status(&decide(&first, 2, &Letter { by: "bob".into(), ..mark(true, None) }));
         let found = output(&run).expect("an output");
-        assert_eq!(found.to_string(), r#"{"accepted":true,"comment":"fine","decidedBy":"ann, bob"}"#);
+        assert_eq!(found.to_string(), r#"{"accepted":true,"decidedBy":"ann, bob","comment":"fine"}"#);
         run.spec.agent_id = "writer".into();
         assert_eq!(output(&run), None, "the agent's output is the agent's");
     }

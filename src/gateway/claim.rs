@@ -13,10 +13,10 @@ use super::{Gateway, attempt, cluster};
 use crate::api::definition::Definition;
 use crate::api::limits::TIMEOUT_SECONDS;
 use crate::api::step::{Format, Step};
-use crate::api::step_run::StepRunSpec;
-use crate::api::{Agent, Document, StepRun};
+use crate::api::step_run::{StepRunSpec, StepRunStatus};
+use crate::api::{Agent, Document, StepRun, name};
 use crate::decide::claim::{self as rules, Answer, Asker};
-use crate::protocol::{AttemptRef, ClaimRequest, Claimed};
+use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
 const ROUNDS: usize = 6;
@@ -85,10 +85,12 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
     let step = step(&definition, spec)?;
     let timeout_seconds = timeout(gateway, who, spec, step).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
+    let status = attempt::status(step_run);
     context::claimed(&Parts {
         attempt: who,
         spec,
-        status: &attempt::status(step_run),
+        rejected: rejected(gateway, who, &status, step).await?,
+        status: &status,
         definition: &definition,
         step,
         formats: &formats,
@@ -98,6 +100,25 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
         tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
         Refusal::new(Reason::Internal, "spec.parameters of the StepRun is not JSON")
     })
+}
+
+/// The document of the round before, as it lies there; none where nobody can find it any more.
+async fn rejected(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    status: &StepRunStatus,
+    step: &Step,
+) -> Result<Option<InputFile>> {
+    let (Some(name), Some(produces)) = (context::rejected(who, status, step), &step.produces) else {
+        return Ok(None);
+    };
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
+    let found = cluster::find(|| api.get(&name)).await?;
+    Ok(found.map(|document| InputFile {
+        name,
+        path: context::rejected_path(produces),
+        digest: name::digest_bytes(document.spec.content.as_bytes()),
+    }))
 }
 
 pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {

@@ -10,11 +10,11 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, Claim, Report, ReportClass, StepRunSpec, StepRunStatus};
 use lockstep::api::{Agent, StepRun};
-use lockstep::decide::Effect;
+use lockstep::decide::{Effect, Kept};
 use lockstep::decide::build::Surroundings;
 use lockstep::decide::claim::{self, Answer, Asker, Held};
 use lockstep::decide::gate::Guard;
-use lockstep::decide::step_run::{JobSeen, Observed, PodSeen, step_run};
+use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Slot, step_run};
 use lockstep::protocol::mark;
 use serde_json::{Value, json};
 
@@ -153,7 +153,10 @@ impl Ledger {
         let object = Arc::new(self.object(view.version, "2"));
         let attempt = object.status.as_ref().map_or(1, |s| s.attempt);
         let plan = step_run(&Observed {
-            closing: view.closing,
+            hold: if view.closing { Hold::Closing } else { Hold::No },
+            refusal: None,
+            slot: Slot::Yours,
+            pods_alive: 0,
             definition: None,
             agent: Some(Arc::clone(&self.agent)),
             job: job_seen(usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
@@ -249,6 +252,7 @@ fn report(who: Who, success: bool) -> Report {
         class: if success { ReportClass::Succeeded } else { ReportClass::Exited },
         digest: "d".into(),
         output: None,
+        output_document: None,
         document_name: None,
         message: None,
         log_tail: None,
@@ -299,7 +303,7 @@ fn act(effect: &Effect) -> Act {
             assert_eq!(label, Some((slot + 1).to_string()), "a Job of two attempts");
             Act::Create(u8::try_from(slot).expect("small"))
         }
-        Effect::DeleteJob { name, uid } => {
+        Effect::Delete { what: Kept::Job, name, uid } => {
             let slot = slot(name);
             assert_eq!(*uid, format!("uid-of-{slot}"), "a delete of another Job");
             Act::Delete(u8::try_from(slot).expect("small"))

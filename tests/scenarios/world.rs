@@ -282,7 +282,7 @@ impl World {
         let Some(found) = self.documents.get(name) else {
             return false;
         };
-        let status = document::put_by_person(found, &self.of_type(&found.spec.document_type));
+        let status = document::standing(found, &self.of_type(&found.spec.document_type));
         let Some(status) = status else { return false };
         let effect = Effect::SetDocumentStatus { name: name.to_owned(), status };
         self.carry_out(effect, log);

@@ -241,12 +241,11 @@ impl Pass<'_> {
         let Some(wanted) = self.o.step_run.spec.gate.clone() else {
             return self.accept();
         };
-        if i32::try_from(reuse.decided_by.len()).unwrap_or(i32::MAX) < wanted.approvals.max(1) {
-            return self.open_gate();
-        }
-        self.set_gate(GateState::Accepted, &reuse.digest, "");
-        if let Some(taken) = &mut self.status.gate {
-            taken.decisions = gate::taken_over(&self.o.step_run, reuse, &self.o.now, &taken.output_digest);
+        let reviewed = gate::review_digest(&self.o.step_run, self.status.round, &reuse.digest);
+        let taken = gate::taken_over(&self.o.step_run, reuse, &self.o.now, &reviewed);
+        if gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted {
+            self.set_gate(GateState::Accepted, &reuse.digest, "");
+            self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
         }
         self.open_gate();
     }

@@ -105,6 +105,7 @@ mod tests {
             ("cancel false", run(|w| w.spec.cancel = Some(false)), Hold::No),
             ("suspend", run(|w| w.spec.suspend = Some(true)), Hold::Suspended),
             ("failing", run(failing("Rejected")), Hold::Closing),
+            ("a step that timed out", run(failing("Timeout")), Hold::Closing),
             ("run timeout", run(failing(RUN_TIMEOUT)), Hold::Stopping),
             ("cancel", run(|w| w.spec.cancel = Some(true)), Hold::Stopping),
             ("deleted", run(|w| w.metadata.deletion_timestamp = now()), Hold::Stopping),

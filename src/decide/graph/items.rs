@@ -111,7 +111,7 @@ impl Walk<'_> {
         if list.ended.size() < list.items.len() {
             return Outcome::Open;
         }
-        match self.gathered(list) {
+        match gathered(list) {
             Ok(items) => {
                 let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
@@ -121,29 +121,6 @@ impl Walk<'_> {
                 Outcome::Failed(Failure { place: frame.place(path), class: AttemptResult::OutputTooLarge, message })
             }
         }
-    }
-
-    /// All outputs in the order of the list, once.
-    fn gathered(&self, list: &mut List) -> Result<Arc<Vec<Item>>, String> {
-        if let Some(known) = &list.output {
-            return Ok(Arc::clone(known));
-        }
-        let mut bytes = 0;
-        let mut items = Vec::with_capacity(list.items.len());
-        for (index, (key, _)) in list.items.iter().enumerate() {
-            let (phase, output) = match list.ended.get(&index) {
-                Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
-                _ => (Phase::Failed, Output::Null),
-            };
-            bytes += least_size(&output);
-            items.push(Item { key: key.clone(), phase, output });
-        }
-        if bytes > DOCUMENT_BYTES {
-            return Err(scope::too_large());
-        }
-        let items = Arc::new(items);
-        list.output = Some(Arc::clone(&items));
-        Ok(items)
     }
 
     /// Looks at one item, and takes it out of the open ones when it has ended.
@@ -162,7 +139,7 @@ impl Walk<'_> {
         let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
         let before = self.stand.creates.len();
         let (outcome, done) = self.body(step, path, &inner);
-        let outcome = self.collected(outcome, for_each, path, Frame { done, ..inner.clone() });
+        let outcome = self.collected(outcome, for_each, path, &Frame { done, ..inner.clone() });
         let (began, found) = (self.stand.creates.len() > before, self.accounted - outer.1);
         let is_begun = began || found > 0 || list.open.contains_key(&index);
         let over = matches!(outcome, Outcome::Done(_) | Outcome::Failed(_));
@@ -237,14 +214,14 @@ impl Walk<'_> {
         });
     }
 
-    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: Frame) -> Outcome {
+    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: &Frame) -> Outcome {
         let (Outcome::Done(seen), Some(collect)) = (&outcome, &for_each.collect) else { return outcome };
         if seen.phase != Phase::Completed {
             return outcome;
         }
-        match self.evaluate(collect, &frame, "forEach.collect") {
+        match self.evaluate(collect, frame, "forEach.collect") {
             Ok(value) => Outcome::Done(Seen { output: Output::Value(Arc::new(value)), ..seen.clone() }),
-            Err(fault) => self.at_fault(fault, path, &frame),
+            Err(fault) => self.at_fault(fault, path, frame),
         }
     }
 
@@ -362,6 +339,29 @@ impl Walk<'_> {
         }
         Ok(keyed)
     }
+}
+
+/// All outputs in the order of the list, once.
+fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
+    if let Some(known) = &list.output {
+        return Ok(Arc::clone(known));
+    }
+    let mut bytes = 0;
+    let mut items = Vec::with_capacity(list.items.len());
+    for (index, (key, _)) in list.items.iter().enumerate() {
+        let (phase, output) = match list.ended.get(&index) {
+            Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
+            _ => (Phase::Failed, Output::Null),
+        };
+        bytes += least_size(&output);
+        items.push(Item { key: key.clone(), phase, output });
+    }
+    if bytes > DOCUMENT_BYTES {
+        return Err(scope::too_large());
+    }
+    let items = Arc::new(items);
+    list.output = Some(Arc::clone(&items));
+    Ok(items)
 }
 
 /// What a look at an item found.

@@ -17,13 +17,9 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Not started yet; its kubeconfig and log lie in the folder. It reaches the API server at that port only.
-    pub fn new(binary: &Path, folder: &Path, port: u16) -> Result<Self> {
+    /// Not started yet; its kubeconfig and log lie in the folder.
+    pub fn new(binary: &Path, folder: &Path, kubeconfig: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
-        let kubeconfig = format!(
-            "{{apiVersion: v1, kind: Config, current-context: c, contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
-             users: [{{name: u, user: {{}}}}], clusters: [{{name: c, cluster: {{server: \"http://127.0.0.1:{port}\"}}}}]}}"
-        );
         std::fs::write(folder.join("kubeconfig"), kubeconfig)?;
         File::create(folder.join("operator.log"))?;
         let (binary, folder) = (binary.to_owned(), folder.to_owned());

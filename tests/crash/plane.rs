@@ -26,6 +26,9 @@ pub struct Plane {
     pub person: Client,
     /// With a token of the operator's own account.
     pub operator: Client,
+    /// For an operator that is to reach the API server by itself.
+    #[allow(dead_code, reason = "the bench's")]
+    pub kubeconfig: String,
 }
 
 impl Plane {
@@ -36,9 +39,12 @@ impl Plane {
             "spec": {"expirationSeconds": TOKEN_SECONDS}});
         let path = format!("/api/v1/namespaces/{SYSTEM}/serviceaccounts/{OPERATOR}/token");
         let answer = ask(&admin, Method::POST, &path, Some(&request)).await.context("is the chart installed?")?;
+        let token = json!({"token": answer["status"]["token"]});
         let mut operator = config().await?;
-        operator.auth_info = serde_json::from_value(json!({"token": answer["status"]["token"]}))?;
+        operator.auth_info = serde_json::from_value(token.clone())?;
+        let cluster = file()?.clusters.into_iter().next().and_then(|named| named.cluster).context("no cluster")?;
         Ok(Self {
+            kubeconfig: kubeconfig(&serde_json::to_value(cluster)?, &token),
             gateway: somebody(GATEWAY).await?,
             person: somebody(PERSON).await?,
             operator: Client::try_from(operator)?,
@@ -62,11 +68,23 @@ impl Plane {
     }
 }
 
-async fn config() -> Result<Config> {
+/// Names a cluster and who speaks with it. JSON is YAML.
+pub fn kubeconfig(cluster: &Value, user: &Value) -> String {
+    json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": cluster}], "users": [{"name": "u", "user": user}]})
+    .to_string()
+}
+
+fn file() -> Result<Kubeconfig> {
     let path = std::env::var("KUBECONFIG").map_err(|_| {
         anyhow!("a control plane with the chart installed is needed: hack/devcluster/devcluster up --control-plane, then eval \"$(hack/devcluster/devcluster env)\"; KUBECONFIG is not set")
     })?;
-    let file = Kubeconfig::read_from(&path).with_context(|| format!("KUBECONFIG={path}"))?;
+    Kubeconfig::read_from(&path).with_context(|| format!("KUBECONFIG={path}"))
+}
+
+async fn config() -> Result<Config> {
+    let file = file()?;
     Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 

@@ -165,7 +165,10 @@ async fn jobs(number: usize) -> Result<()> {
     let created = began.elapsed().as_secs_f64();
     place.wait(number).await?;
     let seconds = began.elapsed().as_secs_f64();
-    println!("{}", json!({"what": "jobs", "n": number, "seconds": seconds, "created": created, "namespace": place.namespace}));
+    println!(
+        "{}",
+        json!({"what": "jobs", "n": number, "seconds": seconds, "created": created, "namespace": place.namespace})
+    );
     place.close().await
 }
 
@@ -200,9 +203,12 @@ async fn workflow(number: usize, binary: &Path) -> Result<()> {
     let after = used(process)?;
     let starts = place.kubelet.starts();
     ensure!(starts.len() == number && starts.values().all(|n| *n == 1), "{} attempts started", starts.len());
-    println!("{}", json!({"what": "workflow", "n": number, "seconds": seconds, "namespace": place.namespace,
+    println!(
+        "{}",
+        json!({"what": "workflow", "n": number, "seconds": seconds, "namespace": place.namespace,
         "cpu": after.cpu - before.cpu, "rssBefore": before.rss, "rss": after.rss,
-        "bytes": place.largest.0.load(Ordering::Relaxed), "statusBytes": place.largest.1.load(Ordering::Relaxed)}));
+        "bytes": place.largest.0.load(Ordering::Relaxed), "statusBytes": place.largest.1.load(Ordering::Relaxed)})
+    );
     operator.end();
     place.close().await
 }

@@ -2,10 +2,10 @@
 //! objects, each made once, each attempt started once. A real control plane without nodes (KUBECONFIG, rights of an
 //! administrator, the chart installed), the real operator as a child process behind a proxy, a fake kubelet.
 //!
-//!     LOCKSTEP_CRASH_SECONDS=300      how long rounds are begun; 0: until all are done
-//!     LOCKSTEP_CRASH_POSITIONS=all    each write at all three positions, not at one in turn
-//!     LOCKSTEP_CRASH_SEED=1           the order of the writes
-//!     LOCKSTEP_CRASH_ONLY=17:Before   one round: that write, that position
+//!     LOCKSTEP_CRASH_SECONDS=300                    how long rounds are begun; 0: until all are done
+//!     LOCKSTEP_CRASH_POSITIONS=all                  each write at all three positions, not at one in turn
+//!     LOCKSTEP_CRASH_SEED=1                         the order of the writes
+//!     LOCKSTEP_CRASH_ONLY='POST jobs:3:Committed'   one round: that write, that position
 
 #![allow(
     clippy::expect_used,
@@ -29,8 +29,7 @@ mod workloads;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use proxy::{POSITIONS, Position};
-use rounds::{Table, planned};
+use rounds::{Often, Table, one, planned};
 use stage::Stage;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,20 +49,18 @@ async fn a_crash_at_any_write_changes_nothing() -> Result<()> {
         began.elapsed().as_secs_f64()
     );
 
-    let mut plan = match setting("LOCKSTEP_CRASH_POSITIONS").as_deref() {
-        Some("all") => planned(writes.len(), &POSITIONS, seed),
-        _ => planned(writes.len(), &[], seed),
+    let often = if setting("LOCKSTEP_CRASH_POSITIONS").as_deref() == Some("all") { Often::Thrice } else { Often::Once };
+    let plan = match setting("LOCKSTEP_CRASH_ONLY") {
+        Some(only) => vec![one(&only)?],
+        None => planned(&writes, often, seed),
     };
-    if let Some(only) = setting("LOCKSTEP_CRASH_ONLY") {
-        plan = vec![one(&only)?];
-    }
     let mut table = Table::default();
     for fault in &plan {
         if budget > 0 && began.elapsed() > Duration::from_secs(budget) {
             break;
         }
-        let outcome = stage.disturbed(*fault, &expected).await?;
-        table.enter(*fault, outcome);
+        let outcome = stage.disturbed(fault, &expected).await?;
+        table.enter(fault, outcome);
     }
     let strange = stage.close().await?;
     println!("{}", table.text(&writes, plan.len(), seed));
@@ -80,10 +77,4 @@ async fn a_crash_at_any_write_changes_nothing() -> Result<()> {
 
 fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn one(text: &str) -> Result<proxy::Fault> {
-    let (write, position) = text.split_once(':').unwrap_or((text, "Before"));
-    let position = POSITIONS.into_iter().find(|p| format!("{p:?}") == position).unwrap_or(Position::Before);
-    Ok(proxy::Fault { write: write.parse()?, position })
 }

@@ -31,10 +31,12 @@ pub enum Position {
 
 pub const POSITIONS: [Position; 3] = [Position::Before, Position::Committed, Position::Replied];
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Fault {
-    /// The how manieth write, from 1.
-    pub write: usize,
+    /// `POST jobs`
+    pub kind: String,
+    /// The how manieth of its kind in a round, from 1.
+    pub number: usize,
     pub position: Position,
 }
 
@@ -48,6 +50,12 @@ pub struct Write {
     pub name: String,
     /// Of the answer; 0 while there is none.
     pub code: u16,
+}
+
+impl Write {
+    pub fn kind(&self) -> String {
+        format!("{} {}", self.verb, self.what)
+    }
 }
 
 #[derive(Default)]
@@ -137,12 +145,13 @@ impl Proxy {
         }
         book.writes.push(act.write.clone());
         book.last = Some(Instant::now());
-        let number = book.writes.len();
-        let position = book.fault.filter(|f| f.write == number).map(|f| f.position);
+        let kind = act.write.kind();
+        let number = book.writes.iter().filter(|write| write.kind() == kind).count();
+        let position = book.fault.as_ref().filter(|f| f.kind == kind && f.number == number).map(|f| f.position);
         if position.is_some() {
             book.hit = Some(act.write.clone());
         }
-        Some((number - 1, position))
+        Some((book.writes.len() - 1, position))
     }
 
     fn answered(&self, act: &Act, place: Option<usize>, code: StatusCode) {

@@ -2,24 +2,57 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Context as _, Result, bail};
+
 use super::proxy::{Fault, POSITIONS, Position, Write};
 use super::stage::Outcome;
 
-/// All writes at these positions; without positions each write at one, in turn. In an order that the seed gives, so that
-/// whatever time there is meets writes of all kinds.
-pub fn planned(writes: usize, positions: &[Position], seed: u64) -> Vec<Fault> {
-    let turn = |write: usize| POSITIONS[write % POSITIONS.len()];
-    let mut plan: Vec<Fault> = if positions.is_empty() {
-        (1..=writes).map(|write| Fault { write, position: turn(write) }).collect()
-    } else {
-        positions.iter().flat_map(|p| (1..=writes).map(|write| Fault { write, position: *p })).collect()
-    };
+/// How often each is met.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Often {
+    /// Each write at one position, in turn; kinds that are written less than three times at all.
+    Once,
+    /// Each write at all positions.
+    Thrice,
+}
+
+/// One kind of write after the other, each kind's writes in an order that the seed gives: whatever time there is meets
+/// all kinds at all positions first.
+pub fn planned(writes: &[Write], often: Often, seed: u64) -> Vec<Fault> {
     let mut state = seed;
-    for last in (1..plan.len()).rev() {
-        let other = usize::try_from(next(&mut state) % (last as u64 + 1)).unwrap_or_default();
-        plan.swap(last, other);
+    let mut queues: Vec<Vec<Fault>> = Vec::new();
+    for (kind, count) in kinds(writes) {
+        let mut numbers: Vec<usize> = (1..=count).collect();
+        for last in (1..numbers.len()).rev() {
+            let other = usize::try_from(next(&mut state) % (last as u64 + 1)).unwrap_or_default();
+            numbers.swap(last, other);
+        }
+        let fault = |number: usize, position| Fault { kind: kind.clone(), number, position };
+        let turns = if often == Often::Thrice || count < POSITIONS.len() { POSITIONS.len() } else { 1 };
+        let all = (0..turns).flat_map(|turn| numbers.iter().enumerate().map(move |(place, n)| (place + turn, *n)));
+        queues.push(all.map(|(place, n)| fault(n, POSITIONS[place % POSITIONS.len()])).rev().collect());
+    }
+    let mut plan = Vec::new();
+    while queues.iter().any(|queue| !queue.is_empty()) {
+        plan.extend(queues.iter_mut().filter_map(Vec::pop));
     }
     plan
+}
+
+/// `POST jobs:3:Committed`
+pub fn one(text: &str) -> Result<Fault> {
+    let words: Vec<&str> = text.split(':').collect();
+    let [kind, number, position] = words.as_slice() else { bail!("{text}: not like POST jobs:3:Committed") };
+    let position = POSITIONS.into_iter().find(|p| format!("{p:?}") == *position).context("no such position")?;
+    Ok(Fault { kind: (*kind).to_owned(), number: number.parse()?, position })
+}
+
+/// How many writes of each kind there are.
+fn kinds(writes: &[Write]) -> BTreeMap<String, usize> {
+    writes.iter().fold(BTreeMap::new(), |mut kinds, write| {
+        *kinds.entry(write.kind()).or_insert(0) += 1;
+        kinds
+    })
 }
 
 /// splitmix64
@@ -41,16 +74,15 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn enter(&mut self, fault: Fault, outcome: Outcome) {
+    pub fn enter(&mut self, fault: &Fault, outcome: Outcome) {
         let Outcome { hit, differences, seconds } = outcome;
         self.seconds.push(seconds);
-        let met = hit.as_ref().map(|w| format!("{} {}", w.verb, w.what));
+        let met = hit.as_ref().map(Write::kind);
         if !differences.is_empty() {
-            let met = hit
-                .as_ref()
-                .map_or("nothing".to_owned(), |w| format!("{} {} {}/{}", w.verb, w.what, w.namespace, w.name));
-            let Fault { write, position } = fault;
-            let text = format!("write {write}, {position:?}, met {met}:\n  {}", differences.join("\n  "));
+            let place =
+                hit.as_ref().map_or("was not reached".to_owned(), |w| format!("met {}/{}", w.namespace, w.name));
+            let Fault { kind, number, position } = fault;
+            let text = format!("{kind}:{number}:{position:?} {place}\n  {}", differences.join("\n  "));
             println!("{text}");
             self.failures.push(text);
         }
@@ -69,10 +101,7 @@ impl Table {
     }
 
     pub fn text(&self, writes: &[Write], planned: usize, seed: u64) -> String {
-        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-        for write in writes {
-            *kinds.entry(format!("{} {}", write.verb, write.what)).or_insert(0) += 1;
-        }
+        let mut kinds = kinds(writes);
         for (met, _) in self.rows.keys() {
             kinds.entry(met.clone()).or_insert(0);
         }

@@ -91,9 +91,9 @@ impl Stage {
         Ok((end, writes))
     }
 
-    pub async fn disturbed(&mut self, fault: Fault, expected: &End) -> Result<Outcome> {
+    pub async fn disturbed(&mut self, fault: &Fault, expected: &End) -> Result<Outcome> {
         let began = Instant::now();
-        let prefix = self.begin(Some(fault)).await?;
+        let prefix = self.begin(Some(fault.clone())).await?;
         let same = |stage: &Self| stage.ended(&prefix) && end(&stage.observer, &prefix).against(expected).is_empty();
         let mut differences = Vec::new();
         if let Err(error) = self.drive("the round ends as the undisturbed one did", same).await {

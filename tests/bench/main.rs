@@ -81,11 +81,11 @@ impl Place {
         let agents = Box::new(|_: &StepRun, _| Deed { output: json!(1), document: None, fails: false });
         let kubelet = Kubelet::new(&plane, agents, Runs::Untold, PODS_AT_ONCE);
         let (ended_now, ended) = watch::channel(0);
-        let place = Self { namespace, kubelet: Arc::clone(&kubelet), ended, plane, largest: Arc::default() };
-        let pods: Api<Pod> = Api::namespaced(place.plane.admin.clone(), &place.namespace);
+        let here = Self { namespace, kubelet: Arc::clone(&kubelet), ended, plane, largest: Arc::default() };
+        let pods: Api<Pod> = Api::namespaced(here.plane.admin.clone(), &here.namespace);
         watched(pods, move |pod| kubelet.saw(pod));
         if what == "jobs" {
-            let jobs: Api<Job> = Api::namespaced(place.plane.admin.clone(), &place.namespace);
+            let jobs: Api<Job> = Api::namespaced(here.plane.admin.clone(), &here.namespace);
             let mut done = std::collections::HashSet::new();
             watched(jobs, move |job| {
                 if job.status.is_some_and(|status| status.completion_time.is_some()) && done.insert(job.metadata.uid) {
@@ -93,8 +93,8 @@ impl Place {
                 }
             });
         } else {
-            let runs: Api<Workflow> = Api::namespaced(place.plane.admin.clone(), &place.namespace);
-            let largest = Arc::clone(&place.largest);
+            let runs: Api<Workflow> = Api::namespaced(here.plane.admin.clone(), &here.namespace);
+            let largest = Arc::clone(&here.largest);
             watched(runs, move |run| {
                 largest.0.fetch_max(bytes(&run), Ordering::Relaxed);
                 let status = run.status.unwrap_or_default();
@@ -104,7 +104,7 @@ impl Place {
                 }
             });
         }
-        Ok(place)
+        Ok(here)
     }
 
     async fn post(&self, path: &str, body: &Value) -> Result<()> {

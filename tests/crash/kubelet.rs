@@ -144,8 +144,8 @@ impl Kubelet {
             let claim = json!({"claim": {"attempt": attempt.number, "id": attempt.digest(), "podName": attempt.pod,
                 "podUID": attempt.pod_uid, "at": Timestamp::now().to_string()}});
             let mut operations = vec![
-                test("/metadata/uid", json!(attempt.uid)),
-                test("/metadata/resourceVersion", json!(step_run.resource_version())),
+                test("/metadata/uid", attempt.uid.as_str()),
+                test("/metadata/resourceVersion", step_run.resource_version()),
             ];
             if step_run.status.is_none() {
                 operations.push(add("/status", json!({})));
@@ -173,12 +173,12 @@ impl Kubelet {
         report["digest"] = json!(name::digest([output.as_bytes(), content.as_bytes()]));
         for _ in 0..ROUNDS {
             let operations = vec![
-                test("/metadata/uid", json!(attempt.uid)),
+                test("/metadata/uid", attempt.uid.as_str()),
                 // The operator may not have written its status yet.
-                test("/status/attempt", json!(attempt.number)),
+                test("/status/attempt", attempt.number),
                 test("/status/completedAt", Value::Null),
-                test("/status/agent/claim/id", json!(attempt.digest())),
-                test("/status/agent/claim/attempt", json!(attempt.number)),
+                test("/status/agent/claim/id", attempt.digest()),
+                test("/status/agent/claim/attempt", attempt.number),
                 test("/status/agent/report", Value::Null),
                 add("/status/agent/report", report.clone()),
             ];
@@ -289,10 +289,10 @@ impl Attempt {
     }
 }
 
-fn test(path: &str, value: Value) -> Value {
-    json!({"op": "test", "path": path, "value": value})
+fn test(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "test", "path": path, "value": value.into()})
 }
 
-fn add(path: &str, value: Value) -> Value {
-    json!({"op": "add", "path": path, "value": value})
+fn add(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "add", "path": path, "value": value.into()})
 }

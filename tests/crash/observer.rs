@@ -82,7 +82,7 @@ impl Observer {
                 while let Some(event) = events.next().await {
                     match event {
                         Ok(Event::InitDone) => listed.add_permits(1),
-                        Ok(Event::Apply(object) | Event::InitApply(object)) => observer.came(kind, object),
+                        Ok(Event::Apply(object) | Event::InitApply(object)) => observer.came(kind, &object),
                         Ok(Event::Delete(object)) => observer.went(kind, &object),
                         Ok(Event::Init) => {}
                         Err(error) => observer.broken(&format!("the observer's watch on {kind} broke: {error}")),
@@ -96,13 +96,13 @@ impl Observer {
         Ok(observer)
     }
 
-    fn came(&self, kind: &'static str, object: DynamicObject) {
+    fn came(&self, kind: &'static str, object: &DynamicObject) {
         let namespace = object.namespace().unwrap_or_default();
         if !namespace.starts_with(&self.prefix) {
             return;
         }
         let name = object.name_any();
-        let Ok(value) = serde_json::to_value(&object) else { return };
+        let Ok(value) = serde_json::to_value(object) else { return };
         let mut seen = self.seen();
         seen.note(kind, &namespace, &name, &value);
         seen.objects.insert((namespace, kind, name), value.clone());

@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use super::proxy::{Fault, POSITIONS, Position, Write};
 use super::stage::Outcome;
 
+/// Differences told of one round.
+const SHOWN: usize = 20;
+
 /// How often each is met.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Often {
@@ -79,10 +82,13 @@ impl Table {
         self.seconds.push(seconds);
         let met = hit.as_ref().map(Write::kind);
         if !differences.is_empty() {
-            let place =
-                hit.as_ref().map_or("was not reached".to_owned(), |w| format!("met {}/{}", w.namespace, w.name));
+            let place = hit
+                .as_ref()
+                .map_or_else(|| "was not reached".to_owned(), |w| format!("met {}/{}", w.namespace, w.name));
             let Fault { kind, number, position } = fault;
-            let text = format!("{kind}:{number}:{position:?} {place}\n  {}", differences.join("\n  "));
+            let shown = differences.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join("\n  ");
+            let more = differences.len().saturating_sub(SHOWN);
+            let text = format!("{kind}:{number}:{position:?} {place}\n  {shown}\n  and {more} more");
             println!("{text}");
             self.failures.push(text);
         }

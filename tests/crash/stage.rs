@@ -42,7 +42,7 @@ pub struct Stage {
     prefix: String,
     rounds: usize,
     /// The round before, which is looked at once more before it goes.
-    last: Option<(String, End)>,
+    last: Option<(String, Option<End>)>,
     leaving: Vec<JoinHandle<Result<()>>>,
     strange: Vec<String>,
 }
@@ -87,7 +87,7 @@ impl Stage {
         let end = end(&self.observer, &prefix);
         let writes = self.proxy.writes();
         self.strange.extend(self.broken_rules(&prefix));
-        self.turn_over(prefix, end.clone());
+        self.turn_over(prefix, Some(end.clone()));
         Ok((end, writes))
     }
 
@@ -103,13 +103,14 @@ impl Stage {
         differences.extend(self.broken_rules(&prefix));
         let hit = self.proxy.hit();
         let seconds = began.elapsed().as_secs_f64();
-        self.turn_over(prefix, expected.clone());
+        let settled = differences.is_empty().then(|| expected.clone());
+        self.turn_over(prefix, settled);
         Ok(Outcome { hit, differences, seconds })
     }
 
     /// Takes everything away; gives what was out of order beside the rounds' ends.
     pub async fn close(mut self) -> Result<Vec<String>> {
-        self.turn_over(String::new(), End::default());
+        self.turn_over(String::new(), None);
         for leaving in std::mem::take(&mut self.leaving) {
             if let Err(error) = leaving.await? {
                 self.strange.push(format!("{error:#}"));
@@ -208,9 +209,12 @@ impl Stage {
     }
 
     /// The round before this one: nothing may have changed since it ended; then it goes, beside the round that runs.
-    fn turn_over(&mut self, prefix: String, end_state: End) {
-        let Some((before, was)) = self.last.replace((prefix, end_state)) else { return };
-        self.strange.extend(end(&self.observer, &before).against(&was).iter().map(|line| format!("later: {line}")));
+    fn turn_over(&mut self, prefix: String, settled: Option<End>) {
+        let Some((before, was)) = self.last.replace((prefix, settled)) else { return };
+        if let Some(was) = was {
+            let later = end(&self.observer, &before).against(&was);
+            self.strange.extend(later.iter().map(|line| format!("{before}, after its end: {line}")));
+        }
         let (plane, observer) = (self.plane.clone(), Arc::clone(&self.observer));
         self.leaving.push(tokio::spawn(async move { all_goes(&plane, &observer, &before).await }));
     }

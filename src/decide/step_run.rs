@@ -210,8 +210,10 @@ impl<'a> Pass<'a> {
         let was_idle = before.is_some_and(|s| s.completed_at.is_some() || s.waiting_for.is_some());
         let reported = before.and_then(|s| s.agent.as_ref()).and_then(|a| a.report.as_ref()).map(|r| r.attempt);
         for (job, uid, attempt) in &self.o.unfinished {
-            // A pod that has reported ends by itself within a moment, its logs kept.
-            let stays = reported == Some(*attempt) || (*attempt >= fence && !(was_idle && idle));
+            // A pod that has reported ends by itself within a moment, its logs kept, whoever has claimed since.
+            let recorded = before.iter().flat_map(|s| &s.attempts).find(|a| a.number == *attempt);
+            let has_reported = reported == Some(*attempt) || recorded.is_some_and(|a| a.exit_code.is_some());
+            let stays = has_reported || (*attempt >= fence && !(was_idle && idle));
             if !stays {
                 self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });
             }

@@ -131,6 +131,7 @@ impl Walk<'_> {
         index: usize,
         list: &mut List,
     ) -> Looked {
+        self.looked += 1;
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
         inner.keys.push(key);

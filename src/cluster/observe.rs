@@ -1,7 +1,7 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
@@ -18,7 +18,7 @@ use super::contents::Contents;
 use super::guard::PolicyGuard;
 use super::world::{World, controller_uid};
 use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
-use crate::api::step_run::ReportClass;
+use crate::api::step_run::{ReportClass, WorkflowIdentity};
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use crate::decide::gate::Guard;
@@ -61,9 +61,10 @@ impl Observer {
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
         let types = workflow::document_types(steps, &agents);
-        let documents: Vec<Arc<Document>> =
+        let mut documents: Vec<Arc<Document>> =
             types.iter().flat_map(|kind| self.world.documents.under(&format!("{namespace}/{kind}"))).collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
+        self.add_committed(&workflow, &step_runs, &mut documents).await?;
         let contents = self.contents_of(steps, &documents, &step_runs).await?;
         Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now: now(), workflow })
     }
@@ -96,6 +97,28 @@ impl Observer {
             }
         }
         Ok(found)
+    }
+
+    /// Documents that finished steps and the run itself have put are there, even where the cache of Documents is behind
+    /// that of StepRuns: an expression that did not find them would fail the run for good.
+    async fn add_committed(
+        &self,
+        workflow: &Workflow,
+        step_runs: &BTreeMap<String, Arc<StepRun>>,
+        documents: &mut Vec<Arc<Document>>,
+    ) -> Result<(), Error> {
+        let names = workflow::committed_documents(workflow, step_runs);
+        let seen: BTreeSet<String> =
+            documents.iter().filter(|d| workflow::is_settled(d)).map(|d| d.name_any()).collect();
+        let api: Api<Document> = Api::namespaced(self.client.clone(), &workflow.namespace().unwrap_or_default());
+        for name in names.difference(&seen) {
+            if let Some(mut live) = bounded("GET documents", api.get_opt(name)).await? {
+                live.spec.content.clear();
+                documents.retain(|d| d.name_any() != *name);
+                documents.push(Arc::new(live));
+            }
+        }
+        Ok(())
     }
 
     async fn contents_of(
@@ -135,8 +158,7 @@ impl Observer {
         let namespace = step_run.namespace().unwrap_or_default();
         let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
         let identity = &step_run.spec.workflow;
-        let workflow =
-            self.world.workflows.get(&namespace, &identity.name).filter(|w| w.uid().as_deref() == Some(&identity.uid));
+        let workflow = self.run_of(&namespace, identity).await?;
         let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
         let definition = if done {
             None
@@ -175,6 +197,17 @@ impl Observer {
             siblings,
             step_run,
         })
+    }
+
+    /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server, not a cache that may be behind
+    /// that of StepRuns, says so.
+    async fn run_of(&self, namespace: &str, identity: &WorkflowIdentity) -> Result<Option<Arc<Workflow>>, Error> {
+        let same = |w: &Workflow| w.uid().as_deref() == Some(&identity.uid);
+        if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {
+            return Ok(Some(cached));
+        }
+        let api: Api<Workflow> = Api::namespaced(self.client.clone(), namespace);
+        Ok(bounded("GET workflows", api.get_opt(&identity.name)).await?.filter(same).map(Arc::new))
     }
 
     /// The Document that a report names, with its content: the cache keeps none.

@@ -397,6 +397,7 @@ impl Walk<'_> {
             self.hold_back();
         }
         self.latch_begun();
+        self.keep_latched();
         let order = std::mem::take(&mut self.order);
         let mut tallies = std::mem::take(&mut self.tallies);
         // Groups stand behind their steps in `order`; file order is by where a path first appears.
@@ -419,6 +420,19 @@ impl Walk<'_> {
                 let own = name::step_run(&definition.workflow, &definition.workflow_uid, &spec.path, keys);
                 tally.step_run = Some(own);
             }
+        }
+    }
+
+    /// What was latched stays, also behind a step that this pass, on an older copy, sees unfinished.
+    fn keep_latched(&mut self) {
+        for (path, old) in &self.latched {
+            let tally = self.tallies.entry(path.clone()).or_default();
+            tally.step_run = tally.step_run.take().or_else(|| old.step_run.clone());
+            if tally.collection_digest.is_none() {
+                tally.collection_digest.clone_from(&old.collection_digest);
+                tally.collection_documents.clone_from(&old.collection_documents);
+            }
+            tally.started_at = tally.started_at.take().or_else(|| old.started_at.clone());
         }
     }
 

@@ -177,8 +177,10 @@ impl<'a> Pass<'a> {
         let was_idle = before.is_some_and(|s| s.completed_at.is_some() || s.waiting_for.is_some());
         let reported = before.and_then(|s| s.agent.as_ref()).and_then(|a| a.report.as_ref()).map(|r| r.attempt);
         for (job, uid, attempt) in &self.o.unfinished {
-            // A pod that has reported ends by itself within a moment, its logs kept.
-            let stays = reported == Some(*attempt) || (*attempt >= fence && !(was_idle && idle));
+            // A pod that has reported ends by itself within a moment, its logs kept. A wait ends with the next attempt:
+            // a Job beyond the fence shows that this copy of the StepRun is old.
+            let ahead = *attempt > fence && self.status.completed_at.is_none();
+            let stays = reported == Some(*attempt) || ahead || (*attempt >= fence && !(was_idle && idle));
             if !stays {
                 self.plan.effects.push(Effect::DeleteJob { name: job.clone(), uid: uid.clone() });
             }

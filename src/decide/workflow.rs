@@ -310,6 +310,18 @@ pub fn is_settled(document: &Document) -> bool {
     document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
 }
 
+/// Names of the documents that the run itself and its finished steps have put: published before the status that says so
+/// was written.
+pub fn committed_documents(workflow: &Workflow, step_runs: &BTreeMap<String, Arc<StepRun>>) -> BTreeSet<String> {
+    let (own, uid) = (workflow.metadata.name.as_deref(), workflow.metadata.uid.as_deref());
+    let (own, uid) = (own.unwrap_or_default(), uid.unwrap_or_default());
+    let pinned = workflow.status.as_ref().is_some_and(|s| s.definition.is_some());
+    let inline = workflow.spec.documents.iter().filter(|_| pinned);
+    let inline = inline.map(|d| name::run_document(own, uid, &d.document_type));
+    let done = step_runs.values().filter_map(|s| s.status.as_ref()).filter(|s| s.phase == Some(Phase::Completed));
+    inline.chain(done.filter_map(|s| s.result.as_ref()?.document_name.clone())).collect()
+}
+
 /// `True` once the run fails or goes away: its StepRuns close.
 pub fn is_closing(workflow: &Workflow) -> bool {
     let failing = workflow.status.as_ref().is_some_and(|s| {

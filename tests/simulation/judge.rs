@@ -437,6 +437,8 @@ impl World {
             let left: Vec<String> = self
                 .all(kind)
                 .iter()
+                // Whom somebody made an orphan on purpose, nobody looks after.
+                .filter(|o| kind != Kind::Pod || o.controller.is_some())
                 .filter(|o| !self.judge.planted.iter().any(|p| p.uid == o.uid))
                 .filter(|o| kind != Kind::Document || !matches!(o.value["spec"]["scope"].as_str(), Some("Session" | "Project" | "Namespace")))
                 .map(|o| o.name.clone())

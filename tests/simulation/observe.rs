@@ -1,7 +1,7 @@
 //! What a pass sees: `cluster/observe.rs` over an operator's own caches, with live reads where that has them. The one
 //! place that builds each `Observed`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
@@ -37,8 +37,9 @@ impl World {
             .filter_map(|name| Some((name.clone(), self.cached(op, Kind::Agent, &name)?.typed())))
             .collect();
         let types = workflow::document_types(steps, &agents);
-        let documents: Vec<Arc<Document>> = types.iter().flat_map(|kind| self.of_type(op, kind)).collect();
+        let mut documents: Vec<Arc<Document>> = types.iter().flat_map(|kind| self.of_type(op, kind)).collect();
         let step_runs = self.step_runs(op, &workflow, &object.uid)?;
+        self.add_committed(op, &workflow::committed_documents(&workflow, &step_runs), &mut documents)?;
         let contents = self.contents_of(op, steps, &documents, &step_runs)?;
         let now = self.time(self.operators[op].ahead);
         Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now, workflow })
@@ -106,6 +107,25 @@ impl World {
         Ok(found)
     }
 
+    fn add_committed(
+        &mut self,
+        op: usize,
+        names: &BTreeSet<String>,
+        documents: &mut Vec<Arc<Document>>,
+    ) -> Result<(), Trouble> {
+        let own = |d: &Document| d.metadata.name.clone().unwrap_or_default();
+        let seen: BTreeSet<String> = documents.iter().filter(|d| workflow::is_settled(d)).map(|d| own(d)).collect();
+        for name in names.difference(&seen) {
+            if let Some(live) = self.get(op, Kind::Document, name)? {
+                let mut live = Document::clone(&live.typed::<Document>());
+                live.spec.content.clear();
+                documents.retain(|d| own(d) != *name);
+                documents.push(Arc::new(live));
+            }
+        }
+        Ok(())
+    }
+
     fn contents_of(
         &mut self,
         op: usize,
@@ -151,7 +171,10 @@ impl World {
     pub fn observe_step_run(&mut self, op: usize, object: &Arc<Object>) -> Result<step_run::Observed, Trouble> {
         let step_run: Arc<StepRun> = object.typed();
         let identity = &step_run.spec.workflow;
-        let run = self.cached(op, Kind::Workflow, &identity.name).filter(|w| w.uid == identity.uid);
+        let run = match self.cached(op, Kind::Workflow, &identity.name).filter(|w| w.uid == identity.uid) {
+            Some(cached) => Some(cached),
+            None => self.get(op, Kind::Workflow, &identity.name)?.filter(|w| w.uid == identity.uid),
+        };
         let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
         let revision = &step_run.spec.definition.revision_name;
         let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };

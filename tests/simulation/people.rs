@@ -101,8 +101,22 @@ impl World {
         self.policies_back();
         self.restore_agents();
         self.supply();
+        self.put_missing();
         for step_run in self.all(Kind::StepRun) {
             self.attend(&step_run);
+        }
+    }
+
+    /// Documents that a run says it lacks: those of a step that was skipped, for example.
+    fn put_missing(&mut self) {
+        let pending = |o: &Arc<Object>| o.value["status"]["pendingDocuments"].as_array().cloned().unwrap_or_default();
+        for kind in self.all(Kind::Workflow).iter().flat_map(pending) {
+            self.people.documents += 1;
+            let spec = json!({"type": kind, "scope": "Namespace", "format": "json",
+                "content": json!({"items": items(1, 0)}).to_string()});
+            let name = format!("put-{}", self.people.documents);
+            let object = json!({"metadata": {"name": name}, "spec": spec});
+            let _ = self.ask(Who::Person, &Request::Create(Kind::Document, object));
         }
     }
 
@@ -198,7 +212,8 @@ impl World {
     fn delete_some(&mut self, kind: Kind) {
         let Some(found) = self.some(kind) else { return };
         let ways = [Propagation::Background, Propagation::Foreground, Propagation::Orphan];
-        let propagation = *self.chance.pick(&ways);
+        // A run that is deleted without its children is meant to leave them.
+        let propagation = *self.chance.pick(if kind == Kind::Job { &ways } else { &ways[..2] });
         let request = Request::Delete { kind, name: found.name.clone(), uid: None, version: None, propagation };
         let _ = self.ask(Who::Admin, &request);
         if kind == Kind::StepRun {

@@ -138,6 +138,7 @@ fn plant(world: &mut World) {
 fn calm(world: &mut World) {
     world.faults = Faults::default();
     world.people.resting = true;
+    world.policies_back();
     for op in 0..world.operators.len() {
         if !world.operators[op].alive {
             world.start_operator(op);

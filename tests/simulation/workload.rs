@@ -50,6 +50,7 @@ impl Workload {
         if chance.percent(30) {
             made.wanted.push("brief".into());
         }
+        let inline = chance.percent(20);
         let mut maker = Maker {
             agents: made.agents.iter().map(|(name, _)| name.clone()).collect(),
             chance: chance.branch(),
@@ -59,6 +60,9 @@ impl Workload {
             wanted: made.wanted.clone(),
             made: Vec::new(),
         };
+        if inline {
+            maker.lists.push("documents.inline.items".into());
+        }
         let count = maker.chance.between(1, 4);
         let steps = maker.list(count, 0, 1);
         let mut spec = Map::new();
@@ -72,8 +76,9 @@ impl Workload {
         if chance.percent(40) {
             spec.insert("session".into(), json!("session"));
         }
-        if chance.percent(15) {
-            spec.insert("documents".into(), json!([{"type": "inline", "format": "json", "content": "{}"}]));
+        if inline {
+            let content = json!({"items": items(2, 0)}).to_string();
+            spec.insert("documents".into(), json!([{"type": "inline", "format": "json", "content": content}]));
         }
         made.spec = Value::Object(spec);
         made.runs.push("run".into());

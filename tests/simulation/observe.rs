@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
 use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
+use lockstep::api::step::Step;
 use lockstep::api::step_run::ReportClass;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
@@ -36,13 +37,25 @@ impl World {
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.cached(op, Kind::Agent, &name)?.typed())))
             .collect();
-        let types = workflow::document_types(steps, &agents);
-        let mut documents: Vec<Arc<Document>> = types.iter().flat_map(|kind| self.of_type(op, kind)).collect();
+        let kinds = self.kinds(&object.uid, steps, &agents);
+        let mut documents: Vec<Arc<Document>> = kinds.keys().flat_map(|kind| self.of_type(op, kind)).collect();
         let step_runs = self.step_runs(op, &workflow, &object.uid)?;
         self.add_committed(op, &workflow::committed_documents(&workflow, &step_runs), &mut documents)?;
-        let contents = self.contents_of(op, steps, &documents, &step_runs)?;
+        let contents = self.contents_of(op, &kinds, &documents, &step_runs)?;
         let now = self.time(self.operators[op].ahead);
         Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now, workflow })
+    }
+
+    /// The types of documents that a definition has to do with, and whether their contents are read. Parsing is most of a
+    /// pass, so it is done once for the same steps and agents.
+    fn kinds(&mut self, run: &str, steps: &[Step], agents: &BTreeMap<String, Arc<Agent>>) -> Arc<BTreeMap<String, bool>> {
+        let versions = agents.values().map(|a| a.metadata.resource_version.clone().unwrap_or_default());
+        let key = format!("{run} {} {:?}", steps.len(), versions.collect::<Vec<_>>());
+        let read = || {
+            let types = workflow::document_types(steps, agents).into_iter();
+            Arc::new(types.map(|kind| (kind.clone(), scope::reads_content(steps, &kind))).collect())
+        };
+        Arc::clone(self.kinds.entry(key).or_insert_with(read))
     }
 
     pub fn cached(&self, op: usize, kind: Kind, name: &str) -> Option<Arc<Object>> {
@@ -129,7 +142,7 @@ impl World {
     fn contents_of(
         &mut self,
         op: usize,
-        steps: &[lockstep::api::step::Step],
+        kinds: &BTreeMap<String, bool>,
         documents: &[Arc<Document>],
         step_runs: &BTreeMap<String, Arc<StepRun>>,
     ) -> Result<BTreeMap<String, Arc<str>>, Trouble> {
@@ -139,11 +152,9 @@ impl World {
             .filter(|r| r.output.is_none())
             .filter_map(|r| r.document_name.as_deref())
             .collect();
-        let mut read = BTreeMap::new();
         let mut contents = BTreeMap::new();
         for document in documents.iter().filter(|d| workflow::is_settled(d)) {
-            let kind = &document.spec.document_type;
-            let named = *read.entry(kind.clone()).or_insert_with(|| scope::reads_content(steps, kind));
+            let named = kinds.get(&document.spec.document_type).copied().unwrap_or_default();
             let own = document.metadata.name.clone().unwrap_or_default();
             if (named || carried.contains(&own.as_str()))
                 && let Some(text) = self.text(op, document)?

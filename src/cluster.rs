@@ -1,6 +1,6 @@
 //! The hands: what the cluster looks like, and acts upon it. Decides nothing.
 //!
-//! `world` holds the caches, `observe` gathers what a decision needs, `apply` carries effects out, `publish` writes
+//! `world` holds the caches, `observe` gathers what a decision needs, `evaluator` works its expressions out, `apply` carries effects out, `publish` writes
 //! status and Events.
 
 pub mod apply;
@@ -9,6 +9,7 @@ pub mod client;
 pub mod consistency;
 pub mod contents;
 pub mod error;
+pub mod evaluator;
 pub mod guard;
 pub mod observe;
 pub mod publish;

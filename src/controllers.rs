@@ -22,7 +22,8 @@ use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::cluster::cache::{Cache, Watched, ready};
 use crate::cluster::client::bounded;
 use crate::cluster::consistency::Consistency;
-use crate::cluster::contents::Contents;
+use crate::cluster::contents::{Contents, Memory};
+use crate::cluster::evaluator::Evaluator;
 use crate::cluster::guard::{Accounts, PolicyGuard};
 use crate::cluster::observe::Observer;
 use crate::cluster::world::World;
@@ -70,6 +71,10 @@ pub struct Options {
     /// Passes that may run at once, for each kind.
     #[arg(long, env = "LOCKSTEP_CONCURRENCY", default_value_t = 16)]
     pub concurrency: u16,
+    /// Evaluates expressions in a process of their own, bounded in time and memory. Without it whoever may write a
+    /// workflow can stop the operator.
+    #[arg(long, env = "LOCKSTEP_ISOLATE_EXPRESSIONS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub isolate_expressions: bool,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +98,10 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         world: World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),
+        settled: Memory::default(),
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
+        evaluator: if options.isolate_expressions { Evaluator::isolated() } else { Evaluator::InProcess },
     };
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });

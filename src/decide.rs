@@ -1,7 +1,7 @@
 //! The brain: pure and total. Given what was observed and the time, it says what to do; it never does it.
 //! No async, client, clock, randomness or environment in here.
 //!
-//! Reading order: `plan` (what may come out), `workflow` and `step_run` (the two decisions), `graph` (where a run
+//! Reading order: `plan` (what may come out), `observed` (what goes in), `workflow` and `step_run` (the two decisions), `graph` (where a run
 //! stands), `failure` and `gate` (how attempts and reviews end), then the small rooms they use.
 
 pub mod agent;
@@ -11,12 +11,15 @@ pub mod expression;
 pub mod failure;
 pub mod gate;
 pub mod graph;
+pub mod observed;
+pub mod order;
 pub mod plan;
 pub mod schema;
 pub mod scope;
+pub mod settled;
 pub mod status;
 pub mod step_run;
 pub mod validate;
 pub mod workflow;
 
-pub use plan::{Effect, Notice, Plan};
+pub use plan::{Effect, Kept, Notice, Plan};

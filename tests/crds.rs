@@ -108,6 +108,8 @@ fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {
         Some("object") if !has("properties") && !has("additionalProperties") && !free => {
             faults.push(format!("{path}: an object of which everything is pruned"));
         }
+        // A number or a percentage: bounded where its text is.
+        None if has("x-kubernetes-int-or-string") && has("maxLength") => {}
         None if !free => faults.push(format!("{path}: a value without a type")),
         _ => {}
     }

@@ -49,6 +49,14 @@ pub struct AgentSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub start_timeout_seconds: Option<i64>,
+    /// Seconds without any call of the agent after which an attempt ends as a timeout; off unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub progress_timeout_seconds: Option<i64>,
+    /// Attempts of this agent that may run at once in the namespace, the oldest run first; no limit unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max_concurrent: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

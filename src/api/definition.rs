@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::step::Step;
+use super::step::{OnFailure, Order, Step};
 
 /// Everything of a run that its steps and agents may ask for later.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -23,6 +23,14 @@ pub struct Definition {
     /// With the schema's defaults filled in.
     #[serde(default)]
     pub parameters: Map<String, Value>,
+    #[serde(default)]
+    pub order: Order,
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<i64>,
     pub steps: Vec<Step>,
 }
 

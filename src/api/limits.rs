@@ -7,6 +7,8 @@ pub const OUTPUT_INLINE_BYTES: usize = 16 * 1024;
 pub const DOCUMENT_BYTES: usize = 512 * 1024;
 /// Bytes. `Workflow.spec.documents` together.
 pub const WORKFLOW_DOCUMENTS_BYTES: usize = 64 * 1024;
+/// Bytes. A run's output that stays in its status.
+pub const RUN_OUTPUT_BYTES: usize = 4 * 1024;
 /// Bytes. Resolved parameters of one step.
 pub const PARAMETERS_BYTES: usize = 32 * 1024;
 /// Bytes. The end of an agent's log that is kept in a StepRun.
@@ -19,10 +21,18 @@ pub const SCHEMA_BYTES: usize = 32 * 1024;
 pub const EXPRESSION_BYTES: usize = 1024;
 /// Bytes. What an expression may read, and what it may return.
 pub const EXPRESSION_DATA_BYTES: usize = 64 * 1024;
+/// Bytes. What an expression that is nothing but a path may give.
+pub const EXPRESSION_PATH_BYTES: usize = 512 * 1024;
+/// Seconds of processor time that one evaluation surely has.
+pub const EXPRESSION_SECONDS: u64 = 1;
+/// Bytes. Address space of the process that evaluates, its program and its stack included.
+pub const EXPRESSION_MEMORY_BYTES: u64 = 256 << 20;
 /// Items of one `forEach`.
 pub const ITEMS: usize = 5_000;
 /// Steps of one list, by level.
 pub const STEPS: [u32; 3] = [200, 32, 16];
+/// Steps of a definition, groups and their steps counted: what one status can show.
+pub const ALL_STEPS: usize = 200;
 /// Characters of a metadata.name that Lockstep derives other names from.
 pub const NAME_CHARS: usize = 52;
 /// Attempts remembered in a StepRun.

@@ -13,6 +13,8 @@ pub const LABEL_STEP_RUN: &str = "lockstep.dev/steprun";
 pub const LABEL_AGENT: &str = "lockstep.dev/agent";
 pub const LABEL_ATTEMPT: &str = "lockstep.dev/attempt";
 pub const LABEL_SESSION: &str = "lockstep.dev/session";
+/// On a Workflow that `run`, the API or a Trigger made: no Git tool would make it again, so it may go when its time is up.
+pub const LABEL_MADE_BY: &str = "lockstep.dev/made-by";
 
 /// The mailbox on a StepRun.
 pub const DECISION: &str = "lockstep.dev/decision";
@@ -21,6 +23,8 @@ pub const REVIEW: &str = "lockstep.dev/review";
 pub const DECIDED_BY: &str = "lockstep.dev/decided-by";
 /// `retry`, `skip` or `fail`: the answer to a wait for input.
 pub const ACTION: &str = "lockstep.dev/action";
+/// The answer to a step's question: JSON, or plain text.
+pub const ANSWER: &str = "lockstep.dev/answer";
 /// Nobody may set it: the probe that shows that the policies stand.
 pub const CANARY: &str = "lockstep.dev/canary";
 /// On a Workflow: who made it, stamped by admission.
@@ -84,6 +88,12 @@ pub fn document(step_run: &str, step_run_uid: &str, attempt: i32, document_type:
 /// The document of run scope that stands in the run itself.
 pub fn run_document(workflow: &str, workflow_uid: &str, document_type: &str) -> String {
     let hash = hex([workflow_uid.as_bytes(), document_type.as_bytes()]);
+    legal(&format!("{}-{}", head(workflow, 16), head(document_type, 17)), &hash)
+}
+
+/// A run's copy of a document that another run made for the same place.
+pub fn copied_document(workflow: &str, workflow_uid: &str, place: &str, document_type: &str) -> String {
+    let hash = hex([workflow_uid.as_bytes(), place.as_bytes(), document_type.as_bytes()]);
     legal(&format!("{}-{}", head(workflow, 16), head(document_type, 17)), &hash)
 }
 

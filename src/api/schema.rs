@@ -16,6 +16,11 @@ pub fn free_value(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"x-kubernetes-preserve-unknown-fields": true})
 }
 
+/// A number, or a percentage such as `10%`.
+pub fn number_or_percent(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 4, "pattern": "^([0-9]|[1-9][0-9]|100)%$"})
+}
+
 /// Structural schemas have no recursion: a step within a step within a step is written out.
 pub fn step_levels(generator: &mut SchemaGenerator) -> Schema {
     let plain = Value::from(Step::json_schema(generator));
@@ -33,11 +38,16 @@ pub fn step_levels(generator: &mut SchemaGenerator) -> Schema {
 }
 
 fn step_list(item: &Value, limit: u32) -> Value {
-    let groups = item.pointer("/properties/steps").is_some();
-    let (rule, message) = if groups {
-        ("has(self.agentId) != has(self.steps)", "exactly one of agentId and steps says what the step does")
+    let (rule, message) = if item.pointer("/properties/steps").is_some() {
+        (
+            "has(self.agentId) ? !has(self.ask) && !has(self.steps) : has(self.ask) ? !has(self.steps) : has(self.steps) || has(self.gate)",
+            "exactly one of agentId, ask and steps says what the step does, or gate alone",
+        )
     } else {
-        ("has(self.agentId)", "agentId is required: groups nest at most three deep")
+        (
+            "has(self.agentId) ? !has(self.ask) : has(self.ask) || has(self.gate)",
+            "exactly one of agentId and ask says what the step does, or gate alone: groups nest at most three deep",
+        )
     };
     let mut item = item.clone();
     if let Some(object) = item.as_object_mut() {
@@ -45,8 +55,8 @@ fn step_list(item: &Value, limit: u32) -> Value {
             "x-kubernetes-validations".to_owned(),
             json!([
                 {"rule": rule, "message": message},
-                {"rule": "has(self.agentId) || !(has(self.gate) || has(self.produces) || has(self.outputSchema) || has(self.parameters) || has(self.documents) || has(self.retry) || has(self.timeoutSeconds))",
-                 "message": "gate, produces, outputSchema, parameters, documents, retry and timeoutSeconds go with agentId, not with steps"}
+                {"rule": "has(self.agentId) || !(has(self.produces) || has(self.outputSchema) || has(self.documents) || has(self.retry) || has(self.timeoutSeconds))",
+                 "message": "produces, outputSchema, documents, retry and timeoutSeconds go with agentId"}
             ]),
         );
     }

@@ -1,23 +1,36 @@
 //! A step of a definition, as it is written in a Workflow or a WorkflowTemplate. The Rust type is recursive; the CRDs
 //! hold three generated levels of it (`schema::step_levels`).
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::schema::free_object;
+use super::schema::{free_object, number_or_percent};
 
-/// One step: an agent to run (`agentId`) or a group of steps (`steps`).
+/// One step: an agent to run (`agentId`), a question to a person (`ask`), a manual approval (`gate` alone) or a group of
+/// steps (`steps`).
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Unique in the whole definition.
     #[schemars(length(min = 1, max = 40), regex(pattern = r"^[a-z][a-z0-9-]*$"))]
     pub name: String,
+    /// Names of steps of the same list that must have ended before; only where `order` is Graph.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 40)))]
+    pub needs: Vec<String>,
+    /// CEL that gives a boolean, evaluated once when everything before has ended; false skips the step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub when: Option<String>,
     /// Name of the Agent that runs this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 52))]
     pub agent_id: Option<String>,
+    /// A question to a person; the answer is the output. No pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<Ask>,
     /// Runs the step once for each item of a list.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub for_each: Option<ForEach>,
@@ -37,6 +50,10 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "free_object")]
     pub output_schema: Option<Map<String, Value>>,
+    /// CEL that gives the output of a group, or of each item of a forEach over a group; its last step's unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub output: Option<String>,
     /// A person must accept the output before anything that follows may start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<Gate>,
@@ -47,10 +64,55 @@ pub struct Step {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
     pub timeout_seconds: Option<i64>,
-    /// The steps of a group, one after the other.
+    /// What a failure for good means; the run's `onFailure` unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// How the steps of a group follow each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    /// The steps of a group.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(skip)]
     pub steps: Vec<Step>,
+}
+
+/// How the steps of a list follow each other.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Each step follows the one written before it.
+    #[default]
+    Chain,
+    /// `needs` says what a step waits for; none means at once.
+    Graph,
+}
+
+/// What a failure for good means.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Where another attempt could help, a person is asked; else it fails.
+    #[default]
+    Wait,
+    /// It fails, and the run with it.
+    Fail,
+    /// It fails, its output is null, and the run goes on. Never for a rejection.
+    Continue,
+}
+
+/// A question to a person.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Ask {
+    /// Shown to whom is asked; may hold `${ CEL }`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub question: String,
+    /// JSON Schema (2020-12) of the answer; any text unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "free_object")]
+    pub schema: Option<Map<String, Value>>,
+    /// Seconds after which the step fails unanswered; it waits for ever unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub deadline_seconds: Option<i64>,
 }
 
 /// One execution for each item of a list.
@@ -73,6 +135,14 @@ pub struct ForEach {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_parallel: Option<i32>,
+    /// Items that may fail, as a number or `10%`; none unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "number_or_percent")]
+    pub tolerate: Option<IntOrString>,
+    /// CEL over the steps of an item, for what of it goes into the list that is the output; its output unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub collect: Option<String>,
 }
 
 /// The document that a step makes.
@@ -105,13 +175,15 @@ pub enum Format {
     #[default]
     Markdown,
     Text,
+    /// `{uri, sha256, bytes, mediaType}` as JSON: carries what is too big for a document.
+    Link,
 }
 
 impl Format {
     /// The file ending that agents see.
     pub fn extension(self) -> &'static str {
         match self {
-            Self::Json => "json",
+            Self::Json | Self::Link => "json",
             Self::Markdown => "md",
             Self::Text => "txt",
         }
@@ -129,10 +201,45 @@ pub struct Gate {
     /// Who may decide, among those who hold the verb `approve`; everyone of them when empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceptors: Option<Acceptors>,
+    /// How many different people must accept; 1 unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub approvals: Option<i32>,
+    /// Whoever made the run may not decide.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub four_eyes: bool,
+    /// A decision must name the digest of what was reviewed, in the first round, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_review: bool,
+    /// What a rejection means; Fail unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_reject: Option<OnReject>,
+    /// Outputs that are reviewed at most, the first included (onReject Revise); 3 unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 20))]
+    pub max_rounds: Option<i32>,
+    /// Seconds after which an undecided round counts as rejected; it waits for ever unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub deadline_seconds: Option<i64>,
+    /// CEL that gives a boolean, evaluated once when the output is there (`output`); false needs no decision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub when: Option<String>,
     /// Shown to the reviewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
+}
+
+/// What a rejection means.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReject {
+    /// The step fails.
+    #[default]
+    Fail,
+    /// The agent runs again, with the last document and all comments.
+    Revise,
 }
 
 /// Users and groups by the names that the API server knows.

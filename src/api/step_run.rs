@@ -33,9 +33,13 @@ use super::workflow::{DefinitionRef, Phase};
     printcolumn(name = "Gate", type_ = "string", json_path = ".status.gate.state"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Progress", type_ = "string", json_path = ".status.agent.progress.message", priority = 1),
-    printcolumn(name = "StartedAt", type_ = "date", json_path = ".status.startedAt", priority = 1),
-    printcolumn(name = "CompletedAt", type_ = "date", json_path = ".status.completedAt", priority = 1),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.error.class", priority = 1)
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.error.class", priority = 1),
+    printcolumn(name = "StepId", type_ = "string", json_path = ".spec.path", priority = 1),
+    printcolumn(name = "StartedAt", type_ = "string", json_path = ".status.startedAt", priority = 1),
+    printcolumn(name = "CompletedAt", type_ = "string", json_path = ".status.completedAt", priority = 1),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", priority = 1),
+    printcolumn(name = "Input", type_ = "string", json_path = ".spec.parameters", priority = 1),
+    printcolumn(name = "Output", type_ = "string", json_path = ".status.agent.report.output", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a StepRun is immutable"))]
@@ -45,8 +49,16 @@ pub struct StepRunSpec {
     /// `group/step`.
     #[schemars(length(min = 1, max = 512))]
     pub path: String,
-    #[schemars(length(min = 1, max = 52))]
+    /// Absent where a person does the step: a question, or an approval alone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 52))]
     pub agent_id: String,
+    /// The question to a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ask: Option<StepRunAsk>,
+    /// What a finished run had completed already; nothing runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse: Option<Reuse>,
     /// The innermost item of forEach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<Item>,
@@ -117,13 +129,65 @@ pub struct DocumentRef {
     pub key: Option<String>,
 }
 
+/// A question, with its expressions resolved.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct StepRunAsk {
+    /// The name that RBAC knows (`inputs.lockstep.dev/NAME`): the step's.
+    #[schemars(length(min = 1, max = 40))]
+    pub name: String,
+    #[schemars(length(max = 4096))]
+    pub question: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub deadline_seconds: Option<i64>,
+}
+
+/// The result of the StepRun of another run, taken over with its digest.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Reuse {
+    #[schemars(length(max = 253))]
+    pub step_run: String,
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    #[schemars(length(max = 80))]
+    pub digest: String,
+    /// JSON text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16_384))]
+    pub output: Option<String>,
+    /// This run's copy of the document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub document_name: Option<String>,
+    /// Who decided the gate then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 512)))]
+    pub decided_by: Vec<String>,
+}
+
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
 pub struct StepRunGate {
     /// The name that RBAC knows (`gates.lockstep.dev/NAME`).
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceptors: Option<Acceptors>,
+    /// How many people must accept.
+    #[serde(default = "first")]
+    #[schemars(range(min = 1, max = 16))]
+    pub approvals: i32,
+    /// Who may not decide: the run's creator, under `fourEyes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub not_by: Option<String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub require_review: bool,
+    /// A rejection must say why, and the agent runs again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revise: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
@@ -177,7 +241,10 @@ pub struct StepRunStatus {
     /// Latched: what a person must answer, with the commands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// Latched: what people said with their answers, for the attempts that follow; the newest ten.
+    /// Latched: the answer to the step's question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
+    /// Latched: what people said with their answers and rejections, for the attempts that follow; the newest ten.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub guidance: Vec<Guidance>,
@@ -210,6 +277,7 @@ impl Default for StepRunStatus {
             result: None,
             gate: None,
             waiting_for: None,
+            answer: None,
             guidance: Vec::new(),
             error: None,
             agent: None,
@@ -235,6 +303,8 @@ pub enum AttemptResult {
     NameConflict,
     StepRunLost,
     GateNotProven,
+    /// Ended because the run was.
+    Cancelled,
 }
 
 impl std::fmt::Display for AttemptResult {
@@ -293,6 +363,8 @@ pub enum GateState {
     Accepted,
     Rejected,
     Closed,
+    /// Its `when` was false.
+    NotRequired,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -341,7 +413,7 @@ pub struct WaitingFor {
     #[schemars(length(max = 80))]
     pub id: String,
     pub kind: WaitKind,
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = 4096))]
     pub question: String,
     /// What may be answered.
     #[schemars(length(max = 16), inner(length(max = 64)))]
@@ -361,6 +433,22 @@ pub enum WaitKind {
     OutcomeUnknown,
     /// The cluster kept losing the attempts.
     InfrastructureSpent,
+    /// The last round of a review was rejected.
+    RoundsSpent,
+    /// The step is a question.
+    Question,
+}
+
+/// The answer to a step's question.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// JSON text.
+    #[schemars(length(max = 16_384))]
+    pub value: String,
+    /// Proven by admission.
+    #[schemars(length(max = 512))]
+    pub by: String,
+    pub at: Time,
 }
 
 /// What a person said with an answer.
@@ -440,6 +528,10 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16_384))]
     pub output: Option<String>,
+    /// The internal Document that carries an output of more than 16 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub output_document: Option<String>,
     /// The Document that the gateway made before it wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schema::{free_object, step_levels};
-use super::step::{Format, Step};
+use super::step::{Format, OnFailure, Order, Step};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -34,12 +34,17 @@ use super::step::{Format, Step};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.templateRef) != has(self.steps)").message("exactly one of templateRef and steps says what to run"))]
-#[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a run is immutable; to run something else, rename the run"))]
+#[x_kube(validation = Rule::new("has(self.templateRef) == has(oldSelf.templateRef) && (!has(self.templateRef) || self.templateRef == oldSelf.templateRef) && has(self.order) == has(oldSelf.order) && (!has(self.order) || self.order == oldSelf.order) && has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps) && has(self.parametersSchema) == has(oldSelf.parametersSchema) && (!has(self.parametersSchema) || self.parametersSchema == oldSelf.parametersSchema) && has(self.parameters) == has(oldSelf.parameters) && (!has(self.parameters) || self.parameters == oldSelf.parameters) && has(self.input) == has(oldSelf.input) && (!has(self.input) || self.input == oldSelf.input) && has(self.session) == has(oldSelf.session) && (!has(self.session) || self.session == oldSelf.session) && has(self.project) == has(oldSelf.project) && (!has(self.project) || self.project == oldSelf.project) && has(self.documents) == has(oldSelf.documents) && (!has(self.documents) || self.documents == oldSelf.documents) && has(self.onFailure) == has(oldSelf.onFailure) && (!has(self.onFailure) || self.onFailure == oldSelf.onFailure) && has(self.output) == has(oldSelf.output) && (!has(self.output) || self.output == oldSelf.output) && has(self.timeoutSeconds) == has(oldSelf.timeoutSeconds) && (!has(self.timeoutSeconds) || self.timeoutSeconds == oldSelf.timeoutSeconds) && has(self.retryOf) == has(oldSelf.retryOf) && (!has(self.retryOf) || self.retryOf == oldSelf.retryOf)").message("the spec of a run is immutable but for suspend, cancel and ttlSecondsAfterFinished; to run something else, rename the run"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)").message("cancel cannot be taken back; to run it again, make another run"))]
+#[x_kube(validation = Rule::new("!has(self.templateRef) || !(has(self.order) || has(self.output) || has(self.parametersSchema))").message("order, output and parametersSchema go with steps; with templateRef the template says them"))]
 pub struct WorkflowSpec {
     /// The WorkflowTemplate to run, pinned at the first pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_ref: Option<TemplateRef>,
-    /// The definition in place, instead of `templateRef`: one step after the other.
+    /// How `steps` follow each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+    /// The definition in place, instead of `templateRef`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "step_levels")]
     pub steps: Vec<Step>,
@@ -68,6 +73,43 @@ pub struct WorkflowSpec {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub documents: Vec<InlineDocument>,
+    /// What a failure for good means where a step does not say; the template's unless told, else Wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// CEL that gives the run's output, where `steps` stand here; its last step's unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub output: Option<String>,
+    /// Seconds from the start after which the run fails, waiting included; no limit unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub timeout_seconds: Option<i64>,
+    /// Takes over what completed in a finished run, and starts at the first step that did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RetryOf>,
+    /// May change: nothing new starts while it is true; running attempts finish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<bool>,
+    /// May change from false to true: ends the run, its pods too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cancel: Option<bool>,
+    /// May change: seconds after its end when StepRuns, Jobs and documents of the run are removed; never unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 315_360_000))]
+    pub ttl_seconds_after_finished: Option<i64>,
+}
+
+/// The run that this one goes on from.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct RetryOf {
+    #[schemars(length(min = 1, max = 52))]
+    pub name: String,
+    #[schemars(length(min = 1, max = 64))]
+    pub uid: String,
+    /// Path of the first step to run again, even if it completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub from: Option<String>,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -97,14 +139,17 @@ pub enum Phase {
     WaitingForInput,
     WaitingForAcceptance,
     WaitingForDocuments,
+    Suspended,
     Completed,
     Failed,
     Cancelled,
+    /// Of a step: its `when` was false, or it needs a step that was skipped.
+    Skipped,
 }
 
 impl Phase {
     pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Skipped)
     }
 }
 
@@ -162,10 +207,16 @@ pub struct WorkflowStatus {
     /// Derived: how much waits for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// Latched at the end: what the run gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<RunOutput>,
+    /// Latched: the run that this one goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RetryOf>,
     /// One entry a step of the definition, in file order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 200))]
     pub steps: Vec<StepStatus>,
 }
 
@@ -185,6 +236,8 @@ impl Default for WorkflowStatus {
             pending_documents: Vec::new(),
             pending_acceptance: Vec::new(),
             waiting: None,
+            output: None,
+            retry_of: None,
             steps: Vec::new(),
         }
     }
@@ -242,6 +295,20 @@ pub struct Waiting {
     pub summary: String,
 }
 
+/// What a run gives: JSON text up to 4 KiB here, in an internal Document beyond.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunOutput {
+    #[schemars(length(max = 80))]
+    pub digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub value: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub document_name: Option<String>,
+}
+
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StepStatus {
@@ -258,10 +325,9 @@ pub struct StepStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub step_run: Option<String>,
-    /// Digest of the output.
+    /// Latched: what `when` gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80))]
-    pub output_digest: Option<String>,
+    pub when: Option<bool>,
     /// Latched: digest of the list that a forEach goes over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
@@ -281,4 +347,11 @@ pub struct Counts {
     pub started: i32,
     pub done: i32,
     pub failed: i32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: i32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }

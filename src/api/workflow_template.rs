@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schema::{free_object, step_levels};
-use super::step::Step;
+use super::step::{OnFailure, Order, Step};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -31,7 +31,20 @@ pub struct WorkflowTemplateSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "free_object")]
     pub parameters_schema: Option<Map<String, Value>>,
-    /// One after the other.
+    /// What a failure for good means where neither run nor step says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// CEL that gives the run's output; its last step's unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub output: Option<String>,
+    /// Seconds from the start after which a run fails where it does not say itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub timeout_seconds: Option<i64>,
+    /// How the steps follow each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
     #[schemars(schema_with = "step_levels")]
     pub steps: Vec<Step>,
 }

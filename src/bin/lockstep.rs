@@ -29,6 +29,9 @@ enum Command {
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
     },
+    /// Evaluates expressions for the operator, a line of JSON each.
+    #[command(hide = true)]
+    Evaluate,
 }
 
 fn main() -> ExitCode {
@@ -46,15 +49,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     if let Command::Crds { dir } = arguments.command {
         return lockstep::api::crd::write(dir.as_deref());
     }
+    if matches!(arguments.command, Command::Evaluate) {
+        return Ok(lockstep::cluster::evaluator::serve()?);
+    }
     telemetry::log(&arguments.log)?;
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // Expressions are evaluated on these threads: the parser is recursive, and address space costs nothing.
+    // Expressions are parsed on these threads: the parser is recursive, and address space costs nothing.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
     runtime.block_on(async {
         match arguments.command {
             Command::Operator(options) => controllers::run(options, connect(OPERATOR, 32).await?).await,
             Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
-            Command::Crds { .. } => Ok(()),
+            Command::Crds { .. } | Command::Evaluate => Ok(()),
         }
     })
 }

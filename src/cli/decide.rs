@@ -91,6 +91,7 @@ fn open_gate(step: &StepRun) -> Result<GateStatus, Fault> {
             let state = match gate.state {
                 GateState::Accepted => format!("was accepted{by}"),
                 GateState::Rejected => format!("was rejected{by}"),
+                GateState::NotRequired => "needs no decision".to_owned(),
                 GateState::Waiting | GateState::Closed => "is closed, its step is over".to_owned(),
             };
             closed(format!("the gate of {name} {state}; nothing is left to decide"))
@@ -145,7 +146,7 @@ fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> 
         GateState::Accepted => format!("{count} of {count}; the run goes on"),
         GateState::Waiting => format!("{count} so far; the gate waits for more"),
         GateState::Rejected => format!("the round is over; see {}", on.hint("watch", run)),
-        GateState::Closed => "but the gate is closed".to_owned(),
+        GateState::Closed | GateState::NotRequired => "but the gate is closed".to_owned(),
     };
     if on.output.is_text() {
         put(&format!("{word} by {}; {rest}\n", inline(&own.decided_by, 256)))?;

@@ -115,7 +115,7 @@ fn detail(step: &StepRun) -> String {
         let last = gate.decisions.last();
         match gate.state {
             GateState::Waiting if !phase.is_terminal() => parts.push(gate_waits(step)),
-            GateState::Waiting | GateState::Closed => {}
+            GateState::Waiting | GateState::Closed | GateState::NotRequired => {}
             GateState::Accepted | GateState::Rejected => {
                 let word = if gate.state == GateState::Accepted { "accepted" } else { "rejected" };
                 let by = last.map_or("nobody", |d| d.decided_by.as_str());

@@ -127,12 +127,14 @@ fn glyph(phase: Phase) -> char {
         Phase::Completed => '✓',
         Phase::Failed => '✗',
         Phase::Cancelled => '⊘',
+        Phase::Suspended => '⏸',
+        Phase::Skipped => '↷',
     }
 }
 
 fn style(phase: Phase) -> Style {
     match phase {
-        Phase::Pending | Phase::Cancelled => Style::Dim,
+        Phase::Pending | Phase::Cancelled | Phase::Skipped | Phase::Suspended => Style::Dim,
         Phase::Running => Style::Busy,
         Phase::Completed => Style::Good,
         Phase::Failed => Style::Bad,

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -14,8 +15,8 @@ use super::client::bounded;
 use super::consistency::Consistency;
 use crate::api::document::DocumentStatus;
 use crate::api::name::OPERATOR;
-use crate::api::{Document, StepRun};
-use crate::decide::Effect;
+use crate::api::{Document, StepRun, Workflow};
+use crate::decide::{Effect, Kept};
 
 /// All effects of a plan within one namespace; gives the resourceVersion that the observed object has after them, where
 /// one of them changed it.
@@ -49,7 +50,12 @@ async fn one(
             create(client, namespace, "StepRun", object.as_ref()).await?;
         }
         Effect::CreateJob(object) => create(client, namespace, "Job", object.as_ref()).await?,
-        Effect::DeleteJob { name, uid } => delete_job(client, namespace, name, uid).await?,
+        Effect::Delete { what, name, uid } => match what {
+            Kept::Job => delete::<Job>(client, namespace, name, uid).await?,
+            Kept::StepRun => delete::<StepRun>(client, namespace, name, uid).await?,
+            Kept::Document => delete::<Document>(client, namespace, name, uid).await?,
+            Kept::Workflow => delete::<Workflow>(client, namespace, name, uid).await?,
+        },
         Effect::SetDocumentStatus { name, status } => {
             set_document_status(client, namespace, name, status).await?;
         }
@@ -87,14 +93,17 @@ fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {
     meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
 }
 
-async fn delete_job(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error> {
-    let api: Api<k8s_openapi::api::batch::v1::Job> = Api::namespaced(client.clone(), namespace);
+async fn delete<K>(client: &Client, namespace: &str, name: &str, uid: &str) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
     // A bare DELETE of a Job orphans its pods.
     let params = DeleteParams {
         preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
         ..DeleteParams::background()
     };
-    match bounded("DELETE jobs", api.delete(name, &params)).await {
+    match bounded("DELETE", api.delete(name, &params)).await {
         Ok(_) => Ok(()),
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
         Err(error) => Err(error),

@@ -1,6 +1,6 @@
 //! One watched kind: a reflector's store, an index over it, and word of what changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -11,28 +11,45 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch_kind};
 use kube::{Api, Resource};
+use rpds::RedBlackTreeMapSync;
 use serde::de::DeserializeOwned;
 
 /// What a kind must be to be watched.
 pub trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
 impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Watched for K {}
 
-type Index<K> = HashMap<String, BTreeMap<(String, String), Arc<K>>>;
+/// A persistent map: a copy of it costs nothing and stays as it is.
+pub type Table<K> = RedBlackTreeMapSync<String, Arc<K>>;
+type Index<K> = HashMap<String, Table<K>>;
+
+/// How a kind is found and kept.
+pub struct Keeping<K> {
+    /// Under what an object is found beside its name.
+    pub keys: fn(&K) -> Vec<String>,
+    /// In which order it stands there; unique under each key.
+    pub rank: fn(&K) -> String,
+    /// Takes away what nobody reads.
+    pub strip: fn(&mut K),
+}
+
+impl<K: Watched> Default for Keeping<K> {
+    fn default() -> Self {
+        Self { keys: |_| Vec::new(), rank: |k| k.meta().name.clone().unwrap_or_default(), strip: |_| {} }
+    }
+}
 
 /// A cache of all objects of a kind.
 pub struct Cache<K: Watched> {
     store: Store<K>,
     writer: RwLock<kube::runtime::reflector::store::Writer<K>>,
     index: RwLock<Index<K>>,
-    keys: fn(&K) -> Vec<String>,
-    strip: fn(&mut K),
+    keeping: Keeping<K>,
 }
 
 impl<K: Watched> Cache<K> {
-    /// `keys` says under what an object is found beside its name; `strip` takes away what nobody reads.
-    pub fn new(keys: fn(&K) -> Vec<String>, strip: fn(&mut K)) -> Self {
+    pub fn new(keeping: Keeping<K>) -> Self {
         let (store, writer) = store();
-        Self { store, writer: RwLock::new(writer), index: RwLock::default(), keys, strip }
+        Self { store, writer: RwLock::new(writer), index: RwLock::default(), keeping }
     }
 
     pub fn store(&self) -> Store<K> {
@@ -43,10 +60,15 @@ impl<K: Watched> Cache<K> {
         self.store.get(&ObjectRef::new(name).within(namespace))
     }
 
+    /// Everything under a key, by rank.
+    pub fn table(&self, key: &str) -> Table<K> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.get(key).cloned().unwrap_or_default()
+    }
+
     /// Everything under a key.
     pub fn under(&self, key: &str) -> Vec<Arc<K>> {
-        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.get(key).map(|found| found.values().cloned().collect()).unwrap_or_default()
+        self.table(key).values().cloned().collect()
     }
 
     /// Watches for ever; `changed` hears of every object that came, changed or went.
@@ -76,7 +98,7 @@ impl<K: Watched> Cache<K> {
     fn take(&self, mut event: Event<K>) -> Vec<Arc<K>> {
         if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) = &mut event {
             object.meta_mut().managed_fields = None;
-            (self.strip)(object);
+            (self.keeping.strip)(object);
         }
         let reference = match &event {
             Event::Apply(object) | Event::Delete(object) => Some(ObjectRef::from_obj(object)),
@@ -92,7 +114,7 @@ impl<K: Watched> Cache<K> {
                 index.clear();
                 let now = self.store.state();
                 for object in &now {
-                    insert(&mut index, self.keys, object);
+                    insert(&mut index, &self.keeping, object);
                 }
                 let gone = before.into_iter().filter(|o| self.store.get(&ObjectRef::from_obj(o.as_ref())).is_none());
                 gone.collect::<Vec<_>>().into_iter().chain(now).collect()
@@ -100,10 +122,10 @@ impl<K: Watched> Cache<K> {
             Event::Apply(_) | Event::Delete(_) => {
                 let new = reference.as_ref().and_then(|r| self.store.get(r));
                 if let Some(old) = &old {
-                    remove(&mut index, self.keys, old);
+                    remove(&mut index, &self.keeping, old);
                 }
                 if let Some(new) = &new {
-                    insert(&mut index, self.keys, new);
+                    insert(&mut index, &self.keeping, new);
                 }
                 new.or(old).into_iter().collect()
             }
@@ -111,20 +133,16 @@ impl<K: Watched> Cache<K> {
     }
 }
 
-fn place<K: Resource>(object: &K) -> (String, String) {
-    (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
-}
-
-fn insert<K: Watched>(index: &mut Index<K>, keys: fn(&K) -> Vec<String>, object: &Arc<K>) {
-    for key in keys(object) {
-        index.entry(key).or_default().insert(place(object.as_ref()), Arc::clone(object));
+fn insert<K: Watched>(index: &mut Index<K>, keeping: &Keeping<K>, object: &Arc<K>) {
+    for key in (keeping.keys)(object) {
+        index.entry(key).or_default().insert_mut((keeping.rank)(object), Arc::clone(object));
     }
 }
 
-fn remove<K: Watched>(index: &mut Index<K>, keys: fn(&K) -> Vec<String>, object: &Arc<K>) {
-    for key in keys(object) {
+fn remove<K: Watched>(index: &mut Index<K>, keeping: &Keeping<K>, object: &Arc<K>) {
+    for key in (keeping.keys)(object) {
         if let Some(found) = index.get_mut(&key) {
-            found.remove(&place(object.as_ref()));
+            found.remove_mut(&(keeping.rank)(object));
             if found.is_empty() {
                 index.remove(&key);
             }

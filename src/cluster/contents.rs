@@ -10,6 +10,7 @@ use super::Error;
 use super::client::bounded;
 use crate::api::Document;
 use crate::api::definition::Definition;
+use crate::decide::settled::Settled;
 
 const BYTES: usize = 32 * 1024 * 1024;
 const DEFINITIONS: usize = 256;
@@ -32,6 +33,37 @@ struct Texts {
 struct Definitions {
     by_uid: HashMap<String, Arc<Definition>>,
     order: VecDeque<String>,
+}
+
+/// What passes found to be settled, by the run's UID; the run that was looked at longest ago goes first.
+#[derive(Default)]
+pub struct Memory {
+    runs: Mutex<(HashMap<String, (Arc<Settled>, u64)>, u64)>,
+}
+
+const RUNS: usize = 1024;
+
+impl Memory {
+    pub fn of(&self, uid: &str) -> Arc<Settled> {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.0.get(uid).map(|(settled, _)| Arc::clone(settled)).unwrap_or_default()
+    }
+
+    pub fn keep(&self, uid: &str, settled: &Arc<Settled>) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        runs.1 += 1;
+        let at = runs.1;
+        if settled.is_empty() {
+            runs.0.remove(uid);
+            return;
+        }
+        runs.0.insert(uid.to_owned(), (Arc::clone(settled), at));
+        if runs.0.len() > RUNS
+            && let Some(oldest) = runs.0.iter().min_by_key(|(_, (_, at))| *at).map(|(uid, _)| uid.clone())
+        {
+            runs.0.remove(&oldest);
+        }
+    }
 }
 
 impl Contents {

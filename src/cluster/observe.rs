@@ -12,18 +12,21 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use super::Error;
+use super::cache::Table;
 use super::client::bounded;
 use super::consistency::{Consistency, Freshness};
-use super::contents::Contents;
+use super::contents::{Contents, Memory};
+use super::evaluator::Evaluator;
 use super::guard::PolicyGuard;
 use super::world::{World, controller_uid};
 use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
 use crate::api::step_run::{ReportClass, WorkflowIdentity};
+use crate::api::workflow::StepStatus;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use crate::decide::gate::Guard;
 use crate::decide::step_run::{JobSeen, PodSeen};
-use crate::decide::{agent::CONTAINER, scope, step_run, workflow};
+use crate::decide::{agent::CONTAINER, document, step_run, workflow};
 
 /// Everything that observing needs.
 pub struct Observer {
@@ -31,8 +34,10 @@ pub struct Observer {
     pub world: World,
     pub consistency: Consistency,
     pub contents: Contents,
+    pub settled: Memory,
     pub guard: PolicyGuard,
     pub surroundings: Arc<Surroundings>,
+    pub evaluator: Evaluator,
 }
 
 pub fn now() -> Time {
@@ -60,39 +65,49 @@ impl Observer {
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
-        let types = workflow::document_types(steps, &agents);
-        let mut documents: Vec<Arc<Document>> =
-            types.iter().flat_map(|kind| self.world.documents.under(&format!("{namespace}/{kind}"))).collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
+        let mut documents = self.world.documents.table(&namespace);
         self.add_committed(&workflow, &step_runs, &mut documents).await?;
-        let contents = self.contents_of(steps, &documents, &step_runs).await?;
-        Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now: now(), workflow })
+        let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
+        Ok(workflow::Observed {
+            template,
+            definition,
+            agents,
+            step_runs,
+            documents,
+            contents: BTreeMap::new(),
+            previous: of.map(|of| self.world.step_runs.table(&of.uid)),
+            settled: self.settled.of(&uid),
+            evaluator: self.evaluator.for_decision(),
+            now: now(),
+            workflow,
+        })
     }
 
-    async fn step_runs(
-        &self,
-        workflow: &Workflow,
-        namespace: &str,
-        uid: &str,
-    ) -> Result<BTreeMap<String, Arc<StepRun>>, Error> {
-        let mut found: BTreeMap<String, Arc<StepRun>> =
-            self.world.step_runs.under(uid).into_iter().map(|s| (s.name_any(), s)).collect();
+    async fn step_runs(&self, workflow: &Workflow, namespace: &str, uid: &str) -> Result<Table<StepRun>, Error> {
+        let mut found = self.world.step_runs.table(uid);
+        if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
+            return Ok(found);
+        }
         // A StepRun is called lost only if the API server, not a cache, says that it is gone.
-        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.clone());
-        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(name)).collect();
+        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.as_ref());
+        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(*name)).cloned().collect();
         for name in unseen {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
             let live = bounded("GET stepruns", api.get_opt(&name)).await?;
             let ours = |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
-            found.extend(live.filter(ours).map(|live| (name, Arc::new(live))));
+            if let Some(live) = live.filter(ours) {
+                found.insert_mut(name, Arc::new(live));
+            }
         }
-        if fewer_than_begun(workflow, &found) {
+        if found.size() < begun(workflow) {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
             let own = name::label_value(&workflow.name_any());
             let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
             for live in bounded("LIST stepruns", api.list(&live)).await?.items {
-                if controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid) {
-                    found.entry(live.name_any()).or_insert_with(|| Arc::new(live));
+                let ours = controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid);
+                if ours && !found.contains_key(&live.name_any()) {
+                    found.insert_mut(live.name_any(), Arc::new(live));
                 }
             }
         }
@@ -104,52 +119,38 @@ impl Observer {
     async fn add_committed(
         &self,
         workflow: &Workflow,
-        step_runs: &BTreeMap<String, Arc<StepRun>>,
-        documents: &mut Vec<Arc<Document>>,
+        step_runs: &Table<StepRun>,
+        documents: &mut Table<Document>,
     ) -> Result<(), Error> {
-        let names = workflow::committed_documents(workflow, step_runs);
-        let seen: BTreeSet<String> =
-            documents.iter().filter(|d| workflow::is_settled(d)).map(|d| d.name_any()).collect();
-        let api: Api<Document> = Api::namespaced(self.client.clone(), &workflow.namespace().unwrap_or_default());
-        for name in names.difference(&seen) {
-            if let Some(mut live) = bounded("GET documents", api.get_opt(name)).await? {
+        let namespace = workflow.namespace().unwrap_or_default();
+        for name in workflow::committed_documents(workflow, step_runs, &now()) {
+            let seen = self.world.documents.get(&namespace, &name);
+            if seen.is_none_or(|d| !document::is_published(&d))
+                && let Some(mut live) = self.live_document(&namespace, &name).await?
+            {
                 live.spec.content.clear();
-                documents.retain(|d| d.name_any() != *name);
-                documents.push(Arc::new(live));
+                documents.insert_mut(document::key(&live), Arc::new(live));
             }
         }
         Ok(())
     }
 
-    async fn contents_of(
-        &self,
-        steps: &[crate::api::step::Step],
-        documents: &[Arc<Document>],
-        step_runs: &BTreeMap<String, Arc<StepRun>>,
-    ) -> Result<BTreeMap<String, Arc<str>>, Error> {
-        let carried: Vec<&str> = step_runs
-            .values()
-            .filter_map(|s| s.status.as_ref()?.agent.as_ref()?.report.as_ref())
-            .filter(|r| r.output.is_none())
-            .filter_map(|r| r.document_name.as_deref())
-            .collect();
-        let mut wanted = BTreeMap::new();
-        for document in documents.iter().filter(|d| workflow::is_settled(d)) {
-            let kind = &document.spec.document_type;
-            let read = *wanted.entry(kind.clone()).or_insert_with(|| scope::reads_content(steps, kind));
-            if read || carried.contains(&document.name_any().as_str()) {
-                wanted.insert(kind.clone(), read);
-            }
+    async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
+        let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
+        bounded("GET documents", api.get_opt(name)).await
+    }
+
+    /// Fetches the contents of these documents; one that is gone is empty.
+    pub async fn read(&self, observed: &mut workflow::Observed, names: &BTreeSet<String>) -> Result<(), Error> {
+        let namespace = observed.workflow.namespace().unwrap_or_default();
+        for name in names {
+            let text = match self.world.documents.get(&namespace, name) {
+                Some(cached) => self.contents.text(&self.client, &cached).await?,
+                None => self.live_document(&namespace, name).await?.map(|d| Arc::from(d.spec.content)),
+            };
+            observed.contents.insert(name.clone(), text.unwrap_or_else(|| Arc::from("")));
         }
-        let mut contents = BTreeMap::new();
-        for document in documents.iter().filter(|d| workflow::is_settled(d)) {
-            let read = wanted.get(&document.spec.document_type).copied().unwrap_or_default()
-                || carried.contains(&document.name_any().as_str());
-            if read && let Some(text) = self.contents.text(&self.client, document).await? {
-                contents.insert(document.name_any(), text);
-            }
-        }
-        Ok(contents)
+        Ok(())
     }
 
     /// What the decision about a StepRun needs.
@@ -170,10 +171,10 @@ impl Observer {
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&own, &uid, attempt);
         let jobs = self.world.jobs.under(&uid);
-        let document = if done { None } else { self.reported_document(&step_run, &namespace).await? };
-        let siblings = document
+        let reported = if done { None } else { self.reported_document(&step_run, &namespace).await? };
+        let siblings = reported
             .as_ref()
-            .map(|d| self.world.documents.under(&format!("{namespace}/{}", d.spec.document_type)))
+            .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
             .unwrap_or_default();
         Ok(step_run::Observed {
             closing: workflow.as_ref().is_none_or(|w| workflow::is_closing(w)),
@@ -193,7 +194,7 @@ impl Observer {
             surroundings: Arc::clone(&self.surroundings),
             now: now(),
             definition,
-            document,
+            document: reported,
             siblings,
             step_run,
         })
@@ -283,16 +284,19 @@ impl Observer {
     }
 }
 
-/// Whether the items of a forEach have fewer StepRuns here than were begun: lost, or the cache is behind.
-fn fewer_than_begun(workflow: &Workflow, found: &BTreeMap<String, Arc<StepRun>>) -> bool {
+/// How many StepRuns the status says were begun, each step's once.
+fn begun(workflow: &Workflow) -> usize {
     let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
-    steps.iter().any(|step| {
+    let of = |index: usize| {
+        let step: &StepStatus = &steps[index];
         let inside = format!("{}/", step.path);
-        let is_group = steps.iter().any(|s| s.path.starts_with(&inside));
-        let begun = step.counts.map_or(0, |c| c.started);
-        let there = found.values().filter(|s| s.spec.path == step.path).count();
-        !is_group && i32::try_from(there).unwrap_or(i32::MAX) < begun
-    })
+        let is_group = steps.get(index + 1).is_some_and(|next| next.path.starts_with(&inside));
+        match step.counts {
+            Some(counts) if !is_group => usize::try_from(counts.started).unwrap_or_default(),
+            _ => usize::from(step.step_run.is_some()),
+        }
+    };
+    (0..steps.len()).map(of).sum()
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {
@@ -375,7 +379,7 @@ impl Observer {
     /// A Document and those of its type; with its content only while it has no status, since only then it is read.
     pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
         let namespace = cached.namespace().unwrap_or_default();
-        let siblings = self.world.documents.under(&format!("{namespace}/{}", cached.spec.document_type));
+        let siblings = document::siblings(&self.world.documents.table(&namespace), &cached);
         let settled = cached.status.as_ref().is_some_and(|s| s.phase.is_some());
         if settled {
             return Ok((cached, siblings));

@@ -7,10 +7,11 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
-use super::cache::Cache;
+use super::cache::{Cache, Keeping, Watched};
 use crate::api::document::Scope;
 use crate::api::name::LABEL_STEP_RUN;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
+use crate::decide::document;
 
 pub struct World {
     pub agents: Arc<Cache<Agent>>,
@@ -18,7 +19,7 @@ pub struct World {
     pub workflows: Arc<Cache<Workflow>>,
     /// Under the UID of their Workflow, and under `agent NAMESPACE/NAME`.
     pub step_runs: Arc<Cache<StepRun>>,
-    /// Under `NAMESPACE/TYPE`; contents are fetched when needed.
+    /// Under their namespace; contents are fetched when needed.
     pub documents: Arc<Cache<Document>>,
     /// Under the UID of their StepRun.
     pub jobs: Arc<Cache<Job>>,
@@ -29,18 +30,27 @@ pub struct World {
 impl Default for World {
     fn default() -> Self {
         Self {
-            agents: Arc::new(Cache::new(|_| Vec::new(), |_| {})),
-            templates: Arc::new(Cache::new(|_| Vec::new(), |_| {})),
-            workflows: Arc::new(Cache::new(workflow_keys, |_| {})),
-            step_runs: Arc::new(Cache::new(step_run_keys, |_| {})),
-            documents: Arc::new(Cache::new(
-                |d| vec![format!("{}/{}", d.namespace().unwrap_or_default(), d.spec.document_type)],
-                |d| d.spec.content.clear(),
-            )),
-            jobs: Arc::new(Cache::new(|j| controller_uid(&j.metadata, "StepRun").into_iter().collect(), strip_job)),
-            pods: Arc::new(Cache::new(pod_keys, strip_pod)),
+            agents: kept(Keeping::default()),
+            templates: kept(Keeping::default()),
+            workflows: kept(Keeping { keys: workflow_keys, ..Keeping::default() }),
+            step_runs: kept(Keeping { keys: step_run_keys, ..Keeping::default() }),
+            documents: kept(Keeping {
+                keys: |d| d.namespace().into_iter().collect(),
+                rank: document::key,
+                strip: |d| d.spec.content.clear(),
+            }),
+            jobs: kept(Keeping { keys: job_keys, strip: strip_job, ..Keeping::default() }),
+            pods: kept(Keeping { keys: pod_keys, strip: strip_pod, ..Keeping::default() }),
         }
     }
+}
+
+fn kept<K: Watched>(keeping: Keeping<K>) -> Arc<Cache<K>> {
+    Arc::new(Cache::new(keeping))
+}
+
+fn job_keys(job: &Job) -> Vec<String> {
+    controller_uid(&job.metadata, "StepRun").into_iter().collect()
 }
 
 /// Key of the Workflows that wait for, or read, something of that name: `template NAMESPACE/NAME`, `agent ...`, `documents NAMESPACE`.

@@ -13,15 +13,17 @@ use crate::api::workflow::WorkflowStatus;
 use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
-use crate::cluster::{Error, apply, publish};
+use crate::cluster::{Error, apply, evaluator, publish};
 use crate::decide::status::differs_by_progress_only;
-use crate::decide::{Effect, Notice, Plan};
+use crate::decide::{Effect, Kept, Notice, Plan, workflow};
 use crate::telemetry::Metrics;
 
 /// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Progress of a run is written at most this often.
 const PACE: Duration = Duration::from_millis(500);
+/// What is read may name more to be read; deeper than this no definition goes.
+const READS: usize = 256;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 pub struct Context {
@@ -36,6 +38,30 @@ pub struct Context {
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
         Self { observer, recorder, metrics, failures: Mutex::default(), paces: Mutex::default() }
+    }
+
+    /// Decides about a run, and fetches contents of documents as far as the decision asks for them.
+    pub async fn decided(
+        &self,
+        mut observed: workflow::Observed,
+    ) -> Result<(workflow::Observed, Plan<WorkflowStatus>), Error> {
+        let uid = observed.workflow.metadata.uid.clone().unwrap_or_default();
+        for _ in 0..READS {
+            // Expressions wait for the process that evaluates them.
+            let deciding = tokio::task::spawn_blocking(move || {
+                let decided = workflow::decide(&observed);
+                (observed, decided)
+            });
+            let decided;
+            (observed, decided) = deciding.await.map_err(|e| Error::Panic(e.to_string()))?;
+            evaluator::sound(&observed.evaluator)?;
+            self.observer.settled.keep(&uid, &decided.settled);
+            if decided.unread.is_empty() {
+                return Ok((observed, decided.plan));
+            }
+            self.observer.read(&mut observed, &decided.unread).await?;
+        }
+        Err(Error::Stale(uid))
     }
 
     /// Leaves a status out that says nothing but progress, if one was written a moment ago.
@@ -130,7 +156,12 @@ fn label(effect: &Effect) -> &'static str {
         Effect::CreateDocument(_) => "create_document",
         Effect::CreateStepRun(_) => "create_steprun",
         Effect::CreateJob(_) => "create_job",
-        Effect::DeleteJob { .. } => "delete_job",
+        Effect::Delete { what, .. } => match what {
+            Kept::Job => "delete_job",
+            Kept::StepRun => "delete_steprun",
+            Kept::Document => "delete_document",
+            Kept::Workflow => "delete_workflow",
+        },
         Effect::SetDocumentStatus { .. } => "document_status",
         Effect::EmptyMailbox { .. } => "empty_mailbox",
     }

@@ -13,7 +13,8 @@ use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
-    let plan = context.paced(&observed.workflow, decide::workflow::workflow(&observed));
+    let (observed, plan) = context.decided(observed).await?;
+    let plan = context.paced(&observed.workflow, plan);
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);

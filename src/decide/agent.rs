@@ -100,7 +100,7 @@ pub fn agent_status(agent: &Agent, now: &Time) -> AgentStatus {
 pub fn template_status(template: &WorkflowTemplate, now: &Time) -> WorkflowTemplateStatus {
     let mut status = template.status.clone().unwrap_or_default();
     status.observed_generation = template.metadata.generation.unwrap_or_default();
-    let faults = validate::definition(&template.spec.steps, template.spec.parameters_schema.as_ref());
+    let faults = validate::template(&template.spec);
     ready(&mut status.conditions, &faults, (now, status.observed_generation));
     status
 }

@@ -106,6 +106,40 @@ pub fn run_document(workflow: &Workflow, inline: &InlineDocument) -> Document {
     document
 }
 
+/// A document that a run takes over from another; its content and scope are still the other's.
+pub fn copied_document(workflow: &Workflow, of: &Document, place: &str) -> Document {
+    let meta = &workflow.metadata;
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+    let kind = &of.spec.document_type;
+    let mut document = Document::new(&name::copied_document(&own, &uid, place, kind), of.spec.clone());
+    document.spec.workflow = Some(own.clone());
+    document.metadata.namespace.clone_from(&meta.namespace);
+    document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
+    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    document
+}
+
+/// The internal document that carries a run's output.
+pub fn output_document(workflow: &Workflow, content: String) -> Document {
+    let meta = &workflow.metadata;
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+    let kind = super::document::OUTPUT_TYPE;
+    let spec = DocumentSpec {
+        document_type: kind.to_owned(),
+        scope: Scope::Workflow,
+        scope_id: Some(uid.clone()),
+        workflow: Some(own.clone()),
+        format: crate::api::step::Format::Json,
+        content,
+        ..DocumentSpec::default()
+    };
+    let mut document = Document::new(&name::run_document(&own, &uid, kind), spec);
+    document.metadata.namespace.clone_from(&meta.namespace);
+    document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
+    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    document
+}
+
 /// A StepRun, owned by its run.
 pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[String]) -> StepRun {
     let meta = &workflow.metadata;

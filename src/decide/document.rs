@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
+use rpds::RedBlackTreeMapSync;
+
 use crate::api::document::{Document, DocumentPhase, DocumentStatus, Scope};
 use crate::api::name;
 use crate::api::step_run::DocumentRef;
+
+/// The type of internal documents that carry what is too large for a status; no step may ask for it.
+pub const OUTPUT_TYPE: &str = "lockstep-output";
 
 /// Where a lookup stands: the run, and the items around, outermost first.
 #[derive(Clone, Debug, Default)]
@@ -16,24 +21,51 @@ pub struct Viewpoint {
 }
 
 impl Viewpoint {
-    /// How far away a document's scope is; none where it cannot be seen from here.
-    fn distance(&self, document: &Document) -> Option<usize> {
-        let spec = &document.spec;
-        let own = || spec.scope_id.as_deref().unwrap_or_default();
-        match spec.scope {
-            // Innermost first; the items of siblings have other keys and are not met.
-            Scope::Item => {
-                (1..=self.keys.len()).rev().position(|n| name::scope_id(&self.workflow_uid, &self.keys[..n]) == own())
-            }
-            Scope::Workflow => (own() == self.workflow_uid).then_some(10),
-            Scope::Session => (spec.session.as_deref() == Some(&self.session)).then_some(11),
-            Scope::Project => (spec.project.is_some() && spec.project == self.project).then_some(12),
-            Scope::Namespace => Some(13),
-        }
+    /// Where documents of a type lie that can be seen from here, the narrowest scope first. The items of siblings have
+    /// other keys and are not met.
+    fn places(&self, document_type: &str) -> Vec<String> {
+        let items = (1..=self.keys.len())
+            .rev()
+            .map(|n| place(document_type, Scope::Item, &name::scope_id(&self.workflow_uid, &self.keys[..n])));
+        let wider = [
+            Some(place(document_type, Scope::Workflow, &self.workflow_uid)),
+            Some(place(document_type, Scope::Session, &self.session)),
+            self.project.as_ref().map(|p| place(document_type, Scope::Project, p)),
+            Some(place(document_type, Scope::Namespace, "")),
+        ];
+        items.chain(wider.into_iter().flatten()).collect()
     }
 }
 
-fn is_published(document: &Document) -> bool {
+/// All documents of a namespace, in the order of `key`: those of one type and scope lie side by side.
+pub type Documents = RedBlackTreeMapSync<String, Arc<Document>>;
+
+fn place(document_type: &str, scope: Scope, id: &str) -> String {
+    format!("{document_type}\0{scope:?}/{id}\0")
+}
+
+fn place_of(document: &Document) -> String {
+    let spec = &document.spec;
+    let id = match spec.scope {
+        Scope::Item | Scope::Workflow => spec.scope_id.as_deref(),
+        Scope::Session => spec.session.as_deref(),
+        Scope::Project => spec.project.as_deref(),
+        Scope::Namespace => None,
+    };
+    place(&spec.document_type, spec.scope, id.unwrap_or_default())
+}
+
+/// Under what a document stands in `Documents`.
+pub fn key(document: &Document) -> String {
+    format!("{}{}", place_of(document), document.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// Those whose keys begin so.
+fn under<'a>(documents: &'a Documents, prefix: &'a str) -> impl Iterator<Item = &'a Arc<Document>> {
+    documents.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, d)| d)
+}
+
+pub fn is_published(document: &Document) -> bool {
     document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
 }
 
@@ -42,30 +74,56 @@ fn revision(document: &Document) -> i64 {
 }
 
 /// The document of that type: the narrowest scope, in it the highest revision.
-pub fn find<'a>(documents: &'a [Arc<Document>], document_type: &str, from: &Viewpoint) -> Option<&'a Arc<Document>> {
-    documents
-        .iter()
-        .filter(|d| d.spec.document_type == document_type && is_published(d))
-        .filter_map(|d| from.distance(d).map(|distance| (distance, std::cmp::Reverse(revision(d)), d)))
-        .min_by(|a, b| (a.0, a.1, &a.2.metadata.name).cmp(&(b.0, b.1, &b.2.metadata.name)))
-        .map(|(_, _, d)| d)
+pub fn find<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint) -> Option<&'a Arc<Document>> {
+    from.places(document_type).iter().find_map(|place| {
+        let there = documents.range(place.clone()..).take_while(|(key, _)| key.starts_with(place)).map(|(_, d)| d);
+        there.filter(|d| is_published(d)).max_by_key(|d| (revision(d), std::cmp::Reverse(d.metadata.name.clone())))
+    })
 }
 
 /// The documents of that type of all items of the run, by their keys: `type/*`.
-pub fn fan_in<'a>(
-    documents: &'a [Arc<Document>],
-    document_type: &str,
-    from: &Viewpoint,
-) -> Vec<(String, &'a Arc<Document>)> {
-    let prefix = format!("{}/", name::scope_id(&from.workflow_uid, &from.keys));
+pub fn fan_in<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint) -> Vec<(String, &'a Arc<Document>)> {
+    let around = format!("{}/", name::scope_id(&from.workflow_uid, &from.keys));
+    let prefix = place(document_type, Scope::Item, &around);
+    let prefix = prefix.trim_end_matches('\0');
     let mut found: Vec<(String, &Arc<Document>)> = documents
-        .iter()
-        .filter(|d| d.spec.document_type == document_type && d.spec.scope == Scope::Item && is_published(d))
-        .filter_map(|d| d.spec.scope_id.as_deref()?.strip_prefix(&prefix).map(|key| (key.to_owned(), d)))
+        .range(prefix.to_owned()..)
+        .take_while(|(key, _)| key.starts_with(prefix))
+        .filter(|(_, d)| is_published(d))
+        .filter_map(|(_, d)| d.spec.scope_id.as_deref()?.strip_prefix(&around).map(|key| (key.to_owned(), d)))
         .collect();
     found.sort_by(|a, b| (&a.0, revision(b.1)).cmp(&(&b.0, revision(a.1))));
     found.dedup_by(|later, first| later.0 == first.0);
     found
+}
+
+/// The types that there are.
+pub fn types(documents: &Documents) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut next = documents.iter().next();
+    while let Some((_, document)) = next {
+        let kind = document.spec.document_type.as_str();
+        found.push(kind);
+        // Past all keys of this type: they go on with \0.
+        next = documents.range(format!("{kind}\u{1}")..).next();
+    }
+    found
+}
+
+/// The one of a type that these names have in them.
+pub fn named<'a>(documents: &'a Documents, document_type: &str, names: &[String]) -> Option<&'a Arc<Document>> {
+    if names.is_empty() {
+        return None;
+    }
+    let prefix = format!("{document_type}\0");
+    let there = documents.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, d)| d);
+    let mut those = there.filter(|d| d.metadata.name.as_ref().is_some_and(|n| names.contains(n)));
+    those.next()
+}
+
+/// All of the type and the place of a document, itself included.
+pub fn siblings(documents: &Documents, document: &Document) -> Vec<Arc<Document>> {
+    under(documents, &place_of(document)).cloned().collect()
 }
 
 /// A document as a StepRun pins it.
@@ -95,24 +153,19 @@ pub fn published(document: &Document, siblings: &[Arc<Document>]) -> DocumentSta
 }
 
 fn shares_place(a: &Document, b: &Document) -> bool {
-    let place = |d: &Document| {
-        (
-            d.spec.document_type.clone(),
-            d.spec.scope,
-            d.spec.scope_id.clone().filter(|_| d.spec.scope <= Scope::Workflow),
-            session(d),
-            project(d),
-        )
-    };
-    place(a) == place(b)
+    place_of(a) == place_of(b)
 }
 
-fn session(d: &Document) -> Option<String> {
-    d.spec.session.clone().filter(|_| d.spec.scope == Scope::Session)
-}
-
-fn project(d: &Document) -> Option<String> {
-    d.spec.project.clone().filter(|_| d.spec.scope == Scope::Project)
+/// What a newly published document puts out of date: earlier revisions that are still Published, by name.
+pub fn superseded(document: &Document, siblings: &[Arc<Document>]) -> Vec<(String, DocumentStatus)> {
+    let earlier = siblings.iter().filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document));
+    earlier
+        .filter(|d| is_published(d))
+        .filter_map(|d| {
+            let status = DocumentStatus { phase: Some(DocumentPhase::Superseded), ..d.status.clone()? };
+            Some((d.metadata.name.clone()?, status))
+        })
+        .collect()
 }
 
 /// What to do with a document that a person put: it is published at once. Those of steps are published by their gate.
@@ -144,13 +197,14 @@ mod tests {
     }
 
     fn check(documents: &[Arc<Document>], expected: Option<&str>) {
+        let documents: Documents = documents.iter().map(|d| (key(d), Arc::clone(d))).collect();
         let from = Viewpoint {
             workflow_uid: "u".into(),
             session: "s".into(),
             project: Some("p".into()),
             keys: vec!["a".into(), "b".into()],
         };
-        assert_eq!(find(documents, "t", &from).and_then(|d| d.metadata.name.clone()).as_deref(), expected);
+        assert_eq!(find(&documents, "t", &from).and_then(|d| d.metadata.name.clone()).as_deref(), expected);
     }
 
     #[test]

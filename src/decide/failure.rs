@@ -108,7 +108,8 @@ pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
         | R::OutputTooLarge
         | R::NameConflict
         | R::StepRunLost
-        | R::GateNotProven => (counts, Next::Fail),
+        | R::GateNotProven
+        | R::Cancelled => (counts, Next::Fail),
     }
 }
 

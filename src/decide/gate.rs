@@ -104,6 +104,20 @@ pub fn can_proceed(gate: Option<&GateStatus>) -> bool {
     gate.is_none_or(|gate| state(&gate.decisions, gate.round) == GateState::Accepted)
 }
 
+/// What a step of approval alone gives: how its gate was decided.
+pub fn output(step_run: &StepRun) -> Option<serde_json::Value> {
+    if !step_run.spec.agent_id.is_empty() || step_run.spec.ask.is_some() {
+        return None;
+    }
+    let decision = step_run.status.as_ref()?.gate.as_ref()?.decisions.last()?;
+    let fields: [(&str, serde_json::Value); 3] = [
+        ("accepted", decision.accepted.into()),
+        ("decidedBy", decision.decided_by.clone().into()),
+        ("comment", decision.comment.clone().into()),
+    ];
+    Some(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

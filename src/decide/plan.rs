@@ -16,8 +16,9 @@ pub enum Effect {
     CreateDocument(Box<Document>),
     CreateStepRun(Box<StepRun>),
     CreateJob(Box<Job>),
-    /// With that UID only; pods go with it.
-    DeleteJob {
+    /// With that UID only; pods go with a Job.
+    Delete {
+        what: Kept,
         name: String,
         uid: String,
     },
@@ -32,6 +33,15 @@ pub enum Effect {
         resource_version: String,
         keys: Vec<&'static str>,
     },
+}
+
+/// Kinds of objects that a run leaves behind and that may be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Job,
+    StepRun,
+    Document,
+    Workflow,
 }
 
 /// Something people should hear of, once: an Event.

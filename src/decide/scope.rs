@@ -1,14 +1,17 @@
 //! What expressions see at a place of a run: only what they name is looked up.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rpds::RedBlackTreeMapSync;
 use serde_json::{Map, Value, json};
 
-use super::document::{self, Viewpoint};
-use super::expression::{Expression, Scope, expressions, underscored};
+use super::document::{self, Documents, Viewpoint};
+use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
+use super::gate;
 use crate::api::definition::Definition;
-use crate::api::document::Document;
+use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::{Format, Step};
 use crate::api::step_run::StepRun;
 use crate::api::workflow::Phase;
@@ -18,26 +21,80 @@ use crate::api::workflow::Phase;
 pub enum Output {
     Null,
     Of(Arc<StepRun>),
-    List(Vec<Output>),
+    Value(Arc<Value>),
+    List(Arc<Vec<Item>>),
 }
 
-/// A place in a run: the steps done before it, the items around it.
+/// How an item of a forEach ended.
+#[derive(Clone, Debug)]
+pub struct Item {
+    pub key: String,
+    pub phase: Phase,
+    pub output: Output,
+}
+
+/// A step that has ended, as those after it see it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub phase: Phase,
+    pub output: Output,
+    /// It ran in this run: what needs it cannot be taken over from another.
+    pub fresh: bool,
+}
+
+/// Whether anything may begin at a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    #[default]
+    May,
+    Not,
+}
+
+/// An item of a forEach around a place.
+#[derive(Clone, Debug)]
+pub struct Entity {
+    pub as_name: String,
+    pub index: i32,
+    pub value: Arc<Value>,
+}
+
+/// A place in a run: the steps that have ended before it, the items around it.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
     /// `group/`, or empty.
     pub prefix: String,
     pub keys: Vec<String>,
-    /// `as` name, index and value of every item around, outermost first.
-    pub items: Vec<(String, i32, Value)>,
-    pub done: BTreeMap<String, Output>,
+    /// Outermost first.
+    pub items: Vec<Entity>,
+    pub done: RedBlackTreeMapSync<String, Seen>,
+    pub start: Start,
+    /// Something before it ran in this run.
+    pub fresh: bool,
+}
+
+impl Frame {
+    /// `path/key/key`.
+    pub fn place(&self, path: &str) -> String {
+        self.keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"))
+    }
+}
+
+/// Why an expression gives nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Contents of documents are to be fetched first.
+    Unread,
+    Wrong(String),
 }
 
 /// Where values come from.
-#[derive(Clone, Copy)]
 pub struct Sources<'a> {
     pub definition: &'a Definition,
-    pub documents: &'a [Arc<Document>],
+    pub documents: &'a Documents,
     pub contents: &'a BTreeMap<String, Arc<str>>,
+    /// Names of documents whose contents are wanted and not there.
+    pub unread: RefCell<BTreeSet<String>>,
+    pub evaluator: &'a Arc<dyn Evaluate>,
 }
 
 impl Sources<'_> {
@@ -51,81 +108,121 @@ impl Sources<'_> {
     }
 
     /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before.
-    pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Scope {
+    pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Result<Scope, Fault> {
+        let before = self.unread.borrow().len();
         let d = self.definition;
-        let parameters = Value::Object(d.parameters.clone());
-        let workflow = json!({"name": d.workflow, "session": d.session, "project": d.project, "input": d.input, "parameters": parameters});
-        let mut scope = Scope::default()
-            .with("workflow", workflow)
-            .with("parameters", parameters)
-            .with("steps", self.steps(frame, &named(used, "steps")))
+        let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
+        let mut scope = Scope::new(self.evaluator)
+            .with("steps", self.steps(frame, used)?)
             .with("documents", self.visible(frame, &named(used, "documents"), pinned));
-        for (as_name, _, value) in &frame.items {
-            scope = scope.with(as_name, value.clone());
+        // A run's parameters can be large: nobody gets them who does not ask.
+        if variables.contains("parameters") {
+            scope = scope.with("parameters", Value::Object(d.parameters.clone()));
         }
-        if let (Some(key), Some((_, index, _))) = (frame.keys.last(), frame.items.last()) {
-            scope = scope.with("item", json!({"key": key, "index": index}));
+        if variables.contains("workflow") {
+            scope = scope.with("workflow", json!({"name": d.workflow, "session": d.session, "project": d.project, "input": d.input, "parameters": d.parameters}));
         }
-        scope
+        for entity in frame.items.iter().filter(|entity| variables.contains(&entity.as_name)) {
+            scope = scope.with(&entity.as_name, entity.value.as_ref().clone());
+        }
+        if let (Some(key), Some(entity)) = (frame.keys.last(), frame.items.last()) {
+            scope = scope.with("item", json!({"key": key, "index": entity.index}));
+        }
+        if self.unread.borrow().len() > before { Err(Fault::Unread) } else { Ok(scope) }
     }
 
-    fn steps(&self, frame: &Frame, wanted: &Wanted) -> Value {
+    fn steps(&self, frame: &Frame, used: &[&Expression]) -> Result<Value, Fault> {
+        let wanted = named(used, "steps");
         let mut found = Map::new();
-        for (name, output) in &frame.done {
+        for (name, seen) in &frame.done {
             for spelling in [name.clone(), underscored(name)] {
                 if wanted.has(&spelling) {
-                    found.insert(
-                        spelling,
-                        json!({"phase": Phase::Completed.to_string(), "output": self.output(output)}),
-                    );
+                    let mut value = json!({"phase": seen.phase.to_string(), "output": self.output(&seen.output)?});
+                    if let (Output::List(items), Value::Object(fields)) = (&seen.output, &mut value) {
+                        fields.insert("items".to_owned(), self.items(items)?);
+                    }
+                    found.insert(spelling, value);
                 }
             }
         }
-        Value::Object(found)
+        Ok(Value::Object(found))
+    }
+
+    fn items(&self, items: &[Item]) -> Result<Value, Fault> {
+        let one = |item: &Item| {
+            Ok(json!({"key": item.key, "phase": item.phase.to_string(), "output": self.output(&item.output)?}))
+        };
+        items.iter().map(one).collect::<Result<Vec<_>, Fault>>().map(Value::Array)
     }
 
     /// Reads an output: inline, or from the document that carries it.
-    pub fn output(&self, output: &Output) -> Value {
+    pub fn output(&self, output: &Output) -> Result<Value, Fault> {
         match output {
-            Output::Null => Value::Null,
-            Output::List(items) => Value::Array(items.iter().map(|item| self.output(item)).collect()),
-            Output::Of(step_run) => {
-                let report = step_run
-                    .status
-                    .as_ref()
-                    .and_then(|s| s.result.as_ref().and(s.agent.as_ref()))
-                    .and_then(|a| a.report.as_ref());
-                let inline = report.and_then(|r| r.output.as_deref());
-                let carried = || {
-                    report.and_then(|r| r.document_name.as_ref()).and_then(|n| self.contents.get(n)).map(AsRef::as_ref)
-                };
-                inline.or_else(carried).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+            Output::Null => Ok(Value::Null),
+            Output::Value(value) => Ok(value.as_ref().clone()),
+            Output::List(items) => {
+                let mut bytes = 0;
+                let mut values = Vec::with_capacity(items.len());
+                for item in items.iter() {
+                    let value = self.output(&item.output)?;
+                    bytes += super::expression::size(&value) + 1;
+                    if bytes > DOCUMENT_BYTES {
+                        return Err(Fault::Wrong(too_large()));
+                    }
+                    values.push(value);
+                }
+                Ok(Value::Array(values))
             }
+            Output::Of(step_run) => self.of_step_run(step_run),
         }
+    }
+
+    fn of_step_run(&self, step_run: &StepRun) -> Result<Value, Fault> {
+        let status = step_run.status.as_ref();
+        let read = |text: &str| serde_json::from_str(text).unwrap_or_default();
+        if let Some(answer) = status.and_then(|s| s.answer.as_ref()) {
+            return Ok(read(&answer.value));
+        }
+        if let Some(given) = gate::output(step_run) {
+            return Ok(given);
+        }
+        let report = status.and_then(|s| s.result.as_ref().and(s.agent.as_ref())).and_then(|a| a.report.as_ref());
+        let reuse = step_run.spec.reuse.as_ref();
+        let inline = report.and_then(|r| r.output.as_deref()).or(reuse.and_then(|r| r.output.as_deref()));
+        if let Some(text) = inline {
+            return Ok(read(text));
+        }
+        let apart = report.and_then(|r| r.output_document.as_ref());
+        let carried =
+            apart.or(report.and_then(|r| r.document_name.as_ref())).or(reuse.and_then(|r| r.document_name.as_ref()));
+        let Some(name) = carried else { return Ok(Value::Null) };
+        let Some(text) = self.contents.get(name) else {
+            self.unread.borrow_mut().insert(name.clone());
+            return Err(Fault::Unread);
+        };
+        Ok(read(text))
     }
 
     fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Value {
         let from = self.viewpoint(frame);
-        let types: BTreeSet<&str> = self.documents.iter().map(|d| d.spec.document_type.as_str()).collect();
         let mut found = Map::new();
-        for kind in types {
+        for kind in document::types(self.documents) {
             let spellings: Vec<String> =
                 [kind.to_owned(), underscored(kind)].into_iter().filter(|s| wanted.has(s)).collect();
             if spellings.is_empty() {
                 continue;
             }
-            let by_pin = self
-                .documents
-                .iter()
-                .find(|d| d.spec.document_type == kind && d.metadata.name.as_ref().is_some_and(|n| pinned.contains(n)));
+            let by_pin = document::named(self.documents, kind, pinned);
             let Some(chosen) = by_pin.or_else(|| document::find(self.documents, kind, &from)) else {
                 continue;
             };
-            let Some(text) = chosen.metadata.name.as_ref().and_then(|n| self.contents.get(n)) else {
+            let Some(name) = chosen.metadata.name.as_ref() else { continue };
+            let Some(text) = self.contents.get(name) else {
+                self.unread.borrow_mut().insert(name.clone());
                 continue;
             };
             let value = match chosen.spec.format {
-                Format::Json => serde_json::from_str(text).unwrap_or_default(),
+                Format::Json | Format::Link => serde_json::from_str(text).unwrap_or_default(),
                 Format::Markdown | Format::Text => Value::String(text.as_ref().to_owned()),
             };
             for spelling in spellings {
@@ -148,35 +245,28 @@ impl Wanted {
 fn named(used: &[&Expression], variable: &str) -> Wanted {
     let mut all = BTreeSet::new();
     for expression in used {
-        let members = expression.members(variable);
-        if members.is_empty() && expression.variables().contains(variable) {
+        if expression.reads_whole(variable) {
             return Wanted(None);
         }
-        all.extend(members);
+        all.extend(expression.members(variable));
     }
     Wanted(Some(all))
 }
 
-/// Every expression of a step that parses, parameters and forEach.
+/// Every expression of a step that parses, and that it begins with: parameters and question.
 pub fn of_step(step: &Step) -> Vec<Expression> {
     let mut found = Vec::new();
     for (key, value) in step.parameters.iter().flatten() {
         expressions(value, key, &mut found);
     }
-    let mut parsed: Vec<Expression> = found.into_iter().filter_map(|(_, e)| e.ok()).collect();
-    if let Some(for_each) = &step.for_each {
-        parsed.extend(Expression::parse(&for_each.items));
+    if let Some(ask) = &step.ask {
+        expressions(&Value::String(ask.question.clone()), "question", &mut found);
     }
-    parsed
+    found.into_iter().filter_map(|(_, e)| e.ok()).collect()
 }
 
-/// Whether the content of documents of a type is read by any expression of the definition.
-pub fn reads_content(steps: &[Step], document_type: &str) -> bool {
-    steps.iter().any(|step| {
-        let used = of_step(step);
-        let wanted = named(&used.iter().collect::<Vec<_>>(), "documents");
-        wanted.has(document_type)
-            || wanted.has(&underscored(document_type))
-            || reads_content(&step.steps, document_type)
-    })
+pub fn too_large() -> String {
+    format!(
+        "the list of all items' outputs is more than {DOCUMENT_BYTES} bytes long; forEach.collect says what of each is kept"
+    )
 }

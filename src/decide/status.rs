@@ -47,19 +47,31 @@ pub fn invalid(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<
     conditions(status, reason, message, at);
 }
 
+/// What was asked of a run, or has come over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Open,
+    Suspended,
+    Cancelled,
+    TimedOut,
+}
+
+/// Why a run is failing whose own time limit has passed: its pods end, too.
+pub const RUN_TIMEOUT: &str = "RunTimeout";
+
 /// The status that follows from where the run stands.
-pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
+pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Time)) {
     let at = (now, status.observed_generation);
     if !stand.steps.is_empty() {
         status.steps.clone_from(&stand.steps);
     }
     status.current_step =
-        status.steps.iter().find(|s| s.phase != Phase::Completed && !s.path.contains('/')).map(|s| s.path.clone());
+        status.steps.iter().find(|s| !is_over(s.phase) && !s.path.contains('/')).map(|s| s.path.clone());
     status.active_steps.clone_from(&stand.active);
     status.pending_documents.clone_from(&stand.missing_documents);
     status.pending_acceptance.clone_from(&stand.pending_acceptance);
     status.waiting = waiting(stand);
-    let phase = phase(stand);
+    let phase = phase(stand, end);
     status.phase = Some(phase);
     if phase.is_terminal() {
         status.completed_at = Some(now.clone());
@@ -73,30 +85,38 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, now: &Time) {
             _ => session.phase,
         };
     }
-    let (reason, message) = reason(phase, stand);
+    let (reason, message) = reason((phase, end), stand);
     conditions(status, &reason, &message, at);
     match &stand.failure {
         Some(failure) if !phase.is_terminal() => {
             let message = format!("{}: {}", failure.place, failure.message);
-            condition::set(&mut status.conditions, FAILING, Truth::True, &failure.class.to_string(), &message, at);
+            let class = if end == End::TimedOut { RUN_TIMEOUT.to_owned() } else { failure.class.to_string() };
+            condition::set(&mut status.conditions, FAILING, Truth::True, &class, &message, at);
         }
         _ => condition::clear(&mut status.conditions, FAILING),
     }
 }
 
+/// Whether a step's turn is over for `currentStep`.
+fn is_over(phase: Phase) -> bool {
+    matches!(phase, Phase::Completed | Phase::Skipped)
+}
+
 /// Running while anything runs; else input before acceptance before documents.
-fn phase(stand: &Stand) -> Phase {
-    if stand.failure.is_some() {
-        return if stand.running + stand.held + stand.gates + stand.questions > 0 {
-            Phase::Running
-        } else {
-            Phase::Failed
-        };
+fn phase(stand: &Stand, end: End) -> Phase {
+    if stand.done.is_some() && stand.failure.is_none() {
+        return Phase::Completed;
     }
-    if stand.done {
-        Phase::Completed
-    } else if stand.running > 0 {
+    if end == End::Cancelled {
+        return if stand.open() > 0 { Phase::Running } else { Phase::Cancelled };
+    }
+    if stand.failure.is_some() {
+        return if stand.open() > 0 { Phase::Running } else { Phase::Failed };
+    }
+    if stand.running > 0 {
         Phase::Running
+    } else if end == End::Suspended {
+        Phase::Suspended
     } else if stand.questions > 0 {
         Phase::WaitingForInput
     } else if stand.gates > 0 {
@@ -108,9 +128,16 @@ fn phase(stand: &Stand) -> Phase {
     }
 }
 
-fn reason(phase: Phase, stand: &Stand) -> (String, String) {
+fn reason((phase, end): (Phase, End), stand: &Stand) -> (String, String) {
+    if end == End::Cancelled && phase != Phase::Completed {
+        let ended = phase == Phase::Cancelled;
+        let (word, message) =
+            if ended { ("Cancelled", "cancelled") } else { ("Cancelling", "its pods are being ended") };
+        return (word.to_owned(), message.to_owned());
+    }
     if let Some(failure) = &stand.failure {
-        return (failure.class.to_string(), format!("{}: {}", failure.place, failure.message));
+        let class = if end == End::TimedOut { RUN_TIMEOUT.to_owned() } else { failure.class.to_string() };
+        return (class, format!("{}: {}", failure.place, failure.message));
     }
     let message = match phase {
         Phase::WaitingForDocuments => {
@@ -118,6 +145,7 @@ fn reason(phase: Phase, stand: &Stand) -> (String, String) {
         }
         Phase::WaitingForAcceptance | Phase::WaitingForInput => waiting(stand).map(|w| w.summary).unwrap_or_default(),
         Phase::Pending => stand.pending.join("; "),
+        Phase::Suspended => "spec.suspend is true".to_owned(),
         _ => String::new(),
     };
     (phase.to_string(), message)

@@ -14,7 +14,7 @@ use k8s_openapi::jiff::SignedDuration;
 use super::build::{self, Surroundings};
 use super::failure::{self, Next, Policy};
 use super::gate::{self, Guard};
-use super::{Effect, Plan, document, schema};
+use super::{Effect, Kept, Plan, document, schema};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
 use crate::api::definition::Definition;
@@ -182,7 +182,7 @@ impl<'a> Pass<'a> {
             let ahead = *attempt > fence && self.status.completed_at.is_none();
             let stays = reported == Some(*attempt) || ahead || (*attempt >= fence && !(was_idle && idle));
             if !stays {
-                self.plan.effects.push(Effect::DeleteJob { name: job.clone(), uid: uid.clone() });
+                self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });
             }
         }
     }

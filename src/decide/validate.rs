@@ -1,38 +1,115 @@
 //! Everything that can be wrong with a definition before it runs, each fault with its path. `kubectl apply` refuses what
 //! a structural schema can see; this is the rest, and the same words for Workflow, WorkflowTemplate and `lint`.
 
+mod names;
+mod step;
+
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value};
 
-use super::expression::{Expression, expressions, underscored};
-use super::schema;
-use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
-use crate::api::step::{ForEach, Step};
+use super::expression::Expression;
+use super::{order, schema};
+use crate::api::limits::{ALL_STEPS, WORKFLOW_DOCUMENTS_BYTES};
+use crate::api::step::{Order, Step};
 use crate::api::workflow::WorkflowSpec;
+use crate::api::workflow_template::WorkflowTemplateSpec;
+use names::{Maker, Producer, Visible};
 
-/// Faults of a list of steps and what stands around it.
-pub fn definition(steps: &[Step], parameters_schema: Option<&Map<String, Value>>) -> Vec<String> {
-    let mut faults = Vec::new();
-    if let Some(schema) = parameters_schema
-        && let Err(fault) = schema::check(schema)
-    {
-        faults.push(format!("spec.parametersSchema: {fault}"));
-    }
-    let mut walk = Walk { faults, names: BTreeSet::new(), produced: BTreeSet::new() };
-    let known = ["workflow", "parameters", "steps", "documents"].map(str::to_owned).into();
-    walk.list(steps, "spec.steps", &Visible { variables: known, steps: Vec::new() });
-    walk.faults
+/// A definition as it is written, in a template or in a run.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    steps: &'a [Step],
+    order: Order,
+    output: Option<&'a str>,
+    parameters_schema: Option<&'a Map<String, Value>>,
+}
+
+/// Faults of a template.
+pub fn template(spec: &WorkflowTemplateSpec) -> Vec<String> {
+    definition(Written {
+        steps: &spec.steps,
+        order: spec.order.unwrap_or_default(),
+        output: spec.output.as_deref(),
+        parameters_schema: spec.parameters_schema.as_ref(),
+    })
 }
 
 /// Faults of a Workflow itself, its own steps included.
 pub fn workflow(spec: &WorkflowSpec) -> Vec<String> {
-    let mut faults = definition(&spec.steps, spec.parameters_schema.as_ref());
+    let mut faults = definition(Written {
+        steps: &spec.steps,
+        order: spec.order.unwrap_or_default(),
+        output: spec.output.as_deref(),
+        parameters_schema: spec.parameters_schema.as_ref(),
+    });
     let bytes: usize = spec.documents.iter().map(|d| d.content.len()).sum();
     if bytes > WORKFLOW_DOCUMENTS_BYTES {
         faults.push(format!("spec.documents: {bytes} bytes in all, at most {WORKFLOW_DOCUMENTS_BYTES} are allowed; put a Document of session scope instead"));
     }
     faults
+}
+
+fn definition(written: Written<'_>) -> Vec<String> {
+    let mut faults = Vec::new();
+    if let Some(schema) = written.parameters_schema
+        && let Err(fault) = schema::check(schema)
+    {
+        faults.push(format!("spec.parametersSchema: {fault}"));
+    }
+    let all = count(written.steps);
+    if all > ALL_STEPS {
+        faults.push(format!(
+            "spec.steps: {all} steps in all, at most {ALL_STEPS} are allowed; move a part into a workflow of its own"
+        ));
+    }
+    let mut walk = Walk { faults, names: BTreeSet::new(), produced: Vec::new(), makers: Vec::new() };
+    names::producers(written.steps, &mut Vec::new(), &mut walk.produced);
+    let inside = walk.list((written.steps, written.order), "spec.steps", &Visible::default());
+    walk.one_after_the_other();
+    if let Some(output) = written.output {
+        walk.expression("spec.output", Expression::parse(output), &inside);
+    }
+    walk.faults
+}
+
+fn count(steps: &[Step]) -> usize {
+    steps.iter().map(|s| 1 + count(&s.steps)).sum()
+}
+
+/// What is allowed and likely not meant, each with its path.
+pub fn warnings(steps: &[Step], order: Order) -> Vec<String> {
+    let mut found = Vec::new();
+    unawaited(steps, order, "spec.steps", &mut found);
+    found
+}
+
+fn unawaited(steps: &[Step], order: Order, place: &str, found: &mut Vec<String>) {
+    for (index, step) in steps.iter().enumerate() {
+        let place = format!("{place}[{index}]");
+        let needed = steps.iter().any(|s| s.needs.contains(&step.name));
+        if order == Order::Graph && !needed && index + 1 < steps.len() {
+            found.push(format!(
+                "{place}: nothing needs {}; the output of the list is that of its last step, {}",
+                step.name,
+                steps.last().map_or("", |s| s.name.as_str())
+            ));
+        }
+        unawaited(&step.steps, step.order.unwrap_or_default(), &format!("{place}.steps"), found);
+    }
+}
+
+/// How many of so many items may fail.
+pub fn tolerated(tolerate: Option<&IntOrString>, items: usize) -> usize {
+    match tolerate {
+        None => 0,
+        Some(IntOrString::Int(number)) => usize::try_from(*number).unwrap_or_default(),
+        Some(IntOrString::String(text)) => {
+            let percent: usize = text.trim_end_matches('%').parse().unwrap_or_default();
+            items * percent.min(100) / 100
+        }
+    }
 }
 
 /// Faults of the parameters of a run against the definition's schema; the defaults are filled in first.
@@ -63,94 +140,44 @@ pub fn parameters(
 struct Walk {
     faults: Vec<String>,
     names: BTreeSet<String>,
-    produced: BTreeSet<String>,
-}
-
-/// What expressions may name at a place.
-#[derive(Clone)]
-struct Visible {
-    variables: BTreeSet<String>,
-    steps: Vec<String>,
+    produced: Vec<Producer>,
+    makers: Vec<Maker>,
 }
 
 impl Walk {
-    fn list(&mut self, steps: &[Step], place: &str, outer: &Visible) {
-        let mut seen = outer.clone();
+    /// Looks at the steps of a list; gives what can be seen behind all of them.
+    fn list(&mut self, (steps, order): (&[Step], Order), place: &str, outer: &Visible) -> Visible {
         for (index, step) in steps.iter().enumerate() {
             let place = format!("{place}[{index}]");
+            self.needs(steps, order, step, &place);
+            let mut seen = outer.clone();
+            let before = order::ancestors(steps, order, index);
+            seen.steps.extend(before.into_iter().filter(|n| *n != index).map(|n| steps[n].name.clone()));
             self.step(step, &place, &seen);
-            seen.steps.push(step.name.clone());
         }
+        let sequence = order::sequence(steps, order);
+        if sequence.len() < steps.len() {
+            let circle: Vec<&str> =
+                (0..steps.len()).filter(|n| !sequence.contains(n)).map(|n| steps[n].name.as_str()).collect();
+            self.fault(format!("{place}: {} wait for each other", circle.join(", ")));
+        }
+        let mut inside = outer.clone();
+        inside.steps.extend(steps.iter().map(|s| s.name.clone()));
+        inside
     }
 
-    fn step(&mut self, step: &Step, place: &str, seen: &Visible) {
-        if !self.names.insert(step.name.clone()) {
+    fn needs(&mut self, steps: &[Step], order: Order, step: &Step, place: &str) {
+        if order == Order::Chain && !step.needs.is_empty() {
             self.fault(format!(
-                "{place}.name: {} stands twice; step names are unique in the whole definition",
-                step.name
+                "{place}.needs: goes with order: Graph; in a Chain each step follows the one before it"
             ));
+            return;
         }
-        let mut inside = seen.clone();
-        if let Some(for_each) = &step.for_each {
-            self.for_each(for_each, place, seen, &mut inside);
-        }
-        if let Some(parameters) = &step.parameters {
-            let mut found = Vec::new();
-            for (key, value) in parameters {
-                expressions(value, &format!("{place}.parameters.{key}"), &mut found);
-            }
-            for (pointer, expression) in found {
-                self.expression(&pointer, expression, &inside);
-            }
-        }
-        if let Some(schema) = &step.output_schema
-            && let Err(fault) = schema::check(schema)
-        {
-            self.fault(format!("{place}.outputSchema: {fault}"));
-        }
-        if let Some(produces) = &step.produces
-            && !self.produced.insert(produces.document_type.clone())
-        {
-            self.fault(format!("{place}.produces.type: {} is made by another step already", produces.document_type));
-        }
-        for (index, wanted) in step.documents.iter().enumerate() {
-            if !is_document_type(wanted.strip_suffix("/*").unwrap_or(wanted)) {
-                self.fault(format!(
-                    "{place}.documents[{index}]: {wanted:?} is not a document type (a-z, 0-9 and -, or TYPE/*)"
-                ));
-            }
-        }
-        match (&step.agent_id, step.steps.is_empty()) {
-            (Some(_), true) => {}
-            (None, false) => self.list(&step.steps, &format!("{place}.steps"), &inside),
-            _ => self.fault(format!("{place}: exactly one of agentId and steps says what the step does")),
-        }
-    }
-
-    fn for_each(&mut self, for_each: &ForEach, place: &str, seen: &Visible, inside: &mut Visible) {
-        self.expression(&format!("{place}.forEach.in"), Expression::parse(&for_each.items), seen);
-        if inside.variables.contains(&for_each.as_name) {
-            self.fault(format!("{place}.forEach.as: {} is taken already; choose another name", for_each.as_name));
-        }
-        inside.variables.insert(for_each.as_name.clone());
-        inside.variables.insert("item".to_owned());
-        if let Some(key) = &for_each.key {
-            self.expression(&format!("{place}.forEach.key"), Expression::parse(key), inside);
-        }
-    }
-
-    fn expression(&mut self, place: &str, parsed: Result<Expression, String>, seen: &Visible) {
-        match parsed {
-            Err(fault) => self.fault(format!("{place}: {fault}")),
-            Ok(expression) => {
-                for name in expression.variables().difference(&seen.variables) {
-                    self.fault(format!("{place}: {name} is not known here; known are {}", joined(&seen.variables)));
-                }
-                for name in expression.members("steps") {
-                    if !seen.steps.iter().any(|known| *known == name || underscored(known) == name) {
-                        self.fault(format!("{place}: steps.{name} is no step before this one"));
-                    }
-                }
+        for (index, name) in step.needs.iter().enumerate() {
+            if *name == step.name {
+                self.fault(format!("{place}.needs[{index}]: a step cannot need itself"));
+            } else if !steps.iter().any(|s| s.name == *name) {
+                self.fault(format!("{place}.needs[{index}]: {name} is no step of this list"));
             }
         }
     }
@@ -162,16 +189,6 @@ impl Walk {
     }
 }
 
-fn is_document_type(text: &str) -> bool {
-    text.len() <= 63
-        && text.starts_with(|c: char| c.is_ascii_lowercase())
-        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-}
-
-fn joined(names: &BTreeSet<String>) -> String {
-    names.iter().cloned().collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +196,7 @@ mod tests {
 
     fn check(steps: Value, expected: &[&str]) {
         let steps: Vec<Step> = serde_json::from_value(steps).unwrap_or_default();
-        let faults = definition(&steps, None);
+        let faults = definition(Written { steps: &steps, order: Order::Chain, output: None, parameters_schema: None });
         assert_eq!(faults.len(), expected.len(), "{faults:#?}");
         for (fault, part) in faults.iter().zip(expected) {
             assert!(fault.contains(part), "{fault} lacks {part}");
@@ -215,11 +232,11 @@ mod tests {
             json!([{"name": "a", "agentId": "x", "forEach": {"in": "[]", "as": "workflow"}}]),
             &["workflow is taken already"],
         );
-        check(json!([{"name": "a"}]), &["exactly one of agentId and steps"]);
+        check(json!([{"name": "a"}]), &["exactly one of agentId, ask and steps"]);
         check(json!([{"name": "a", "agentId": "x", "documents": ["Brief"]}]), &["spec.steps[0].documents[0]"]);
         check(
             json!([{"name": "g", "steps": [{"name": "a", "agentId": "x", "produces": {"type": "t"}}]}, {"name": "b", "agentId": "x", "produces": {"type": "t"}}]),
-            &["spec.steps[1].produces.type: t is made by another"],
+            &[],
         );
     }
 

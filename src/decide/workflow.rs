@@ -1,211 +1,158 @@
 //! One run: pin its definition, start what may start, say where it stands, end it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod finished;
+mod needs;
+mod start;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
 
-use super::graph::{self, Stand};
-use super::{Effect, Plan, build, document, status, validate};
-use crate::api::agent::Agent;
+pub use needs::agent_names;
+
+use super::graph::{self, Failure, Stand};
+pub use super::observed::{Observed, StepRuns};
+use super::scope::Start;
+use super::settled::Settled;
+use super::{Effect, Plan, build, status};
 use crate::api::condition::{Truth, clip};
 use crate::api::definition::Definition;
-use crate::api::document::{Document, DocumentPhase};
-use crate::api::name::{self, CREATED_BY};
-use crate::api::step::Step;
-use crate::api::step_run::StepRun;
-use crate::api::workflow::{DefinitionRef, Phase, SessionPhase, SessionStatus, Workflow, WorkflowStatus};
-use crate::api::workflow_template::WorkflowTemplate;
+use crate::api::limits::RUN_OUTPUT_BYTES;
+use crate::api::name;
+use crate::api::step_run::{AttemptResult, StepRunStatus};
+use crate::api::workflow::{DefinitionRef, Phase, RunOutput, Workflow, WorkflowStatus};
 
-/// All that the decision needs.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    pub workflow: Arc<Workflow>,
-    pub template: Option<Arc<WorkflowTemplate>>,
-    /// The pinned one, once there is one.
-    pub definition: Option<Arc<Definition>>,
-    /// Those that exist of the agents that the steps name.
-    pub agents: BTreeMap<String, Arc<Agent>>,
-    /// Those that this run's UID owns, by name.
-    pub step_runs: BTreeMap<String, Arc<StepRun>>,
-    /// Of all types that the steps name, contents left out.
-    pub documents: Vec<Arc<Document>>,
-    /// Contents that expressions read, by the Document's name.
-    pub contents: BTreeMap<String, Arc<str>>,
-    pub now: Time,
+/// What a pass decided, and what it needs or found besides.
+#[derive(Default)]
+pub struct Decided {
+    pub plan: Plan<WorkflowStatus>,
+    /// Names of documents whose contents must be had first: the plan is for nothing.
+    pub unread: BTreeSet<String>,
+    pub settled: Arc<Settled>,
+}
+
+/// What to do with this run now, contents at hand.
+pub fn workflow(o: &Observed) -> Plan<WorkflowStatus> {
+    decide(o).plan
 }
 
 /// What to do with this run now.
-pub fn workflow(o: &Observed) -> Plan<WorkflowStatus> {
+pub fn decide(o: &Observed) -> Decided {
     let before = o.workflow.status.clone().unwrap_or_default();
-    if o.workflow.metadata.deletion_timestamp.is_some() || before.completed_at.is_some() {
-        return Plan::default();
+    if o.workflow.metadata.deletion_timestamp.is_some() {
+        return Decided::default();
     }
-    let mut plan = match (&before.definition, &o.definition) {
-        (None, _) => start(o, before.clone()),
+    if before.completed_at.is_some() {
+        return Decided { plan: finished::finished(o, &before), ..Decided::default() };
+    }
+    let mut decided = match (&before.definition, &o.definition) {
+        (None, _) => Decided { plan: start::start(o, before.clone()), ..Decided::default() },
         (Some(_), Some(definition)) => advance(o, before.clone(), definition),
-        (Some(pinned), None) => lost_definition(o, before.clone(), pinned),
+        (Some(pinned), None) => Decided { plan: lost_definition(o, before.clone(), pinned), ..Decided::default() },
     };
-    if plan.status.as_ref() == o.workflow.status.as_ref() {
-        plan.status = None;
+    if decided.plan.status.as_ref() == o.workflow.status.as_ref() {
+        decided.plan.status = None;
     }
-    plan
+    decided
 }
 
-// ---- the first pass
-
-fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowStatus> {
+fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) -> Decided {
     let mut plan = Plan::default();
-    let spec = &o.workflow.spec;
     status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
-    let at = (&o.now, status.observed_generation);
-    let own_faults = validate::workflow(spec);
-    if !own_faults.is_empty() {
-        status::invalid(&mut status, "InvalidWorkflow", &own_faults.join("; "), at);
-        plan.warn("InvalidWorkflow", clip(&own_faults.join("; "), 900));
-        plan.status = Some(status);
-        return plan;
+    let stop = stop(o, &status, definition);
+    if let Some(left) = stop.left {
+        plan.look_again(left);
     }
-    let steps = match resolved(o) {
-        Ok((steps, parameters_schema)) => (steps, parameters_schema),
-        Err((reason, message)) => {
-            status::pending(&mut status, reason, &message, at);
-            plan.status = Some(status);
-            return plan;
-        }
-    };
-    let (parameters, faults) = validate::parameters(&spec.parameters.clone().unwrap_or_default(), steps.1.as_ref());
-    if !faults.is_empty() {
-        status::invalid(&mut status, "InvalidParameters", &faults.join("; "), at);
-        plan.warn("InvalidParameters", clip(&faults.join("; "), 900));
-        plan.status = Some(status);
-        return plan;
-    }
-    pin(o, status, steps.0, parameters)
-}
-
-type Resolved = (Vec<Step>, Option<serde_json::Map<String, serde_json::Value>>);
-
-/// The steps to pin, or what they wait for, every missing thing with its path.
-fn resolved(o: &Observed) -> Result<Resolved, (&'static str, String)> {
-    let spec = &o.workflow.spec;
-    let (steps, parameters_schema) = match &spec.template_ref {
-        None => (spec.steps.clone(), spec.parameters_schema.clone()),
-        Some(wanted) => {
-            let Some(template) = &o.template else {
-                return Err((
-                    "TemplateNotFound",
-                    format!(
-                        "spec.templateRef.name: WorkflowTemplate {} does not exist in this namespace; the run starts when it does",
-                        wanted.name
-                    ),
-                ));
-            };
-            let faults = validate::definition(&template.spec.steps, template.spec.parameters_schema.as_ref());
-            if !faults.is_empty() {
-                return Err((
-                    "TemplateInvalid",
-                    format!(
-                        "WorkflowTemplate {}: {}; the run starts when it is mended",
-                        wanted.name,
-                        faults.join("; ")
-                    ),
-                ));
-            }
-            (template.spec.steps.clone(), template.spec.parameters_schema.clone())
-        }
-    };
-    let missing = missing_agents(&steps, "spec.steps", &o.agents);
-    if missing.is_empty() {
-        Ok((steps, parameters_schema))
+    let missing = if o.step_runs.is_empty() && status.steps.iter().all(|s| s.step_run.is_none()) {
+        needs::missing_at_start(o, definition)
     } else {
-        Err(("AgentNotFound", format!("{}; the run starts when they exist", missing.join("; "))))
-    }
-}
-
-fn missing_agents(steps: &[Step], place: &str, agents: &BTreeMap<String, Arc<Agent>>) -> Vec<String> {
-    let mut missing = Vec::new();
-    for (index, step) in steps.iter().enumerate() {
-        if let Some(agent) = step.agent_id.as_ref().filter(|a| !agents.contains_key(*a)) {
-            missing.push(format!("{place}[{index}].agentId: Agent {agent} does not exist in this namespace"));
-        }
-        missing.extend(missing_agents(&step.steps, &format!("{place}[{index}].steps"), agents));
-    }
-    missing
-}
-
-/// Everything that must not change is written down before anything runs: no StepRun in this pass.
-fn pin(
-    o: &Observed,
-    mut status: WorkflowStatus,
-    steps: Vec<Step>,
-    parameters: serde_json::Map<String, serde_json::Value>,
-) -> Plan<WorkflowStatus> {
-    let mut plan = Plan::default();
-    let (meta, spec) = (&o.workflow.metadata, &o.workflow.spec);
-    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let private = || format!("{own}-{}", uid.chars().take(8).collect::<String>());
-    let definition = Definition {
-        workflow: own.clone(),
-        workflow_uid: uid.clone(),
-        session: spec.session.clone().unwrap_or_else(private),
-        project: spec.project.clone(),
-        template: spec.template_ref.as_ref().map(|t| t.name.clone()),
-        input: spec.input.clone().unwrap_or_default(),
-        parameters,
-        steps,
+        Vec::new()
     };
-    let text = serde_json::to_string(&definition).unwrap_or_default();
-    plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
-    for inline in &spec.documents {
-        let made = build::run_document(&o.workflow, inline);
-        let name = made.metadata.name.clone().unwrap_or_default();
-        let published = document::published(&made, &[]);
-        plan.effects.push(Effect::CreateDocument(Box::new(made)));
-        plan.effects.push(Effect::SetDocumentStatus { name, status: published });
+    let mut walked = if missing.is_empty() {
+        graph::stand(o, definition, stop.start)
+    } else {
+        graph::Walked { stand: Stand { missing_documents: missing, ..Stand::default() }, ..graph::Walked::default() }
+    };
+    let settled = Arc::new(walked.settled);
+    if !walked.unread.is_empty() {
+        return Decided { unread: walked.unread, settled, ..Decided::default() };
     }
-    status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
-    status.definition =
-        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: name::digest_bytes(text.as_bytes()) });
-    status.session = Some(SessionStatus {
-        id: definition.session.clone(),
-        phase: SessionPhase::Initiated,
-        start_time: Some(o.now.clone()),
-    });
-    status.started_at = Some(o.now.clone());
-    let at = (&o.now, status.observed_generation);
-    status::pending(&mut status, "Initiated", "the definition is pinned", at);
-    plan.notice("Started", format!("session {}", definition.session));
+    let stand = &mut walked.stand;
+    if let Some(failure) = stop.failure {
+        stand.failure.get_or_insert(failure);
+    }
+    create(o, &status, stand, &mut plan);
+    let was = status.phase;
+    status::derive(&mut status, stand, (stop.end, &o.now));
+    if status.phase == Some(Phase::Completed) {
+        status.output = output(o, stand, &mut plan);
+    }
+    announce(&mut plan, was, &status, stand);
     plan.status = Some(status);
-    plan
+    Decided { plan, settled, ..Decided::default() }
 }
 
-// ---- every later pass
+/// Whether the run goes on, and why not.
+struct Stop {
+    start: Start,
+    end: status::End,
+    failure: Option<Failure>,
+    /// Time until the run's own limit.
+    left: Option<Duration>,
+}
 
-fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) -> Plan<WorkflowStatus> {
-    let mut plan = Plan::default();
-    status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
-    if o.step_runs.is_empty() && status.steps.iter().all(|s| s.step_run.is_none()) {
-        let missing = missing_at_start(o, definition);
-        if !missing.is_empty() {
-            let stand = Stand { missing_documents: missing, ..Stand::default() };
-            let was = status.phase;
-            status::derive(&mut status, &stand, &o.now);
-            announce(&mut plan, was, &status, &stand);
-            plan.status = Some(status);
-            return plan;
-        }
-    }
-    let mut stand = graph::stand(o, definition);
+fn stop(o: &Observed, status: &WorkflowStatus, definition: &Definition) -> Stop {
+    let spec = &o.workflow.spec;
+    let limit = definition.timeout_seconds.zip(status.started_at.as_ref());
+    let due = limit.and_then(|(seconds, start)| start.0.checked_add(SignedDuration::from_secs(seconds)).ok());
+    let left = due.map(|due| Duration::try_from(due.duration_since(o.now.0)).unwrap_or(Duration::ZERO));
+    let end = if spec.cancel == Some(true) {
+        status::End::Cancelled
+    } else if left == Some(Duration::ZERO) {
+        status::End::TimedOut
+    } else if spec.suspend == Some(true) {
+        status::End::Suspended
+    } else {
+        status::End::Open
+    };
+    let start = if end == status::End::Open { Start::May } else { Start::Not };
+    let failure = (end == status::End::TimedOut).then(|| Failure {
+        place: definition.workflow.clone(),
+        class: AttemptResult::Timeout,
+        message: format!(
+            "the run took longer than its timeoutSeconds ({})",
+            definition.timeout_seconds.unwrap_or_default()
+        ),
+    });
+    Stop { start, end, failure, left: left.filter(|l| !l.is_zero()) }
+}
+
+fn create(o: &Observed, status: &WorkflowStatus, stand: &mut Stand, plan: &mut Plan<WorkflowStatus>) {
     let session = status.session.as_ref().map(|s| s.id.clone()).unwrap_or_default();
+    for (copy, status) in std::mem::take(&mut stand.copies) {
+        let name = copy.metadata.name.clone().unwrap_or_default();
+        plan.effects.push(Effect::CreateDocument(Box::new(copy)));
+        plan.effects.push(Effect::SetDocumentStatus { name, status });
+    }
     for (spec, keys) in std::mem::take(&mut stand.creates) {
         plan.effects.push(Effect::CreateStepRun(Box::new(build::step_run(&o.workflow, &session, spec, &keys))));
     }
-    let was = status.phase;
-    status::derive(&mut status, &stand, &o.now);
-    announce(&mut plan, was, &status, &stand);
-    plan.status = Some(status);
-    plan
+}
+
+/// What the run gives: in its status if it is short, else in a document that is made before.
+fn output(o: &Observed, stand: &Stand, plan: &mut Plan<WorkflowStatus>) -> Option<RunOutput> {
+    let text = stand.output.as_ref().filter(|value| !value.is_null())?.to_string();
+    let digest = name::digest_bytes(text.as_bytes());
+    if text.len() <= RUN_OUTPUT_BYTES {
+        return Some(RunOutput { digest, value: Some(text), document_name: None });
+    }
+    let document = build::output_document(&o.workflow, text);
+    let document_name = document.metadata.name.clone();
+    plan.effects.push(Effect::CreateDocument(Box::new(document)));
+    Some(RunOutput { digest, value: None, document_name })
 }
 
 fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &WorkflowStatus, stand: &Stand) {
@@ -214,6 +161,8 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
     }
     match status.phase {
         Some(Phase::Completed) => plan.notice("Completed", "every step is done"),
+        Some(Phase::Cancelled) => plan.notice("Cancelled", "its pods are gone; what it made stays"),
+        Some(Phase::Suspended) => plan.notice("Suspended", "nothing new starts until spec.suspend is false"),
         Some(Phase::Failed) => {
             let why =
                 stand.failure.as_ref().map(|f| format!("{}: {}: {}", f.place, f.class, f.message)).unwrap_or_default();
@@ -223,48 +172,6 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
             plan.notice("WaitingForDocuments", stand.missing_documents.join(", "));
         }
         _ => {}
-    }
-}
-
-/// Required documents that no step makes and nobody has put: all of them, before anything starts.
-fn missing_at_start(o: &Observed, definition: &Definition) -> Vec<String> {
-    let (mut required, mut produced) = (Vec::new(), BTreeSet::new());
-    census(&definition.steps, &o.agents, &mut required, &mut produced);
-    let from = document::Viewpoint {
-        workflow_uid: definition.workflow_uid.clone(),
-        session: definition.session.clone(),
-        project: definition.project.clone(),
-        keys: Vec::new(),
-    };
-    // Those that stand in the run itself are on their way, even if no cache shows them yet.
-    let inline = |kind: &str| o.workflow.spec.documents.iter().any(|d| d.document_type == kind);
-    let mut missing = Vec::new();
-    for kind in required {
-        let there = produced.contains(&kind) || inline(&kind) || document::find(&o.documents, &kind, &from).is_some();
-        if !there && !missing.contains(&kind) {
-            missing.push(kind);
-        }
-    }
-    missing.truncate(crate::api::limits::PENDING);
-    missing
-}
-
-fn census(
-    steps: &[Step],
-    agents: &BTreeMap<String, Arc<Agent>>,
-    required: &mut Vec<String>,
-    produced: &mut BTreeSet<String>,
-) {
-    for step in steps {
-        let of_agent = step
-            .agent_id
-            .as_ref()
-            .and_then(|a| agents.get(a))
-            .map(|a| a.spec.required_documents.as_slice())
-            .unwrap_or_default();
-        required.extend(of_agent.iter().chain(&step.documents).filter(|d| !d.ends_with("/*")).cloned());
-        produced.extend(step.produces.as_ref().map(|p| p.document_type.clone()));
-        census(&step.steps, agents, required, produced);
     }
 }
 
@@ -281,45 +188,29 @@ fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &Definition
     plan
 }
 
-/// Every type of document that a definition can have to do with.
-pub fn document_types(steps: &[Step], agents: &BTreeMap<String, Arc<Agent>>) -> BTreeSet<String> {
-    let (mut required, mut types) = (Vec::new(), BTreeSet::new());
-    census(steps, agents, &mut required, &mut types);
-    types.extend(required);
-    fan_in(steps, &mut types);
-    types
-}
+/// A cache of Documents that is behind for longer than this is no cache.
+const RECENTLY: SignedDuration = SignedDuration::from_secs(300);
 
-fn fan_in(steps: &[Step], types: &mut BTreeSet<String>) {
-    for step in steps {
-        types.extend(step.documents.iter().map(|d| d.trim_end_matches("/*").to_owned()));
-        for used in super::scope::of_step(step) {
-            types.extend(used.members("documents").into_iter().flat_map(|m| [m.replace('_', "-"), m]));
-        }
-        fan_in(&step.steps, types);
-    }
-}
-
-/// Names of all agents that steps name.
-pub fn agent_names(steps: &[Step]) -> BTreeSet<String> {
-    steps.iter().flat_map(|s| agent_names(&s.steps).into_iter().chain(s.agent_id.clone())).collect()
-}
-
-/// Whether a document belongs to what a run can see, Draft or not.
-pub fn is_settled(document: &Document) -> bool {
-    document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
-}
-
-/// Names of the documents that the run itself and its finished steps have put: published before the status that says so
-/// was written.
-pub fn committed_documents(workflow: &Workflow, step_runs: &BTreeMap<String, Arc<StepRun>>) -> BTreeSet<String> {
+/// Names of the documents that the run itself and its finished steps have put of late: each was published before the
+/// status that says so was written.
+pub fn committed_documents(workflow: &Workflow, step_runs: &StepRuns, now: &Time) -> Vec<String> {
     let (own, uid) = (workflow.metadata.name.as_deref(), workflow.metadata.uid.as_deref());
     let (own, uid) = (own.unwrap_or_default(), uid.unwrap_or_default());
-    let pinned = workflow.status.as_ref().is_some_and(|s| s.definition.is_some());
-    let inline = workflow.spec.documents.iter().filter(|_| pinned);
+    let recent = |at: Option<&Time>| at.is_some_and(|at| now.0.duration_since(at.0) < RECENTLY);
+    let status = workflow.status.as_ref().filter(|s| s.definition.is_some() && s.completed_at.is_none());
+    if status.is_none() {
+        return Vec::new();
+    }
+    let begun = recent(status.and_then(|s| s.started_at.as_ref()));
+    let inline = workflow.spec.documents.iter().filter(|_| begun);
     let inline = inline.map(|d| name::run_document(own, uid, &d.document_type));
     let done = step_runs.values().filter_map(|s| s.status.as_ref()).filter(|s| s.phase == Some(Phase::Completed));
-    inline.chain(done.filter_map(|s| s.result.as_ref()?.document_name.clone())).collect()
+    let done = done.filter(|s| recent(s.completed_at.as_ref()));
+    let of = |s: &StepRunStatus| {
+        let apart = s.agent.as_ref().and_then(|a| a.report.as_ref()?.output_document.clone());
+        s.result.as_ref().and_then(|r| r.document_name.clone()).into_iter().chain(apart)
+    };
+    inline.chain(done.flat_map(of)).collect()
 }
 
 /// `True` once the run fails or goes away: its StepRuns close.
@@ -335,8 +226,9 @@ pub fn is_closing(workflow: &Workflow) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::agent::AgentSpec;
-    use crate::api::workflow::WorkflowSpec;
+    use crate::api::agent::{Agent, AgentSpec};
+    use crate::api::step::Step;
+    use crate::api::workflow::{SessionPhase, WorkflowSpec};
     use k8s_openapi::jiff::Timestamp;
 
     #[test]
@@ -350,9 +242,12 @@ mod tests {
             template: None,
             definition: None,
             agents: [("x".to_owned(), agent)].into(),
-            step_runs: BTreeMap::new(),
-            documents: Vec::new(),
-            contents: BTreeMap::new(),
+            step_runs: Default::default(),
+            documents: Default::default(),
+            contents: Default::default(),
+            previous: None,
+            settled: Arc::default(),
+            evaluator: Arc::new(crate::decide::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
         };
         let begins = |plan: &Plan<WorkflowStatus>| {

@@ -173,6 +173,7 @@ fn ended(request: &ReportRequest) -> Report {
         class,
         digest: name::digest([output.as_bytes(), document.as_bytes()]),
         output: None,
+        output_document: None,
         document_name: None,
         message,
         log_tail: Some(log_tail).filter(|text| !text.is_empty()),

@@ -7,7 +7,7 @@ use lockstep::api::condition;
 use lockstep::api::name::LABEL_ATTEMPT;
 use lockstep::api::step_run::StepRun;
 use lockstep::api::workflow::{Phase, Workflow};
-use lockstep::decide::Effect;
+use lockstep::decide::{Effect, Kept};
 
 use crate::world::{Happened, World};
 
@@ -98,7 +98,8 @@ impl Printer {
                 let of = of.map(|o| o[0].name.clone()).unwrap_or_default();
                 format!("create Job of {of}, attempt {}", attempt(job))
             }
-            Effect::DeleteJob { name, .. } => format!("delete Job {}", head(name)),
+            Effect::Delete { what: Kept::Job, name, .. } => format!("delete Job {}", head(name)),
+            Effect::Delete { what, name, .. } => format!("delete {what:?} {name}"),
             Effect::SetDocumentStatus { name, status } => {
                 let found = world.documents.get(name).map(|d| &d.spec);
                 let kind = found.map_or("?", |d| d.document_type.as_str());

@@ -352,6 +352,7 @@ impl Teller {
             class,
             digest: name::digest_bytes(b""),
             output: None,
+            output_document: None,
             document_name: None,
             message: None,
             log_tail: None,

@@ -9,11 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
 use lockstep::api::document::Document;
+use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::gate::Guard;
+use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{JobSeen, PodSeen};
-use lockstep::decide::{Effect, Notice, document, scope, step_run, workflow};
+use lockstep::decide::{Effect, Kept, Notice, Plan, document, step_run, workflow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -54,6 +56,7 @@ pub struct World {
     pub jobs: BTreeMap<String, Work>,
     pub guard: Guard,
     pub due: BTreeMap<Key, Timestamp>,
+    settled: BTreeMap<String, Arc<Settled>>,
 }
 
 /// As the API server gives it back: whole seconds, absent fields absent.
@@ -76,6 +79,7 @@ impl World {
             jobs: BTreeMap::new(),
             guard: Guard::Proven("policies-1".into()),
             due: BTreeMap::new(),
+            settled: BTreeMap::new(),
         }
     }
 
@@ -124,26 +128,21 @@ impl World {
             .into_iter()
             .filter_map(|name| Some((name.clone(), Arc::new(self.agents.get(&name)?.clone()))))
             .collect();
-        let types = workflow::document_types(&steps, &agents);
-        let documents: Vec<&Document> =
-            self.documents.values().filter(|d| types.contains(&d.spec.document_type)).collect();
-        let contents = documents
-            .iter()
-            .filter(|d| workflow::is_settled(d) && scope::reads_content(&steps, &d.spec.document_type))
-            .map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str())))
-            .collect();
+        let table = |uid: Option<&String>| {
+            let own = self.step_runs.iter().filter(move |(_, s)| Some(&s.spec.workflow.uid) == uid);
+            own.map(|(name, s)| (name.clone(), Arc::new(s.clone()))).collect()
+        };
+        let of = workflow.spec.retry_of.as_ref();
         workflow::Observed {
             template: template.cloned().map(Arc::new),
             definition: definition.map(Arc::new),
             agents,
-            step_runs: self
-                .step_runs
-                .iter()
-                .filter(|(_, s)| Some(&s.spec.workflow.uid) == workflow.metadata.uid.as_ref())
-                .map(|(name, s)| (name.clone(), Arc::new(s.clone())))
-                .collect(),
-            documents: documents.into_iter().map(without_content).collect(),
-            contents,
+            step_runs: table(workflow.metadata.uid.as_ref()),
+            documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
+            contents: self.documents.values().map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str()))).collect(),
+            previous: of.map(|of| table(Some(&of.uid))),
+            settled: Arc::default(),
+            evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
             workflow: Arc::new(workflow.clone()),
         }
@@ -239,7 +238,7 @@ impl World {
         let Some(found) = self.workflows.get(name).cloned() else {
             return (None, false);
         };
-        let plan = workflow::workflow(&self.observe_workflow(&found));
+        let plan = self.decided(&found);
         for effect in plan.effects {
             self.carry_out(effect, log);
         }
@@ -251,6 +250,26 @@ impl World {
         let about = |n| Happened::Notice(format!("run {name}"), n);
         log.extend(plan.notices.into_iter().map(about));
         (plan.requeue, wrote)
+    }
+
+    /// Decides as the operator does: with what it remembers, reading what it is asked to. A forgetful one must come to
+    /// the same decision.
+    fn decided(&mut self, found: &Workflow) -> Plan<WorkflowStatus> {
+        let uid = found.metadata.uid.clone().unwrap_or_default();
+        let all = self.observe_workflow(found);
+        let mut observed = workflow::Observed { contents: BTreeMap::new(), ..all.clone() };
+        observed.settled = self.settled.get(&uid).cloned().unwrap_or_default();
+        for _ in 0..100 {
+            let decided = workflow::decide(&observed);
+            self.settled.insert(uid.clone(), decided.settled);
+            if decided.unread.is_empty() {
+                assert_eq!(decided.plan, workflow::workflow(&all), "what is remembered makes a difference");
+                return decided.plan;
+            }
+            let read = decided.unread.into_iter().map(|name| (name.clone(), all.contents[&name].clone()));
+            observed.contents.extend(read);
+        }
+        panic!("it reads for ever")
     }
 
     fn pass_step_run(&mut self, name: &str, log: &mut Vec<Happened>) -> (Option<Duration>, bool) {
@@ -302,11 +321,7 @@ impl World {
                 };
                 self.jobs.entry(own(&job.metadata)).or_insert(created);
             }
-            Effect::DeleteJob { name, uid } => {
-                if self.jobs.get(name).is_some_and(|j| j.uid == *uid) {
-                    self.jobs.remove(name);
-                }
-            }
+            Effect::Delete { what, name, uid } => self.delete(*what, name, uid),
             Effect::SetDocumentStatus { name, status } => {
                 if let Some(found) = self.documents.get_mut(name) {
                     found.status = Some(stored(status));
@@ -321,6 +336,27 @@ impl World {
             }
         }
         log.push(Happened::Effect(effect));
+    }
+
+    fn delete(&mut self, what: Kept, name: &str, uid: &str) {
+        let same = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
+        match what {
+            Kept::Job if self.jobs.get(name).is_some_and(|j| j.uid == uid) => {
+                self.jobs.remove(name);
+            }
+            Kept::StepRun if self.step_runs.get(name).is_some_and(|s| same(&s.metadata)) => {
+                self.step_runs.remove(name);
+                self.jobs.retain(|_, j| j.step_run.as_deref() != Some(name));
+            }
+            Kept::Document if self.documents.get(name).is_some_and(|d| same(&d.metadata)) => {
+                self.documents.remove(name);
+            }
+            Kept::Workflow if self.workflows.get(name).is_some_and(|w| same(&w.metadata)) => {
+                self.workflows.remove(name);
+                self.step_runs.retain(|_, s| s.spec.workflow.uid != uid);
+            }
+            _ => {}
+        }
     }
 
     /// A Job with a pod that has not claimed yet.

@@ -1,18 +1,21 @@
 //! What a pass sees: `cluster/observe.rs` over an operator's own caches, with live reads where that has them. The one
 //! place that builds each `Observed`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
 use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step::Step;
 use lockstep::api::step_run::ReportClass;
+use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::gate::Guard;
 use lockstep::decide::step_run::{self, JobSeen, PodSeen};
-use lockstep::decide::{scope, workflow};
+use lockstep::decide::document::{self, Documents};
+use lockstep::decide::expression::InProcess;
+use lockstep::decide::workflow::{self, StepRuns};
+use lockstep::decide::Plan;
 
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
@@ -37,25 +40,51 @@ impl World {
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.cached(op, Kind::Agent, &name)?.typed())))
             .collect();
-        let kinds = self.kinds(&object.uid, steps, &agents);
-        let mut documents: Vec<Arc<Document>> = kinds.keys().flat_map(|kind| self.of_type(op, kind)).collect();
         let step_runs = self.step_runs(op, &workflow, &object.uid)?;
-        self.add_committed(op, &workflow::committed_documents(&workflow, &step_runs), &mut documents)?;
-        let contents = self.contents_of(op, &kinds, &documents, &step_runs)?;
+        let mut documents: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
         let now = self.time(self.operators[op].ahead);
-        Ok(workflow::Observed { template, definition, agents, step_runs, documents, contents, now, workflow })
+        for name in workflow::committed_documents(&workflow, &step_runs, &now) {
+            let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
+            if seen.is_none_or(|d| !document::is_published(&d))
+                && let Some(live) = self.get(op, Kind::Document, &name)?
+            {
+                let live = bare(&live);
+                documents.insert_mut(document::key(&live), live);
+            }
+        }
+        Ok(workflow::Observed {
+            template,
+            definition,
+            agents,
+            step_runs,
+            documents,
+            contents: BTreeMap::new(),
+            previous: None,
+            settled: self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default(),
+            evaluator: Arc::new(InProcess),
+            now,
+            workflow,
+        })
     }
 
-    /// The types of documents that a definition has to do with, and whether their contents are read. Parsing is most of a
-    /// pass, so it is done once for the same steps and agents.
-    fn kinds(&mut self, run: &str, steps: &[Step], agents: &BTreeMap<String, Arc<Agent>>) -> Arc<BTreeMap<String, bool>> {
-        let versions = agents.values().map(|a| a.metadata.resource_version.clone().unwrap_or_default());
-        let key = format!("{run} {} {:?}", steps.len(), versions.collect::<Vec<_>>());
-        let read = || {
-            let types = workflow::document_types(steps, agents).into_iter();
-            Arc::new(types.map(|kind| (kind.clone(), scope::reads_content(steps, &kind))).collect())
-        };
-        Arc::clone(self.kinds.entry(key).or_insert_with(read))
+    /// Decides, and fetches contents as far as the decision asks for them: `controllers/context.rs`.
+    pub fn decided(
+        &mut self,
+        op: usize,
+        mut observed: workflow::Observed,
+        uid: &str,
+    ) -> Result<Plan<WorkflowStatus>, Trouble> {
+        loop {
+            let decided = workflow::decide(&observed);
+            self.operators[op].settled.insert(uid.to_owned(), Arc::clone(&decided.settled));
+            if decided.unread.is_empty() {
+                return Ok(decided.plan);
+            }
+            for name in decided.unread {
+                let text = self.text(op, &name)?;
+                observed.contents.insert(name, text.unwrap_or_else(|| Arc::from("")));
+            }
+        }
     }
 
     pub fn cached(&self, op: usize, kind: Kind, name: &str) -> Option<Arc<Object>> {
@@ -86,94 +115,49 @@ impl World {
     }
 
     /// The cache keeps no contents.
-    fn of_type(&mut self, op: usize, kind: &str) -> Vec<Arc<Document>> {
-        let found: Vec<Arc<Object>> =
-            self.cached_all(op, Kind::Document).filter(|d| d.value["spec"]["type"] == kind).cloned().collect();
-        let bare = &mut self.operators[op].bare;
-        let strip = |object: &Object| {
-            let mut document = Document::clone(&object.typed::<Document>());
-            document.spec.content.clear();
-            Arc::new(document)
-        };
-        found.iter().map(|object| Arc::clone(bare.entry(object.version).or_insert_with(|| strip(object)))).collect()
+    fn documents(&mut self, op: usize) -> Vec<Arc<Document>> {
+        let found: Vec<Arc<Object>> = self.cached_all(op, Kind::Document).cloned().collect();
+        let kept = &mut self.operators[op].bare;
+        found.iter().map(|object| Arc::clone(kept.entry(object.version).or_insert_with(|| bare(object)))).collect()
     }
 
-    fn step_runs(
-        &mut self,
-        op: usize,
-        workflow: &Workflow,
-        uid: &str,
-    ) -> Result<BTreeMap<String, Arc<StepRun>>, Trouble> {
+    fn siblings(&mut self, op: usize, of: &Document) -> Vec<Arc<Document>> {
+        let all: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
+        document::siblings(&all, of)
+    }
+
+    fn step_runs(&mut self, op: usize, workflow: &Workflow, uid: &str) -> Result<StepRuns, Trouble> {
         let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", uid));
-        let mut found: BTreeMap<String, Arc<StepRun>> = own.map(|s| (s.name.clone(), s.typed())).collect();
-        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.clone());
-        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(name)).collect();
+        let mut found: StepRuns = own.map(|s| (s.name.clone(), s.typed())).collect();
+        if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
+            return Ok(found);
+        }
+        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.as_ref());
+        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(*name)).cloned().collect();
         for name in unseen {
             let live = self.get(op, Kind::StepRun, &name)?.filter(|s| s.is_controlled_by("Workflow", uid));
-            found.extend(live.map(|s| (name, s.typed())));
+            if let Some(live) = live {
+                found.insert_mut(name, live.typed());
+            }
         }
-        if fewer_than_begun(workflow, &found) {
+        if found.size() < begun(workflow) {
             for live in self.all(Kind::StepRun).iter().filter(|s| s.is_controlled_by("Workflow", uid)) {
-                found.entry(live.name.clone()).or_insert_with(|| live.typed());
+                if !found.contains_key(&live.name) {
+                    found.insert_mut(live.name.clone(), live.typed());
+                }
             }
         }
         Ok(found)
     }
 
-    fn add_committed(
-        &mut self,
-        op: usize,
-        names: &BTreeSet<String>,
-        documents: &mut Vec<Arc<Document>>,
-    ) -> Result<(), Trouble> {
-        let own = |d: &Document| d.metadata.name.clone().unwrap_or_default();
-        let seen: BTreeSet<String> = documents.iter().filter(|d| workflow::is_settled(d)).map(|d| own(d)).collect();
-        for name in names.difference(&seen) {
-            if let Some(live) = self.get(op, Kind::Document, name)? {
-                let mut live = Document::clone(&live.typed::<Document>());
-                live.spec.content.clear();
-                documents.retain(|d| own(d) != *name);
-                documents.push(Arc::new(live));
-            }
-        }
-        Ok(())
-    }
-
-    fn contents_of(
-        &mut self,
-        op: usize,
-        kinds: &BTreeMap<String, bool>,
-        documents: &[Arc<Document>],
-        step_runs: &BTreeMap<String, Arc<StepRun>>,
-    ) -> Result<BTreeMap<String, Arc<str>>, Trouble> {
-        let carried: Vec<&str> = step_runs
-            .values()
-            .filter_map(|s| s.status.as_ref()?.agent.as_ref()?.report.as_ref())
-            .filter(|r| r.output.is_none())
-            .filter_map(|r| r.document_name.as_deref())
-            .collect();
-        let mut contents = BTreeMap::new();
-        for document in documents.iter().filter(|d| workflow::is_settled(d)) {
-            let named = kinds.get(&document.spec.document_type).copied().unwrap_or_default();
-            let own = document.metadata.name.clone().unwrap_or_default();
-            if (named || carried.contains(&own.as_str()))
-                && let Some(text) = self.text(op, document)?
-            {
-                contents.insert(own, text);
-            }
-        }
-        Ok(contents)
-    }
-
-    fn text(&mut self, op: usize, document: &Document) -> Result<Option<Arc<str>>, Trouble> {
-        let (name, uid) = (document.metadata.name.as_deref().unwrap_or_default(), document.metadata.uid.as_deref());
-        let uid = uid.unwrap_or_default();
-        if let Some(found) = self.operators[op].texts.get(uid) {
+    fn text(&mut self, op: usize, name: &str) -> Result<Option<Arc<str>>, Trouble> {
+        let known = self.cached(op, Kind::Document, name).map(|d| d.uid.clone());
+        if let Some(found) = known.as_ref().and_then(|uid| self.operators[op].texts.get(uid)) {
             return Ok(Some(Arc::clone(found)));
         }
-        let Some(found) = self.get(op, Kind::Document, name)?.filter(|d| d.uid == uid) else { return Ok(None) };
+        let Some(found) = self.get(op, Kind::Document, name)? else { return Ok(None) };
         let text: Arc<str> = found.value["spec"]["content"].as_str().unwrap_or_default().into();
-        self.operators[op].texts.insert(uid.to_owned(), Arc::clone(&text));
+        self.operators[op].texts.insert(found.uid.clone(), Arc::clone(&text));
         Ok(Some(text))
     }
 
@@ -193,8 +177,8 @@ impl World {
         let job_name = name::job(&object.name, &object.uid, attempt);
         let jobs: Vec<Arc<Object>> =
             self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid)).cloned().collect();
-        let document = if done { None } else { self.reported_document(op, &step_run)? };
-        let siblings = document.as_ref().map(|d| self.of_type(op, &d.spec.document_type)).unwrap_or_default();
+        let reported = if done { None } else { self.reported_document(op, &step_run)? };
+        let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
         Ok(step_run::Observed {
             closing: run.is_none_or(|w| workflow::is_closing(&w.typed::<Workflow>())),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
@@ -205,7 +189,7 @@ impl World {
             surroundings: Arc::new(Surroundings::default()),
             now: self.time(self.operators[op].ahead),
             definition,
-            document,
+            document: reported,
             siblings,
             step_run,
         })
@@ -263,22 +247,32 @@ impl World {
     // ---- Documents of people
 
     pub fn observe_document(&mut self, op: usize, cached: &Arc<Object>) -> (Arc<Document>, Vec<Arc<Document>>) {
-        let siblings = self.of_type(op, cached.value["spec"]["type"].as_str().unwrap_or_default());
+        let siblings = self.siblings(op, &cached.typed::<Document>());
         let settled = !cached.value["status"]["phase"].is_null();
         let live = if settled { None } else { self.server.find(Kind::Document, &cached.name).cloned() };
         (live.unwrap_or_else(|| Arc::clone(cached)).typed(), siblings)
     }
 }
 
-fn fewer_than_begun(workflow: &Workflow, found: &BTreeMap<String, Arc<StepRun>>) -> bool {
+fn bare(object: &Object) -> Arc<Document> {
+    let mut document = Document::clone(&object.typed::<Document>());
+    document.spec.content.clear();
+    Arc::new(document)
+}
+
+/// How many StepRuns the status says were begun, each step's once.
+fn begun(workflow: &Workflow) -> usize {
     let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
-    steps.iter().any(|step| {
+    let of = |index: usize| {
+        let step = &steps[index];
         let inside = format!("{}/", step.path);
-        let is_group = steps.iter().any(|s| s.path.starts_with(&inside));
-        let begun = step.counts.map_or(0, |c| c.started);
-        let there = found.values().filter(|s| s.spec.path == step.path).count();
-        !is_group && i32::try_from(there).unwrap_or(i32::MAX) < begun
-    })
+        let is_group = steps.get(index + 1).is_some_and(|next| next.path.starts_with(&inside));
+        match step.counts {
+            Some(counts) if !is_group => usize::try_from(counts.started).unwrap_or_default(),
+            _ => usize::from(step.step_run.is_some()),
+        }
+    };
+    (0..steps.len()).map(of).sum()
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {

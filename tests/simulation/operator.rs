@@ -7,8 +7,9 @@ use std::sync::Arc;
 use lockstep::api::definition::Definition;
 use lockstep::api::{Document, Workflow};
 use lockstep::api::workflow::WorkflowStatus;
+use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
-use lockstep::decide::{self, Effect, Notice, Plan};
+use lockstep::decide::{self, Effect, Kept, Notice, Plan};
 use serde_json::{Map, Value, json};
 
 use super::server::{Kind, Object, Part, Propagation, Request};
@@ -62,6 +63,7 @@ pub struct Operator {
     pub definitions: BTreeMap<String, Arc<Definition>>,
     pub texts: BTreeMap<String, Arc<str>>,
     pub bare: BTreeMap<u64, Arc<Document>>,
+    pub settled: BTreeMap<String, Arc<Settled>>,
     due: BTreeMap<Key, i64>,
     running: BTreeMap<Key, Running>,
     dirty: BTreeSet<Key>,
@@ -299,7 +301,7 @@ impl World {
     fn plan_workflow(&mut self, op: usize, cached: &Arc<Object>) -> Result<Running, Trouble> {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_workflow(op, &object)?;
-        let plan = decide::workflow::workflow(&observed);
+        let plan = self.decided(op, observed, &object.uid)?;
         self.judge_effects(&object, &plan.effects, false);
         let plan = self.paced(op, &object, plan);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
@@ -415,10 +417,10 @@ impl World {
                 }
                 self.create(op, Kind::Job, json_of(&job))
             }
-            Effect::DeleteJob { name, uid } => {
-                let (name, uid) = (name.clone(), Some(uid.clone()));
+            Effect::Delete { what, name, uid } => {
+                let (kind, name, uid) = (kind_of(*what), name.clone(), Some(uid.clone()));
                 let propagation = Propagation::Background;
-                let gone = self.attempt(op, &Request::Delete { kind: Kind::Job, name, uid, version: None, propagation });
+                let gone = self.attempt(op, &Request::Delete { kind, name, uid, version: None, propagation });
                 gone.map(drop).or_else(|t| if t == Trouble::Conflict || self.is_gone(effect) { Ok(()) } else { Err(t) })
             }
             Effect::SetDocumentStatus { name, status } => {
@@ -440,7 +442,7 @@ impl World {
     /// NotFound counts as done where the object was to go, or has nothing to be told any more.
     fn is_gone(&self, effect: &Effect) -> bool {
         match effect {
-            Effect::DeleteJob { name, .. } => self.server.find(Kind::Job, name).is_none(),
+            Effect::Delete { what, name, .. } => self.server.find(kind_of(*what), name).is_none(),
             Effect::SetDocumentStatus { name, .. } => self.server.find(Kind::Document, name).is_none(),
             _ => false,
         }
@@ -473,6 +475,15 @@ impl World {
     fn wrote(&mut self, op: usize, object: &Arc<Object>) {
         let now = self.now;
         self.operators[op].written.insert(object.uid.clone(), (object.version, now));
+    }
+}
+
+fn kind_of(what: Kept) -> Kind {
+    match what {
+        Kept::Job => Kind::Job,
+        Kept::StepRun => Kind::StepRun,
+        Kept::Document => Kind::Document,
+        Kept::Workflow => Kind::Workflow,
     }
 }
 

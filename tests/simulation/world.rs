@@ -113,8 +113,6 @@ pub struct World {
     pub people: People,
     pub judge: Judge,
     pub workload: Workload,
-    /// See `observe::kinds`.
-    pub kinds: BTreeMap<String, Arc<BTreeMap<String, bool>>>,
     pub story: Option<Vec<String>>,
     pub violation: Option<String>,
 }
@@ -136,7 +134,6 @@ impl World {
             people: People::default(),
             judge: Judge::default(),
             workload,
-            kinds: BTreeMap::new(),
             story,
             violation: None,
         };

@@ -7,6 +7,8 @@ fn step_run_of(parameters: &str) -> StepRun {
     let mut step_run = StepRun::new(
         "shop-draft-0123456789abcdef",
         StepRunSpec {
+            ask: None,
+            reuse: None,
             workflow: WorkflowIdentity { name: "shop".into(), uid: "w".into(), creator: None },
             path: "draft".into(),
             agent_id: "writer".into(),

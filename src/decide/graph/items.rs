@@ -1,80 +1,274 @@
-//! Items of a forEach: the list, its keys, its slots.
+//! Items of a forEach: the list, its keys, its slots. What has ended is not looked at again.
 
-use super::{
-    AttemptResult, BTreeSet, Expression, ForEach, Frame, ITEMS, Outcome, Output, Phase, Step, StepRun, Value, Walk,
-    document, expression, kind, name, place,
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::list::may_pass;
+use super::{Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk, name, tally};
+use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
+use crate::api::step::ForEach;
+use crate::api::step_run::AttemptResult;
+use crate::decide::document;
+use crate::decide::expression::{self, Expression, kind};
+use crate::decide::scope::{self, Entity, Item};
+use crate::decide::settled::{Ended, List};
+use crate::decide::validate;
+
+type Keyed = Vec<(String, Arc<Value>)>;
 
 impl Walk<'_> {
-    pub(super) fn for_each(
-        &mut self,
-        step: &Step,
-        for_each: &ForEach,
-        path: &str,
-        frame: &Frame,
-        may_start: bool,
-    ) -> Outcome {
-        self.tally(path).plural = true;
-        if !may_start && !self.begun(path, frame) {
+    pub(super) fn for_each(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame) -> Outcome {
+        let (step, for_each) = what;
+        let place = frame.place(path);
+        let known = self.settled.lists.remove(&place);
+        if known.is_none() && frame.start == Start::Not && !self.has_begun(path, frame) {
             return Outcome::Ahead;
         }
-        let items = match self.collection(for_each, path, frame) {
-            Ok(items) => items,
-            Err(fault) => {
-                self.tally(path).counts.failed += 1;
-                return self.fail(place(path, frame), AttemptResult::ExpressionError, fault);
-            }
+        self.tally(path).plural = true;
+        let mut list = match known.map_or_else(|| self.new_list(for_each, path, frame), Ok) {
+            Ok(list) => list,
+            Err(fault) => return self.at_fault(fault, path, frame),
         };
-        let total = i32::try_from(items.len()).unwrap_or(i32::MAX);
-        self.tally(path).counts.total += total;
-        self.expect(&step.steps, path, items.len());
-        let busy = self.in_progress(path, frame);
-        let mut slots = usize::try_from(for_each.max_parallel.unwrap_or(10)).unwrap_or(10).saturating_sub(busy.len());
-        let (mut outputs, mut open, mut failed) = (Vec::with_capacity(items.len()), false, false);
-        for (index, (key, value)) in items.into_iter().enumerate() {
-            let mut inner = frame.clone();
-            inner.keys.push(key);
-            inner.items.push((for_each.as_name.clone(), i32::try_from(index).unwrap_or(i32::MAX), value));
-            let before = self.stand.creates.len();
-            let has_slot = busy.contains(&name::scope_id(&self.sources.definition.workflow_uid, &inner.keys));
-            let outcome = self.body(step, path, &inner, may_start && (has_slot || slots > 0));
-            if step.agent_id.is_none() {
-                self.tally(path).counts.item(&outcome);
-            }
-            match outcome {
-                Outcome::Done(output) => outputs.push(output),
-                Outcome::Open | Outcome::Ahead => open = true,
-                Outcome::Failed => failed = true,
-            }
-            if !has_slot && self.stand.creates.len() > before {
-                slots -= 1;
+        if frame.keys.is_empty() {
+            let tally = self.tally(path);
+            tally.collection_digest = Some(list.digest.clone());
+            tally.collection_documents.clone_from(&list.documents);
+        }
+        let total = list.items.len();
+        self.tally(path).counts.total += i32::try_from(total).unwrap_or(i32::MAX);
+        self.expect(&step.steps, path, total);
+        for (path, sum) in &list.sums {
+            self.tallies.entry(path.clone()).or_default().add(sum);
+        }
+        self.accounted += list.step_runs;
+        let outcome = self.items(what, path, frame, Arc::make_mut(&mut list));
+        self.settled.lists.insert(place, list);
+        outcome
+    }
+
+    /// Those that are open, then as many new ones as there are slots.
+    fn items(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame, list: &mut List) -> Outcome {
+        let (step, for_each) = what;
+        let limit = usize::try_from(for_each.max_parallel.unwrap_or(10)).unwrap_or(10);
+        let allowed = validate::tolerated(for_each.tolerate.as_ref(), list.items.len());
+        let busy: BTreeSet<usize> =
+            list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
+        let mut used = busy.len();
+        let mut failing: Option<Failure> = None;
+        let open: Vec<usize> = list.open.keys().copied().collect();
+        let ahead = if frame.start == Start::Not && list.frontier == 0 { 0..list.items.len() } else { 0..0 };
+        for index in open.into_iter().chain(ahead) {
+            let has_slot = busy.contains(&index);
+            let start = if (has_slot || used < limit) && list.failed <= allowed { frame.start } else { Start::Not };
+            let begun = self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list);
+            match begun {
+                Looked::Ahead => {}
+                Looked::Began if !has_slot => used += 1,
+                Looked::Began | Looked::On => list.frontier = list.frontier.max(index + 1),
+                Looked::Failing(f) => failing = failing.or(Some(f)),
             }
         }
-        match (failed, open) {
-            (true, _) => Outcome::Failed,
-            (false, true) => Outcome::Open,
-            (false, false) => Outcome::Done(Output::List(outputs)),
+        // Passed by, for what they wait for: they come before new ones.
+        for index in 0..if list.open.len() + list.ended.size() < list.frontier { list.frontier } else { 0 } {
+            if !list.ended.contains_key(&index) {
+                list.open.entry(index).or_default();
+            }
+        }
+        while frame.start == Start::May
+            && list.frontier < list.items.len()
+            && used < limit
+            && list.failed <= allowed
+            && list.fatal.is_none()
+            && failing.is_none()
+        {
+            let index = list.frontier;
+            list.frontier += 1;
+            match self.item((step, for_each, path), frame, index, list) {
+                Looked::Began | Looked::Ahead => used += 1,
+                Looked::On if list.open.contains_key(&index) => used += 1,
+                Looked::On => {}
+                Looked::Failing(f) => failing = failing.or(Some(f)),
+            }
+        }
+        self.verdict(list, allowed, failing, path, frame)
+    }
+
+    fn verdict(
+        &mut self,
+        list: &mut List,
+        allowed: usize,
+        failing: Option<Failure>,
+        path: &str,
+        frame: &Frame,
+    ) -> Outcome {
+        let spent = if list.failed > allowed { list.first.clone() } else { None };
+        let failing = failing.filter(|f| !may_pass(f.class) || allowed == 0);
+        if let Some(failure) = list.fatal.clone().or(spent).or(failing).or(list.cancelled.clone()) {
+            let runs = list.open.values().any(|own| !own.is_empty());
+            return if runs { Outcome::Failing(failure) } else { Outcome::Failed(failure) };
+        }
+        if list.frontier < list.items.len() || !list.open.is_empty() {
+            return Outcome::Open;
+        }
+        match self.gathered(list) {
+            Ok(items) => {
+                let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
+                Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
+            }
+            Err(message) => {
+                self.tally(path).counts.failed += 1;
+                Outcome::Failed(Failure { place: frame.place(path), class: AttemptResult::OutputTooLarge, message })
+            }
         }
     }
 
-    /// Whether a forEach was begun at this place, or something behind it for the same item.
-    pub(super) fn begun(&self, path: &str, frame: &Frame) -> bool {
-        if frame.keys.is_empty() {
-            let latched = self.latched.get(path);
-            return latched.is_some_and(|s| s.collection_digest.is_some());
+    /// All outputs in the order of the list, once.
+    fn gathered(&self, list: &mut List) -> Result<Arc<Vec<Item>>, String> {
+        if let Some(known) = &list.output {
+            return Ok(Arc::clone(known));
         }
+        let mut bytes = 0;
+        let mut items = Vec::with_capacity(list.items.len());
+        for (index, (key, _)) in list.items.iter().enumerate() {
+            let (phase, output) = match list.ended.get(&index) {
+                Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
+                _ => (Phase::Failed, Output::Null),
+            };
+            bytes += least_size(&output);
+            items.push(Item { key: key.clone(), phase, output });
+        }
+        if bytes > DOCUMENT_BYTES {
+            return Err(scope::too_large());
+        }
+        let items = Arc::new(items);
+        list.output = Some(Arc::clone(&items));
+        Ok(items)
+    }
+
+    /// Looks at one item, and takes it out of the open ones when it has ended.
+    fn item(
+        &mut self,
+        (step, for_each, path): (&Step, &ForEach, &str),
+        frame: &Frame,
+        index: usize,
+        list: &mut List,
+    ) -> Looked {
+        let (key, value) = list.items[index].clone();
+        let mut inner = frame.clone();
+        inner.keys.push(key);
+        let number = i32::try_from(index).unwrap_or(i32::MAX);
+        inner.items.push(Entity { as_name: for_each.as_name.clone(), index: number, value });
+        let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
+        let before = self.stand.creates.len();
+        let (outcome, done) = self.body(step, path, &inner);
+        let outcome = self.collected(outcome, for_each, path, Frame { done, ..inner.clone() });
+        if !step.steps.is_empty() {
+            tally::item(&mut self.tally(path).counts, &outcome);
+        }
+        let own = std::mem::replace(&mut self.tallies, outer.0);
+        for (path, sum) in &own {
+            self.tallies.entry(path.clone()).or_default().add(sum);
+        }
+        let unfinished = std::mem::replace(&mut self.unfinished, outer.2);
+        self.unfinished.extend(unfinished.iter().cloned());
+        let began = self.stand.creates.len() > before;
+        list.open.remove(&index);
+        match outcome {
+            Outcome::Done(seen) => {
+                self.close((index, own, self.accounted - outer.1), Ended::Done(seen), list, &inner);
+                Looked::On
+            }
+            Outcome::Failed(failure) => {
+                list.failed += 1;
+                if failure.class == AttemptResult::Cancelled {
+                    list.cancelled.get_or_insert(failure);
+                } else {
+                    if !may_pass(failure.class) {
+                        list.fatal.get_or_insert(failure.clone());
+                    }
+                    list.first.get_or_insert(failure);
+                }
+                self.close((index, own, self.accounted - outer.1), Ended::Failed, list, &inner);
+                Looked::On
+            }
+            Outcome::Failing(failure) => {
+                list.open.insert(index, unfinished);
+                Looked::Failing(failure)
+            }
+            Outcome::Ahead => Looked::Ahead,
+            Outcome::Open => {
+                list.open.insert(index, unfinished);
+                if began { Looked::Began } else { Looked::On }
+            }
+        }
+    }
+
+    fn close(
+        &mut self,
+        (index, own, step_runs): (usize, BTreeMap<String, tally::Tally>, usize),
+        ended: Ended,
+        list: &mut List,
+        inner: &Frame,
+    ) {
+        for (path, sum) in own {
+            list.sums.entry(path).or_default().add(&sum);
+        }
+        list.step_runs += step_runs;
+        list.ended.insert_mut(index, ended);
+        // The forEach inside of it have ended with it.
+        let suffix = inner.keys.iter().fold(String::new(), |text, key| format!("{text}/{key}"));
+        let inside = format!("{suffix}/");
+        self.settled.lists.retain(|place, _| !(place.ends_with(&suffix) || place.contains(&inside)));
+    }
+
+    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: Frame) -> Outcome {
+        let (Outcome::Done(seen), Some(collect)) = (&outcome, &for_each.collect) else { return outcome };
+        if seen.phase != Phase::Completed {
+            return outcome;
+        }
+        match self.evaluate(collect, &frame, "forEach.collect") {
+            Ok(value) => Outcome::Done(Seen { output: Output::Value(Arc::new(value)), ..seen.clone() }),
+            Err(fault) => self.at_fault(fault, path, &frame),
+        }
+    }
+
+    /// Whether an item has an attempt queued or running; those that wait for a person have given their slot up.
+    fn is_busy(&self, own: &[String]) -> bool {
+        own.is_empty()
+            || own.iter().any(|name| {
+                self.o.step_runs.get(name).is_none_or(|s| {
+                    s.status.as_ref().is_none_or(|s| {
+                        s.completed_at.is_none()
+                            && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
+                    })
+                })
+            })
+    }
+
+    /// Whether a forEach was begun at this place.
+    fn has_begun(&mut self, path: &str, frame: &Frame) -> bool {
+        if frame.keys.is_empty() {
+            return self.latched.get(path).is_some_and(|s| s.collection_digest.is_some());
+        }
+        let o = self.o;
+        let begun = self.begun.get_or_insert_with(|| {
+            let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+            for step_run in o.step_runs.values() {
+                for link in &step_run.spec.scope_chain {
+                    all.entry(link.scope_id.clone()).or_default().insert(step_run.spec.path.clone());
+                }
+            }
+            all
+        });
         let here = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
-        let rank = |path: &str| self.order.iter().position(|p| p == path);
         let inside = format!("{path}/");
-        self.o.step_runs.values().any(|s| {
-            let link = s.spec.scope_chain.get(frame.keys.len());
-            link.is_some_and(|link| link.scope_id == here)
-                && (s.spec.path.starts_with(&inside) || rank(&s.spec.path) >= rank(path))
-        })
+        begun.get(&here).is_some_and(|paths| paths.iter().any(|p| p == path || p.starts_with(&inside)))
     }
 
     /// The steps of a group have to be done once for each item.
-    pub(super) fn expect(&mut self, steps: &[Step], path: &str, items: usize) {
+    fn expect(&mut self, steps: &[Step], path: &str, items: usize) {
         for step in steps {
             let path = format!("{path}/{}", step.name);
             let tally = self.tally(&path);
@@ -88,110 +282,98 @@ impl Walk<'_> {
         }
     }
 
-    /// Items, by their scope, with an attempt queued or running; those that wait for a person have given their slot up.
-    pub(super) fn in_progress(&self, path: &str, frame: &Frame) -> BTreeSet<String> {
-        let inside = |s: &StepRun| {
-            s.spec.path == path || s.spec.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('/'))
-        };
-        let around = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
-        let runs = |s: &StepRun| {
-            s.status.as_ref().is_none_or(|s| {
-                s.completed_at.is_none()
-                    && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
-            })
-        };
-        let item = |s: &StepRun| {
-            let depth = frame.keys.len();
-            let here = s.spec.scope_chain.get(depth)?.scope_id == around;
-            let own = s.spec.scope_chain.get(depth + 1)?;
-            here.then(|| own.scope_id.clone())
-        };
-        self.o.step_runs.values().filter(|s| inside(s) && runs(s)).filter_map(|s| item(s)).collect()
-    }
+    // ---- the list
 
-    pub(super) fn collection(
-        &mut self,
-        for_each: &ForEach,
-        path: &str,
-        frame: &Frame,
-    ) -> Result<Vec<(String, Value)>, String> {
+    fn new_list(&mut self, for_each: &ForEach, path: &str, frame: &Frame) -> Result<Arc<List>, Fault> {
         let latched = self.latched.get(path).filter(|_| frame.keys.is_empty()).cloned().unwrap_or_default();
-        let expression = Expression::parse(&for_each.items).map_err(|e| format!("forEach.in {e}"))?;
-        let scope = self.sources.scope(frame, &[&expression], &latched.collection_documents);
-        let value = expression.evaluate(&scope).map_err(|e| format!("forEach.in: {e}"))?;
+        let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
+        let expression = Expression::parse(&for_each.items).map_err(|e| wrong(format!(" {e}")))?;
+        let scope = self.sources.scope(frame, &[&expression], &latched.collection_documents)?;
+        let value = expression.evaluate(&scope).map_err(|e| wrong(format!(": {e}")))?;
         let digest = name::digest_bytes(value.to_string().as_bytes());
         if latched.collection_digest.as_ref().is_some_and(|old| *old != digest) {
-            return Err("forEach.in: the list is not the one it was when the step began".to_owned());
+            return Err(wrong(": the list is not the one it was when the step began".to_owned()));
         }
-        if frame.keys.is_empty() {
-            let from = self.sources.viewpoint(frame);
-            let names: Vec<String> = if latched.collection_digest.is_some() {
-                latched.collection_documents
-            } else {
-                let kinds = expression.members("documents");
-                let spelled = |d: &crate::api::Document| {
-                    kinds.contains(&d.spec.document_type)
-                        || kinds.contains(&expression::underscored(&d.spec.document_type))
-                };
-                let kinds: BTreeSet<&str> =
-                    self.o.documents.iter().filter(|d| spelled(d)).map(|d| d.spec.document_type.as_str()).collect();
-                kinds
-                    .into_iter()
-                    .filter_map(|kind| document::find(&self.o.documents, kind, &from)?.metadata.name.clone())
-                    .take(16)
-                    .collect()
-            };
-            let tally = self.tally(path);
-            tally.collection_digest = Some(digest);
-            tally.collection_documents = names;
-        }
+        let documents = match latched.collection_digest {
+            Some(_) => latched.collection_documents,
+            None => self.read_from(&expression, frame),
+        };
         let items = match value {
             Value::Null => Vec::new(),
             Value::Array(items) => items,
-            other => return Err(format!("forEach.in gives {}, not a list", kind(&other))),
+            other => return Err(wrong(format!(" gives {}, not a list", kind(&other)))),
         };
-        self.keyed(for_each, frame, items)
+        let items = Arc::new(self.keyed(for_each, frame, items)?);
+        Ok(Arc::new(List { items, digest, documents, ..List::default() }))
     }
 
-    pub(super) fn keyed(
-        &self,
-        for_each: &ForEach,
-        frame: &Frame,
-        items: Vec<Value>,
-    ) -> Result<Vec<(String, Value)>, String> {
+    /// The documents that an expression reads from here, by name.
+    fn read_from(&self, expression: &Expression, frame: &Frame) -> Vec<String> {
+        let (kinds, from) = (expression.members("documents"), self.sources.viewpoint(frame));
+        let types = document::types(&self.o.documents).into_iter();
+        types
+            .filter(|kind| kinds.contains(*kind) || kinds.contains(&expression::underscored(kind)))
+            .filter_map(|kind| document::find(&self.o.documents, kind, &from)?.metadata.name.clone())
+            .take(16)
+            .collect()
+    }
+
+    fn keyed(&self, for_each: &ForEach, frame: &Frame, items: Vec<Value>) -> Result<Keyed, Fault> {
+        let wrong = |text: String| Fault::Wrong(format!("forEach.{text}"));
         if items.len() > ITEMS {
-            return Err(format!("forEach.in gives {} items, at most {ITEMS} are allowed", items.len()));
+            return Err(wrong(format!("in gives {} items, at most {ITEMS} are allowed", items.len())));
         }
-        let key = for_each.key.as_deref().map(Expression::parse).transpose().map_err(|e| format!("forEach.key {e}"))?;
-        let base = key.as_ref().map(|key| self.sources.scope(frame, &[key], &[]));
+        let key = for_each.key.as_deref().map(Expression::parse).transpose().map_err(|e| wrong(format!("key {e}")))?;
+        let mut scope = key.as_ref().map(|key| self.sources.scope(frame, &[key], &[])).transpose()?;
         let mut seen = BTreeSet::new();
         let mut keyed = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
-            let own = match (&key, &base) {
-                (Some(key), Some(base)) => match key.evaluate(&base.clone().with(&for_each.as_name, value.clone())) {
+            scope = scope.map(|s| s.with(&for_each.as_name, value.clone()));
+            let own = match (&key, &scope) {
+                (Some(key), Some(scope)) => match key.evaluate(scope) {
                     Ok(Value::String(text)) => text,
                     Ok(Value::Number(number)) => number.to_string(),
                     Ok(other) => {
-                        return Err(format!(
-                            "forEach.key gives {} for item {index}, not a string or a number",
-                            kind(&other)
-                        ));
+                        let given = kind(&other);
+                        return Err(wrong(format!("key gives {given} for item {index}, not a string or a number")));
                     }
-                    Err(e) => return Err(format!("forEach.key of item {index}: {e}")),
+                    Err(e) => return Err(wrong(format!("key of item {index}: {e}"))),
                 },
                 _ => index.to_string(),
             };
             if !legal_key(&own) {
-                return Err(format!(
-                    "forEach.key of item {index} is {own:?}; keys are 1 to 63 letters, digits, '.', '_' or '-', and begin with a letter or digit"
-                ));
+                return Err(wrong(format!(
+                    "key of item {index} is {own:?}; keys are 1 to 63 letters, digits, '.', '_' or '-', and begin with a letter or digit"
+                )));
             }
             if !seen.insert(own.clone()) {
-                return Err(format!("forEach.key: {own:?} stands twice"));
+                return Err(wrong(format!("key: {own:?} stands twice")));
             }
-            keyed.push((own, value));
+            keyed.push((own, Arc::new(value)));
         }
         Ok(keyed)
+    }
+}
+
+/// What a look at an item found.
+enum Looked {
+    Ahead,
+    /// Something of it begins in this pass.
+    Began,
+    On,
+    Failing(Failure),
+}
+
+/// Bytes that an output has at least, without reading it.
+fn least_size(output: &Output) -> usize {
+    match output {
+        Output::Null => 4,
+        Output::Value(value) => expression::size(value),
+        Output::List(items) => items.iter().map(|i| least_size(&i.output)).sum(),
+        Output::Of(step_run) => {
+            let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
+            report.and_then(|r| r.output.as_ref()).map_or(2, String::len)
+        }
     }
 }
 

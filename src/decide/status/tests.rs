@@ -8,7 +8,7 @@ const NOW: Time = Time(Timestamp::UNIX_EPOCH);
 
 fn derived(stand: &Stand) -> WorkflowStatus {
     let mut status = WorkflowStatus { session: Some(SessionStatus::default()), ..WorkflowStatus::default() };
-    derive(&mut status, stand, &NOW);
+    derive(&mut status, stand, (End::Open, &NOW));
     status
 }
 
@@ -68,7 +68,7 @@ fn how_much_waits_is_told_whatever_the_phase() {
 #[test]
 fn tools_read_the_end_from_conditions() {
     let running = Stand { running: 1, ..Stand::default() };
-    let done = Stand { done: true, ..Stand::default() };
+    let done = Stand { done: Some(crate::decide::scope::Output::Null), ..Stand::default() };
     let failed = Stand { failure: Some(failed()), ..Stand::default() };
     for (stand, succeeded, reconciling, stalled) in
         [(running, "Unknown", true, false), (done, "True", false, false), (failed, "False", false, true)]
@@ -86,7 +86,7 @@ fn a_session_is_initiated_until_the_first_claim() {
     let stand = |busy, done: bool, failed: Option<Failure>| Stand {
         running: usize::from(!done && failed.is_none()),
         busy,
-        done,
+        done: done.then_some(crate::decide::scope::Output::Null),
         failure: failed,
         ..Stand::default()
     };
@@ -113,7 +113,7 @@ fn only_progress_may_wait_to_be_written() {
         change(&mut after);
         differs_by_progress_only(&before, &after)
     };
-    assert!(counted(|s| s.steps[0].counts = Some(Counts { total: 9, started: 3, done: 1, failed: 0 })));
+    assert!(counted(|s| s.steps[0].counts = Some(Counts { total: 9, started: 3, done: 1, ..Counts::default() })));
     assert!(counted(|s| s.active_steps.push("a/1".into())));
     assert!(!counted(|s| s.phase = Some(Phase::Completed)));
     assert!(!counted(|s| s.steps[0].phase = Phase::Completed));

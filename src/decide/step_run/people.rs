@@ -153,6 +153,8 @@ impl Pass<'_> {
                 "attempt {} may or may not have had its effects ({why}); may it run again?",
                 self.status.attempt
             ),
+            WaitKind::RoundsSpent => format!("{} outputs were reviewed and rejected: {why}", self.status.round),
+            WaitKind::Question => why.to_owned(),
             WaitKind::InfrastructureSpent => {
                 format!("the cluster lost {} attempts, the last with: {why}", self.status.counts.infrastructure)
             }

@@ -1,0 +1,236 @@
+//! The static filter: what is refused from the text alone, before anything is evaluated. It keeps what honest
+//! expressions cost small; what it cannot see, the process that evaluates bounds.
+
+use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, operators};
+
+use super::walk::each_child;
+
+const NODES: usize = 200;
+const LOOPS: usize = 4;
+const NESTED: usize = 2;
+
+/// What may be called; `a.b` in a namespace.
+pub const FUNCTIONS: [&str; 58] = [
+    "base64.decode",
+    "base64.encode",
+    "bool",
+    "bytes",
+    "charAt",
+    "contains",
+    "distinct",
+    "double",
+    "dyn",
+    "endsWith",
+    "flatten",
+    "format",
+    "hasValue",
+    "indexOf",
+    "int",
+    "join",
+    "lastIndexOf",
+    "lists.range",
+    "lowerAscii",
+    "matches",
+    "math.abs",
+    "math.bitAnd",
+    "math.bitNot",
+    "math.bitOr",
+    "math.bitShiftLeft",
+    "math.bitShiftRight",
+    "math.bitXor",
+    "math.ceil",
+    "math.floor",
+    "math.greatest",
+    "math.isFinite",
+    "math.isInf",
+    "math.isNaN",
+    "math.least",
+    "math.round",
+    "math.sign",
+    "math.sqrt",
+    "math.trunc",
+    "optional.none",
+    "optional.of",
+    "optional.ofNonZeroValue",
+    "or",
+    "orValue",
+    "replace",
+    "reverse",
+    "size",
+    "slice",
+    "sort",
+    "split",
+    "startsWith",
+    "string",
+    "strings.quote",
+    "substring",
+    "trim",
+    "type",
+    "uint",
+    "upperAscii",
+    "value",
+];
+/// What the parser replaces; one that is left has the wrong number of arguments.
+const MACROS: [&str; 9] = ["has", "all", "exists", "exists_one", "map", "filter", "sortBy", "optMap", "optFlatMap"];
+/// Names before a dot that are no variables.
+pub const NAMESPACES: [&str; 5] = ["base64", "lists", "math", "optional", "strings"];
+/// Names of types, as in `type(x) == int`.
+pub const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+/// Calls whose result is longer than what they read.
+const GROWING: [&str; 3] = ["format", "join", "replace"];
+
+/// The first thing to refuse, with what to do instead.
+pub fn check(tree: &IdedExpr, source: &str) -> Result<(), String> {
+    let mut census = Census { source, nodes: 0, loops: 0, refusal: None };
+    census.visit(tree, 0);
+    if let Some(refusal) = census.refusal {
+        return Err(refusal);
+    }
+    if census.nodes > NODES {
+        return Err(format!("has more than {NODES} nodes; let a step before compute a part of it"));
+    }
+    if census.loops > LOOPS {
+        return Err(format!(
+            "has {} loops, at most {LOOPS} are allowed; let a step before compute a part of it",
+            census.loops
+        ));
+    }
+    Ok(())
+}
+
+struct Census<'a> {
+    source: &'a str,
+    nodes: usize,
+    loops: usize,
+    refusal: Option<String>,
+}
+
+impl Census<'_> {
+    /// `depth` is how many loops run this.
+    fn visit(&mut self, expression: &IdedExpr, depth: usize) {
+        self.nodes += 1;
+        if self.nodes > NODES || self.refusal.is_some() {
+            return;
+        }
+        match &expression.expr {
+            Expr::Comprehension(comprehension) => self.comprehension(comprehension, depth),
+            Expr::Call(call) => self.call(call, depth),
+            other => each_child(other, &mut |child| self.visit(child, depth)),
+        }
+    }
+
+    fn comprehension(&mut self, c: &ComprehensionExpr, depth: usize) {
+        // `sortBy` and `optMap` expand to loops that run over nothing and bind a name once.
+        let binds = matches!(&c.iter_range.expr, Expr::List(list) if list.elements.is_empty())
+            && c.iter_var.starts_with(['#', '@']);
+        if binds {
+            self.visit(&c.accu_init, depth);
+            let inside = if c.accu_var.starts_with('@') { depth } else { self.enter(depth, c) };
+            return self.visit(&c.result, inside);
+        }
+        self.visit(&c.iter_range, depth);
+        let inside = self.enter(depth, c);
+        match appended(&c.loop_step, &c.accu_var) {
+            Some((condition, item)) => {
+                condition.into_iter().chain([item]).for_each(|part| self.visit(part, inside));
+            }
+            None => self.visit(&c.loop_step, inside),
+        }
+    }
+
+    /// One loop more; a list that is built in every turn of another loop is refused.
+    fn enter(&mut self, depth: usize, c: &ComprehensionExpr) -> usize {
+        self.loops += 1;
+        if depth >= NESTED {
+            self.refuse(format!(
+                "nests loops {} deep, at most {NESTED} are allowed; let a step before flatten the list",
+                depth + 1
+            ));
+        }
+        if depth > 0 && matches!(c.accu_init.expr, Expr::List(_)) {
+            self.refuse(format!(
+                "builds a list (map, filter) inside another loop{}; use exists or all there, or let a step before build it",
+                self.place(&["map", "filter"])
+            ));
+        }
+        depth + 1
+    }
+
+    fn call(&mut self, call: &CallExpr, depth: usize) {
+        let name = full_name(call);
+        let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.') && !name.starts_with('_');
+        if is_name {
+            self.known(&name, call);
+        }
+        if depth > 0 && GROWING.contains(&call.func_name.as_str()) {
+            self.refuse(format!(
+                "calls {name} inside a loop{}; call it once, on the list that the loop gives",
+                self.place(&[&name])
+            ));
+        }
+        if depth > 0 && call.func_name == operators::ADD && !call.args.iter().any(is_number) {
+            self.refuse(format!(
+                "adds with + inside a loop{}, where one side must be a number (n + 1); join texts and lists outside of the loop, or in the agent",
+                self.place_of(" + ").or_else(|| self.place_of("+")).unwrap_or_default()
+            ));
+        }
+        let namespace = name.contains('.');
+        call.target.iter().filter(|_| !namespace).for_each(|target| self.visit(target, depth));
+        call.args.iter().for_each(|argument| self.visit(argument, depth));
+    }
+
+    fn known(&mut self, name: &str, call: &CallExpr) {
+        if MACROS.contains(&name) {
+            let given = call.args.len();
+            self.refuse(format!(
+                "calls {name} with {given} arguments{}; see cel.dev for its form",
+                self.place(&[name])
+            ));
+        } else if !FUNCTIONS.contains(&name) {
+            self.refuse(format!(
+                "calls {name}{}, which is not known; known are {}",
+                self.place(&[name]),
+                [&FUNCTIONS[..], &MACROS].concat().join(", ")
+            ));
+        }
+    }
+
+    fn refuse(&mut self, words: String) {
+        self.refusal.get_or_insert(words);
+    }
+
+    /// Where a call of one of these stands first; the tree itself does not know.
+    fn place(&self, names: &[&str]) -> String {
+        names.iter().find_map(|name| self.place_of(&format!("{name}("))).unwrap_or_default()
+    }
+
+    fn place_of(&self, words: &str) -> Option<String> {
+        let at = self.source.find(words)?;
+        let before = &self.source[..at];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |l| l.chars().count()) + 1;
+        Some(format!(" at line {line} column {column}"))
+    }
+}
+
+/// What `map` and `filter` append to their list, and on which condition: their `+` is the parser's own.
+fn appended<'a>(step: &'a IdedExpr, list: &str) -> Option<(Option<&'a IdedExpr>, &'a IdedExpr)> {
+    let Expr::Call(call) = &step.expr else { return None };
+    match (call.func_name.as_str(), call.args.as_slice()) {
+        (operators::CONDITIONAL, [condition, then, _]) => appended(then, list).map(|(_, item)| (Some(condition), item)),
+        (operators::ADD, [sum, item]) if matches!(&sum.expr, Expr::Ident(name) if name == list) => Some((None, item)),
+        _ => None,
+    }
+}
+
+fn is_number(expression: &IdedExpr) -> bool {
+    matches!(&expression.expr, Expr::Literal(LiteralValue::Int(_) | LiteralValue::UInt(_) | LiteralValue::Double(_)))
+}
+
+/// `math.abs` of `math.abs(x)`, `size` of `x.size()`.
+fn full_name(call: &CallExpr) -> String {
+    match call.target.as_ref().map(|target| &target.expr) {
+        Some(Expr::Ident(space)) if NAMESPACES.contains(&space.as_str()) => format!("{space}.{}", call.func_name),
+        _ => call.func_name.clone(),
+    }
+}

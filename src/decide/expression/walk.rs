@@ -1,0 +1,225 @@
+//! What an expression reads, from its tree: free variables, members of them, plain paths.
+
+use std::collections::BTreeSet;
+
+use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
+use serde_json::Value;
+
+use super::filter::{NAMESPACES, TYPES};
+use super::{Scope, kind};
+
+pub fn each_child<'a>(expression: &'a Expr, visit: &mut dyn FnMut(&'a IdedExpr)) {
+    match expression {
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
+        Expr::Call(call) => {
+            if let Some(target) = &call.target {
+                visit(target);
+            }
+            call.args.iter().for_each(visit);
+        }
+        Expr::Comprehension(c) => {
+            [&c.iter_range, &c.accu_init, &c.loop_cond, &c.loop_step, &c.result].into_iter().for_each(visit);
+        }
+        Expr::List(list) => list.elements.iter().for_each(visit),
+        Expr::Select(select) => visit(&select.operand),
+        Expr::Map(map) => map.entries.iter().for_each(|entry| each_entry(&entry.expr, visit)),
+        Expr::Struct(object) => object.entries.iter().for_each(|entry| each_entry(&entry.expr, visit)),
+    }
+}
+
+fn each_entry<'a>(entry: &'a EntryExpr, visit: &mut dyn FnMut(&'a IdedExpr)) {
+    match entry {
+        EntryExpr::StructField(field) => visit(&field.value),
+        EntryExpr::MapEntry(entry) => {
+            visit(&entry.key);
+            visit(&entry.value);
+        }
+    }
+}
+
+/// What an expression reads of its scope.
+#[derive(Debug, Default)]
+pub struct Reads {
+    /// Free variables: those of its own loops are none.
+    pub variables: BTreeSet<String>,
+    /// Variable and member, where the member is named literally.
+    pub members: BTreeSet<(String, String)>,
+    /// Variables that are used as a whole somewhere.
+    pub whole: BTreeSet<String>,
+}
+
+pub fn reads(tree: &IdedExpr) -> Reads {
+    let mut found = Reads::default();
+    found.visit(tree, &mut Vec::new());
+    found
+}
+
+impl Reads {
+    fn visit<'a>(&mut self, expression: &'a IdedExpr, bound: &mut Vec<&'a str>) {
+        if let Some((variable, member)) = member(&expression.expr)
+            && !bound.contains(&variable)
+        {
+            self.variables.insert(variable.to_owned());
+            self.members.insert((variable.to_owned(), member.to_owned()));
+            return;
+        }
+        match &expression.expr {
+            Expr::Ident(name) => {
+                let own = name.starts_with('@') || bound.contains(&name.as_str()) || TYPES.contains(&name.as_str());
+                if !own {
+                    self.variables.insert(name.clone());
+                    self.whole.insert(name.clone());
+                }
+            }
+            Expr::Comprehension(c) => {
+                self.visit(&c.iter_range, bound);
+                self.visit(&c.accu_init, bound);
+                let before = bound.len();
+                bound.push(&c.accu_var);
+                self.visit(&c.result, bound);
+                bound.push(&c.iter_var);
+                bound.extend(c.iter_var2.as_deref());
+                self.visit(&c.loop_cond, bound);
+                self.visit(&c.loop_step, bound);
+                bound.truncate(before);
+            }
+            Expr::Call(call) if is_namespaced(call) => call.args.iter().for_each(|a| self.visit(a, bound)),
+            other => each_child(other, &mut |child| self.visit(child, bound)),
+        }
+    }
+}
+
+fn is_namespaced(call: &CallExpr) -> bool {
+    let target = call.target.as_ref().map(|target| &target.expr);
+    matches!(target, Some(Expr::Ident(space)) if NAMESPACES.contains(&space.as_str()))
+}
+
+/// `v.m`, `v["m"]`, `v.?m`, `v[?"m"]`.
+fn member(expression: &Expr) -> Option<(&str, &str)> {
+    let (operand, name) = access(expression)?;
+    match (&operand.expr, name) {
+        (Expr::Ident(variable), Key::Name(name)) => Some((variable, name)),
+        _ => None,
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Key<'a> {
+    Name(&'a str),
+    Index(i64),
+}
+
+/// One step into a value, by a literal name or index.
+fn access(expression: &Expr) -> Option<(&IdedExpr, Key<'_>)> {
+    match expression {
+        Expr::Select(select) => Some((&select.operand, Key::Name(&select.field))),
+        Expr::Call(call) if is_access(&call.func_name) => {
+            let mut operands = call.target.as_deref().into_iter().chain(&call.args);
+            let (container, key) = (operands.next()?, operands.next()?);
+            match &key.expr {
+                Expr::Literal(LiteralValue::String(name)) => Some((container, Key::Name(name.inner()))),
+                Expr::Literal(LiteralValue::Int(index)) => Some((container, Key::Index(*index.inner()))),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+fn is_access(function: &str) -> bool {
+    [operators::INDEX, operators::OPT_INDEX, operators::OPT_SELECT].contains(&function)
+}
+
+/// `a.b.c`, `a["b"][0]`, `a.?b.c.orValue([])`: resolved without CEL.
+pub struct Path<'a> {
+    root: &'a str,
+    steps: Vec<Access<'a>>,
+    /// What `orValue` gives.
+    otherwise: Option<Value>,
+}
+
+struct Access<'a> {
+    key: Key<'a>,
+    optional: bool,
+}
+
+impl<'a> Path<'a> {
+    /// Where the whole expression is nothing else. Optional ones must end with `orValue`: CEL knows what to say else.
+    pub fn of(tree: &'a IdedExpr) -> Option<Self> {
+        let (chain, otherwise) = match &tree.expr {
+            Expr::Call(call) if call.func_name == "orValue" => {
+                (call.target.as_deref()?, Some(literal(&call.args.first()?.expr)?))
+            }
+            _ => (tree, None),
+        };
+        let mut path = Self { root: "", steps: Vec::new(), otherwise };
+        path.follow(chain)?;
+        let optional = path.steps.iter().any(|step| step.optional);
+        (optional == path.otherwise.is_some()).then_some(path)
+    }
+
+    fn follow(&mut self, chain: &'a IdedExpr) -> Option<()> {
+        if let Expr::Ident(name) = &chain.expr {
+            self.root = name;
+            return Some(());
+        }
+        if matches!(&chain.expr, Expr::Select(select) if select.test) {
+            return None;
+        }
+        let (operand, key) = access(&chain.expr)?;
+        self.follow(operand)?;
+        let optional = matches!(&chain.expr, Expr::Call(call) if call.func_name != operators::INDEX);
+        // Behind an optional step every step is one.
+        let optional = optional || self.steps.last().is_some_and(|step| step.optional);
+        self.steps.push(Access { key, optional });
+        Some(())
+    }
+
+    pub fn resolve(&self, scope: &Scope) -> Result<Value, String> {
+        let mut value = scope.get(self.root).ok_or_else(|| format!("{} is not known here", self.root))?;
+        for (depth, step) in self.steps.iter().enumerate() {
+            match (enter(value, step.key), &self.otherwise) {
+                (Some(inner), _) => value = inner,
+                (None, Some(otherwise)) if step.optional => return Ok(otherwise.clone()),
+                (None, _) => return Err(self.absent(depth, value)),
+            }
+        }
+        Ok(value.clone())
+    }
+
+    fn absent(&self, depth: usize, value: &Value) -> String {
+        let mut place = self.root.to_owned();
+        for step in &self.steps[..depth] {
+            match step.key {
+                Key::Name(name) => place.push_str(&format!(".{name}")),
+                Key::Index(index) => place.push_str(&format!("[{index}]")),
+            }
+        }
+        match (self.steps[depth].key, value) {
+            (Key::Name(name), Value::Object(_)) => format!("{place} has no field {name}"),
+            (Key::Name(name), other) => format!("{place} is {}, not an object with a field {name}", kind(other)),
+            (Key::Index(index), Value::Array(items)) => format!("{place} has {} items, none at {index}", items.len()),
+            (Key::Index(_), other) => format!("{place} is {}, not a list", kind(other)),
+        }
+    }
+}
+
+fn enter<'v>(value: &'v Value, key: Key<'_>) -> Option<&'v Value> {
+    match (key, value) {
+        (Key::Name(name), Value::Object(map)) => map.get(name),
+        (Key::Index(index), Value::Array(items)) => items.get(usize::try_from(index).ok()?),
+        _ => None,
+    }
+}
+
+fn literal(expression: &Expr) -> Option<Value> {
+    Some(match expression {
+        Expr::Literal(LiteralValue::String(text)) => Value::String(text.inner().to_owned()),
+        Expr::Literal(LiteralValue::Int(n)) => Value::from(*n.inner()),
+        Expr::Literal(LiteralValue::Boolean(b)) => Value::Bool(*b.inner()),
+        Expr::Literal(LiteralValue::Null) => Value::Null,
+        Expr::List(list) if list.elements.is_empty() => Value::Array(Vec::new()),
+        Expr::Map(map) if map.entries.is_empty() => Value::Object(serde_json::Map::new()),
+        _ => return None,
+    })
+}

@@ -1,0 +1,218 @@
+//! Steps of one list: what each waits for, what is skipped, what a failure does to the rest.
+
+use rpds::RedBlackTreeMapSync;
+use serde_json::Value;
+
+use super::{AttemptResult, Failure, Fault, Frame, OnFailure, Outcome, Output, Phase, Seen, Start, Step, Walk};
+use crate::api::limits::DOCUMENT_BYTES;
+use crate::api::step::Order;
+use crate::decide::expression;
+use crate::decide::order;
+
+/// The steps of a list, how they follow each other, and what they give together.
+pub(super) type Body<'s> = (&'s [Step], Order, Option<&'s str>);
+/// The steps of a list that have ended.
+pub(super) type Done = RedBlackTreeMapSync<String, Seen>;
+
+/// What `when` says.
+enum When {
+    Yes,
+    No,
+}
+
+impl Walk<'_> {
+    pub(super) fn list(&mut self, (steps, order, output): Body<'_>, frame: &Frame) -> (Outcome, Done) {
+        let mut here = frame.clone();
+        let mut ended: Vec<Option<Seen>> = vec![None; steps.len()];
+        let (mut failure, mut open, mut ahead, mut begun) = (None, false, false, false);
+        for index in order::sequence(steps, order) {
+            let step = &steps[index];
+            let needed = order::needed(steps, order, index);
+            let ready = needed.iter().all(|n| ended[*n].is_some()) && failure.is_none();
+            let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
+            let inner = Frame { start: if ready { frame.start } else { Start::Not }, fresh, ..here.clone() };
+            let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
+            let outcome = if !ready {
+                self.execution(step, &inner)
+            } else if order == Order::Graph
+                && needed.iter().any(|n| skipped(n) && !order::asks_about(step, &steps[*n].name))
+            {
+                self.skip(step, &inner)
+            } else {
+                self.step(step, &inner)
+            };
+            match outcome {
+                Outcome::Done(seen) => {
+                    begun = true;
+                    here.done.insert_mut(step.name.clone(), seen.clone());
+                    ended[index] = Some(seen);
+                }
+                Outcome::Open => open = true,
+                Outcome::Ahead => ahead = true,
+                Outcome::Failing(f) => {
+                    open = true;
+                    failure = first(failure, f);
+                }
+                Outcome::Failed(f) => failure = first(failure, f),
+            }
+        }
+        let outcome = match failure {
+            Some(failure) if open => Outcome::Failing(failure),
+            Some(failure) => Outcome::Failed(failure),
+            None if open || (ahead && begun) => Outcome::Open,
+            None if ahead => Outcome::Ahead,
+            None => self.together(output, &ended, &here),
+        };
+        (outcome, here.done)
+    }
+
+    /// What a list gives whose steps have all ended: its last step's output, unless told.
+    fn together(&mut self, output: Option<&str>, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
+        let fresh = ended.iter().flatten().any(|s| s.fresh);
+        let last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
+        let Some(text) = output else {
+            return Outcome::Done(Seen { phase: Phase::Completed, output: last, fresh });
+        };
+        let path = frame.prefix.trim_end_matches('/').to_owned();
+        match self.computed(text, &path, frame) {
+            Ok(output) => Outcome::Done(Seen { phase: Phase::Completed, output, fresh }),
+            Err(fault) => self.at_fault(fault, &path, frame),
+        }
+    }
+
+    /// A value that is computed once from what cannot change any more.
+    fn computed(&mut self, text: &str, path: &str, frame: &Frame) -> Result<Output, Fault> {
+        let place = frame.place(path);
+        if let Some(known) = self.settled.values.get(&place) {
+            return Ok(Output::Value(known.clone()));
+        }
+        let value = self.evaluate(text, frame, "output")?;
+        if expression::size(&value) > DOCUMENT_BYTES {
+            return Err(Fault::Wrong(format!("output gives more than {DOCUMENT_BYTES} bytes")));
+        }
+        let value = std::sync::Arc::new(value);
+        if frame.keys.is_empty() {
+            self.settled.values.insert(place, value.clone());
+        }
+        Ok(Output::Value(value))
+    }
+
+    /// A step whose turn it is.
+    fn step(&mut self, step: &Step, frame: &Frame) -> Outcome {
+        let path = format!("{}{}", frame.prefix, step.name);
+        match self.when(step, &path, frame) {
+            Ok(When::No) => self.skip(step, frame),
+            Ok(When::Yes) => self.execution(step, frame),
+            Err(fault) => {
+                self.want(&path, frame);
+                self.at_fault(fault, &path, frame)
+            }
+        }
+    }
+
+    fn want(&mut self, path: &str, frame: &Frame) {
+        if frame.keys.is_empty() {
+            self.tally(path).wanted = Some(1);
+        }
+    }
+
+    fn when(&mut self, step: &Step, path: &str, frame: &Frame) -> Result<When, Fault> {
+        let Some(text) = &step.when else { return Ok(When::Yes) };
+        let outside = frame.keys.is_empty();
+        let latched = self.latched.get(path).and_then(|s| s.when).filter(|_| outside);
+        let verdict = match latched {
+            Some(verdict) => verdict,
+            None => match self.evaluate(text, frame, "when")? {
+                Value::Bool(verdict) => verdict,
+                other => {
+                    return Err(Fault::Wrong(format!("when gives {}, not true or false", expression::kind(&other))));
+                }
+            },
+        };
+        if outside {
+            self.tally(path).when = Some(verdict);
+        }
+        Ok(if verdict { When::Yes } else { When::No })
+    }
+
+    fn skip(&mut self, step: &Step, frame: &Frame) -> Outcome {
+        let path = format!("{}{}", frame.prefix, step.name);
+        self.want(&path, frame);
+        self.skipped(step, &path);
+        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: false })
+    }
+
+    /// The step, and all that is in it.
+    fn skipped(&mut self, step: &Step, path: &str) {
+        let tally = self.tally(path);
+        tally.counts.skipped += 1;
+        tally.complete += 1;
+        tally.wanted.get_or_insert(1);
+        for inner in &step.steps {
+            self.skipped(inner, &format!("{path}/{}", inner.name));
+        }
+    }
+
+    fn execution(&mut self, step: &Step, frame: &Frame) -> Outcome {
+        let path = format!("{}{}", frame.prefix, step.name);
+        self.want(&path, frame);
+        let mark = self.stand.creates.len();
+        let outcome = match &step.for_each {
+            None => self.body(step, &path, frame).0,
+            Some(for_each) => self.for_each((step, for_each), &path, frame),
+        };
+        let outcome = self.passed_over(step, outcome, mark);
+        let outside = frame.keys.is_empty();
+        let tally = self.tally(&path);
+        match &outcome {
+            Outcome::Done(seen) => {
+                tally.complete += 1;
+                tally.phase = outside.then_some(seen.phase);
+            }
+            Outcome::Failing(f) | Outcome::Failed(f) if outside && f.class != AttemptResult::Cancelled => {
+                tally.phase = Some(Phase::Failed);
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    pub(super) fn body(&mut self, step: &Step, path: &str, frame: &Frame) -> (Outcome, Done) {
+        if !step.steps.is_empty() {
+            let inner = Frame { prefix: format!("{path}/"), ..frame.clone() };
+            return self.list((&step.steps, step.order.unwrap_or_default(), step.output.as_deref()), &inner);
+        }
+        let outcome = self.run(step, path, frame);
+        let mut done = frame.done.clone();
+        if let Outcome::Done(seen) = &outcome {
+            done.insert_mut(step.name.clone(), seen.clone());
+        }
+        (outcome, done)
+    }
+
+    /// `onFailure: Continue`: the step is failed, its output null, the run goes on.
+    fn passed_over(&mut self, step: &Step, outcome: Outcome, mark: usize) -> Outcome {
+        let may = |f: &Failure| may_pass(f.class);
+        match outcome {
+            Outcome::Failing(f) if may(&f) && self.on_failure(step) == OnFailure::Continue => {
+                self.hold_back(mark);
+                Outcome::Open
+            }
+            Outcome::Failed(f) if may(&f) && self.on_failure(step) == OnFailure::Continue => {
+                Outcome::Done(Seen { phase: Phase::Failed, output: Output::Null, fresh: true })
+            }
+            other => other,
+        }
+    }
+}
+
+/// The first of two failures; what ended with the run is no cause.
+fn first(known: Option<Failure>, other: Failure) -> Option<Failure> {
+    let weak = |f: &Failure| f.class == AttemptResult::Cancelled;
+    Some(known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other))
+}
+
+/// Whether a failure of that class can be passed over at all.
+pub(super) fn may_pass(class: AttemptResult) -> bool {
+    !matches!(class, AttemptResult::Rejected | AttemptResult::Cancelled | AttemptResult::StepRunLost)
+}

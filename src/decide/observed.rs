@@ -1,0 +1,42 @@
+//! All that the decision about a run needs, in one value. Tables are persistent maps: taking one costs nothing, however
+//! many StepRuns or documents there are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rpds::RedBlackTreeMapSync;
+
+use super::document::Documents;
+use super::expression::Evaluate;
+use super::settled::Settled;
+use crate::api::agent::Agent;
+use crate::api::definition::Definition;
+use crate::api::step_run::StepRun;
+use crate::api::workflow::Workflow;
+use crate::api::workflow_template::WorkflowTemplate;
+
+/// StepRuns of one run, by name.
+pub type StepRuns = RedBlackTreeMapSync<String, Arc<StepRun>>;
+
+#[derive(Clone, Debug)]
+pub struct Observed {
+    pub workflow: Arc<Workflow>,
+    pub template: Option<Arc<WorkflowTemplate>>,
+    /// The pinned one, once there is one.
+    pub definition: Option<Arc<Definition>>,
+    /// Those that exist of the agents that the steps name.
+    pub agents: BTreeMap<String, Arc<Agent>>,
+    /// Those that this run's UID owns.
+    pub step_runs: StepRuns,
+    /// Of the namespace, contents left out.
+    pub documents: Documents,
+    /// Contents of documents that were asked for (`Decided::unread`), by the Document's name.
+    pub contents: BTreeMap<String, Arc<str>>,
+    /// Those of the run that this one goes on from.
+    pub previous: Option<StepRuns>,
+    /// What was found to be settled in earlier passes; losing it costs time only.
+    pub settled: Arc<Settled>,
+    pub evaluator: Arc<dyn Evaluate>,
+    pub now: Time,
+}

@@ -1,0 +1,170 @@
+//! The first pass: everything that must not change is written down before anything runs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::{Observed, Plan};
+use crate::api::agent::Agent;
+use crate::api::condition::clip;
+use crate::api::definition::Definition;
+use crate::api::name::{self, CREATED_BY};
+use crate::api::step::{OnFailure, Order, Step};
+use crate::api::workflow::{DefinitionRef, SessionPhase, SessionStatus, WorkflowStatus};
+use crate::decide::{Effect, build, document, status, validate};
+
+pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowStatus> {
+    let mut plan = Plan::default();
+    let spec = &o.workflow.spec;
+    status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
+    let at = (&o.now, status.observed_generation);
+    let own_faults = validate::workflow(spec);
+    if !own_faults.is_empty() {
+        status::invalid(&mut status, "InvalidWorkflow", &own_faults.join("; "), at);
+        plan.warn("InvalidWorkflow", clip(&own_faults.join("; "), 900));
+        plan.status = Some(status);
+        return plan;
+    }
+    let source = match resolved(o) {
+        Ok(source) => source,
+        Err((reason, message)) => {
+            status::pending(&mut status, reason, &message, at);
+            plan.status = Some(status);
+            return plan;
+        }
+    };
+    let given = spec.parameters.clone().unwrap_or_default();
+    let (parameters, faults) = validate::parameters(&given, source.parameters_schema.as_ref());
+    if !faults.is_empty() {
+        status::invalid(&mut status, "InvalidParameters", &faults.join("; "), at);
+        plan.warn("InvalidParameters", clip(&faults.join("; "), 900));
+        plan.status = Some(status);
+        return plan;
+    }
+    pin(o, status, source, parameters)
+}
+
+/// A definition, from the template or from the run itself.
+struct Source {
+    steps: Vec<Step>,
+    order: Option<Order>,
+    on_failure: Option<OnFailure>,
+    output: Option<String>,
+    timeout_seconds: Option<i64>,
+    parameters_schema: Option<Map<String, Value>>,
+}
+
+/// The steps to pin, or what they wait for, every missing thing with its path.
+fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
+    let spec = &o.workflow.spec;
+    let source = match &spec.template_ref {
+        None => Source {
+            steps: spec.steps.clone(),
+            order: spec.order,
+            on_failure: spec.on_failure,
+            output: spec.output.clone(),
+            timeout_seconds: spec.timeout_seconds,
+            parameters_schema: spec.parameters_schema.clone(),
+        },
+        Some(wanted) => {
+            let Some(template) = &o.template else {
+                return Err((
+                    "TemplateNotFound",
+                    format!(
+                        "spec.templateRef.name: WorkflowTemplate {} does not exist in this namespace; the run starts when it does",
+                        wanted.name
+                    ),
+                ));
+            };
+            let faults = validate::template(&template.spec);
+            if !faults.is_empty() {
+                return Err((
+                    "TemplateInvalid",
+                    format!(
+                        "WorkflowTemplate {}: {}; the run starts when it is mended",
+                        wanted.name,
+                        faults.join("; ")
+                    ),
+                ));
+            }
+            let written = template.spec.clone();
+            Source {
+                steps: written.steps,
+                order: written.order,
+                on_failure: spec.on_failure.or(written.on_failure),
+                output: written.output,
+                timeout_seconds: spec.timeout_seconds.or(written.timeout_seconds),
+                parameters_schema: written.parameters_schema,
+            }
+        }
+    };
+    let missing = missing_agents(&source.steps, "spec.steps", &o.agents);
+    if missing.is_empty() {
+        Ok(source)
+    } else {
+        Err(("AgentNotFound", format!("{}; the run starts when they exist", missing.join("; "))))
+    }
+}
+
+fn missing_agents(steps: &[Step], place: &str, agents: &BTreeMap<String, Arc<Agent>>) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        if let Some(agent) = step.agent_id.as_ref().filter(|a| !agents.contains_key(*a)) {
+            missing.push(format!("{place}[{index}].agentId: Agent {agent} does not exist in this namespace"));
+        }
+        missing.extend(missing_agents(&step.steps, &format!("{place}[{index}].steps"), agents));
+    }
+    missing
+}
+
+/// Everything that must not change is written down before anything runs: no StepRun in this pass.
+fn pin(
+    o: &Observed,
+    mut status: WorkflowStatus,
+    source: Source,
+    parameters: Map<String, Value>,
+) -> Plan<WorkflowStatus> {
+    let mut plan = Plan::default();
+    let (meta, spec) = (&o.workflow.metadata, &o.workflow.spec);
+    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+    let private = || format!("{own}-{}", uid.chars().take(8).collect::<String>());
+    let definition = Definition {
+        workflow: own.clone(),
+        workflow_uid: uid.clone(),
+        session: spec.session.clone().unwrap_or_else(private),
+        project: spec.project.clone(),
+        template: spec.template_ref.as_ref().map(|t| t.name.clone()),
+        input: spec.input.clone().unwrap_or_default(),
+        parameters,
+        order: source.order.unwrap_or_default(),
+        on_failure: source.on_failure.unwrap_or_default(),
+        output: source.output,
+        timeout_seconds: source.timeout_seconds,
+        steps: source.steps,
+    };
+    let text = serde_json::to_string(&definition).unwrap_or_default();
+    plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
+    for inline in &spec.documents {
+        let made = build::run_document(&o.workflow, inline);
+        let name = made.metadata.name.clone().unwrap_or_default();
+        let published = document::published(&made, &[]);
+        plan.effects.push(Effect::CreateDocument(Box::new(made)));
+        plan.effects.push(Effect::SetDocumentStatus { name, status: published });
+    }
+    status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
+    status.definition =
+        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: name::digest_bytes(text.as_bytes()) });
+    status.session = Some(SessionStatus {
+        id: definition.session.clone(),
+        phase: SessionPhase::Initiated,
+        start_time: Some(o.now.clone()),
+    });
+    status.started_at = Some(o.now.clone());
+    status.retry_of.clone_from(&spec.retry_of);
+    let at = (&o.now, status.observed_generation);
+    status::pending(&mut status, "Initiated", "the definition is pinned", at);
+    plan.notice("Started", format!("session {}", definition.session));
+    plan.status = Some(status);
+    plan
+}

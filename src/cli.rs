@@ -3,19 +3,26 @@
 
 mod answer;
 mod approve;
+mod cancel;
 mod connect;
+mod control;
 mod decide;
 mod fault;
+mod history;
 mod inbox;
 mod line;
+mod lint;
 mod list;
 mod mailbox;
 mod print;
 mod reject;
+mod resume;
+mod retry;
 mod rows;
 mod run;
 mod show;
 mod step_page;
+mod suspend;
 mod target;
 mod text;
 mod tree;
@@ -39,7 +46,7 @@ Targets:
 
 Exit codes:
   0  done; the run completed
-  1  the run failed or was cancelled; or the wait that was to be answered is over
+  1  the run failed or was cancelled; or it is too late: the wait or the run is over; or lint found faults
   2  wrong usage
   3  the run waits for people (watch --until-wait)
   4  not found, or more than one fits
@@ -53,6 +60,9 @@ Examples:
   kubectl lockstep inbox -A
   kubectl lockstep show shop/discovery
   kubectl lockstep approve shop/discovery -m 'good'
+  kubectl lockstep history shop --decisions
+  kubectl lockstep retry shop --from architecture
+  kubectl lockstep lint flow.yaml
 ";
 
 #[derive(Parser, Debug)]
@@ -83,6 +93,12 @@ enum Verb {
     Approve(approve::Args),
     Reject(reject::Args),
     Answer(answer::Args),
+    History(history::Args),
+    Retry(retry::Args),
+    Cancel(cancel::Args),
+    Suspend(suspend::Args),
+    Resume(resume::Args),
+    Lint(lint::Args),
     Version(version::Args),
 }
 
@@ -124,6 +140,9 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
     {
         return version::client(cli.global.output);
     }
+    if let Verb::Lint(args) = &cli.verb {
+        return lint::run(cli.global.output, args);
+    }
     let on = Connection::open(&cli.global).await?;
     match cli.verb {
         Verb::Run(args) => run::run(&on, args).await,
@@ -134,6 +153,12 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
         Verb::Approve(args) => approve::run(&on, &args).await,
         Verb::Reject(args) => reject::run(&on, &args).await,
         Verb::Answer(args) => answer::run(&on, &args).await,
+        Verb::History(args) => history::run(&on, &args).await,
+        Verb::Retry(args) => retry::run(&on, &args).await,
+        Verb::Cancel(args) => cancel::run(&on, &args).await,
+        Verb::Suspend(args) => suspend::run(&on, &args).await,
+        Verb::Resume(args) => resume::run(&on, &args).await,
+        Verb::Lint(args) => lint::run(on.output, &args),
         Verb::Version(_) => version::run(&on).await,
     }
 }
@@ -157,6 +182,13 @@ mod tests {
             "kubectl-lockstep run default --param a=1 --param b=@f.json --doc brief=b.md",
             "kubectl-lockstep run -f run.yaml",
             "kubectl-lockstep answer shop/a retry -m more --request-timeout 5s",
+            "kubectl-lockstep answer shop/a -5",
+            "kubectl-lockstep history shop --decisions -o json",
+            "kubectl-lockstep retry shop --from a --name b -w",
+            "kubectl-lockstep cancel shop --wait",
+            "kubectl-lockstep suspend shop",
+            "kubectl-lockstep resume shop",
+            "kubectl-lockstep lint - a.yaml -o json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -164,7 +196,9 @@ mod tests {
             "kubectl-lockstep",
             "kubectl-lockstep run",
             "kubectl-lockstep reject shop/a",
-            "kubectl-lockstep answer shop/a perhaps",
+            "kubectl-lockstep answer shop/a",
+            "kubectl-lockstep cancel",
+            "kubectl-lockstep lint",
             "kubectl-lockstep list -o fancy",
         ] {
             let wrong = Cli::try_parse_from(line.split(' ')).err();

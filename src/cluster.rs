@@ -11,8 +11,11 @@ pub mod contents;
 pub mod error;
 pub mod evaluator;
 pub mod guard;
+pub mod lease;
 pub mod observe;
 pub mod publish;
+pub mod refusals;
+pub mod slots;
 pub mod tls;
 pub mod world;
 

@@ -1,6 +1,7 @@
 //! Wiring: who is woken by what, and one reconcile a kind, each the same four lines: observe, decide, apply, publish.
 
 pub mod context;
+pub mod history;
 pub mod reconcile;
 pub mod triggers;
 
@@ -9,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt;
 use futures::channel::mpsc;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use tokio::sync::watch;
 
 use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::cluster::cache::{Cache, Watched, ready};
@@ -25,7 +27,10 @@ use crate::cluster::consistency::Consistency;
 use crate::cluster::contents::{Contents, Memory};
 use crate::cluster::evaluator::Evaluator;
 use crate::cluster::guard::{Accounts, PolicyGuard};
+use crate::cluster::lease::{Elector, Standing};
 use crate::cluster::observe::Observer;
+use crate::cluster::refusals::Refusals;
+use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
 use crate::cluster::{Error, tls};
 use crate::decide::build::Surroundings;
@@ -68,6 +73,12 @@ pub struct Options {
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "LOCKSTEP_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
     pub metrics_listen: SocketAddr,
+    /// Work only while holding the Lease: of several replicas one works, the others stand by with their caches filled.
+    #[arg(long, env = "LOCKSTEP_LEADER_ELECT", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    /// The Lease, in the operator's namespace.
+    #[arg(long, env = "LOCKSTEP_LEASE_NAME", default_value = "lockstep-operator")]
+    pub lease_name: String,
     /// Passes that may run at once, for each kind.
     #[arg(long, env = "LOCKSTEP_CONCURRENCY", default_value_t = 16)]
     pub concurrency: u16,
@@ -75,6 +86,9 @@ pub struct Options {
     /// workflow can stop the operator.
     #[arg(long, env = "LOCKSTEP_ISOLATE_EXPRESSIONS", default_value_t = true, action = clap::ArgAction::Set)]
     pub isolate_expressions: bool,
+    /// Attempts that may run at once in one namespace, the oldest run first; 0 for no limit.
+    #[arg(long, env = "LOCKSTEP_MAX_CONCURRENT_PER_NAMESPACE", default_value_t = 0)]
+    pub max_concurrent_per_namespace: usize,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,20 +116,35 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
         evaluator: if options.isolate_expressions { Evaluator::isolated() } else { Evaluator::InProcess },
+        slots: Slots::new(options.max_concurrent_per_namespace),
+        refusals: Refusals::default(),
     };
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });
     let context = Arc::new(Context::new(observer, recorder, metrics));
+    let mut elector =
+        Elector::new(context.observer.client.clone(), &options.namespace, &options.lease_name, identity());
+    let standing = elector.standing();
     let ended = tokio::select! {
-        what = supervise(&options, Arc::clone(&context), health) => what,
+        what = supervise(&options, Arc::clone(&context), health, standing) => what,
+        why = elector.run(), if options.leader_elect => why.to_owned(),
         () = renewing => "renewing the certificate ended".to_owned(),
         served = listening => format!("the metrics listener ended: {served:?}"),
         () = terminated() => {
             tracing::info!("SIGTERM: stopping");
-            return Ok(());
+            String::new()
         }
     };
-    anyhow::bail!(ended)
+    // No pass runs any more; where leading was lost there is nothing to give back.
+    elector.leave().await;
+    anyhow::ensure!(ended.is_empty(), ended);
+    Ok(())
+}
+
+/// The pod's name: who starts again in its place finds its own lease, and goes on at once.
+fn identity() -> String {
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| OPERATOR.to_owned());
+    format!("{host}_{}", std::process::id())
 }
 
 async fn terminated() {
@@ -159,39 +188,68 @@ async fn surroundings(options: &Options, client: &Client) -> anyhow::Result<(Sur
     Ok((surroundings, names))
 }
 
-/// Watches everything, reconciles everything; returns only if something ends that must not.
-async fn supervise(options: &Options, context: Arc<Context>, health: Health) -> String {
-    let (triggers, queues) = Triggers::new();
+/// Watches everything, and reconciles everything once this one leads; returns only if something ends that must not.
+async fn supervise(
+    options: &Options,
+    context: Arc<Context>,
+    health: Health,
+    standing: watch::Receiver<Standing>,
+) -> String {
+    let (triggers, mut queues) = Triggers::new();
     let triggers = Arc::new(triggers);
-    let watching = watches(&context, &triggers);
-    let world = &context.observer.world;
-    let filled = async {
-        let all = [
-            ready(&world.agents).await,
-            ready(&world.templates).await,
-            ready(&world.workflows).await,
-            ready(&world.step_runs).await,
-            ready(&world.documents).await,
-            ready(&world.jobs).await,
-            ready(&world.pods).await,
-        ];
-        all.iter().all(|ready| *ready)
+    let mut watching = futures::future::select_all(watches(&context, &triggers));
+    let standby = async {
+        if !filled(&context.observer.world).await {
+            return "a watch ended before its first list".to_owned();
+        }
+        health.set_ready();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %context.observer.surroundings.gateway_url, "ready");
+        if options.leader_elect { led(standing).await } else { String::new() }
     };
-    if !filled.await {
-        return "a watch ended before its first list".to_owned();
+    let why = tokio::select! {
+        // Who leads looks at every object; till then a full queue would hold up the watches.
+        () = queues.discard() => "the queues ended".to_owned(),
+        why = standby => why,
+        _ = &mut watching => "a watch ended".to_owned(),
+    };
+    if !why.is_empty() {
+        return why;
     }
-    health.set_ready();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %context.observer.surroundings.gateway_url, "ready");
-    let n = options.concurrency;
+    context.observer.restore_slots();
+    context.leads();
+    let (n, world) = (options.concurrency, &context.observer.world);
     tokio::select! {
         () = drive("Workflow", &world.workflows, queues.workflows, (&context, n), reconcile::workflow) => {}
         () = drive("StepRun", &world.step_runs, queues.step_runs, (&context, n), reconcile::step_run) => {}
         () = drive("Agent", &world.agents, queues.agents, (&context, n), reconcile::agent) => {}
         () = drive("WorkflowTemplate", &world.templates, queues.templates, (&context, n), reconcile::template) => {}
         () = drive("Document", &world.documents, queues.documents, (&context, n), reconcile::document) => {}
-        _ = futures::future::select_all(watching) => {}
+        () = triggers.turns(&context.observer.slots) => {}
+        _ = watching => {}
     }
     "a controller or a watch ended".to_owned()
+}
+
+/// Whether every cache has had its first list.
+async fn filled(world: &World) -> bool {
+    let all = [
+        ready(&world.agents).await,
+        ready(&world.templates).await,
+        ready(&world.workflows).await,
+        ready(&world.step_runs).await,
+        ready(&world.documents).await,
+        ready(&world.jobs).await,
+        ready(&world.pods).await,
+    ];
+    all.iter().all(|ready| *ready)
+}
+
+/// Waits until this one leads; the reason why it never will, or nothing.
+async fn led(mut standing: watch::Receiver<Standing>) -> String {
+    match standing.wait_for(|standing| *standing == Standing::Leading).await {
+        Ok(_) => String::new(),
+        Err(_) => "the election ended".to_owned(),
+    }
 }
 
 fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task::JoinHandle<()>> {
@@ -214,7 +272,15 @@ fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task:
         one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
         one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
         one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
-        one(both, |w| &w.step_runs, all(), |t, _, o| async move { t.step_run(&o).await }),
+        one(
+            both,
+            |w| &w.step_runs,
+            all(),
+            |t, c, o| async move {
+                c.observer.left(&o);
+                t.step_run(&o).await;
+            },
+        ),
         one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
         one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
         one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
@@ -232,6 +298,9 @@ async fn drive<K, R, F>(
     R: Fn(Arc<Context>, Arc<K>) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
+    let there: Vec<ObjectRef<K>> =
+        cache.store().state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect();
+    let queue = stream::iter(there).chain(queue);
     let passes = applier(
         move |object: Arc<K>, context: Arc<Context>| {
             Box::pin(guarded(kind, object.meta().uid.clone(), Arc::clone(&context), reconcile(context, object)))

@@ -6,11 +6,13 @@
 
 pub mod agent;
 pub mod build;
+pub mod claim;
 pub mod document;
 pub mod expression;
 pub mod failure;
 pub mod gate;
 pub mod graph;
+pub mod history;
 pub mod observed;
 pub mod order;
 pub mod plan;

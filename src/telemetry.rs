@@ -13,6 +13,7 @@ use axum::routing::get;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
@@ -47,6 +48,7 @@ pub struct Metrics {
     reconciles: Family<KindLabel, Histogram>,
     errors: Family<ErrorLabel, Counter>,
     writes: Family<EffectLabel, Counter>,
+    leading: Gauge,
 }
 
 impl Default for Metrics {
@@ -54,11 +56,12 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("lockstep");
         let reconciles =
             Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.001, 2.0, 14))) as fn() -> Histogram);
-        let (errors, writes) = (Family::default(), Family::default());
+        let (errors, writes, leading) = (Family::default(), Family::default(), Gauge::default());
         registry.register("reconcile_seconds", "Time of one pass, by kind", reconciles.clone());
         registry.register("reconcile_errors", "Passes that the cluster failed, by kind and class", errors.clone());
         registry.register("writes", "Writes to the API server, by effect", writes.clone());
-        Self { registry, reconciles, errors, writes }
+        registry.register("leading", "1 where this process works, 0 where it stands by", leading.clone());
+        Self { registry, reconciles, errors, writes, leading }
     }
 }
 
@@ -73,6 +76,10 @@ impl Metrics {
 
     pub fn wrote(&self, effect: &'static str) {
         self.writes.get_or_create(&EffectLabel { effect }).inc();
+    }
+
+    pub fn leading(&self) {
+        self.leading.set(1);
     }
 
     fn text(&self) -> String {

@@ -2,9 +2,9 @@
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
-use super::mailbox::{self, Letter};
+use super::mailbox::{self, Letter, Refusals};
 use super::print;
-use super::rows::{accepted, waits_at_gate};
+use super::rows::{so_far, waits_at_gate};
 use super::step_page;
 use super::target::{self, Target, label};
 use super::text::{indent, inline, put};
@@ -54,10 +54,11 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
             && gate_of(now).is_some_and(|g| g.output_digest == gate.output_digest && g.round == gate.round)
             && mailbox::taken(now, DECISION).is_none()
     };
+    let refusals = Refusals::before(on, &step, DECISION, "DecisionRefused").await;
     mailbox::post(on, &step, &letter, same).await?;
     let by = letter.by.as_deref();
     let before = gate.decisions.len();
-    let now = mailbox::latched(on, &step, |now| {
+    let now = mailbox::latched(on, &step, &refusals, |now| {
         gate_of(now).is_none_or(|g| g.state != GateState::Waiting || mine(g, by, before).is_some())
     })
     .await?;
@@ -140,11 +141,11 @@ fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> 
         return open_gate(step).map(|_| Code::Done);
     };
     let word = if own.accepted { "accepted" } else { "rejected" };
-    let count = accepted(step);
+    let count = so_far(step).unwrap_or_else(|| "1 of 1".to_owned());
     let run = &step.spec.workflow.name;
     let rest = match gate.state {
-        GateState::Accepted => format!("{count} of {count}; the run goes on"),
-        GateState::Waiting => format!("{count} so far; the gate waits for more"),
+        GateState::Accepted => format!("{count}; the run goes on"),
+        GateState::Waiting => format!("{count}; the gate waits for more"),
         GateState::Rejected => format!("the round is over; see {}", on.hint("watch", run)),
         GateState::Closed | GateState::NotRequired => "but the gate is closed".to_owned(),
     };

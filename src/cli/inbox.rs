@@ -8,6 +8,7 @@ use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::line::View;
 use super::print::{self, Format};
+use super::rows::so_far;
 use super::target::label;
 use super::text::{age, inline, put, quote, table};
 use super::wait;
@@ -63,10 +64,9 @@ fn row(step: &StepRun, now: Timestamp) -> Vec<String> {
     let target = format!("{}/{}", step.spec.workflow.name, label(step));
     let status = step.status.clone().unwrap_or_default();
     let gate = step.spec.gate.as_ref().map_or("", |gate| &gate.name);
-    let what = match status.waiting_for {
-        Some(wait) => format!("{:?}", wait.kind),
-        None => format!("gate {gate}, round {}", status.round),
-    };
+    let so_far = so_far(step).map_or_else(String::new, |so_far| format!(", {so_far}"));
+    let at_gate = || format!("gate {gate}, round {}{so_far}", status.round);
+    let what = status.waiting_for.as_ref().map_or_else(at_gate, |wait| format!("{:?}", wait.kind));
     let at = since(step).map(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time);
     let namespace = step.namespace().unwrap_or_default();
     vec![

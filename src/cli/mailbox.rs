@@ -1,13 +1,15 @@
 //! The mailbox on a StepRun: annotations that carry what a person says, and the wait until the operator took it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
+use k8s_openapi::api::core::v1::Event;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, watcher};
 use serde_json::{Map, Value, json};
 
 use super::connect::Connection;
@@ -99,16 +101,71 @@ pub fn taken(step: &StepRun, key: &str) -> Option<String> {
     Some(notes.get(DECIDED_BY).map_or_else(|| "somebody".to_owned(), |by| super::text::inline(by, 256)))
 }
 
-/// Waits until the operator latched it.
-pub async fn latched(on: &Connection, step: &StepRun, done: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
+/// What tells that a letter was refused: the Events of that reason, as they were before.
+pub struct Refusals {
+    key: &'static str,
+    reason: &'static str,
+    before: BTreeMap<String, Option<String>>,
+}
+
+impl Refusals {
+    /// Taken before the letter is posted. Who may not read Events gets no reason, nothing else.
+    pub async fn before(on: &Connection, step: &StepRun, key: &'static str, reason: &'static str) -> Self {
+        let params = ListParams::default().fields(&about(step, reason));
+        let list = on.call("read the events", on.api::<Event>().list(&params)).await;
+        let events = list.map(|list| list.items).unwrap_or_default();
+        let before = events.into_iter().map(|e| (e.name_any(), e.resource_version())).collect();
+        Self { key, reason, before }
+    }
+
+    /// The operator's words. Its Events follow its writes, so they are waited for a moment.
+    async fn fault(&self, on: &Connection, step: &StepRun) -> Fault {
+        let fields = watcher::Config::default().fields(&about(step, self.reason));
+        let mut events = watcher(on.api::<Event>(), fields).boxed();
+        let told = async {
+            while let Some(Ok(event)) = events.next().await {
+                if let watcher::Event::Apply(event) | watcher::Event::InitApply(event) = event
+                    && self.before.get(&event.name_any()) != Some(&event.resource_version())
+                {
+                    return event.message;
+                }
+            }
+            None
+        };
+        let words = tokio::time::timeout(Duration::from_secs(3), told).await.ok().flatten();
+        let why = words.map_or_else(
+            || format!("the operator did not take it; see kubectl describe steprun {}", step.name_any()),
+            |words| super::text::inline(&words, 1024),
+        );
+        Fault::new(Code::Failed, format!("{}: {why}", label(step)))
+    }
+}
+
+fn about(step: &StepRun, reason: &str) -> String {
+    format!("involvedObject.uid={},reason={reason}", step.uid().unwrap_or_default())
+}
+
+/// Waits until the operator latched the letter, or emptied the mailbox without.
+pub async fn latched(
+    on: &Connection,
+    step: &StepRun,
+    refusals: &Refusals,
+    done: impl Fn(&StepRun) -> bool,
+) -> Result<StepRun, Fault> {
     let name = step.name_any();
     let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let mut events = watcher(on.api::<StepRun>(), fields).default_backoff().boxed();
     let watch = async {
         while let Some(event) = events.next().await {
             match event {
-                Ok(Event::Apply(now) | Event::InitApply(now)) if done(&now) => return Ok(now),
-                Ok(Event::Delete(_)) => {
+                Ok(watcher::Event::Apply(now) | watcher::Event::InitApply(now)) if done(&now) => return Ok(Some(now)),
+                // What is taken up is in the status before it leaves the mailbox.
+                Ok(watcher::Event::Apply(now) | watcher::Event::InitApply(now))
+                    if !now.annotations().contains_key(refusals.key) =>
+                {
+                    return Ok(None);
+                }
+                Ok(watcher::Event::Delete(_)) => {
                     return Err(Fault::missing(format!("the step {name} was deleted")));
                 }
                 Ok(_) => {}
@@ -121,13 +178,16 @@ pub async fn latched(on: &Connection, step: &StepRun, done: impl Fn(&StepRun) ->
         }
         Err(Fault::new(Code::Api, "the watch ended; see kubectl lockstep show"))
     };
-    tokio::time::timeout(PATIENCE, watch).await.unwrap_or_else(|_| {
-        Err(Fault::new(
+    match tokio::time::timeout(PATIENCE, watch).await {
+        Ok(Ok(Some(now))) => Ok(now),
+        Ok(Ok(None)) => Err(refusals.fault(on, step).await),
+        Ok(Err(fault)) => Err(fault),
+        Err(_) => Err(Fault::new(
             Code::Api,
             format!(
                 "it is written, but no operator has taken it up within {} s; it stays valid; is the operator running? see kubectl lockstep version",
                 PATIENCE.as_secs()
             ),
-        ))
-    })
+        )),
+    }
 }

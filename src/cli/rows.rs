@@ -1,14 +1,15 @@
 //! What a run looks like, one row a step or item: the model behind `watch` and `show`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::ResourceExt;
 use std::fmt::Write as _;
 
 use super::target::{keys, label};
 use super::text::inline;
+use crate::api::condition;
 use crate::api::step_run::GateState;
-use crate::api::workflow::{Phase, StepStatus};
-use crate::api::{StepRun, Workflow};
+use crate::api::workflow::{Counts, Phase, StepStatus};
+use crate::api::{StepRun, StepRunStatus, Workflow};
+use crate::decide::history::{Place, places};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -25,28 +26,17 @@ pub struct Row {
     pub detail: String,
 }
 
-/// The steps of a run in file order, under each the items of its forEach.
+/// The steps of a run in file order, under each the items of its forEach. A StepRun is seen before the status that
+/// lists its step, and never hidden.
 pub fn rows(run: &Workflow, steps: &[StepRun]) -> Vec<Row> {
-    let uid = run.uid().unwrap_or_default();
-    let mut own: Vec<&StepRun> = steps.iter().filter(|step| uid.is_empty() || step.spec.workflow.uid == uid).collect();
-    own.sort_by_key(|step| (indices(step), step.name_any()));
-    let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
-    let mut rows = Vec::new();
-    for step in listed {
-        let (items, single): (Vec<&StepRun>, Vec<&StepRun>) =
-            own.iter().filter(|s| s.spec.path == step.path).partition(|s| s.spec.item.is_some());
-        rows.push(listed_row(step, single.first().copied()));
-        rows.extend(items.into_iter().map(step_row));
-    }
-    // A StepRun is seen before the status that lists its step, and never hidden.
-    let unlisted = |step: &&&StepRun| !listed.iter().any(|l| l.path == step.spec.path);
-    rows.extend(own.iter().filter(unlisted).map(|step| step_row(step)));
-    rows
+    places(run, steps).iter().filter_map(row).collect()
 }
 
-fn indices(step: &StepRun) -> (i32, usize) {
-    let index = step.spec.item.as_ref().map_or(-1, |item| item.index);
-    (index, keys(step).len())
+fn row(place: &Place<'_>) -> Option<Row> {
+    match (place.listed, place.step_run) {
+        (Some(listed), own) => Some(listed_row(listed, own)),
+        (None, own) => own.map(step_row),
+    }
 }
 
 fn listed_row(step: &StepStatus, own: Option<&StepRun>) -> Row {
@@ -69,17 +59,31 @@ fn listed_row(step: &StepStatus, own: Option<&StepRun>) -> Row {
     row.started = row.started.or_else(|| step.started_at.clone());
     row.completed = row.completed.or_else(|| step.completed_at.clone());
     if let Some(counts) = step.counts {
-        let mut text = format!("{}/{} done", counts.done, counts.total);
-        if counts.failed > 0 {
-            write!(text, ", {} failed", counts.failed).ok();
-        }
-        let running = counts.started - counts.done - counts.failed;
-        if running > 0 && !row.phase.is_terminal() {
-            write!(text, ", {running} under way").ok();
-        }
-        row.detail = text;
+        row.detail = progress(counts, row.phase);
+    } else if row.phase == Phase::Skipped {
+        let why = if step.when == Some(false) { "when is false" } else { "it needs a step that was skipped" };
+        why.clone_into(&mut row.detail);
     }
     row
+}
+
+/// How far a forEach has come: `12/40 done, 1 failed, 2 skipped, 10 under way, 15 queued`.
+fn progress(counts: Counts, phase: Phase) -> String {
+    let mut text = format!("{}/{} done", counts.done, counts.total);
+    let running = counts.started - counts.done - counts.failed;
+    let queued = counts.total - counts.started.max(counts.done + counts.failed) - counts.skipped;
+    let open = !phase.is_terminal();
+    for (number, word, shown) in [
+        (counts.failed, "failed", true),
+        (counts.skipped, "skipped", true),
+        (running, "under way", open),
+        (queued, "queued", open),
+    ] {
+        if number > 0 && shown {
+            write!(text, ", {number} {word}").ok();
+        }
+    }
+    text
 }
 
 fn step_row(step: &StepRun) -> Row {
@@ -108,6 +112,9 @@ fn detail(step: &StepRun) -> String {
     };
     let phase = status.phase.unwrap_or_default();
     let mut parts = Vec::new();
+    if let Some(reuse) = &step.spec.reuse {
+        parts.push(inline(&format!("taken over from {}", reuse.step_run), 200));
+    }
     if status.attempt > 1 {
         parts.push(format!("attempt {}", status.attempt));
     }
@@ -115,7 +122,8 @@ fn detail(step: &StepRun) -> String {
         let last = gate.decisions.last();
         match gate.state {
             GateState::Waiting if !phase.is_terminal() => parts.push(gate_waits(step)),
-            GateState::Waiting | GateState::Closed | GateState::NotRequired => {}
+            GateState::NotRequired => parts.push("no decision needed".to_owned()),
+            GateState::Waiting | GateState::Closed => {}
             GateState::Accepted | GateState::Rejected => {
                 let word = if gate.state == GateState::Accepted { "accepted" } else { "rejected" };
                 let by = last.map_or("nobody", |d| d.decided_by.as_str());
@@ -123,7 +131,8 @@ fn detail(step: &StepRun) -> String {
                     .and_then(|d| d.comment.as_deref())
                     .filter(|c| !c.trim().is_empty())
                     .map_or_else(String::new, |c| format!(": {c}"));
-                parts.push(inline(&format!("{word} by {by}{comment}"), 200));
+                let round = if gate.round > 1 { format!(" in round {}", gate.round) } else { String::new() };
+                parts.push(inline(&format!("{word} by {by}{round}{comment}"), 200));
             }
         }
     }
@@ -131,6 +140,8 @@ fn detail(step: &StepRun) -> String {
         (Phase::WaitingForInput, Some(wait), _) => {
             parts.push(inline(&format!("{:?}: {}", wait.kind, wait.question), 200));
         }
+        // Why it does not start says more than what ended the attempt before.
+        (Phase::Pending, _, _) if held(status).is_some() => parts.extend(held(status)),
         (Phase::Failed | Phase::Pending, _, Some(error)) => {
             let code = error.exit_code.map_or_else(String::new, |code| format!(" (exit {code})"));
             parts.push(inline(&format!("{}{code}: {}", error.class, error.message), 200));
@@ -144,18 +155,30 @@ fn detail(step: &StepRun) -> String {
     parts.join("; ")
 }
 
+/// Why a step that could start does not: no Agent, no slot, a pod that cannot be placed.
+fn held(status: &StepRunStatus) -> Option<String> {
+    let started = condition::get(&status.conditions, "Started").filter(|c| c.status == "False")?;
+    Some(inline(&format!("{}: {}", started.reason, started.message), 200))
+}
+
 fn gate_waits(step: &StepRun) -> String {
     let name = step.spec.gate.as_ref().map_or("", |g| g.name.as_str());
     let Some(gate) = step.status.as_ref().and_then(|s| s.gate.as_ref()) else {
         return String::new();
     };
-    let accepted = accepted(step);
-    let so_far = if accepted > 0 { format!(", {accepted} accepted so far") } else { String::new() };
+    let so_far = so_far(step).map_or_else(String::new, |so_far| format!(", {so_far} accepted"));
     inline(&format!("gate {name}, round {}{so_far}", gate.round), 200)
 }
 
+/// `1 of 2`, where more than one must accept.
+pub fn so_far(step: &StepRun) -> Option<String> {
+    let wanted = step.spec.gate.as_ref().map_or(1, |gate| gate.approvals);
+    let accepted = accepted(step);
+    (wanted > 1 || accepted > 1).then(|| format!("{accepted} of {wanted}"))
+}
+
 /// Acceptances of the round that the gate is in.
-pub fn accepted(step: &StepRun) -> usize {
+fn accepted(step: &StepRun) -> usize {
     let gate = step.status.as_ref().and_then(|s| s.gate.as_ref());
     gate.map_or(0, |gate| gate.decisions.iter().filter(|d| d.accepted && d.round == gate.round).count())
 }
@@ -175,4 +198,68 @@ pub fn waits_at_gate(step: &StepRun) -> bool {
 pub fn waits_for_answer(step: &StepRun) -> bool {
     is_open(step)
         && step.status.as_ref().is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
+}
+
+#[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "objects are built in place")]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn step(spec: &[(&str, Value)], status: Value) -> StepRun {
+        let mut all = json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+            "path": "a", "parameters": "{}", "inputDigest": "d"});
+        for (key, value) in spec {
+            all[*key] = value.clone();
+        }
+        serde_json::from_value(json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+            "metadata": {"name": "s"}, "spec": all, "status": status}))
+        .expect("a step")
+    }
+
+    const AT: &str = "2026-11-21T10:00:00Z";
+
+    fn decision(by: &str, round: i32) -> Value {
+        json!({"documentType": "a", "scopeID": "u", "accepted": true, "decidedBy": by, "decidedAt": AT, "digest": "d", "round": round})
+    }
+
+    #[test]
+    fn details_say_what_holds_a_step() {
+        let gate = ("gate", json!({"name": "a", "approvals": 2}));
+        let open = |round: i32, decisions: Value| {
+            json!({"phase": "WaitingForAcceptance", "gate": {"state": "Waiting",
+            "round": round, "outputDigest": "d", "openedAt": AT, "policy": "p", "decisions": decisions}})
+        };
+        let one = json!([decision("ann", 1)]);
+        let held = json!({"phase": "Pending", "attempt": 2, "error": {"class": "Retryable", "message": "x", "attempt": 1},
+            "conditions": [{"type": "Started", "status": "False", "reason": "NoSlot", "message": "Agent a runs 2 of 2",
+            "lastTransitionTime": AT}]});
+        let question = json!({"phase": "WaitingForInput", "waitingFor": {"id": "1", "kind": "Question",
+            "question": "How many?", "options": [], "since": AT}});
+        let reuse = json!({"stepRun": "old-a", "uid": "u", "digest": "d"});
+        for (step, expected) in [
+            (step(std::slice::from_ref(&gate), open(1, one.clone())), "gate a, round 1, 1 of 2 accepted"),
+            (step(std::slice::from_ref(&gate), open(2, one)), "gate a, round 2, 0 of 2 accepted"),
+            (step(&[], held), "attempt 2; NoSlot: Agent a runs 2 of 2"),
+            (step(&[("ask", json!({"name": "a", "question": "How many?"}))], question), "Question: How many?"),
+            (step(&[("reuse", reuse)], json!({"phase": "Completed"})), "taken over from old-a"),
+        ] {
+            assert_eq!(detail(&step), expected);
+        }
+    }
+
+    #[test]
+    fn counts_and_skips_are_told() {
+        let counts = |total, started, done, failed, skipped| Counts { total, started, done, failed, skipped };
+        for (counts, phase, expected) in [
+            (counts(40, 23, 12, 1, 2), Phase::Running, "12/40 done, 1 failed, 2 skipped, 10 under way, 15 queued"),
+            (counts(3, 2, 1, 1, 0), Phase::Failed, "1/3 done, 1 failed"),
+            (counts(3, 3, 3, 0, 0), Phase::Completed, "3/3 done"),
+        ] {
+            assert_eq!(progress(counts, phase), expected);
+        }
+        let skipped = |when| StepStatus { path: "g/a".into(), phase: Phase::Skipped, when, ..StepStatus::default() };
+        assert_eq!(listed_row(&skipped(Some(false)), None).detail, "when is false");
+        assert_eq!(listed_row(&skipped(None), None).detail, "it needs a step that was skipped");
+    }
 }

@@ -11,6 +11,7 @@ use super::fault::{Code, Fault};
 use super::text::{inline, put};
 use super::{print, watch};
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
+use crate::api::name::LABEL_MADE_BY;
 use crate::api::step::Format;
 use crate::api::workflow::{InlineDocument, TemplateRef};
 use crate::api::{Workflow, WorkflowSpec, WorkflowTemplate};
@@ -56,7 +57,6 @@ pub struct Args {
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     let watch = args.watch;
     let mut wanted = workflow(args)?;
-    let named = wanted.metadata.name.is_some();
     let base = match &wanted.spec.template_ref {
         Some(template) => {
             known_template(on, &template.name).await?;
@@ -64,18 +64,48 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
         }
         None => "run".to_owned(),
     };
+    let naming = match wanted.metadata.name.take() {
+        Some(name) => Naming::Given(name),
+        None => Naming::Tried(Box::new(move || generated(&base))),
+    };
+    let new = start(on, wanted, naming).await?;
+    made(on, new, if watch { Then::Watch } else { Then::Leave }).await
+}
+
+/// How a new run gets its name.
+pub enum Naming {
+    Given(String),
+    /// Another one each time, until one is free.
+    Tried(Box<dyn FnMut() -> String>),
+}
+
+/// What follows the making of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    Watch,
+    Leave,
+}
+
+/// Names tried before giving up.
+const TRIES: usize = 50;
+
+/// Makes the run; marked as made here, so that it may go when its time is up.
+pub async fn start(on: &Connection, mut wanted: Workflow, mut naming: Naming) -> Result<Workflow, Fault> {
+    let labels = wanted.metadata.labels.get_or_insert_default();
+    labels.insert(LABEL_MADE_BY.to_owned(), "cli".to_owned());
     let api = on.api::<Workflow>();
     let mut tries = 0;
-    let made = loop {
-        if !named {
-            wanted.metadata.name = Some(generated(&base));
-        }
+    loop {
+        let name = match &mut naming {
+            Naming::Given(name) => name.clone(),
+            Naming::Tried(next) => next(),
+        };
+        wanted.metadata.name = Some(name.clone());
+        tries += 1;
         match on.within("start the run", api.create(&post(), &wanted)).await? {
-            Ok(made) => break made,
+            Ok(made) => return Ok(made),
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-                tries += 1;
-                if named || tries > 5 {
-                    let name = wanted.name_any();
+                if matches!(naming, Naming::Given(_)) || tries >= TRIES {
                     return Err(Fault::new(
                         Code::Api,
                         format!(
@@ -87,20 +117,24 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
             }
             Err(wrong) => return Err(Fault::call("start the run", &wrong)),
         }
-    };
+    }
+}
+
+/// Says what was made; then follows it, if that was asked for.
+pub async fn made(on: &Connection, made: Workflow, then: Then) -> Result<Code, Fault> {
     let name = made.name_any();
     if !on.output.is_text() {
         print::object(on.output, "Workflow", &made)?;
-    } else if watch {
+    } else if then == Then::Watch {
         eprintln!("started {name}");
     } else {
         put(&format!("{name}\n"))?;
         eprintln!("next: {}", on.hint("watch", &name));
     }
-    if watch {
-        return watch::follow(on, made, false).await;
+    match then {
+        Then::Watch => watch::follow(on, made, false).await,
+        Then::Leave => Ok(Code::Done),
     }
-    Ok(Code::Done)
 }
 
 /// A template that is not there is said at once; a right to read it is not needed.
@@ -160,7 +194,8 @@ fn from_file(file: &Path) -> Result<Workflow, Fault> {
     }
 }
 
-fn read(file: &Path) -> Result<String, Fault> {
+/// The text of a file, or of standard input.
+pub fn read(file: &Path) -> Result<String, Fault> {
     let text =
         if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
     text.map_err(|why| Fault::usage(format!("cannot read {}: {why}", file.display())))

@@ -69,6 +69,10 @@ fn facts(run: &Workflow) -> String {
     fact("Template", run.spec.template_ref.as_ref().map(|t| t.name.clone()));
     fact("Session", status.session.map(|s| format!("{} ({:?})", s.id, s.phase)));
     fact("Created by", status.creator);
+    let old = run.spec.retry_of.as_ref();
+    fact("Retry of", old.map(|o| o.from.as_ref().map_or(o.name.clone(), |from| format!("{}, from {from}", o.name))));
+    fact("Project", run.spec.project.clone());
+    fact("Output", status.output.map(|o| o.value.or(o.document_name).unwrap_or(o.digest)));
     fact("Input", run.spec.input.clone());
     fact("Pending documents", Some(status.pending_documents.join(", ")));
     if !status.conditions.is_empty() {

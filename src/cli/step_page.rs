@@ -8,7 +8,7 @@ use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::line::View;
 use super::print;
-use super::rows::{waits_at_gate, waits_for_answer};
+use super::rows::{so_far, waits_at_gate, waits_for_answer};
 use super::target::label;
 use super::text::{age, block, clock, colours, elapsed, indent, inline, put, seconds_between, short_digest, table};
 use super::wait;
@@ -52,6 +52,8 @@ pub async fn produced(on: &Connection, step: &StepRun) -> Result<String, Fault> 
     match document(on, step).await? {
         Some(Ok(document)) => Ok(block(&document.spec.content, DOCUMENT_BYTES)),
         Some(Err(why)) => Ok(format!("({why})")),
+        // An approval alone is about what it was given.
+        None if step.spec.agent_id.is_empty() => Ok(pretty(&step.spec.parameters)),
         None => Ok(result(step).and_then(|r| r.output.as_deref()).map_or_else(|| "(no output)".to_owned(), pretty)),
     }
 }
@@ -66,6 +68,11 @@ fn pretty(text: &str) -> String {
 fn page(step: &StepRun, document: Option<Result<&Document, &String>>) -> String {
     let status = step.status.clone().unwrap_or_default();
     let mut text = head(step, &status);
+    let question = step.spec.ask.as_ref().map(|ask| block(&ask.question, 4096));
+    section(&mut text, "QUESTION", &indent(&question.unwrap_or_default(), "  "));
+    let answer =
+        status.answer.as_ref().map(|a| format!("{}\nby {} at {}", pretty(&a.value), inline(&a.by, 256), clock(a.at.0)));
+    section(&mut text, "ANSWER", &indent(&answer.unwrap_or_default(), "  "));
     section(&mut text, "PARAMETERS", &parameters(step));
     section(&mut text, "DOCUMENTS READ", &documents(step));
     section(&mut text, "ATTEMPTS", &attempts(&status.attempts));
@@ -121,8 +128,12 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
         }
     };
     fact("StepRun", Some(step.name_any()));
-    fact("Agent", Some(step.spec.agent_id.clone()));
-    fact("Attempt", Some(status.attempt.to_string()));
+    let people = if step.spec.ask.is_some() { "nobody but who answers" } else { "nobody but who accepts" };
+    let runs = !step.spec.agent_id.is_empty();
+    fact("Agent", Some(if runs { step.spec.agent_id.clone() } else { people.to_owned() }));
+    fact("Taken over", step.spec.reuse.as_ref().map(|r| r.step_run.clone()));
+    fact("Attempt", Some(status.attempt.to_string()).filter(|_| runs));
+    fact("Round", Some(status.round.to_string()).filter(|_| status.round > 1));
     let agent = status.agent.clone().unwrap_or_default();
     let claim = agent.claim.filter(|c| c.attempt == status.attempt);
     fact("Pod", claim.map(|c| c.pod_name));
@@ -191,8 +202,9 @@ fn gate(step: &StepRun, status: &StepRunStatus) -> String {
     let Some(gate) = &status.gate else {
         return format!("  {}: not open yet\n", inline(&spec.name, 63));
     };
+    let so_far = so_far(step).map_or_else(String::new, |so_far| format!(", {so_far} accepted"));
     let mut text = format!(
-        "  {}: {:?}, round {}, since {}\n  review {}\n",
+        "  {}: {:?}, round {}{so_far}, since {}\n  review {}\n",
         inline(&spec.name, 63),
         gate.state,
         gate.round,

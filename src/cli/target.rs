@@ -3,6 +3,7 @@
 use super::connect::Connection;
 use super::fault::Fault;
 use crate::api::StepRun;
+pub use crate::decide::history::{keys, label};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -30,27 +31,6 @@ impl Target {
             Some((run, step)) => Ok(Self::Step(run.to_owned(), step.to_owned())),
         }
     }
-}
-
-/// Keys of the items around a step, from the run inwards.
-pub fn keys(step: &StepRun) -> Vec<&str> {
-    let Some(item) = &step.spec.item else {
-        return Vec::new();
-    };
-    let outer = step
-        .spec
-        .scope_chain
-        .last()
-        .and_then(|link| link.scope_id.strip_prefix(&step.spec.workflow.uid))
-        .and_then(|keys| keys.strip_prefix('/'))
-        .and_then(|keys| keys.strip_suffix(item.key.as_str()))
-        .and_then(|keys| keys.strip_suffix('/'));
-    outer.into_iter().flat_map(|keys| keys.split('/')).chain([item.key.as_str()]).collect()
-}
-
-/// `group/step/key`, as a target names it.
-pub fn label(step: &StepRun) -> String {
-    std::iter::once(step.spec.path.as_str()).chain(keys(step)).collect::<Vec<_>>().join("/")
 }
 
 /// All that `wanted` may mean: the whole label, a step's bare name, a label without the outer keys or without any.

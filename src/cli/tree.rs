@@ -64,7 +64,7 @@ fn run_line(run: &Workflow, now: Timestamp) -> Line {
     let started = status.started_at.as_ref();
     let until = status.completed_at.as_ref().map_or(now, |at| at.0);
     let took = started.map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
-    let mut notes = Vec::new();
+    let mut notes = course(run, phase);
     if let Some(waiting) = status.waiting.filter(|w| !phase.is_terminal() && !w.summary.is_empty()) {
         notes.push(format!("waits for {}", waiting.summary));
     }
@@ -85,6 +85,23 @@ fn run_line(run: &Workflow, now: Timestamp) -> Line {
         (format!("{took}  "), Style::Plain),
         (inline(&notes.join("; "), 600), Style::Dim),
     ])
+}
+
+/// What people wished of the run's course, and what it goes on from.
+fn course(run: &Workflow, phase: Phase) -> Vec<String> {
+    let open = !phase.is_terminal();
+    let mut notes = Vec::new();
+    if open && run.spec.cancel == Some(true) {
+        notes.push("is being cancelled".to_owned());
+    } else if open && run.spec.suspend == Some(true) {
+        let name = text::quote(&run.name_any());
+        notes.push(format!("suspended, nothing new starts until kubectl lockstep resume {name}"));
+    }
+    if let Some(old) = &run.spec.retry_of {
+        let from = old.from.as_ref().map_or_else(String::new, |step| format!(" from {step}"));
+        notes.push(format!("retry of {}{from}", old.name));
+    }
+    notes
 }
 
 fn body(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Vec<Line> {
@@ -234,7 +251,7 @@ mod tests {
 shop  Running  5m03s  waits for 1 gate
   ✓ discovery     Completed             2m00s   accepted by alice: good\u{fffd}[31m
   ◆ backlog       WaitingForAcceptance  3m03s   gate backlog, round 1
-  ● architecture  Running               2m03s   0/3 done, 1 failed, 1 under way
+  ● architecture  Running               2m03s   0/3 done, 1 failed, 1 under way, 1 queued
     ✗ E1          Failed                1m00s   Unrecoverable (exit 3): no such\u{fffd} epic
     ● E2          Running               2m03s   attempt 2; 40% writing
   ○ report        Pending
@@ -267,6 +284,18 @@ shop  Running  5m03s  waits for 1 gate
         let drawn = drawn(View { width: Some(60), height: Some(12), colours: false });
         assert!(drawn.rows < 12, "{:#?}", drawn.lines);
         assert!(drawn.lines.iter().any(|l| l.contains("inbox -o wide")));
+    }
+
+    #[test]
+    fn the_course_of_a_run_is_told() {
+        let (mut run, _) = sample::shop();
+        let old = crate::api::workflow::RetryOf { name: "old".into(), uid: "u".into(), from: Some("b".into()) };
+        run.spec = crate::api::WorkflowSpec { suspend: Some(true), retry_of: Some(old), ..Default::default() };
+        let open = course(&run, Phase::Suspended);
+        assert_eq!(open, ["suspended, nothing new starts until kubectl lockstep resume shop", "retry of old from b"]);
+        run.spec.cancel = Some(true);
+        assert_eq!(course(&run, Phase::Running), ["is being cancelled", "retry of old from b"]);
+        assert_eq!(course(&run, Phase::Cancelled), ["retry of old from b"]);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use super::line::{Line, View};
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::label;
 use super::text::{Style, inline, quote};
-use crate::api::name::{ACTION, DECIDED_BY, DECISION, REVIEW};
+use crate::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, REVIEW};
+use crate::api::step_run::WaitKind;
 use crate::api::{StepRun, Workflow};
 
 /// The steps of this run that wait for people.
@@ -24,6 +25,12 @@ pub fn open<'a>(run: &Workflow, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
         (place.unwrap_or(usize::MAX), index)
     });
     open
+}
+
+/// Whether it asks a question of its own, not what becomes of it.
+pub fn is_question(step: &StepRun) -> bool {
+    let kind = step.status.as_ref().and_then(|s| s.waiting_for.as_ref()).map(|w| w.kind);
+    step.spec.ask.is_some() && kind == Some(WaitKind::Question)
 }
 
 /// What one step waits for, who may end it, and the commands.
@@ -90,10 +97,12 @@ fn commands(step: &StepRun) -> Vec<String> {
     let Some(wait) = &status.waiting_for else {
         return Vec::new();
     };
-    let first = quote(wait.options.first().map_or("retry", String::as_str));
+    let question = is_question(step);
+    let (key, unless_told) = if question { (ANSWER, "ANSWER") } else { (ACTION, "retry") };
+    let first = quote(wait.options.first().map_or(unless_told, String::as_str));
     let mut commands: Vec<String> = wait.commands.iter().map(|c| inline(c, 1024)).collect();
     if commands.is_empty() {
-        commands.push(format!("{plain} {ACTION}={first} {DECIDED_BY}={WHOAMI}"));
+        commands.push(format!("{plain} {key}={first} {DECIDED_BY}={WHOAMI}"));
     }
     if !commands.iter().any(|c| c.starts_with("kubectl lockstep")) {
         commands.push(format!("{own} answer {target} {first}"));

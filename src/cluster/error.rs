@@ -8,6 +8,8 @@ pub enum Error {
     Api(#[from] kube::Error),
     #[error("the API server did not answer {0} within {1:?}")]
     Timeout(&'static str, Duration),
+    #[error("the API server refused Job {name}: {message}")]
+    JobRefused { name: String, message: String },
     #[error("{kind} {name} exists, but another owns it")]
     NotOurs { kind: &'static str, name: String },
     #[error("the cache is behind our own write of {0}")]
@@ -26,6 +28,14 @@ impl Error {
 
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Api(kube::Error::Api(status)) if status.is_not_found())
+    }
+
+    /// What the API server says where it understood the request and will not have it: a policy, a quota, a fault in it.
+    pub fn refusal(&self) -> Option<&str> {
+        match self {
+            Self::Api(kube::Error::Api(status)) if matches!(status.code, 403 | 422) => Some(&status.message),
+            _ => None,
+        }
     }
 
     pub fn is_already_exists(&self) -> bool {

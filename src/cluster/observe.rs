@@ -18,15 +18,17 @@ use super::consistency::{Consistency, Freshness};
 use super::contents::{Contents, Memory};
 use super::evaluator::Evaluator;
 use super::guard::PolicyGuard;
+use super::refusals::Refusals;
+use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid};
-use crate::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
-use crate::api::step_run::{ReportClass, WorkflowIdentity};
+use crate::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
+use crate::api::step_run::{AttemptResult, ReportClass, WorkflowIdentity};
 use crate::api::workflow::StepStatus;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use crate::decide::gate::Guard;
-use crate::decide::step_run::{JobSeen, PodSeen};
-use crate::decide::{agent::CONTAINER, document, step_run, workflow};
+use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
+use crate::decide::{agent::CONTAINER, document, gate, step_run, workflow};
 
 /// Everything that observing needs.
 pub struct Observer {
@@ -38,7 +40,12 @@ pub struct Observer {
     pub guard: PolicyGuard,
     pub surroundings: Arc<Surroundings>,
     pub evaluator: Evaluator,
+    pub slots: Slots,
+    pub refusals: Refusals,
 }
+
+/// Seconds after which a pod that should be gone is not waited for.
+const UNREACHABLE_SECONDS: i64 = 60;
 
 pub fn now() -> Time {
     Time(Timestamp::now())
@@ -170,22 +177,26 @@ impl Observer {
         };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&own, &uid, attempt);
-        let jobs = self.world.jobs.under(&uid);
-        let reported = if done { None } else { self.reported_document(&step_run, &namespace).await? };
+        let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
+        let jobs = self.jobs(&step_run, hold).await?;
+        let reported = if done { None } else { self.result_document(&step_run, &namespace).await? };
         let siblings = reported
             .as_ref()
             .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
             .unwrap_or_default();
-        Ok(step_run::Observed {
-            closing: workflow.as_ref().is_none_or(|w| workflow::is_closing(w)),
+        let mut observed = step_run::Observed {
+            hold,
             agent: self.world.agents.get(&namespace, &step_run.spec.agent_id),
             job: self.job(&namespace, &job_name, &jobs),
+            refusal: self.refusals.of(&namespace, &job_name),
+            slot: Slot::Yours,
             pod: self.pod(&step_run, &namespace, attempt, done).await?,
             unfinished: jobs
                 .iter()
                 .filter(|j| !job_ended(j) && j.metadata.deletion_timestamp.is_none())
                 .map(|j| job_identity(j))
                 .collect(),
+            pods_alive: self.pods_alive(&namespace, &own),
             guard: if needs_guard(&step_run) {
                 self.guard.check(&self.client, &step_run).await?
             } else {
@@ -197,7 +208,9 @@ impl Observer {
             document: reported,
             siblings,
             step_run,
-        })
+        };
+        observed.slot = self.slot(&observed, workflow.as_deref());
+        Ok(observed)
     }
 
     /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server, not a cache that may be behind
@@ -211,10 +224,107 @@ impl Observer {
         Ok(bounded("GET workflows", api.get_opt(&identity.name)).await?.filter(same).map(Arc::new))
     }
 
-    /// The Document that a report names, with its content: the cache keeps none.
-    async fn reported_document(&self, step_run: &StepRun, namespace: &str) -> Result<Option<Arc<Document>>, Error> {
+    /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.
+    async fn jobs(&self, step_run: &StepRun, hold: Hold) -> Result<Vec<Arc<Job>>, Error> {
+        let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
+        let mut jobs = self.world.jobs.under(&uid);
+        let status = step_run.status.clone().unwrap_or_default();
+        let cancelled = status.attempts.last().filter(|a| a.result == AttemptResult::Cancelled).map(|a| a.number);
+        let wanted = match (status.completed_at, cancelled) {
+            (Some(_), _) => None,
+            (None, Some(number)) if hold == Hold::Stopping => Some(number),
+            (None, _) => step_run::was_launched(step_run).then_some(status.attempt),
+        };
+        let Some(name) = wanted.map(|attempt| name::job(&own, &uid, attempt)) else {
+            return Ok(jobs);
+        };
+        if jobs.iter().all(|j| j.name_any() != name) {
+            let api: Api<Job> = Api::namespaced(self.client.clone(), &step_run.namespace().unwrap_or_default());
+            let live = bounded("GET jobs", api.get_opt(&name)).await?;
+            let ours = |j: &Job| controller_uid(&j.metadata, "StepRun").as_deref() == Some(&uid);
+            jobs.extend(live.filter(ours).map(Arc::new));
+        }
+        Ok(jobs)
+    }
+
+    /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
+    fn pods_alive(&self, namespace: &str, step_run: &str) -> usize {
+        let unreachable = |pod: &Pod| {
+            let by = pod.metadata.deletion_timestamp.as_ref();
+            by.is_some_and(|by| now().0.duration_since(by.0).as_secs() > UNREACHABLE_SECONDS)
+        };
+        let pods = self.world.pods.under(&format!("{namespace}/{step_run}"));
+        let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
+        let ended = |pod: &Pod| matches!(phase(pod).as_deref(), Some("Succeeded" | "Failed"));
+        pods.iter().filter(|pod| !ended(pod) && !unreachable(pod)).count()
+    }
+
+    fn slot(&self, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
+        let who = self.applicant(&o.step_run, run);
+        let slot = match step_run::need(o) {
+            Need::Nothing => {
+                self.slots.release(&who.turn.uid);
+                return Slot::Yours;
+            }
+            Need::Holds => {
+                self.slots.hold(&who);
+                Slot::Yours
+            }
+            Need::Launch => self.slots.ask(&who),
+        };
+        // Its end is told by the watch, once; it must not have come before.
+        let there = self.world.step_runs.get(&who.namespace, &who.turn.name).and_then(|s| s.uid());
+        if there.as_ref() != Some(&who.turn.uid) {
+            self.slots.release(&who.turn.uid);
+        }
+        slot
+    }
+
+    fn applicant(&self, step_run: &StepRun, run: Option<&Workflow>) -> Applicant {
+        let namespace = step_run.namespace().unwrap_or_default();
+        let agent = self.world.agents.get(&namespace, &step_run.spec.agent_id);
+        Applicant {
+            limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
+            agent: step_run.spec.agent_id.clone(),
+            turn: Turn {
+                run_created: run.and_then(ResourceExt::creation_timestamp),
+                run: step_run.spec.workflow.name.clone(),
+                created: step_run.creation_timestamp(),
+                name: step_run.name_any(),
+                uid: step_run.uid().unwrap_or_default(),
+            },
+            namespace,
+        }
+    }
+
+    /// Gives the slot of a StepRun back that is not there any more.
+    pub fn left(&self, step_run: &StepRun) {
+        let uid = step_run.uid().unwrap_or_default();
+        let there = self.world.step_runs.get(&step_run.namespace().unwrap_or_default(), &step_run.name_any());
+        if there.is_none_or(|s| s.uid().as_ref() != Some(&uid)) {
+            self.slots.release(&uid);
+        }
+    }
+
+    /// At the start: what runs holds its slot before anybody asks for one.
+    pub fn restore_slots(&self) {
+        for step_run in self.world.step_runs.store().state() {
+            let (namespace, own) = (step_run.namespace().unwrap_or_default(), step_run.name_any());
+            let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
+            let uid = step_run.uid().unwrap_or_default();
+            let job = self.job(&namespace, &name::job(&own, &uid, attempt), &self.world.jobs.under(&uid));
+            if step_run::holds_slot(&step_run, &job) {
+                let run = self.world.workflows.get(&namespace, &step_run.spec.workflow.name);
+                self.slots.hold(&self.applicant(&step_run, run.as_deref()));
+            }
+        }
+    }
+
+    /// The Document that a report or a result names, with its content: the cache keeps none.
+    async fn result_document(&self, step_run: &StepRun, namespace: &str) -> Result<Option<Arc<Document>>, Error> {
         let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
-        let Some(name) = report.and_then(|r| r.document_name.as_ref()) else {
+        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.as_ref());
+        let Some(name) = reused.or_else(|| report?.document_name.as_ref()) else {
             return Ok(None);
         };
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
@@ -300,7 +410,7 @@ fn begun(workflow: &Workflow) -> usize {
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = step_run.annotations().contains_key(DECISION) || step_run.annotations().contains_key(ACTION);
+    let marked = [DECISION, ACTION, ANSWER].iter().any(|key| step_run.annotations().contains_key(*key));
     let status = step_run.status.as_ref();
     let open = status.is_none_or(|s| s.completed_at.is_none());
     let succeeded = status
@@ -308,8 +418,9 @@ fn needs_guard(step_run: &StepRun) -> bool {
             s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
         })
         .unwrap_or_default();
+    let reviewable = succeeded || !gate::has_agent(step_run);
     let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && succeeded && !waits)
+    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
 }
 
 fn job_ended(job: &Job) -> bool {

@@ -64,6 +64,11 @@ impl Context {
         Err(Error::Stale(uid))
     }
 
+    /// From now on this process writes.
+    pub fn leads(&self) {
+        self.metrics.leading();
+    }
+
     /// Leaves a status out that says nothing but progress, if one was written a moment ago.
     pub fn paced(&self, workflow: &Workflow, mut plan: Plan<WorkflowStatus>) -> Plan<WorkflowStatus> {
         let (Some(uid), Some(status)) = (workflow.metadata.uid.as_ref(), plan.status.as_ref()) else { return plan };
@@ -94,7 +99,16 @@ impl Context {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
-        let version = apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await?;
+        let version = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
+            Ok(version) => version,
+            Err(Error::JobRefused { name, message }) => {
+                tracing::warn!(namespace, job = name, message, "the API server refused a Job");
+                cluster.refusals.remember(&namespace, &name, &message);
+                // The next pass sees it, and ends the attempt.
+                return Ok(Action::requeue(Duration::ZERO));
+            }
+            Err(error) => return Err(error),
+        };
         if let Some(status) = plan.status {
             self.metrics.wrote("status");
             // An effect on the object itself moved its version, by compare-and-swap: nobody wrote in between.

@@ -6,6 +6,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
 use super::context::Context;
+use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::observe::now;
@@ -15,11 +16,13 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let observed = context.observer.workflow(workflow).await?;
     let (observed, plan) = context.decided(observed).await?;
     let plan = context.paced(&observed.workflow, plan);
+    let ended = history::ending(&observed.workflow, plan.status.as_ref());
     context
         .carry_out(observed.workflow.as_ref(), plan, |object, status| {
             object.status = Some(status);
         })
         .await
+        .inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {
@@ -54,7 +57,7 @@ pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) ->
 
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
     let observed = context.observer.put_document(document).await?;
-    let status = decide::document::put_by_person(&observed.0, &observed.1);
+    let status = decide::document::standing(&observed.0, &observed.1);
     let effects =
         status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
     context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, ()| {}).await

@@ -1,9 +1,10 @@
 //! Who must look again when something changed. A queue a kind, bounded; being woken twice is the same as once.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::SinkExt;
 use futures::channel::mpsc;
+use futures::{SinkExt, StreamExt};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
@@ -11,7 +12,10 @@ use crate::api::name::{LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::workflow::Phase;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
+use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
+use crate::decide::document;
+use crate::decide::step_run::{Hold, hold};
 
 const CAPACITY: usize = 1024;
 
@@ -21,6 +25,8 @@ pub struct Triggers {
     agents: mpsc::Sender<ObjectRef<Agent>>,
     templates: mpsc::Sender<ObjectRef<WorkflowTemplate>>,
     documents: mpsc::Sender<ObjectRef<Document>>,
+    /// UIDs of the runs that are suspended, so that their StepRuns hear of it when that ends.
+    suspended: Mutex<HashSet<String>>,
 }
 
 pub struct Queues {
@@ -29,6 +35,22 @@ pub struct Queues {
     pub agents: mpsc::Receiver<ObjectRef<Agent>>,
     pub templates: mpsc::Receiver<ObjectRef<WorkflowTemplate>>,
     pub documents: mpsc::Receiver<ObjectRef<Document>>,
+}
+
+impl Queues {
+    /// Throws away what comes, for ever.
+    pub async fn discard(&mut self) {
+        async fn one<K: Watched>(queue: &mut mpsc::Receiver<ObjectRef<K>>) {
+            while queue.next().await.is_some() {}
+        }
+        futures::join!(
+            one(&mut self.workflows),
+            one(&mut self.step_runs),
+            one(&mut self.agents),
+            one(&mut self.templates),
+            one(&mut self.documents),
+        );
+    }
 }
 
 impl Triggers {
@@ -45,14 +67,39 @@ impl Triggers {
             templates: templates_in,
             documents: documents_in,
         };
-        (Self { workflows, step_runs, agents, templates, documents }, queues)
+        (Self { workflows, step_runs, agents, templates, documents, suspended: Mutex::default() }, queues)
     }
 
     pub async fn workflow(&self, world: &World, workflow: &Workflow) {
         send(&self.workflows, ObjectRef::from_obj(workflow)).await;
-        if crate::decide::workflow::is_closing(workflow) {
+        if self.concerns_steps(world, workflow) {
             for step_run in world.step_runs.under(&workflow.uid().unwrap_or_default()) {
                 send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
+            }
+        }
+    }
+
+    /// Whether the run says something new to all its StepRuns, or something that they must not miss.
+    fn concerns_steps(&self, world: &World, workflow: &Workflow) -> bool {
+        let uid = workflow.uid().unwrap_or_default();
+        let there = world.workflows.get(&workflow.namespace().unwrap_or_default(), &workflow.name_any());
+        let there = there.is_some_and(|w| w.uid().as_ref() == Some(&uid));
+        let mut suspended = self.suspended.lock().unwrap_or_else(PoisonError::into_inner);
+        match hold(workflow) {
+            Hold::Suspended if there => suspended.insert(uid),
+            Hold::No => suspended.remove(&uid),
+            Hold::Suspended | Hold::Closing | Hold::Stopping => {
+                suspended.remove(&uid);
+                true
+            }
+        }
+    }
+
+    /// Those whose turn has come, for ever.
+    pub async fn turns(&self, slots: &Slots) {
+        loop {
+            for (namespace, name) in slots.granted().await {
+                send(&self.step_runs, ObjectRef::new(&name).within(&namespace)).await;
             }
         }
     }
@@ -89,6 +136,12 @@ impl Triggers {
 
     pub async fn document(&self, world: &World, document: &Document) {
         send(&self.documents, ObjectRef::from_obj(document)).await;
+        // A newer revision puts those before it out of date.
+        for other in document::siblings(&world.documents.table(&document.namespace().unwrap_or_default()), document) {
+            if other.uid() != document.uid() {
+                send(&self.documents, ObjectRef::from_obj(other.as_ref())).await;
+            }
+        }
         let namespace = document.namespace().unwrap_or_default();
         if let Some(run) = document.spec.workflow.as_ref().filter(|_| document.labels().contains_key(LABEL_WORKFLOW)) {
             send(&self.workflows, ObjectRef::new(run).within(&namespace)).await;

@@ -156,24 +156,20 @@ fn shares_place(a: &Document, b: &Document) -> bool {
     place_of(a) == place_of(b)
 }
 
-/// What a newly published document puts out of date: earlier revisions that are still Published, by name.
-pub fn superseded(document: &Document, siblings: &[Arc<Document>]) -> Vec<(String, DocumentStatus)> {
-    let earlier = siblings.iter().filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document));
-    earlier
-        .filter(|d| is_published(d))
-        .filter_map(|d| {
-            let status = DocumentStatus { phase: Some(DocumentPhase::Superseded), ..d.status.clone()? };
-            Some((d.metadata.name.clone()?, status))
-        })
-        .collect()
-}
-
-/// What to do with a document that a person put: it is published at once. Those of steps are published by their gate.
-pub fn put_by_person(document: &Document, siblings: &[Arc<Document>]) -> Option<DocumentStatus> {
-    let untouched = document.status.as_ref().is_none_or(|s| s.phase.is_none());
-    let of_a_run =
-        document.spec.path.is_some() || document.spec.workflow.is_some() || document.spec.scope <= Scope::Workflow;
-    (untouched && !of_a_run).then(|| published(document, siblings))
+/// What to do with a document for itself: one that a person put is published at once (those of steps are by their gate);
+/// one that a newer revision has replaced is superseded.
+pub fn standing(document: &Document, siblings: &[Arc<Document>]) -> Option<DocumentStatus> {
+    let spec = &document.spec;
+    let of_a_run = spec.path.is_some() || spec.workflow.is_some() || spec.scope <= Scope::Workflow;
+    let status = document.status.clone().unwrap_or_default();
+    let newer = |d: &Arc<Document>| shares_place(d, document) && is_published(d) && revision(d) > revision(document);
+    match status.phase {
+        None if !of_a_run => Some(published(document, siblings)),
+        Some(DocumentPhase::Published) if siblings.iter().any(newer) => {
+            Some(DocumentStatus { phase: Some(DocumentPhase::Superseded), ..status })
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

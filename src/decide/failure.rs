@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::api::agent::Agent;
 use crate::api::limits::{INFRASTRUCTURE_BUDGET, INITIAL_BACKOFF_SECONDS, MAX_ATTEMPTS, MAX_BACKOFF_SECONDS};
 use crate::api::name;
-use crate::api::step::{Retry, Step};
+use crate::api::step::{OnFailure, Retry, Step};
 use crate::api::step_run::{AttemptCounts, AttemptResult, Report, ReportClass, WaitKind};
 use crate::protocol::mark;
 
@@ -16,11 +16,13 @@ pub struct Policy {
     pub initial_backoff: i64,
     pub max_backoff: i64,
     pub idempotent: bool,
+    /// Whether a person is asked where another attempt could help.
+    pub on_failure: OnFailure,
 }
 
 impl Policy {
-    /// The step's word counts before the Agent's, field by field.
-    pub fn of(step: Option<&Step>, agent: Option<&Agent>) -> Self {
+    /// The step's word counts before the Agent's and the run's, field by field.
+    pub fn of(step: Option<&Step>, agent: Option<&Agent>, of_the_run: OnFailure) -> Self {
         let sources = [step.and_then(|s| s.retry.as_ref()), agent.and_then(|a| a.spec.retry.as_ref())];
         let initial = first(sources, |r| r.initial_backoff_seconds).unwrap_or(INITIAL_BACKOFF_SECONDS);
         Self {
@@ -28,6 +30,7 @@ impl Policy {
             initial_backoff: initial,
             max_backoff: first(sources, |r| r.max_backoff_seconds).unwrap_or(MAX_BACKOFF_SECONDS).max(initial),
             idempotent: agent.is_some_and(|a| a.spec.idempotent),
+            on_failure: step.and_then(|s| s.on_failure).unwrap_or(of_the_run),
         }
     }
 }
@@ -83,8 +86,15 @@ pub enum Next {
     Fail,
 }
 
-/// The counts with this failure in them, and what follows.
+/// The counts with this failure in them, and what follows. Nobody is asked under `Fail` and `Continue`.
 pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (AttemptCounts, Next) {
+    match (by_class(result, counts, policy), policy.on_failure) {
+        ((counts, Next::Ask(_)), OnFailure::Fail | OnFailure::Continue) => (counts, Next::Fail),
+        (decided, _) => decided,
+    }
+}
+
+fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (AttemptCounts, Next) {
     use AttemptResult as R;
     match result {
         R::Infrastructure => {
@@ -117,7 +127,13 @@ pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy { max_attempts: 3, initial_backoff: 10, max_backoff: 300, idempotent: false };
+    const POLICY: Policy = Policy {
+        max_attempts: 3,
+        initial_backoff: 10,
+        max_backoff: 300,
+        idempotent: false,
+        on_failure: OnFailure::Wait,
+    };
 
     #[test]
     fn every_class_has_its_consequence() {
@@ -149,8 +165,42 @@ mod tests {
             R::ExpressionError,
             R::OutputTooLarge,
             R::NameConflict,
+            R::StepRunLost,
+            R::GateNotProven,
+            R::Cancelled,
         ] {
             check(class, fresh, POLICY, Next::Fail);
+        }
+    }
+
+    #[test]
+    fn nobody_is_asked_unless_the_policy_says_wait() {
+        use AttemptResult as R;
+        let spent = AttemptCounts { retryable: 2, infrastructure: 5, answers: 0 };
+        for on_failure in [OnFailure::Fail, OnFailure::Continue] {
+            let policy = Policy { on_failure, ..POLICY };
+            for class in
+                [R::Retryable, R::InvalidOutput, R::Timeout, R::Infrastructure, R::OutcomeUnknown, R::OutputLost]
+            {
+                assert_eq!(next(class, spent, policy).1, Next::Fail, "{class} {on_failure:?}");
+                assert!(matches!(next(class, spent, POLICY).1, Next::Ask(_)), "{class}");
+                let asked = next(class, AttemptCounts::default(), POLICY).1;
+                let instead = if matches!(asked, Next::Ask(_)) { Next::Fail } else { Next::Again };
+                assert_eq!(next(class, AttemptCounts::default(), policy).1, instead, "{class} {on_failure:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_step_says_what_a_failure_means_before_the_run_does() {
+        let step = |on_failure| Step { on_failure, ..Step::default() };
+        for (own, of_the_run, expected) in [
+            (None, OnFailure::Wait, OnFailure::Wait),
+            (None, OnFailure::Fail, OnFailure::Fail),
+            (Some(OnFailure::Continue), OnFailure::Fail, OnFailure::Continue),
+            (Some(OnFailure::Wait), OnFailure::Fail, OnFailure::Wait),
+        ] {
+            assert_eq!(Policy::of(Some(&step(own)), None, of_the_run).on_failure, expected, "{own:?} {of_the_run:?}");
         }
     }
 

@@ -1,10 +1,16 @@
 //! Gates: what a reviewer's mark on a StepRun is worth.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
 
 use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use crate::api::step_run::{Decision, GateState, GateStatus, StepRun};
+use crate::api::step_run::{Decision, GateState, GateStatus, Reuse, StepRun, StepRunGate, StepRunStatus};
+
+/// Decisions kept, the newest; the API server's audit log has them all.
+const DECISIONS: usize = 64;
 
 /// Whether the admission policies stand that prove who wrote into the mailbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,67 +61,143 @@ pub fn review_digest(step_run: &StepRun, round: i32, report_digest: &str) -> Str
     name::digest([uid.as_bytes(), round.to_string().as_bytes(), report_digest.as_bytes()])
 }
 
-/// Whether a decision may count for the open gate; the error says why not.
-pub fn admissible(gate: &GateStatus, letter: &Letter, guard: &Guard) -> Result<(), String> {
-    match guard {
-        Guard::NotAsked => Err("the admission policies were not checked".to_owned()),
-        Guard::Missing(why) => Err(format!("the admission policies do not stand: {why}")),
-        Guard::Proven(stamp) if *stamp != gate.policy => {
-            Err("the admission policies changed since the gate opened".to_owned())
-        }
-        Guard::Proven(_) if letter.review.as_ref().is_some_and(|r| *r != gate.output_digest) => {
-            Err("the review names another output".to_owned())
-        }
-        Guard::Proven(_) => Ok(()),
-    }
+/// Whether an agent makes the output; else a person does, or another run did.
+pub fn has_agent(step_run: &StepRun) -> bool {
+    let spec = &step_run.spec;
+    spec.reuse.is_none() && spec.ask.is_none() && !spec.agent_id.is_empty()
 }
 
-/// The gate with the decision in it: one rejection ends the round, one acceptance opens it.
-pub fn decided(gate: &GateStatus, letter: &Letter, (document_type, scope_id): (&str, &str), now: &Time) -> GateStatus {
+/// Whether the step is an approval and nothing else.
+fn is_approval_alone(step_run: &StepRun) -> bool {
+    let spec = &step_run.spec;
+    spec.gate.is_some() && spec.reuse.is_none() && spec.ask.is_none() && spec.agent_id.is_empty()
+}
+
+/// Digest of what a gate is about: the result, or the parameters of an approval alone.
+pub fn reviewed(step_run: &StepRun, status: &StepRunStatus) -> Option<String> {
+    if is_approval_alone(step_run) {
+        return Some(name::digest_bytes(step_run.spec.parameters.as_bytes()));
+    }
+    status.result.as_ref().map(|r| r.digest.clone())
+}
+
+/// The output of a step that is an approval and nothing else, once it was accepted.
+pub fn output(step_run: &StepRun) -> Option<Value> {
+    output_of(step_run, step_run.status.as_ref()?)
+}
+
+/// As `output`, with a status that is not stored yet. Names and comments of several people are joined.
+pub fn output_of(step_run: &StepRun, status: &StepRunStatus) -> Option<Value> {
+    let gate = status.gate.as_ref().filter(|_| is_approval_alone(step_run))?;
+    if !can_proceed(step_run.spec.gate.as_ref(), Some(gate)) {
+        return None;
+    }
+    let joined = |words: Vec<&str>, by: &str| if words.is_empty() { Value::Null } else { words.join(by).into() };
+    let round = || gate.decisions.iter().filter(|d| d.round == gate.round);
+    Some(Value::from_iter([
+        ("accepted", Value::Bool(true)),
+        ("decidedBy", joined(round().map(|d| d.decided_by.as_str()).collect(), ", ")),
+        ("comment", joined(round().filter_map(|d| d.comment.as_deref()).collect(), "\n")),
+    ]))
+}
+
+/// Whether that person has decided this round.
+pub fn has_decided(gate: &GateStatus, by: &str) -> bool {
+    gate.decisions.iter().any(|d| d.decided_by == by && d.round == gate.round)
+}
+
+/// Whether a decision may count for the open gate; the error says why not. Admission has checked most of it before.
+pub fn admissible(gate: &GateStatus, wanted: &StepRunGate, letter: &Letter, guard: &Guard) -> Result<(), String> {
+    match guard {
+        Guard::NotAsked => return Err("the admission policies were not checked".to_owned()),
+        Guard::Missing(why) => return Err(format!("the admission policies do not stand: {why}")),
+        Guard::Proven(stamp) if *stamp != gate.policy => {
+            return Err("the admission policies changed since the gate opened".to_owned());
+        }
+        Guard::Proven(_) => {}
+    }
+    let said_why = letter.comment.as_deref().is_some_and(|c| !c.trim().is_empty());
+    let fault = match &letter.review {
+        Some(review) if *review != gate.output_digest => "the review names another output",
+        None if wanted.require_review => "the gate asks which output was reviewed",
+        _ if wanted.not_by.as_deref() == Some(&letter.by) => "the gate asks for four eyes, and it is their own run",
+        _ if wanted.revise && !letter.accepted && !said_why => "a rejection must say in a comment what to change",
+        _ => return Ok(()),
+    };
+    Err(fault.to_owned())
+}
+
+/// What a decision is about, and when it was latched.
+pub struct About<'a> {
+    pub produced: &'a str,
+    pub scope_id: &'a str,
+    pub now: &'a Time,
+}
+
+/// The gate with the decision in it: one rejection ends the round, acceptances of enough people open it.
+pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About<'_>) -> GateStatus {
     let decision = Decision {
-        document_type: document_type.to_owned(),
-        scope_id: scope_id.to_owned(),
+        document_type: about.produced.to_owned(),
+        scope_id: about.scope_id.to_owned(),
         accepted: letter.accepted,
         comment: letter.comment.clone(),
         decided_by: letter.by.clone(),
-        decided_at: now.clone(),
+        decided_at: about.now.clone(),
         digest: gate.output_digest.clone(),
         round: gate.round,
     };
     let mut decided = gate.clone();
-    if !decided.decisions.iter().any(|d| d.decided_by == letter.by && d.round == gate.round) {
+    if !has_decided(gate, &letter.by) {
         decided.decisions.push(decision);
     }
-    decided.state = state(&decided.decisions, gate.round);
+    // A round has far fewer: what goes is of rounds long past.
+    let surplus = decided.decisions.len().saturating_sub(DECISIONS);
+    decided.decisions.drain(..surplus);
+    decided.state = state(&decided.decisions, gate.round, approvals);
     decided
 }
 
+/// The decisions that another run's gate was accepted with: a person counts once, and whoever made this run not at all.
+pub fn taken_over(step_run: &StepRun, reuse: &Reuse, now: &Time, digest: &str) -> Vec<Decision> {
+    let scope_id = step_run.spec.scope_chain.last().map(|s| s.scope_id.clone()).unwrap_or_default();
+    let mut decisions: Vec<Decision> = Vec::new();
+    let not_by = step_run.spec.gate.as_ref().and_then(|g| g.not_by.as_ref());
+    for by in reuse.decided_by.iter().filter(|by| Some(*by) != not_by) {
+        if decisions.iter().all(|d| d.decided_by != *by) {
+            decisions.push(Decision {
+                document_type: step_run.spec.path.clone(),
+                scope_id: scope_id.clone(),
+                accepted: true,
+                comment: Some(clip(&format!("accepted in StepRun {} ({})", reuse.step_run, reuse.uid), 4096)),
+                decided_by: by.clone(),
+                decided_at: now.clone(),
+                digest: digest.to_owned(),
+                round: 1,
+            });
+        }
+    }
+    decisions
+}
+
 /// The state that the decisions of a round add up to.
-pub fn state(decisions: &[Decision], round: i32) -> GateState {
-    let mut this_round = decisions.iter().filter(|d| d.round == round).peekable();
-    if this_round.peek().is_none() {
-        return GateState::Waiting;
+pub fn state(decisions: &[Decision], round: i32, approvals: i32) -> GateState {
+    let this_round = || decisions.iter().filter(|d| d.round == round);
+    if this_round().any(|d| !d.accepted) {
+        return GateState::Rejected;
     }
-    if this_round.all(|d| d.accepted) { GateState::Accepted } else { GateState::Rejected }
+    let people: BTreeSet<&str> = this_round().map(|d| d.decided_by.as_str()).collect();
+    let enough = i32::try_from(people.len()).unwrap_or(i32::MAX) >= approvals.max(1);
+    if enough { GateState::Accepted } else { GateState::Waiting }
 }
 
-/// Whether what follows a document may go on: no gate, or its round accepted.
-pub fn can_proceed(gate: Option<&GateStatus>) -> bool {
-    gate.is_none_or(|gate| state(&gate.decisions, gate.round) == GateState::Accepted)
-}
-
-/// What a step of approval alone gives: how its gate was decided.
-pub fn output(step_run: &StepRun) -> Option<serde_json::Value> {
-    if !step_run.spec.agent_id.is_empty() || step_run.spec.ask.is_some() {
-        return None;
+/// Whether what follows may go on: no gate, one whose `when` was false, or enough acceptances of its round.
+pub fn can_proceed(wanted: Option<&StepRunGate>, gate: Option<&GateStatus>) -> bool {
+    match (wanted, gate) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(_), Some(gate)) if gate.state == GateState::NotRequired => true,
+        (Some(wanted), Some(gate)) => state(&gate.decisions, gate.round, wanted.approvals) == GateState::Accepted,
     }
-    let decision = step_run.status.as_ref()?.gate.as_ref()?.decisions.last()?;
-    let fields: [(&str, serde_json::Value); 3] = [
-        ("accepted", decision.accepted.into()),
-        ("decidedBy", decision.decided_by.clone().into()),
-        ("comment", decision.comment.clone().into()),
-    ];
-    Some(fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 #[cfg(test)]
@@ -138,28 +220,108 @@ mod tests {
         Letter { accepted, by: "ann".into(), comment: None, review: review.map(Into::into) }
     }
 
+    fn wanted(approvals: i32) -> StepRunGate {
+        StepRunGate { name: "g".into(), approvals, ..StepRunGate::default() }
+    }
+
+    fn decide(gate: &GateStatus, approvals: i32, letter: &Letter) -> GateStatus {
+        decided(gate, approvals, letter, &About { produced: "t", scope_id: "s", now: &Time(Timestamp::UNIX_EPOCH) })
+    }
+
     #[test]
     fn only_a_proven_decision_about_this_output_counts() {
         let proven = |stamp: &str| Guard::Proven(stamp.into());
-        assert_eq!(admissible(&gate(), &mark(true, None), &proven("p1")), Ok(()));
-        assert_eq!(admissible(&gate(), &mark(true, Some("d")), &proven("p1")), Ok(()));
-        assert!(admissible(&gate(), &mark(true, Some("old")), &proven("p1")).is_err());
-        assert!(admissible(&gate(), &mark(true, None), &proven("p2")).is_err());
-        assert!(admissible(&gate(), &mark(true, None), &Guard::NotAsked).is_err());
-        assert!(admissible(&gate(), &mark(true, None), &Guard::Missing("gone".into())).is_err());
+        let check = |letter: &Letter, guard: &Guard| admissible(&gate(), &wanted(1), letter, guard);
+        assert_eq!(check(&mark(true, None), &proven("p1")), Ok(()));
+        assert_eq!(check(&mark(true, Some("d")), &proven("p1")), Ok(()));
+        assert!(check(&mark(true, Some("old")), &proven("p1")).is_err());
+        assert!(check(&mark(true, None), &proven("p2")).is_err());
+        assert!(check(&mark(true, None), &Guard::NotAsked).is_err());
+        assert!(check(&mark(true, None), &Guard::Missing("gone".into())).is_err());
+    }
+
+    #[test]
+    fn what_the_gate_asks_for_is_asked_of_every_decision() {
+        let comment = |letter: Letter, text: &str| Letter { comment: Some(text.into()), ..letter };
+        let review = StepRunGate { require_review: true, ..wanted(1) };
+        let eyes = |who: &str| StepRunGate { not_by: Some(who.into()), ..wanted(1) };
+        let revise = StepRunGate { revise: true, ..wanted(1) };
+        for (name, gate_wanted, letter, fine) in [
+            ("review given", &review, mark(true, Some("d")), true),
+            ("review missing", &review, mark(true, None), false),
+            ("rejection without review", &review, mark(false, None), false),
+            ("another's run", &eyes("bob"), mark(true, None), true),
+            ("their own run", &eyes("ann"), mark(true, None), false),
+            ("their own run, rejected", &eyes("ann"), mark(false, None), false),
+            ("revise, accepted", &revise, mark(true, None), true),
+            ("revise, why", &revise, comment(mark(false, None), "shorter"), true),
+            ("revise, no why", &revise, mark(false, None), false),
+            ("revise, blank", &revise, comment(mark(false, None), "  "), false),
+        ] {
+            let verdict = admissible(&gate(), gate_wanted, &letter, &Guard::Proven("p1".into()));
+            assert_eq!(verdict.is_ok(), fine, "{name}: {verdict:?}");
+        }
     }
 
     #[test]
     fn a_gate_opens_only_by_an_acceptance_of_its_round() {
-        assert!(can_proceed(None));
-        assert!(!can_proceed(Some(&gate())));
-        let now = Time(Timestamp::UNIX_EPOCH);
-        let accepted = decided(&gate(), &mark(true, None), ("t", "s"), &now);
-        assert_eq!((accepted.state, can_proceed(Some(&accepted))), (GateState::Accepted, true));
-        let rejected = decided(&gate(), &mark(false, None), ("t", "s"), &now);
-        assert_eq!((rejected.state, can_proceed(Some(&rejected))), (GateState::Rejected, false));
+        let one = wanted(1);
+        assert!(can_proceed(None, None));
+        assert!(!can_proceed(Some(&one), None));
+        assert!(!can_proceed(Some(&one), Some(&gate())));
+        let accepted = decide(&gate(), 1, &mark(true, None));
+        assert_eq!((accepted.state, can_proceed(Some(&one), Some(&accepted))), (GateState::Accepted, true));
+        let rejected = decide(&gate(), 1, &mark(false, None));
+        assert_eq!((rejected.state, can_proceed(Some(&one), Some(&rejected))), (GateState::Rejected, false));
         let later = GateStatus { round: 2, ..accepted };
-        assert!(!can_proceed(Some(&later)), "an acceptance of an earlier round is none");
+        assert!(!can_proceed(Some(&one), Some(&later)), "an acceptance of an earlier round is none");
+        let free = GateStatus { state: GateState::NotRequired, ..gate() };
+        assert!(can_proceed(Some(&one), Some(&free)));
+    }
+
+    #[test]
+    fn approvals_are_counted_by_people_and_rounds() {
+        let by = |by: &str, accepted, round| Decision {
+            document_type: "t".into(),
+            scope_id: "s".into(),
+            accepted,
+            comment: None,
+            decided_by: by.into(),
+            decided_at: Time(Timestamp::UNIX_EPOCH),
+            digest: "d".into(),
+            round,
+        };
+        for (decisions, approvals, expected) in [
+            (vec![], 1, GateState::Waiting),
+            (vec![by("ann", true, 1)], 0, GateState::Waiting),
+            (vec![by("ann", true, 2)], 1, GateState::Accepted),
+            (vec![by("ann", true, 2)], 2, GateState::Waiting),
+            (vec![by("ann", true, 2), by("ann", true, 2)], 2, GateState::Waiting),
+            (vec![by("ann", true, 2), by("bob", true, 2)], 2, GateState::Accepted),
+            (vec![by("ann", true, 1), by("bob", true, 2)], 2, GateState::Waiting),
+            (vec![by("ann", true, 2), by("bob", false, 2)], 2, GateState::Rejected),
+            (vec![by("ann", true, 2), by("bob", true, 2), by("eve", false, 2)], 2, GateState::Rejected),
+            (vec![by("ann", false, 1), by("bob", true, 2)], 1, GateState::Accepted),
+        ] {
+            assert_eq!(state(&decisions, 2, approvals), expected, "{approvals} of {decisions:?}");
+        }
+        let twice = decide(&decide(&gate(), 2, &mark(true, None)), 2, &mark(false, None));
+        assert_eq!(twice.decisions.len(), 1, "a person decides a round once");
+    }
+
+    #[test]
+    fn an_approval_alone_gives_who_accepted() {
+        let mut run = StepRun::new("s", crate::api::step_run::StepRunSpec::default());
+        run.spec.gate = Some(wanted(2));
+        let first = decide(&gate(), 2, &Letter { comment: Some("fine".into()), ..mark(true, None) });
+        let status = |gate: &GateStatus| Some(StepRunStatus { gate: Some(gate.clone()), ..StepRunStatus::default() });
+        run.status = status(&first);
+        assert_eq!(output(&run), None);
+        run.status = status(&decide(&first, 2, &Letter { by: "bob".into(), ..mark(true, None) }));
+        let found = output(&run).expect("an output");
+        assert_eq!(found.to_string(), r#"{"accepted":true,"decidedBy":"ann, bob","comment":"fine"}"#);
+        run.spec.agent_id = "writer".into();
+        assert_eq!(output(&run), None, "the agent's output is the agent's");
     }
 
     #[test]

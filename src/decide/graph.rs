@@ -92,6 +92,8 @@ pub struct Walked {
     pub settled: Settled,
     /// Names of documents whose contents must be had first.
     pub unread: BTreeSet<String>,
+    /// How many items of forEach were looked at: what a pass costs.
+    pub looked: usize,
 }
 
 /// Walks the definition; with `Start::Not` nothing new begins.
@@ -126,6 +128,7 @@ struct Walk<'a> {
     settled: Settled,
     /// StepRuns met so far, and the names of those that have not ended.
     accounted: usize,
+    looked: usize,
     unfinished: Vec<String>,
     stand: Stand,
 }
@@ -152,6 +155,7 @@ impl<'a> Walk<'a> {
             begun: None,
             settled,
             accounted: 0,
+            looked: 0,
             unfinished: Vec::new(),
             stand: Stand::default(),
         }
@@ -163,7 +167,7 @@ impl<'a> Walk<'a> {
         let (outcome, _) = self.list((&definition.steps, definition.order, definition.output.as_deref()), &frame);
         self.finish(outcome);
         let unread = self.sources.unread.take();
-        (Walked { stand: self.stand, settled: self.settled, unread }, self.accounted)
+        (Walked { stand: self.stand, settled: self.settled, unread, looked: self.looked }, self.accounted)
     }
 
     fn tally(&mut self, path: &str) -> &mut Tally {
@@ -189,7 +193,7 @@ impl<'a> Walk<'a> {
                 message: format!("StepRun {own} was deleted; it is never made again"),
             });
         }
-        if frame.start == Start::Not {
+        if frame.start != Start::May {
             return Outcome::Ahead;
         }
         self.begin(step, path, frame)
@@ -413,3 +417,6 @@ fn lay_out(steps: &[Step], prefix: &str, order: &mut Vec<String>) {
         lay_out(&step.steps, &format!("{path}/"), order);
     }
 }
+
+#[cfg(test)]
+mod tests;

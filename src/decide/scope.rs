@@ -47,7 +47,10 @@ pub struct Seen {
 pub enum Start {
     #[default]
     May,
+    /// Its turn has come, and nothing new begins.
     Not,
+    /// Its turn has not come: only what was begun all the same is looked at.
+    Behind,
 }
 
 /// An item of a forEach around a place.

@@ -13,7 +13,7 @@ use super::scope::{Item, Seen};
 
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
-    /// By place of the forEach.
+    /// By path of the forEach and the keys of the items around it.
     pub lists: BTreeMap<String, Arc<List>>,
     /// Outputs of groups outside of any forEach, by place.
     pub values: BTreeMap<String, Arc<Value>>,
@@ -34,9 +34,9 @@ pub struct List {
     pub documents: Vec<String>,
     /// How each ended; nothing for those that are open or ahead.
     pub ended: RedBlackTreeMapSync<usize, Ended>,
-    /// Looked at and not ended, with the StepRuns in them that have not.
+    /// Begun and not ended, with the StepRuns in them that have not.
     pub open: BTreeMap<usize, Vec<String>>,
-    /// The first that nobody looked at yet.
+    /// All before it were begun.
     pub frontier: usize,
     /// What the ended ones add up to, by path.
     pub sums: BTreeMap<String, Tally>,
@@ -50,6 +50,13 @@ pub struct List {
     pub cancelled: Option<Failure>,
     /// Once all have ended.
     pub output: Option<Arc<Vec<Item>>>,
+}
+
+impl List {
+    /// Whether an item was begun, or has ended without.
+    pub fn is_begun(&self, index: usize) -> bool {
+        self.open.contains_key(&index) || self.ended.contains_key(&index)
+    }
 }
 
 #[derive(Clone, Debug)]

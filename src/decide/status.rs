@@ -66,7 +66,7 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Tim
         status.steps.clone_from(&stand.steps);
     }
     status.current_step =
-        status.steps.iter().find(|s| !is_over(s.phase) && !s.path.contains('/')).map(|s| s.path.clone());
+        status.steps.iter().find(|s| !is_over(s.phase, stand) && !s.path.contains('/')).map(|s| s.path.clone());
     status.active_steps.clone_from(&stand.active);
     status.pending_documents.clone_from(&stand.missing_documents);
     status.pending_acceptance.clone_from(&stand.pending_acceptance);
@@ -97,9 +97,9 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Tim
     }
 }
 
-/// Whether a step's turn is over for `currentStep`.
-fn is_over(phase: Phase) -> bool {
-    matches!(phase, Phase::Completed | Phase::Skipped)
+/// Whether a step's turn is over for `currentStep`; the one that fails a run stays its current one.
+fn is_over(phase: Phase, stand: &Stand) -> bool {
+    matches!(phase, Phase::Completed | Phase::Skipped) || phase == Phase::Failed && stand.failure.is_none()
 }
 
 /// Running while anything runs; else input before acceptance before documents.

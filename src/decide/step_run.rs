@@ -2,8 +2,11 @@
 //! before anything is undone; the claim, never the Job, says whether an attempt started.
 
 mod ending;
+mod gates;
+mod hold;
 mod launch;
-mod people;
+mod questions;
+mod slot;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,13 +25,15 @@ use crate::api::document::{Document, DocumentPhase, DocumentStatus};
 use crate::api::limits::{
     ATTEMPTS_KEPT, LOG_TAIL_BYTES, MESSAGE_BYTES, SKEW_SECONDS, START_TIMEOUT_SECONDS, TIMEOUT_SECONDS,
 };
-use crate::api::name::{self, ACTION, COMMENT, DECIDED_BY};
-use crate::api::step::Step;
+use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
+use crate::api::step::{Gate, OnFailure, Step};
 use crate::api::step_run::{
-    Attempt, AttemptCounts, AttemptResult, Claim, GateState, GateStatus, Guidance, Report, ReportClass, ResultRef,
-    StepError, StepRun, StepRunStatus, WaitKind, WaitingFor,
+    Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance, Report,
+    ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
+pub use hold::{Hold, hold};
+pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
 /// Seconds after which a pod that should be gone counts as gone.
 const GONE_AFTER_SECONDS: i64 = 60;
@@ -39,15 +44,21 @@ const GUARD_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Observed {
     pub step_run: Arc<StepRun>,
-    /// The run failed or is going away: nothing new starts, waits close.
-    pub closing: bool,
+    /// What the run says of it as a whole.
+    pub hold: Hold,
     pub definition: Option<Arc<Definition>>,
     pub agent: Option<Arc<Agent>>,
     pub job: JobSeen,
+    /// What the API server said when it refused the Job of the current attempt.
+    pub refusal: Option<String>,
+    /// Whether the attempt may be launched, where that is limited.
+    pub slot: Slot,
     /// The pod that claimed, else the newest pod of the current attempt.
     pub pod: Option<PodSeen>,
     /// Unfinished Jobs of this StepRun, name, UID and attempt.
     pub unfinished: Vec<(String, String, i32)>,
+    /// Pods of all its attempts that have not ended.
+    pub pods_alive: usize,
     /// The document that the report names, and others of its type.
     pub document: Option<Arc<Document>>,
     pub siblings: Vec<Arc<Document>>,
@@ -59,6 +70,7 @@ pub struct Observed {
 /// The Job of the current attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum JobSeen {
+    /// After the launch only if the API server says so: then it is an end, not a cache that is behind.
     Absent,
     /// Somebody else's, under our name.
     Foreign,
@@ -105,34 +117,47 @@ impl<'a> Pass<'a> {
         let step = o.definition.as_deref().and_then(|d| d.step(&o.step_run.spec.path));
         let mut status = o.step_run.status.clone().unwrap_or_default();
         status.observed_generation = o.step_run.metadata.generation.unwrap_or_default();
-        Self { o, status, plan: Plan::default(), step, policy: Policy::of(step, o.agent.as_deref()) }
+        let default = o.definition.as_deref().map(|d| d.on_failure).unwrap_or_default();
+        Self { o, status, plan: Plan::default(), step, policy: Policy::of(step, o.agent.as_deref(), default) }
     }
 
     fn advance(&mut self) {
-        self.drop_stray_answer();
+        self.drop_stray_mail();
+        let closing = self.closing();
         if self.gate_is(GateState::Waiting) {
-            return if self.o.closing {
-                self.cancel();
-            } else {
-                self.review();
-            };
+            return if closing { self.cancel() } else { self.review() };
         }
         if self.status.waiting_for.is_some() {
-            return if self.o.closing {
-                self.cancel();
-            } else {
-                self.answer();
-            };
+            return if closing { self.cancel() } else { self.answer() };
         }
         if self.status.result.is_some() {
             return self.open_gate();
         }
+        if !self.has_agent() {
+            return if closing { self.cancel() } else { self.without_agent() };
+        }
         match (self.report(), self.claim()) {
             (Some(report), _) => self.verdict(&report),
+            (None, _) if self.o.hold == Hold::Stopping => self.stop(),
             (None, Some(claim)) => self.running(&claim),
-            (None, None) if self.o.closing => self.cancel(),
+            (None, None) if closing => self.cancel(),
             (None, None) => self.launch(),
         }
+    }
+
+    /// Nothing runs: the result of another run, a question to a person, an approval alone.
+    fn without_agent(&mut self) {
+        let spec = &self.o.step_run.spec;
+        match (&spec.reuse, &spec.ask) {
+            (Some(reuse), _) => self.take_over(reuse),
+            (None, Some(ask)) => self.put_question(ask),
+            (None, None) => self.open_gate(),
+        }
+    }
+
+    /// Whether an agent makes the output.
+    fn has_agent(&self) -> bool {
+        gate::has_agent(&self.o.step_run)
     }
 
     fn report(&self) -> Option<Report> {
@@ -147,25 +172,33 @@ impl<'a> Pass<'a> {
         self.status.gate.as_ref().is_some_and(|g| g.state == state && g.round == self.status.round)
     }
 
-    fn cancel(&mut self) {
-        if let Some(gate) = &mut self.status.gate
-            && gate.state == GateState::Waiting
-        {
-            gate.state = GateState::Closed;
-        }
-        self.status.waiting_for = None;
-        self.conclude(Phase::Cancelled);
-    }
-
     fn conclude(&mut self, phase: Phase) {
         condition::clear(&mut self.status.conditions, "Started");
         self.status.phase = Some(phase);
         self.status.completed_at = Some(self.o.now.clone());
     }
 
+    /// Ends the step without another attempt, whatever ran before.
+    fn fail(&mut self, class: AttemptResult, message: &str) {
+        self.plan.warn("StepFailed", format!("{class}: {}", clip(message, 400)));
+        self.status.error = Some(StepError {
+            class,
+            message: clip(message, MESSAGE_BYTES),
+            attempt: self.status.attempt,
+            exit_code: None,
+            log_tail: None,
+        });
+        self.conclude(Phase::Failed);
+    }
+
     fn pend(&mut self, reason: &str, message: &str) {
         self.status.phase = Some(Phase::Pending);
         self.condition("Started", Truth::False, reason, message);
+    }
+
+    /// The gate as the pinned definition has it: what is no business of admission.
+    fn gate_terms(&self) -> Option<&'a Gate> {
+        self.step.and_then(|s| s.gate.as_ref())
     }
 
     /// Jobs of attempts behind the fence, and of a StepRun that needs none.
@@ -177,10 +210,12 @@ impl<'a> Pass<'a> {
         let was_idle = before.is_some_and(|s| s.completed_at.is_some() || s.waiting_for.is_some());
         let reported = before.and_then(|s| s.agent.as_ref()).and_then(|a| a.report.as_ref()).map(|r| r.attempt);
         for (job, uid, attempt) in &self.o.unfinished {
-            // A pod that has reported ends by itself within a moment, its logs kept. A wait ends with the next attempt:
-            // a Job beyond the fence shows that this copy of the StepRun is old.
+            // A pod that has reported ends by itself within a moment, its logs kept, whoever has claimed since.
+            let recorded = before.iter().flat_map(|s| &s.attempts).find(|a| a.number == *attempt);
+            let has_reported = reported == Some(*attempt) || recorded.is_some_and(|a| a.exit_code.is_some());
+            // A wait ends with the next attempt: a Job beyond the fence shows that this copy of the StepRun is old.
             let ahead = *attempt > fence && self.status.completed_at.is_none();
-            let stays = reported == Some(*attempt) || ahead || (*attempt >= fence && !(was_idle && idle));
+            let stays = has_reported || ahead || (*attempt >= fence && !(was_idle && idle));
             if !stays {
                 self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });
             }

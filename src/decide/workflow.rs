@@ -18,7 +18,7 @@ pub use super::observed::{Observed, StepRuns};
 use super::scope::Start;
 use super::settled::Settled;
 use super::{Effect, Plan, build, status};
-use crate::api::condition::{Truth, clip};
+use crate::api::condition::clip;
 use crate::api::definition::Definition;
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
@@ -213,16 +213,6 @@ pub fn committed_documents(workflow: &Workflow, step_runs: &StepRuns, now: &Time
     inline.chain(done.flat_map(of)).collect()
 }
 
-/// `True` once the run fails or goes away: its StepRuns close.
-pub fn is_closing(workflow: &Workflow) -> bool {
-    let failing = workflow.status.as_ref().is_some_and(|s| {
-        s.completed_at.is_some()
-            || crate::api::condition::get(&s.conditions, status::FAILING)
-                .is_some_and(|c| c.status == Truth::True.as_str())
-    });
-    failing || workflow.metadata.deletion_timestamp.is_some()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,9 +232,9 @@ mod tests {
             template: None,
             definition: None,
             agents: [("x".to_owned(), agent)].into(),
-            step_runs: Default::default(),
-            documents: Default::default(),
-            contents: Default::default(),
+            step_runs: super::super::observed::StepRuns::default(),
+            documents: super::super::document::Documents::default(),
+            contents: std::collections::BTreeMap::new(),
             previous: None,
             settled: Arc::default(),
             evaluator: Arc::new(crate::decide::expression::InProcess),

@@ -1,16 +1,18 @@
-//! May this attempt still speak? Decided on a StepRun that was just read, written with tests against what was read.
+//! May this attempt still speak? `decide::claim` says so, of a StepRun that was just read here.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
+use serde_json::Value;
 
 use super::auth::Caller;
+use super::cluster::test;
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, cluster};
 use crate::api::StepRun;
 use crate::api::name;
-use crate::api::step_run::{Claim, GateState, Report, StepRunStatus};
-use crate::api::workflow::Phase;
+use crate::api::step_run::StepRunStatus;
+use crate::decide::claim::{self, Asker, Held, Why};
 use crate::protocol::AttemptRef;
 
 pub fn api(gateway: &Gateway, attempt: &AttemptRef) -> Api<StepRun> {
@@ -37,35 +39,7 @@ pub fn status(step_run: &StepRun) -> StepRunStatus {
 
 /// The fence: the attempt is the current one, and the step neither ended nor waits for a person.
 pub fn stands(step_run: &StepRun, attempt: &AttemptRef) -> Result<()> {
-    if step_run.metadata.deletion_timestamp.is_some() {
-        return Err(Refusal::fenced("the StepRun is being deleted"));
-    }
-    let status = status(step_run);
-    if status.attempt != attempt.attempt {
-        return Err(Refusal::fenced(format!("attempt {} is not the current one, {}", attempt.attempt, status.attempt)));
-    }
-    if status.completed_at.is_some() || status.phase.is_some_and(Phase::is_terminal) {
-        return Err(Refusal::fenced("the step has ended"));
-    }
-    let gate = status.gate.is_some_and(|gate| gate.state == GateState::Waiting);
-    let phase =
-        matches!(status.phase, Some(Phase::WaitingForInput | Phase::WaitingForAcceptance | Phase::WaitingForDocuments));
-    if gate || phase || status.waiting_for.is_some() {
-        return Err(Refusal::fenced("the step waits for a person"));
-    }
-    Ok(())
-}
-
-/// The claim of this attempt, if there is one; what an earlier attempt left does not count.
-pub fn claim(status: &StepRunStatus, attempt: i32) -> Option<&Claim> {
-    let claim = status.agent.as_ref()?.claim.as_ref()?;
-    (claim.attempt == attempt).then_some(claim)
-}
-
-/// The report of this attempt, if there is one.
-pub fn report(status: &StepRunStatus, attempt: i32) -> Option<&Report> {
-    let report = status.agent.as_ref()?.report.as_ref()?;
-    (report.attempt == attempt).then_some(report)
+    Ok(claim::stands(step_run, attempt.attempt)?)
 }
 
 /// What the status knows of the id that the shim holds.
@@ -73,93 +47,60 @@ pub fn id_digest(attempt: &AttemptRef) -> String {
     name::digest_bytes(attempt.id.as_bytes())
 }
 
-/// Whether the claim is the caller's: same id, same pod.
-pub fn is_callers(claim: &Claim, attempt: &AttemptRef, caller: &Caller) -> bool {
-    claim.id == id_digest(attempt) && claim.pod_uid == caller.pod_uid
+/// For every call after the claim.
+pub fn holds(step_run: &StepRun, attempt: &AttemptRef, caller: &Caller) -> Result<()> {
+    Ok(claim::holds(step_run, &asker(attempt, caller, &id_digest(attempt)))?)
 }
 
-/// For every call after the claim.
-pub fn holds(status: &StepRunStatus, attempt: &AttemptRef, caller: &Caller) -> Result<()> {
-    match claim(status, attempt.attempt) {
-        Some(claim) if is_callers(claim, attempt, caller) => Ok(()),
-        Some(_) => Err(Refusal::new(Reason::AlreadyClaimed, "another shim has claimed this attempt")),
-        None => Err(Refusal::fenced("the attempt is not claimed")),
+/// The one who asks, by its id's digest.
+pub fn asker<'a>(attempt: &AttemptRef, caller: &'a Caller, id: &'a str) -> Asker<'a> {
+    Asker { attempt: attempt.attempt, id, pod_name: &caller.pod_name, pod_uid: &caller.pod_uid }
+}
+
+/// The tests of a JSON patch.
+pub fn tests(held: Vec<Held>) -> Vec<Value> {
+    held.into_iter().map(|held| test(held.path, held.value)).collect()
+}
+
+impl From<Why> for Refusal {
+    fn from(why: Why) -> Self {
+        let reason = if why == Why::Taken { Reason::AlreadyClaimed } else { Reason::Fenced };
+        Self::new(reason, why.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
 
-    fn attempt() -> AttemptRef {
-        AttemptRef {
+    #[test]
+    fn who_lost_the_attempt_is_told_how() {
+        for (why, reason) in [
+            (Why::Taken, Reason::AlreadyClaimed),
+            (Why::NotCurrent { asked: 1, current: 2 }, Reason::Fenced),
+            (Why::Ended, Reason::Fenced),
+            (Why::Waits, Reason::Fenced),
+            (Why::Reported, Reason::Fenced),
+            (Why::Unclaimed, Reason::Fenced),
+            (Why::Deleting, Reason::Fenced),
+        ] {
+            assert_eq!(Refusal::from(why), Refusal::new(reason, why.to_string()));
+        }
+    }
+
+    #[test]
+    fn the_id_is_shown_by_its_digest_only() {
+        let attempt = AttemptRef {
             namespace: "team".to_owned(),
             step_run: "s".to_owned(),
             uid: "u".to_owned(),
             attempt: 2,
             id: "0123456789abcdef0123456789abcdef".to_owned(),
-        }
-    }
-
-    fn step_run(status: Value) -> StepRun {
-        let mut step_run = StepRun::new("s", crate::api::StepRunSpec::default());
-        step_run.status = serde_json::from_value(status).expect("a status");
-        step_run
-    }
-
-    #[test]
-    fn the_fence_stands_where_the_operator_put_it() {
-        let gate = |state: &str| {
-            json!({"attempt": 2, "gate": {"state": state, "round": 1, "outputDigest": "d",
-                "openedAt": "2026-01-01T00:00:00Z", "policy": "p"}})
         };
-        for (status, open) in [
-            (json!({"attempt": 2}), true),
-            (json!({"attempt": 2, "phase": "Running"}), true),
-            (json!({"attempt": 2, "phase": "Pending"}), true),
-            (gate("Rejected"), true),
-            (json!(null), false),
-            (json!({}), false),
-            (json!({"attempt": 1}), false),
-            (json!({"attempt": 3}), false),
-            (json!({"attempt": 2, "completedAt": "2026-01-01T00:00:00Z"}), false),
-            (json!({"attempt": 2, "phase": "Cancelled"}), false),
-            (json!({"attempt": 2, "phase": "WaitingForInput"}), false),
-            (gate("Waiting"), false),
-            (
-                json!({"attempt": 2, "waitingFor": {"id": "w", "kind": "RetriesSpent", "question": "?",
-                "options": [], "since": "2026-01-01T00:00:00Z"}}),
-                false,
-            ),
-        ] {
-            let verdict = stands(&step_run(status.clone()), &attempt());
-            assert_eq!(verdict.is_ok(), open, "{status}");
-            assert!(verdict.err().is_none_or(|refusal| refusal.reason == Reason::Fenced));
-        }
-        let mut deleted = step_run(json!({"attempt": 2}));
-        deleted.metadata.deletion_timestamp = Some(now());
-        assert!(stands(&deleted, &attempt()).is_err());
-    }
-
-    #[test]
-    fn only_the_id_and_pod_of_this_attempts_claim_hold_it() {
-        let caller = |uid: &str| Caller { pod_name: "p".to_owned(), pod_uid: uid.to_owned() };
-        let claimed = |number: i32, id: &str| {
-            json!({"attempt": 2, "agent": {"claim": {"attempt": number, "id": id, "podName": "p",
-                "podUID": "pod", "at": "2026-01-01T00:00:00Z"}}})
-        };
-        let id = id_digest(&attempt());
-        for (state, pod, verdict) in [
-            (claimed(2, &id), "pod", None),
-            (claimed(2, &id), "other", Some(Reason::AlreadyClaimed)),
-            (claimed(2, "sha256:other"), "pod", Some(Reason::AlreadyClaimed)),
-            (claimed(1, &id), "pod", Some(Reason::Fenced)),
-            (json!({"attempt": 2}), "pod", Some(Reason::Fenced)),
-        ] {
-            let status = status(&step_run(state.clone()));
-            let found = holds(&status, &attempt(), &caller(pod)).err().map(|refusal| refusal.reason);
-            assert_eq!(found, verdict, "{state}");
-        }
+        let caller = Caller { pod_name: "p".to_owned(), pod_uid: "pod".to_owned() };
+        let id = id_digest(&attempt);
+        let asker = asker(&attempt, &caller, &id);
+        assert_eq!((asker.attempt, asker.pod_name, asker.pod_uid), (2, "p", "pod"));
+        assert!(asker.id.starts_with("sha256:") && !asker.id.contains(&attempt.id));
     }
 }

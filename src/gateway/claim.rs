@@ -6,16 +6,17 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use kube::Api;
 
 use super::auth::{self, Act, Caller};
-use super::cluster::{add, patch_status, test};
+use super::cluster::{add, patch_status};
 use super::context::{self, Parts};
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, attempt, cluster};
 use crate::api::definition::Definition;
 use crate::api::limits::TIMEOUT_SECONDS;
 use crate::api::step::{Format, Step};
-use crate::api::step_run::{AgentReport, Claim, StepRunSpec};
-use crate::api::{Agent, Document, StepRun};
-use crate::protocol::{AttemptRef, ClaimRequest, Claimed};
+use crate::api::step_run::{StepRunSpec, StepRunStatus};
+use crate::api::{Agent, Document, StepRun, name};
+use crate::decide::claim::{self as rules, Answer, Asker};
+use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
 const ROUNDS: usize = 6;
@@ -24,13 +25,19 @@ const READS_AT_ONCE: usize = 8;
 pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) -> Result<Claimed> {
     let who = &request.attempt;
     auth::pod(&gateway.client, caller, who, Act::Claim).await?;
+    let id = attempt::id_digest(who);
+    let asker = attempt::asker(who, caller, &id);
     for _ in 0..ROUNDS {
         let step_run = attempt::read(gateway, who).await?;
-        let again = decide(&step_run, who, caller)?;
+        let again = match rules::admit(&step_run, &asker) {
+            Answer::Free => false,
+            Answer::Again => true,
+            Answer::Refused(why) => return Err(why.into()),
+        };
         // Before the write: an attempt whose input cannot be had must not be spent.
         let answer = input(gateway, who, &step_run).await?;
         if !again {
-            match write(gateway, who, caller, &step_run).await {
+            match write(gateway, who, &asker, &step_run).await {
                 Ok(()) => {
                     gateway.metrics.claims.inc();
                 }
@@ -57,45 +64,18 @@ pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) ->
     Err(Refusal::unavailable("the StepRun is being written to"))
 }
 
-/// Whether the claim is there already: true for a lost reply. Everything else is refused or free.
-fn decide(step_run: &StepRun, who: &AttemptRef, caller: &Caller) -> Result<bool> {
-    attempt::stands(step_run, who)?;
-    let status = attempt::status(step_run);
-    if attempt::report(&status, who.attempt).is_some() {
-        return Err(Refusal::fenced("the attempt has reported its end"));
-    }
-    match attempt::claim(&status, who.attempt) {
-        None => Ok(false),
-        Some(claim) if attempt::is_callers(claim, who, caller) => Ok(true),
-        Some(_) => Err(Refusal::new(Reason::AlreadyClaimed, "another shim has claimed this attempt")),
-    }
-}
-
 async fn write(
     gateway: &Gateway,
     who: &AttemptRef,
-    caller: &Caller,
+    asker: &Asker<'_>,
     step_run: &StepRun,
 ) -> std::result::Result<(), cluster::Failure> {
-    // What an earlier attempt left goes with this write.
-    let agent = AgentReport {
-        claim: Some(Claim {
-            attempt: who.attempt,
-            id: attempt::id_digest(who),
-            pod_name: caller.pod_name.clone(),
-            pod_uid: caller.pod_uid.clone(),
-            at: attempt::now(),
-        }),
-        ..AgentReport::default()
-    };
-    let version = step_run.metadata.resource_version.as_deref();
-    let mut operations =
-        vec![test("/metadata/uid", who.uid.as_str()), test("/metadata/resourceVersion", version.unwrap_or_default())];
+    let mut operations = attempt::tests(rules::free_still(step_run));
     if step_run.status.is_none() {
         // The API server fills in the operator's defaults.
         operations.push(add("/status", &serde_json::json!({})));
     }
-    operations.push(add("/status/agent", &agent));
+    operations.push(add("/status/agent", &rules::claimed(asker, attempt::now())));
     patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
 }
 
@@ -105,10 +85,12 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
     let step = step(&definition, spec)?;
     let timeout_seconds = timeout(gateway, who, spec, step).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
+    let status = attempt::status(step_run);
     context::claimed(&Parts {
         attempt: who,
         spec,
-        status: &attempt::status(step_run),
+        rejected: rejected(gateway, who, &status, step).await?,
+        status: &status,
         definition: &definition,
         step,
         formats: &formats,
@@ -118,6 +100,25 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
         tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
         Refusal::new(Reason::Internal, "spec.parameters of the StepRun is not JSON")
     })
+}
+
+/// The document of the round before, as it lies there; none where nobody can find it any more.
+async fn rejected(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    status: &StepRunStatus,
+    step: &Step,
+) -> Result<Option<InputFile>> {
+    let (Some(name), Some(produces)) = (context::rejected(who, status, step), &step.produces) else {
+        return Ok(None);
+    };
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
+    let found = cluster::find(|| api.get(&name)).await?;
+    Ok(found.map(|document| InputFile {
+        name,
+        path: context::rejected_path(produces),
+        digest: name::digest_bytes(document.spec.content.as_bytes()),
+    }))
 }
 
 pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {

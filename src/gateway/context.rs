@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::judge::document_file;
 use crate::api::definition::Definition;
 use crate::api::name;
-use crate::api::step::{Format, Step};
-use crate::api::step_run::{DocumentRef, StepRunSpec, StepRunStatus};
+use crate::api::step::{Format, Produces, Step};
+use crate::api::step_run::{Attempt, AttemptResult, DocumentRef, StepRunSpec, StepRunStatus};
 use crate::protocol::{self, AttemptRef, Claimed, InputFile};
 
 /// All that an attempt's input is made of.
@@ -20,12 +20,15 @@ pub struct Parts<'a> {
     pub step: &'a Step,
     /// Formats by the Document's name.
     pub formats: &'a HashMap<String, Format>,
+    /// What was rejected last, where that was a document.
+    pub rejected: Option<InputFile>,
     pub timeout_seconds: i64,
 }
 
 /// The answer to a claim; an error where the operator wrote what cannot be read.
 pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
-    let (documents, files) = documents(parts);
+    let (documents, mut files) = documents(parts);
+    files.extend(parts.rejected.clone());
     let spec = parts.spec;
     let mut context = json!({
         "version": protocol::VERSION,
@@ -93,14 +96,40 @@ fn history(parts: &Parts<'_>) -> Vec<Value> {
     history.into_iter().map(|(_, entry)| entry).collect()
 }
 
+/// The attempt before this one; from the second round on with what people said of all rounds, and the last document.
 fn previous(parts: &Parts<'_>) -> Option<Value> {
-    let (attempt, text) = earlier(parts).last()?;
-    let faults: Vec<&str> = text.lines().collect();
-    Some(json!({"attempt": attempt, "faults": faults}))
+    let last = parts.status.attempts.iter().rfind(|attempt| attempt.number < parts.attempt.attempt)?;
+    let text = earlier(parts).last().filter(|(number, _)| *number == last.number).map(|(_, text)| text);
+    let faults: Vec<&str> = text.as_deref().unwrap_or_default().lines().collect();
+    let mut previous = json!({"attempt": last.number, "faults": faults});
+    if parts.status.round > 1 {
+        let decisions = parts.status.gate.iter().flat_map(|gate| &gate.decisions);
+        let of_rounds = decisions.filter(|decision| decision.round < parts.status.round);
+        let comments: Vec<&str> = of_rounds.filter_map(|decision| decision.comment.as_deref()).collect();
+        previous["comments"] = json!(comments);
+    }
+    if let Some(file) = &parts.rejected {
+        previous["document"] = json!({"path": file.path, "digest": file.digest});
+    }
+    Some(previous)
+}
+
+/// Name of the Document that was rejected last: that of the newest attempt of an earlier round that succeeded.
+pub fn rejected(attempt: &AttemptRef, status: &StepRunStatus, step: &Step) -> Option<String> {
+    let produces = step.produces.as_ref()?;
+    let reviewed = status.attempts.iter().rfind(|a| a.result == AttemptResult::Succeeded && a.round < status.round)?;
+    Some(name::document(&attempt.step_run, &attempt.uid, reviewed.number, &produces.document_type))
+}
+
+/// Where an agent finds it.
+pub fn rejected_path(produces: &Produces) -> String {
+    format!("previous/{}.{}", file_name(&produces.document_type), produces.format.extension())
 }
 
 fn earlier<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (i32, String)> + use<'a> {
-    parts.status.attempts.iter().filter(|attempt| attempt.number < parts.attempt.attempt).map(|attempt| {
+    let failed =
+        |attempt: &&Attempt| attempt.number < parts.attempt.attempt && attempt.result != AttemptResult::Succeeded;
+    parts.status.attempts.iter().filter(failed).map(|attempt| {
         let text = attempt.message.clone().filter(|text| !text.is_empty());
         let text = text.unwrap_or_else(|| match attempt.exit_code {
             Some(code) => format!("{}: exit code {code}", attempt.result),
@@ -225,7 +254,13 @@ mod tests {
         .expect("a step");
         let status: StepRunStatus = serde_json::from_value(status).expect("a status");
         let formats = HashMap::from([("b".to_owned(), Format::Markdown), ("k1".to_owned(), Format::Json)]);
+        let rejected = rejected(&attempt, &status, &step).map(|name| InputFile {
+            name,
+            path: rejected_path(step.produces.as_ref().expect("it produces")),
+            digest: "sha256:p".to_owned(),
+        });
         claimed(&Parts {
+            rejected,
             attempt: &attempt,
             spec: &spec,
             status: &status,
@@ -289,6 +324,38 @@ mod tests {
             {"kind": "fault", "attempt": 2, "text": "/a: one\n/b: two"}])
         );
         assert_eq!(claimed.context["previous"], json!({"attempt": 2, "faults": ["/a: one", "/b: two"]}));
+    }
+
+    #[test]
+    fn a_round_is_told_what_was_rejected_and_why() {
+        let attempt = |number: i32, round: i32, result: &str| json!({"number": number, "round": round, "result": result, "completedAt": "2026-01-01T00:00:00Z"});
+        let decision = |round: i32, accepted: bool, comment: Value| {
+            json!({"documentType": "plan", "scopeID": "w", "accepted": accepted, "comment": comment, "decidedBy": "ann",
+                "decidedAt": "2026-01-01T00:00:00Z", "digest": "d", "round": round})
+        };
+        let gate = json!({"state": "Rejected", "round": 2, "outputDigest": "d", "openedAt": "2026-01-01T00:00:00Z",
+            "policy": "p", "decisions": [decision(1, false, json!("too short")), decision(2, true, json!("nearly")),
+            decision(2, false, json!("dull")), decision(2, true, Value::Null)]});
+        let name = |number| name::document("shop-plan-0123456789abcdef", "u", number, "plan");
+        let told = |attempts: Value| {
+            context(json!([]), json!({"attempt": 3, "round": 3, "gate": gate.clone(), "attempts": attempts}))
+        };
+        let claimed = told(json!([attempt(1, 1, "Succeeded"), attempt(2, 2, "Succeeded")]));
+        assert_eq!(
+            claimed.context["previous"],
+            json!({"attempt": 2, "faults": [], "comments": ["too short", "nearly", "dull"],
+                "document": {"path": "previous/plan.json", "digest": "sha256:p"}})
+        );
+        assert_eq!(claimed.context["history"], json!([]), "a success is no fault");
+        let rejected = claimed.documents.last().expect("a file");
+        assert_eq!((&rejected.name, rejected.path.as_str()), (&name(2), "previous/plan.json"));
+        // An attempt of this round that failed comes after what was rejected.
+        let claimed = told(json!([attempt(1, 2, "Succeeded"), attempt(2, 3, "Retryable")]));
+        assert_eq!(claimed.context["previous"]["faults"], json!(["Retryable"]));
+        assert_eq!(claimed.documents.last().map(|f| f.name.clone()), Some(name(1)));
+        // What succeeded in this round was never rejected.
+        let claimed = told(json!([attempt(2, 3, "Succeeded")]));
+        assert!(claimed.documents.is_empty());
     }
 
     #[test]

@@ -7,12 +7,12 @@ use kube::{Api, Resource};
 
 use super::auth::Caller;
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, cluster};
+use super::{Gateway, attempt, claim, cluster, context};
 use crate::api::definition::Definition;
 use crate::api::document::Scope;
 use crate::api::step::{Produces, WiderScope};
 use crate::api::step_run::StepRunSpec;
-use crate::api::{Document, DocumentSpec, Workflow, name};
+use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.
@@ -20,21 +20,28 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: DocumentRequest) 
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
-    attempt::holds(&attempt::status(&step_run), who, caller)?;
+    attempt::holds(&step_run, who, caller)?;
     let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
-    let pinned = step_run
-        .spec
-        .documents
-        .iter()
-        .find(|document| document.name == request.name)
-        .ok_or_else(|| refuse("the step does not read such a document"))?;
+    let pinned = step_run.spec.documents.iter().find(|document| document.name == request.name);
+    if pinned.is_none() && !was_rejected(gateway, &step_run, &request).await? {
+        return Err(refuse("the step does not read such a document"));
+    }
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let document = cluster::find(|| api.get(&pinned.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
-    if name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest {
+    let document = cluster::find(|| api.get(&request.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
+    if pinned.is_some_and(|pinned| name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest) {
         return Err(refuse("the document is not the pinned one: its digest differs"));
     }
     let kind = [(http::header::CONTENT_TYPE, "application/octet-stream")];
     Ok((kind, document.spec.content).into_response())
+}
+
+/// Whether it is the document that this step made in the round before.
+async fn was_rejected(gateway: &Gateway, step_run: &StepRun, request: &DocumentRequest) -> Result<bool> {
+    let who = &request.attempt;
+    let definition = gateway.definitions.get(&gateway.client, &who.namespace, &step_run.spec).await?;
+    let step = claim::step(&definition, &step_run.spec)?;
+    let rejected = context::rejected(who, &attempt::status(step_run), step);
+    Ok(rejected.as_ref() == Some(&request.name))
 }
 
 /// Where a document of an attempt comes from.

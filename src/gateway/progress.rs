@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::cluster::{add, patch_status, test};
+use super::cluster::{add, patch_status};
 use super::judge::line;
 use super::refusal::{Refusal, Result};
 use super::{Gateway, attempt};
 use crate::api::step_run::Progress;
+use crate::decide::claim;
 use crate::protocol::{AttemptRef, ProgressRequest};
 
 const APART: Duration = Duration::from_secs(2);
@@ -49,15 +50,8 @@ pub async fn progress(gateway: &Gateway, request: ProgressRequest) -> Result<()>
     let progress =
         Progress { percent: request.percent, message: line(&request.message, MESSAGE_CHARS), at: attempt::now() };
     // No read before the write: the tests are the check. The token already proved pod and attempt.
-    let operations = [
-        test("/metadata/uid", who.uid.as_str()),
-        test("/status/attempt", who.attempt),
-        test("/status/completedAt", serde_json::Value::Null),
-        test("/status/agent/claim/id", attempt::id_digest(who)),
-        test("/status/agent/claim/attempt", who.attempt),
-        test("/status/agent/report", serde_json::Value::Null),
-        add("/status/agent/progress", &progress),
-    ];
+    let mut operations = attempt::tests(claim::held_still(&who.uid, who.attempt, &attempt::id_digest(who)));
+    operations.push(add("/status/agent/progress", &progress));
     match patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await {
         Ok(()) => Ok(()),
         Err(failure) if failure.is_outrun() || failure.is_not_found() => {

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::auth::{self, Act, Caller};
-use super::cluster::{add, patch_status, test};
+use super::cluster::{add, patch_status};
 use super::document::{self, Origin};
 use super::judge::{self, Contract, Judgement};
 use super::metrics::Class;
@@ -14,6 +12,7 @@ use super::{Gateway, attempt, claim, cluster};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::step_run::{Report, ReportClass, StepRunSpec};
 use crate::api::{StepRun, name};
+use crate::decide::claim::{self as rules, Answer};
 use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
 
 const ROUNDS: usize = 5;
@@ -25,7 +24,7 @@ pub async fn check(gateway: &Gateway, caller: &Caller, request: CheckRequest) ->
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
-    attempt::holds(&attempt::status(&step_run), who, caller)?;
+    attempt::holds(&step_run, who, caller)?;
     let judgement = judged(gateway, who, &step_run.spec, request.output).await?;
     Ok(Checked { faults: judgement.faults })
 }
@@ -34,16 +33,16 @@ pub async fn check(gateway: &Gateway, caller: &Caller, request: CheckRequest) ->
 pub async fn report(gateway: &Gateway, caller: &Caller, request: ReportRequest) -> Result<Checked> {
     let who = &request.attempt;
     auth::pod(&gateway.client, caller, who, Act::Report).await?;
+    let id = attempt::id_digest(who);
+    let asker = attempt::asker(who, caller, &id);
     let mut made: Option<(Report, Checked)> = None;
     for _ in 0..ROUNDS {
         let step_run = attempt::read(gateway, who).await?;
-        let status = attempt::status(&step_run);
-        if let Some(earlier) = attempt::report(&status, who.attempt) {
-            attempt::holds(&status, who, caller)?;
-            return Ok(verdict(earlier));
+        match rules::accept(&step_run, &asker) {
+            Answer::Free => {}
+            Answer::Again => return Ok(earlier(&step_run, who.attempt)),
+            Answer::Refused(why) => return Err(why.into()),
         }
-        attempt::stands(&step_run, who)?;
-        attempt::holds(&status, who, caller)?;
         let (report, checked) = match made.take() {
             Some(made) => made,
             None => compose(gateway, &request, &step_run.spec).await?,
@@ -63,6 +62,10 @@ pub async fn report(gateway: &Gateway, caller: &Caller, request: ReportRequest) 
     Err(Refusal::unavailable("the report could not be written"))
 }
 
+fn earlier(step_run: &StepRun, attempt: i32) -> Checked {
+    step_run.status.as_ref().and_then(|s| rules::report_of(s, attempt)).map(verdict).unwrap_or_default()
+}
+
 /// What a report that is already there says.
 fn verdict(report: &Report) -> Checked {
     let judged = matches!(report.class, ReportClass::InvalidOutput | ReportClass::OutputTooLarge);
@@ -80,15 +83,8 @@ fn fault(line: &str) -> Fault {
 }
 
 async fn write(gateway: &Gateway, who: &AttemptRef, report: &Report) -> std::result::Result<(), cluster::Failure> {
-    let operations = [
-        test("/metadata/uid", who.uid.as_str()),
-        test("/status/attempt", who.attempt),
-        test("/status/completedAt", Value::Null),
-        test("/status/agent/claim/id", attempt::id_digest(who)),
-        test("/status/agent/claim/attempt", who.attempt),
-        test("/status/agent/report", Value::Null),
-        add("/status/agent/report", report),
-    ];
+    let mut operations = attempt::tests(rules::held_still(&who.uid, who.attempt, &attempt::id_digest(who)));
+    operations.push(add("/status/agent/report", report));
     patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
 }
 

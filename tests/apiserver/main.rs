@@ -13,5 +13,6 @@
 )]
 
 mod crds;
+mod lease;
 mod policies;
 mod support;

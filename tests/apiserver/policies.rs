@@ -57,7 +57,19 @@ async fn stage(team: &Team) -> Result<()> {
     team.step_run("decided", guarded(), gate("Waiting", 1, &["alice"])).await?;
     team.step_run("closed", guarded(), gate("Accepted", 1, &[])).await?;
     team.step_run("asking", json!({}), asking.clone()).await?;
-    team.step_run("asking-gated", guarded(), asking).await?;
+    team.step_run("asking-gated", guarded(), asking.clone()).await?;
+    let question = json!({"agentId": null, "ask": {"name": "budget", "question": "How much?"}});
+    team.step_run("question", question.clone(), asking).await?;
+    team.step_run("question-asked", question, json!({"phase": "Running"})).await?;
+    let eyes = |who: &str| json!({"agentId": null, "gate": {"name": "brief", "notBy": who}});
+    team.step_run("eyes", eyes("alice"), gate("Waiting", 1, &[])).await?;
+    team.step_run("eyes-unknown", eyes(""), gate("Waiting", 1, &[])).await?;
+    team.step_run("reviewed", json!({"gate": {"name": "brief", "requireReview": true}}), gate("Waiting", 1, &[]))
+        .await?;
+    team.step_run("revising", json!({"gate": {"name": "brief", "revise": true}}), gate("Waiting", 1, &[])).await?;
+    team.step_run("several", json!({"gate": {"name": "brief", "approvals": 2}}), gate("Waiting", 1, &["alice"]))
+        .await?;
+    team.step_run("cancelled", guarded(), gate("Closed", 1, &[])).await?;
     team.step_run("running", json!({}), json!({"phase": "Running"})).await?;
     team.step_run("ended", json!({}), json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"})).await?;
     team.step_run("fresh", json!({}), Value::Null).await?;
@@ -75,6 +87,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     let status = |name: &str| team.one("stepruns", &format!("{name}/status"));
     let mark = |name: &str, annotations: Value| Ask::annotate(steps(name), annotations);
     let answer = |action: &str, by: &str| json!({"lockstep.dev/action": action, "lockstep.dev/decided-by": by});
+    let reply = |text: &str, by: &str| json!({"lockstep.dev/answer": text, "lockstep.dev/decided-by": by});
     let with = |mut base: Value, key: &str, value: &str| {
         base[format!("lockstep.dev/{key}")] = json!(value);
         base
@@ -104,23 +117,41 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "nothing recorded for you", alice, mark("pending", json!({"lockstep.dev/decision": "accepted"})));
     add(g, "never both at once", alice, mark("asking", with(answer("retry", "alice"), "decision", "accepted")));
     add(g, "never both at once", alice, mark("asking", with(answer("retry", "alice"), "review", "sha256:a")));
+    add(g, "never both at once", alice, mark("question", with(answer("fail", "alice"), "answer", "5")));
+    add(g, "never both at once", alice, mark("question", with(reply("5", "alice"), "decision", "accepted")));
     add(g, "must be accepted or rejected", alice, mark("open", with(accepted("alice"), "decision", "maybe")));
     add(g, "must be accepted or rejected", alice, mark("open", json!({"lockstep.dev/decided-by": "alice"})));
     add(g, "must be retry, skip or fail", alice, mark("asking", answer("dance", "alice")));
+    add(g, "this step is a question", alice, mark("question", answer("retry", "alice")));
+    add(g, "this step is a question", alice, mark("question", answer("skip", "alice")));
+    add(g, "this step is no question", alice, mark("asking", reply("5", "alice")));
+    add(g, "at most 16384 characters", alice, mark("question", reply(&"ü".repeat(16385), "alice")));
     add(g, "at most 4096 characters", alice, mark("open", with(accepted("alice"), "comment", &"ü".repeat(4097))));
     add(g, "not waiting for a decision", alice, mark("closed", accepted("alice")));
     add(g, "not waiting for a decision", alice, mark("fresh", accepted("alice")));
+    add(g, "the run ended or was cancelled", alice, mark("cancelled", accepted("alice")));
+    add(g, "not waiting for an answer", alice, mark("question-asked", reply("5", "alice")));
     add(g, "not waiting for an answer", alice, mark("running", answer("retry", "alice")));
     add(g, "cannot be skipped", alice, mark("asking-gated", answer("skip", "alice")));
     add(g, "is a machine identity", &bot, mark("open", accepted(&bot_name)));
     add(g, "is a machine identity", &in_pod, mark("open", accepted("alice")));
     add(g, "is a machine identity", &bot, mark("asking", answer("retry", &bot_name)));
+    add(g, "is a machine identity", &bot, mark("question", reply("5", &bot_name)));
     add(g, "lacks the permission approve", bob, mark("open", accepted("bob")));
     add(g, "lacks the permission answer", bob, mark("asking", answer("retry", "bob")));
+    add(g, "lacks the permission answer", bob, mark("question", reply("5", "bob")));
     add(g, "is not an acceptor", alice, mark("named", accepted("alice")));
     add(g, "is not an acceptor", admin, mark("named", accepted(&person(admin).await?)));
     add(g, "stale review", alice, mark("open", with(accepted("alice"), "review", "sha256:b")));
     add(g, "say which output you reviewed", alice, mark("second", accepted("alice")));
+    add(g, "say which output you reviewed", alice, mark("reviewed", accepted("alice")));
+    add(g, "say which output you reviewed", alice, mark("reviewed", with(accepted("alice"), "decision", "rejected")));
+    add(g, "somebody else must decide", alice, mark("eyes", accepted("alice")));
+    add(g, "somebody else must decide", alice, mark("eyes", with(accepted("alice"), "decision", "rejected")));
+    add(g, "nobody may decide it", alice, mark("eyes-unknown", accepted("alice")));
+    add(g, "say what to change", alice, mark("revising", with(accepted("alice"), "decision", "rejected")));
+    add(g, "say what to change", alice, mark("revising", with(with(accepted("alice"), "decision", "rejected"), "comment", " ")));
+    add(g, "has already decided this round", alice, mark("several", accepted("alice")));
     add(g, "has already decided this round", alice, mark("decided", accepted("alice")));
     add(g, "belong to the operator", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
     add(g, "belong to the operator", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
@@ -141,6 +172,8 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     // A renamed key in free JSON, which the CRD's own rule does not see.
     add("lockstep-spec", "is immutable", admin,
         Ask::patch(team.one("workflows", "renaming"), json!({"spec": {"parameters": {"a": null, "b": 1}}})));
+    add("lockstep-spec", "is immutable", admin,
+        Ask::patch(team.one("workflows", "renaming"), json!({"spec": {"suspend": true, "parameters": {"a": null, "b": 1}}})));
     add("lockstep-delete", "never alone", admin, Ask::delete(steps("open")));
 
     let d = "lockstep-document";
@@ -338,6 +371,17 @@ async fn people_decide_and_answer() -> Result<()> {
     team.alice.gets(&Ask::annotate(at("asking"), answer)).await?;
     let fail = json!({"lockstep.dev/action": "fail", "lockstep.dev/decided-by": "alice"});
     team.alice.gets(&Ask::annotate(at("asking-gated"), fail)).await?;
+    let reply = json!({"lockstep.dev/answer": "ü".repeat(16384), "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("question"), reply)).await.context("a question is answered")?;
+    let review = json!({"lockstep.dev/decision": "accepted", "lockstep.dev/review": "sha256:a",
+        "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("reviewed"), review)).await.context("the review that the gate asks for")?;
+    let why = json!({"lockstep.dev/decision": "rejected", "lockstep.dev/comment": "shorter",
+        "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("revising"), why)).await.context("a rejection that says why")?;
+    let carol = Who::user("carol", &[]).await?;
+    carol.gets(&Ask::annotate(at("eyes"), accepted("carol"))).await.context("not the one who made the run")?;
+    carol.gets(&Ask::annotate(at("several"), accepted("carol"))).await.context("the second of two")?;
     team.bob
         .gets(&Ask::annotate(at("open"), json!({"example.com/note": "x"})))
         .await
@@ -349,7 +393,7 @@ async fn people_decide_and_answer() -> Result<()> {
     team.alice.is_refused(&Ask::annotate(at("open"), withdraw.clone()), 403, "only the operator may change it").await?;
     team.admin.is_refused(&Ask::annotate(at("open"), withdraw.clone()), 403, "only the operator may change it").await?;
     team.operator.gets(&Ask::annotate(at("open"), withdraw)).await?;
-    Who::user("carol", &[]).await?.gets(&Ask::annotate(at("open"), accepted("carol"))).await?;
+    carol.gets(&Ask::annotate(at("open"), accepted("carol"))).await?;
 
     // What is written to the status subresource never reaches the mailbox.
     let smuggled = json!({"metadata": {"annotations": accepted("alice")}, "status": {"phase": "WaitingForAcceptance"}});
@@ -359,6 +403,30 @@ async fn people_decide_and_answer() -> Result<()> {
     // Nor does a status that is sent along open a gate.
     let forged = json!({"metadata": {"annotations": accepted("alice")}, "status": gate("Waiting", 1, &[])});
     team.alice.is_refused(&Ask::patch(at("closed"), forged), 403, "not waiting for a decision").await?;
+    team.close().await
+}
+
+/// Of a run its maker may change whether it is held, whether it goes on, and how long it is kept.
+#[tokio::test]
+async fn runs_are_held_and_ended_by_people() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("held").await?;
+    team.bob.gets(&Ask::post(team.all("workflows"), workflow("run", &json!({"parameters": {"a": 1}})))).await?;
+    let change = |spec: Value| Ask::patch(team.one("workflows", "run"), json!({"spec": spec}));
+    for spec in [
+        json!({"suspend": true}),
+        json!({"suspend": false, "ttlSecondsAfterFinished": 60}),
+        json!({"suspend": null, "ttlSecondsAfterFinished": 0}),
+        json!({"cancel": true, "ttlSecondsAfterFinished": null}),
+    ] {
+        team.bob.gets(&change(spec.clone())).await.with_context(|| spec.to_string())?;
+    }
+    for spec in [json!({"input": "x"}), json!({"suspend": true, "onFailure": "Fail"}), json!({"parameters": null})] {
+        team.bob.is_refused(&change(spec), 422, "immutable but for suspend, cancel").await?;
+    }
+    for spec in [json!({"cancel": false}), json!({"cancel": null})] {
+        team.bob.is_refused(&change(spec), 422, "cancel cannot be taken back").await?;
+    }
     team.close().await
 }
 
@@ -377,6 +445,7 @@ async fn names_are_stamped_where_the_server_can() -> Result<()> {
             json!({"lockstep.dev/decision": "rejected", "lockstep.dev/review": "sha256:a", "lockstep.dev/decided-by": "carol"}),
         ),
         ("asking", json!({"lockstep.dev/action": "skip"})),
+        ("question", json!({"lockstep.dev/answer": "5"})),
     ] {
         let stored = team.alice.gets(&Ask::annotate(team.one("stepruns", name), annotations)).await?;
         ensure!(annotation(&stored, "lockstep.dev/decided-by") == Some("alice"), "{stored}");

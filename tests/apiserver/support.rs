@@ -117,6 +117,10 @@ impl Who {
         Ok(Self { client: Client::try_from(config)?, name: name.to_owned() })
     }
 
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     pub async fn asks(&self, ask: &Ask) -> Answer {
         self.send(ask, "").await
     }

@@ -40,6 +40,7 @@ const MAY_CLOCK: &[(&str, &str)] = &[
     ("src/cli/watch.rs", "ages are shown relative to now"),
     ("src/cluster/consistency.rs", "how long an own write is waited for in the cache"),
     ("src/cluster/guard.rs", "how long a proof of the policies is worth something"),
+    ("src/cluster/lease.rs", "how long a lease stood still; when it was renewed, for people"),
     ("src/cluster/observe.rs", "the one place where `now` enters a decision"),
     ("src/cluster/tls.rs", "certificates have dates"),
     ("src/controllers/context.rs", "measures a pass"),
@@ -51,6 +52,7 @@ const MAY_CLOCK: &[(&str, &str)] = &[
     ("src/shim/run.rs", "the attempt's deadline"),
 ];
 const MAY_SLEEP: &[(&str, &str)] = &[
+    ("src/cluster/lease.rs", "the pace of renewals"),
     ("src/gateway/cluster.rs", "back-off between tries of one read"),
     ("src/gateway/serve.rs", "back-off of accept, and the life of a connection"),
     ("src/gateway/tls.rs", "the certificate is waited for, and looked at again"),
@@ -64,6 +66,7 @@ const MAY_CHANCE: &[(&str, &str)] = &[
 const MAY_JSON: &[(&str, &str)] = &[
     ("src/api/crd.rs", "corrections of the generated schemas"),
     ("src/api/schema.rs", "schemas that no type expresses"),
+    ("src/cli/control.rs", "the merge patches of suspend and cancel"),
     ("src/cli/mailbox.rs", "the merge patch of the mailbox"),
     ("src/cli/print.rs", "lists as kubectl prints them"),
     ("src/cli/version.rs", "the output of -o json"),

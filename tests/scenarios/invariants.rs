@@ -1,12 +1,12 @@
 //! What must hold after every step of every story.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep::api::definition::Definition;
-use lockstep::api::step::Step;
-use lockstep::api::step_run::StepRun;
-use lockstep::api::workflow::Phase;
-use lockstep::decide::{Effect, gate};
+use lockstep::api::step::{Order, Step};
+use lockstep::api::step_run::{Decision, GateState, StepRun};
+use lockstep::api::workflow::{Phase, Workflow};
+use lockstep::decide::{Effect, gate, order};
 
 use crate::world::{Happened, World};
 
@@ -15,6 +15,8 @@ use crate::world::{Happened, World};
 pub struct Invariants {
     ended: BTreeMap<String, Phase>,
     attempts: BTreeMap<String, i32>,
+    decisions: BTreeMap<String, Vec<Decision>>,
+    cancelled: BTreeSet<String>,
 }
 
 impl Invariants {
@@ -33,6 +35,13 @@ impl Invariants {
             let last = self.attempts.insert(uid, status.attempt).unwrap_or(1);
             assert!(status.attempt >= last, "{name}: the fence went back");
             one_job_at_most(world, name, status.attempt);
+            let decisions = status.gate.map(|g| g.decisions).unwrap_or_default();
+            let before = self.decisions.insert(name.clone(), decisions.clone()).unwrap_or_default();
+            assert!(decisions.starts_with(&before), "{name}: a decision was lost or changed");
+            if status.phase == Some(Phase::Cancelled) && !self.cancelled.contains(name) {
+                assert!(still_running(world, name) == 0, "{name} is Cancelled, and something of it runs");
+                self.cancelled.insert(name.clone());
+            }
         }
         for workflow in world.workflows.values() {
             let uid = workflow.metadata.uid.clone().unwrap_or_default();
@@ -55,10 +64,12 @@ impl Invariants {
     }
 }
 
-/// After settling, no Job of an attempt behind the fence is left, and of the current one there is one at most.
+/// After settling, no Job of an attempt behind the fence is left, and of the current one there is one at most. A Job whose
+/// pod has ended is no more than a record that comes late.
 fn one_job_at_most(world: &World, name: &str, attempt: i32) {
+    let runs = |j: &&crate::world::Work| !j.ended && j.pod.as_ref().is_none_or(|pod| !pod.ended);
     let unfinished: Vec<i32> =
-        world.jobs.values().filter(|j| j.step_run.as_deref() == Some(name) && !j.ended).map(|j| j.attempt).collect();
+        world.jobs.values().filter(|j| j.step_run.as_deref() == Some(name)).filter(runs).map(|j| j.attempt).collect();
     assert!(unfinished.len() <= 1, "{name}: Jobs {unfinished:?}");
     assert!(
         unfinished.iter().all(|a| *a == attempt),
@@ -66,12 +77,20 @@ fn one_job_at_most(world: &World, name: &str, attempt: i32) {
     );
 }
 
+/// Pods of a run that was told to stop: where it merely fails, what had not begun goes a moment later.
+fn still_running(world: &World, name: &str) -> usize {
+    let step_run = &world.step_runs[name];
+    let told = |run: &Workflow| run.spec.cancel == Some(true) || run.metadata.deletion_timestamp.is_some();
+    let stops = world.run_of(step_run).is_some_and(told);
+    if stops { world.pods_alive(name) } else { 0 }
+}
+
 /// Every gate before a StepRun, in its run and for its item, was accepted by somebody.
 fn gates_are_open(world: &World, step_run: &StepRun) {
     let run = world.run_of(step_run).expect("its run");
     let definition = world.definition(run).expect("its definition");
     let mut before = Vec::new();
-    upstream(&definition.steps, "", &step_run.spec.path, &mut before);
+    upstream((&definition.steps, definition.order), "", &step_run.spec.path, &mut before);
     for (path, plural) in before {
         let gated: Vec<&StepRun> = world
             .step_runs
@@ -82,14 +101,22 @@ fn gates_are_open(world: &World, step_run: &StepRun) {
         assert!(plural || !gated.is_empty(), "{path} was passed over");
         for found in gated {
             let status = found.status.clone().unwrap_or_default();
-            let accepted = status
-                .gate
-                .as_ref()
-                .is_some_and(|g| gate::can_proceed(Some(g)) && g.decisions.iter().all(|d| !d.decided_by.is_empty()));
+            let accepted = gate::can_proceed(found.spec.gate.as_ref(), status.gate.as_ref()) && enough(found);
             let open = accepted && status.phase == Some(Phase::Completed);
             assert!(open, "{} ran past {path}", step_run.spec.path);
         }
     }
+}
+
+/// Counted anew: so many different people, none of them shut out, nobody against it; or no decision was needed.
+fn enough(step_run: &StepRun) -> bool {
+    let status = step_run.status.clone().unwrap_or_default();
+    let (Some(wanted), Some(gate)) = (&step_run.spec.gate, &status.gate) else { return false };
+    let this_round: Vec<&Decision> = gate.decisions.iter().filter(|d| d.round == gate.round).collect();
+    let people: BTreeSet<&str> = this_round.iter().filter(|d| d.accepted).map(|d| d.decided_by.as_str()).collect();
+    let fair = people.iter().all(|by| !by.is_empty() && Some(*by) != wanted.not_by.as_deref());
+    let enough = i32::try_from(people.len()).expect("few") >= wanted.approvals;
+    gate.state == GateState::NotRequired || (fair && enough && this_round.iter().all(|d| d.accepted))
 }
 
 /// Whether both stand in the same items of every forEach that is around both.
@@ -105,17 +132,18 @@ fn related(definition: &Definition, a: &StepRun, b: &StepRun) -> bool {
 }
 
 /// Paths of the gated steps that come before `target`, and whether they stand under a forEach.
-fn upstream(steps: &[Step], prefix: &str, target: &str, found: &mut Vec<(String, bool)>) {
-    for step in steps {
+fn upstream((steps, order): (&[Step], Order), prefix: &str, target: &str, found: &mut Vec<(String, bool)>) {
+    for (index, step) in steps.iter().enumerate() {
         let path = format!("{prefix}{}", step.name);
-        if path == target {
-            return;
-        }
         let inside = format!("{path}/");
-        if target.starts_with(&inside) {
-            return upstream(&step.steps, &inside, target, found);
+        if path != target && !target.starts_with(&inside) {
+            continue;
         }
-        gated(step, &path, step.for_each.is_some(), found);
+        for before in order::ancestors(steps, order, index) {
+            let step = &steps[before];
+            gated(step, &format!("{prefix}{}", step.name), step.for_each.is_some(), found);
+        }
+        upstream((&step.steps, step.order.unwrap_or_default()), &inside, target, found);
     }
 }
 

@@ -185,6 +185,9 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     if status.attempt > 1 {
         words += &format!(", attempt {}", status.attempt);
     }
+    if status.round > 1 {
+        words += &format!(", round {}", status.round);
+    }
     if let Some(at) = status.not_before.filter(|at| at.0 > world.now && !phase.is_terminal()) {
         let wait = at.0.duration_since(world.now).as_millis();
         words += &format!(", not before {} s from now", (wait + 999) / 1000);
@@ -198,6 +201,9 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     }
     if let Some(wait) = &status.waiting_for {
         words += &format!("; {:?} {}: {} [{}]", wait.kind, wait.id, wait.question, wait.options.join(" | "));
+    }
+    if let Some(answer) = &status.answer {
+        words += &format!(", answered {} by {}", answer.value, answer.by);
     }
     for kind in ["Started", "GatePolicyInstalled"] {
         if let Some(c) = condition::get(&status.conditions, kind).filter(|c| c.status == "False") {

@@ -3,10 +3,12 @@
 
 use k8s_openapi::jiff::SignedDuration;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
-use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, DECISION, REVIEW};
+use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use lockstep::api::step::WiderScope;
 use lockstep::api::step_run::{AgentReport, Claim, Report, ReportClass};
-use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
+use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowTemplate};
+use lockstep::cluster::slots::Slots;
+use lockstep::decide::build;
 use lockstep::decide::gate::Guard;
 use lockstep::decide::step_run::PodSeen;
 use serde_json::{Map, Value, json};
@@ -113,7 +115,23 @@ impl Teller {
                 let found = self.world.workflows.get_mut(*name).expect("a run");
                 found.metadata.deletion_timestamp = Some(now);
             }
+            ["workflow", name, act @ ("suspended" | "resumed" | "cancelled")] => {
+                let spec = &mut self.world.workflows.get_mut(*name).expect("a run").spec;
+                match *act {
+                    "cancelled" => spec.cancel = Some(true),
+                    act => spec.suspend = Some(act == "suspended"),
+                }
+            }
             ["workflow", name] => self.workflow(name, body),
+            ["workflow", name, "by", who] => {
+                self.workflow(name, body);
+                let meta = &mut self.world.workflows.get_mut(*name).expect("a run").metadata;
+                meta.annotations = Some([(name::CREATED_BY.to_owned(), (*who).to_owned())].into());
+            }
+            ["steprun", "of", run, "made"] => self.made(run, body),
+            ["limit", number] => self.world.slots = Slots::new(number.parse().expect("a number")),
+            ["quota", "lifted"] => self.world.quota = None,
+            ["quota:", ..] => self.world.quota = Some(split(line, ": ").1.to_owned()),
             ["document", kind, "scope", scope, ..] => self.document(kind, scope, line),
             ["document", kind, "of", of, "deleted"] => {
                 let report = self.report_of(of).expect("a report");
@@ -183,10 +201,18 @@ impl Teller {
                 let pod = self.work(of).pod.as_mut().expect("a pod");
                 pod.obstacle = Some(obstacle);
             }
+            ["pods", "of", of, "end"] => {
+                let name = self.find(of);
+                self.world.leaving.retain(|of| *of != name);
+                for work in self.world.jobs.values_mut().filter(|j| j.step_run.as_ref() == Some(&name)) {
+                    work.pod.iter_mut().for_each(|p| p.ended = true);
+                }
+            }
             ["job", "of", of, "deleted"] => {
                 let job = self.job(of);
                 self.world.jobs.remove(&job);
             }
+            ["job", "of", of, "is", "slow", "to", "end"] => self.work(of).ended = false,
             ["foreign", "job", "at", of] => {
                 let (job, work) = (self.job(of), self.world.work());
                 self.world.jobs.insert(job, work);
@@ -216,6 +242,19 @@ impl Teller {
                 letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
                 of
             }
+            [verb @ ("accepts" | "rejects"), of, "reviewed", "by", by, ..] => {
+                let digest = self.status(of).gate.as_ref().expect("a gate").output_digest.clone();
+                letter.push((REVIEW, digest));
+                letter.push((DECISION, if *verb == "accepts" { "accepted" } else { "rejected" }.into()));
+                letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
+                of
+            }
+            ["replies", "to", of, "by", by, ..] => {
+                let (_, text) = split(line, ": ");
+                letter.push((ANSWER, text.into()));
+                letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
+                of
+            }
             ["unsigned", "decision", "on", of] => {
                 letter.push((DECISION, "accepted".into()));
                 of
@@ -231,7 +270,8 @@ impl Teller {
             }
             _ => panic!("{line:?} is no step that a story knows"),
         };
-        letter.extend(comment.map(|c| (COMMENT, c)));
+        let answered = letter.iter().any(|(key, _)| *key == ANSWER);
+        letter.extend(comment.filter(|_| !answered).map(|c| (COMMENT, c)));
         let name = self.find(of);
         let meta = &mut self.world.touch(&name).metadata;
         let annotations = meta.annotations.get_or_insert_default();
@@ -266,6 +306,31 @@ impl Teller {
         let mut workflow = Workflow::new(name, yaml(body));
         self.world.admit(&mut workflow.metadata, name);
         self.world.workflows.insert(name.to_owned(), workflow);
+    }
+
+    /// A StepRun as the operator makes it, of a `step` that is written into the pinned definition with it.
+    fn made(&mut self, run: &str, body: &str) {
+        let run = self.world.workflows[run].clone();
+        let status = run.status.clone().expect("a run that began");
+        let mut spec: Map<String, Value> = yaml(body);
+        if let Some(step) = spec.remove("step") {
+            self.world.pin_step(&run, serde_json::from_value(step).expect("a step"));
+        }
+        let uid = run.metadata.uid.clone().unwrap_or_default();
+        for (key, value) in [
+            ("workflow", json!({"name": run.metadata.name, "uid": uid})),
+            ("definition", serde_json::to_value(status.definition).expect("it serializes")),
+            ("scopeChain", json!([{"scope": "workflow", "scopeID": uid}])),
+            ("parameters", json!("{}")),
+            ("inputDigest", json!("")),
+        ] {
+            spec.entry(key).or_insert(value);
+        }
+        let spec: StepRunSpec = serde_json::from_value(Value::Object(spec)).expect("a spec");
+        let mut step_run = build::step_run(&run, "session", spec, &[]);
+        let name = step_run.metadata.name.clone().expect("a name");
+        self.world.admit(&mut step_run.metadata, &name);
+        self.world.step_runs.insert(name, step_run);
     }
 
     fn document(&mut self, kind: &str, scope: &str, line: &str) {

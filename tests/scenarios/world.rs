@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
 use lockstep::api::document::Document;
+use lockstep::api::step::Step;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
+use lockstep::cluster::slots::{Applicant, Slots, Turn};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::gate::Guard;
 use lockstep::decide::settled::Settled;
-use lockstep::decide::step_run::{JobSeen, PodSeen};
+use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use lockstep::decide::{Effect, Kept, Notice, Plan, document, step_run, workflow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -55,6 +58,12 @@ pub struct World {
     revisions: BTreeMap<String, ControllerRevision>,
     pub jobs: BTreeMap<String, Work>,
     pub guard: Guard,
+    /// What the API server says to every Job, and the Jobs that heard it.
+    pub quota: Option<String>,
+    refused: BTreeMap<String, String>,
+    /// StepRuns of pods whose Job is gone, while they end.
+    pub leaving: Vec<String>,
+    pub slots: Slots,
     pub due: BTreeMap<Key, Timestamp>,
     settled: BTreeMap<String, Arc<Settled>>,
 }
@@ -78,6 +87,10 @@ impl World {
             revisions: BTreeMap::new(),
             jobs: BTreeMap::new(),
             guard: Guard::Proven("policies-1".into()),
+            quota: None,
+            refused: BTreeMap::new(),
+            leaving: Vec::new(),
+            slots: Slots::new(0),
             due: BTreeMap::new(),
             settled: BTreeMap::new(),
         }
@@ -106,6 +119,15 @@ impl World {
         let pinned = workflow.status.as_ref()?.definition.as_ref()?;
         let revision = self.revisions.get(&pinned.revision_name)?;
         serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()
+    }
+
+    /// One more step, behind all others: the walk over the definition does not come to it while one before it is open.
+    pub fn pin_step(&mut self, run: &Workflow, step: Step) {
+        let mut definition = self.definition(run).expect("a definition");
+        definition.steps.push(step);
+        let pinned = run.status.as_ref().and_then(|s| s.definition.as_ref()).expect("a pin");
+        let revision = self.revisions.get_mut(&pinned.revision_name).expect("a revision");
+        revision.data = Some(RawExtension(serde_json::to_value(definition).expect("it serializes")));
     }
 
     pub fn run_of(&self, step_run: &StepRun) -> Option<&Workflow> {
@@ -157,9 +179,13 @@ impl World {
         let agent = status.agent.clone().unwrap_or_default();
         let claimed = agent.claim.filter(|c| c.attempt == status.attempt);
         let pod = job.and_then(|j| j.pod.clone()).filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
-        let document = agent.report.and_then(|r| self.documents.get(&r.document_name?));
+        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.clone());
+        let document = reused.or_else(|| agent.report?.document_name).and_then(|name| self.documents.get(&name));
         step_run::Observed {
-            closing: run.is_none_or(workflow::is_closing),
+            hold: run.map_or(Hold::Stopping, step_run::hold),
+            refusal: self.refused.get(&job_name).cloned(),
+            slot: Slot::Yours,
+            pods_alive: self.pods_alive(own_name),
             definition: run.and_then(|w| self.definition(w)).map(Arc::new),
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
@@ -186,6 +212,35 @@ impl World {
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }
+    }
+
+    pub fn pods_alive(&self, step_run: &str) -> usize {
+        let of_jobs = self.jobs.values().filter(|j| j.step_run.as_deref() == Some(step_run));
+        let running = of_jobs.filter(|j| j.pod.as_ref().is_some_and(|p| !p.ended)).count();
+        running + self.leaving.iter().filter(|s| *s == step_run).count()
+    }
+
+    /// As the operator asks for it.
+    fn slot(&self, o: &step_run::Observed) -> Slot {
+        let (meta, run) = (&o.step_run.metadata, self.run_of(&o.step_run));
+        let who = Applicant {
+            namespace: "team".into(),
+            agent: o.step_run.spec.agent_id.clone(),
+            limit: o.agent.as_ref().and_then(|a| usize::try_from(a.spec.max_concurrent?).ok()),
+            turn: Turn {
+                run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),
+                run: o.step_run.spec.workflow.name.clone(),
+                created: meta.creation_timestamp.clone(),
+                name: own(meta),
+                uid: meta.uid.clone().unwrap_or_default(),
+            },
+        };
+        match step_run::need(o) {
+            Need::Nothing => self.slots.release(&who.turn.uid),
+            Need::Holds => self.slots.hold(&who),
+            Need::Launch => return self.slots.ask(&who),
+        }
+        Slot::Yours
     }
 
     fn of_type(&self, kind: &str) -> Vec<Arc<Document>> {
@@ -227,7 +282,7 @@ impl World {
         let Some(found) = self.documents.get(name) else {
             return false;
         };
-        let status = document::put_by_person(found, &self.of_type(&found.spec.document_type));
+        let status = document::standing(found, &self.of_type(&found.spec.document_type));
         let Some(status) = status else { return false };
         let effect = Effect::SetDocumentStatus { name: name.to_owned(), status };
         self.carry_out(effect, log);
@@ -276,8 +331,15 @@ impl World {
         let Some(found) = self.step_runs.get(name).cloned() else {
             return (None, false);
         };
-        let plan = step_run::step_run(&self.observe_step_run(name, &found));
+        let mut observed = self.observe_step_run(name, &found);
+        observed.slot = self.slot(&observed);
+        let plan = step_run::step_run(&observed);
         for effect in plan.effects {
+            if let (Effect::CreateJob(job), Some(why)) = (&effect, &self.quota) {
+                // The pass ends there; the next one sees what was said.
+                self.refused.insert(own(&job.metadata), why.clone());
+                return (Some(Duration::ZERO), true);
+            }
             self.carry_out(effect, log);
         }
         let wrote = plan.status.is_some();
@@ -341,8 +403,12 @@ impl World {
     fn delete(&mut self, what: Kept, name: &str, uid: &str) {
         let same = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
         match what {
-            Kept::Job if self.jobs.get(name).is_some_and(|j| j.uid == uid) => {
-                self.jobs.remove(name);
+            Kept::Job => {
+                if let Some(gone) = self.jobs.get(name).filter(|j| j.uid == *uid).cloned() {
+                    self.jobs.remove(name);
+                    let alive = gone.pod.is_some_and(|p| !p.ended);
+                    self.leaving.extend(gone.step_run.filter(|_| alive));
+                }
             }
             Kept::StepRun if self.step_runs.get(name).is_some_and(|s| same(&s.metadata)) => {
                 self.step_runs.remove(name);

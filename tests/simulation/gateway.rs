@@ -7,13 +7,12 @@ use lockstep::api::definition::Definition;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name;
 use lockstep::api::step::WiderScope;
-use lockstep::api::step_run::{GateState, StepRunStatus};
-use lockstep::api::workflow::Phase;
 use lockstep::api::{StepRun, Workflow};
+use lockstep::decide::claim::{self, Answer, Held};
 use serde_json::{Value, json};
 
 use super::kubelet::{Outcome, Process};
-use super::server::{Kind, Object, Part, Request};
+use super::server::{Kind, Part, Request};
 use super::world::{Who, World};
 
 /// What the gateway says without a write.
@@ -23,7 +22,7 @@ pub enum Verdict {
     Again,
     Write(Box<Request>),
     /// The attempt is not the caller's.
-    Refused(&'static str),
+    Refused(String),
     /// Try again.
     Unavailable,
 }
@@ -36,62 +35,55 @@ pub enum Wrote {
     Unavailable,
 }
 
+impl Process {
+    fn asker<'a>(&'a self, id: &'a str) -> claim::Asker<'a> {
+        claim::Asker { attempt: self.attempt, id, pod_name: &self.pod, pod_uid: &self.uid }
+    }
+}
+
 impl World {
     /// Whether the pod may claim, and the write that does it.
     pub fn claim_verdict(&mut self, process: &Process) -> Verdict {
         if let Err(why) = self.pod_speaks(process, Act::Claim) {
-            return Verdict::Refused(why);
+            return Verdict::Refused(why.into());
         }
         let Some(found) = self.live(Kind::StepRun, &process.step_run, &process.step_uid) else {
-            return Verdict::Refused("there is no such StepRun");
+            return Verdict::Refused("there is no such StepRun".into());
         };
         let step_run: Arc<StepRun> = found.typed();
-        let status = step_run.status.clone().unwrap_or_default();
-        if let Err(why) = stands(&found, &status, process.attempt) {
-            return Verdict::Refused(why);
-        }
-        let agent = status.agent.unwrap_or_default();
-        if agent.report.is_some_and(|r| r.attempt == process.attempt) {
-            return Verdict::Refused("the attempt has reported its end");
-        }
-        match agent.claim.filter(|c| c.attempt == process.attempt) {
-            None => Verdict::Write(Box::new(self.claim_patch(process, &found))),
-            Some(claim) if claim.id == id_digest(process) && claim.pod_uid == process.uid => Verdict::Again,
-            Some(_) => Verdict::Refused("another shim has claimed this attempt"),
+        let id = id_digest(process);
+        match claim::admit(&step_run, &process.asker(&id)) {
+            Answer::Free => Verdict::Write(Box::new(self.claim_patch(process, &step_run))),
+            Answer::Again => Verdict::Again,
+            Answer::Refused(why) => Verdict::Refused(why.to_string()),
         }
     }
 
-    fn claim_patch(&self, process: &Process, found: &Object) -> Request {
-        let mut operations = vec![
-            json!({"op": "test", "path": "/metadata/uid", "value": process.step_uid}),
-            json!({"op": "test", "path": "/metadata/resourceVersion", "value": found.version.to_string()}),
-        ];
-        if found.value["status"].is_null() {
+    fn claim_patch(&self, process: &Process, step_run: &StepRun) -> Request {
+        let mut operations = tests(claim::free_still(step_run));
+        if step_run.status.is_none() {
             operations.push(json!({"op": "add", "path": "/status", "value": {}}));
         }
-        let claim = json!({"attempt": process.attempt, "id": id_digest(process), "podName": process.pod,
-            "podUID": process.uid, "at": self.time(0)});
-        operations.push(json!({"op": "add", "path": "/status/agent", "value": {"claim": claim}}));
+        let id = id_digest(process);
+        let written = claim::claimed(&process.asker(&id), self.time(0));
+        operations.push(json!({"op": "add", "path": "/status/agent", "value": written}));
         Request::Json(Kind::StepRun, Part::Status, process.step_run.clone(), Value::Array(operations))
     }
 
     /// Whether the pod may report, and the write that does it; the document is made first.
     pub fn report_verdict(&mut self, process: &Process, outcome: &Outcome) -> Verdict {
         if let Err(why) = self.pod_speaks(process, Act::Report) {
-            return Verdict::Refused(why);
+            return Verdict::Refused(why.into());
         }
         let Some(found) = self.live(Kind::StepRun, &process.step_run, &process.step_uid) else {
-            return Verdict::Refused("there is no such StepRun");
+            return Verdict::Refused("there is no such StepRun".into());
         };
         let step_run: Arc<StepRun> = found.typed();
-        let status = step_run.status.clone().unwrap_or_default();
-        let held = holds(&status, process);
-        let agent = status.agent.clone().unwrap_or_default();
-        if agent.report.is_some_and(|r| r.attempt == process.attempt) {
-            return held.map_or_else(Verdict::Refused, |()| Verdict::Again);
-        }
-        if let Err(why) = stands(&found, &status, process.attempt).and(held) {
-            return Verdict::Refused(why);
+        let id = id_digest(process);
+        match claim::accept(&step_run, &process.asker(&id)) {
+            Answer::Free => {}
+            Answer::Again => return Verdict::Again,
+            Answer::Refused(why) => return Verdict::Refused(why.to_string()),
         }
         let document = match &outcome.document {
             Some(content) => match self.make_document(process, &step_run, content) {
@@ -114,17 +106,9 @@ impl World {
         ] {
             report.as_object_mut().expect("fields").extend(value.map(|v| (key.to_owned(), v)));
         }
-        let test = |path: &str, value: Value| json!({"op": "test", "path": path, "value": value});
-        let operations = json!([
-            test("/metadata/uid", json!(process.step_uid)),
-            test("/status/attempt", json!(process.attempt)),
-            test("/status/completedAt", Value::Null),
-            test("/status/agent/claim/id", json!(id_digest(process))),
-            test("/status/agent/claim/attempt", json!(process.attempt)),
-            test("/status/agent/report", Value::Null),
-            {"op": "add", "path": "/status/agent/report", "value": report},
-        ]);
-        Request::Json(Kind::StepRun, Part::Status, process.step_run.clone(), operations)
+        let mut operations = tests(claim::held_still(&process.step_uid, process.attempt, &id_digest(process)));
+        operations.push(json!({"op": "add", "path": "/status/agent/report", "value": report}));
+        Request::Json(Kind::StepRun, Part::Status, process.step_run.clone(), Value::Array(operations))
     }
 
     /// The write, whose answer the gateway may not get: it then repeats it, and its tests tell.
@@ -219,31 +203,6 @@ fn id_digest(process: &Process) -> String {
     name::digest_bytes(process.id.as_bytes())
 }
 
-/// The fence of `gateway/attempt.rs`.
-fn stands(found: &Object, status: &StepRunStatus, attempt: i32) -> Result<(), &'static str> {
-    if found.is_deleting() {
-        return Err("the StepRun is being deleted");
-    }
-    if status.attempt != attempt {
-        return Err("the attempt is not the current one");
-    }
-    if status.completed_at.is_some() || status.phase.is_some_and(Phase::is_terminal) {
-        return Err("the step has ended");
-    }
-    let gate = status.gate.as_ref().is_some_and(|gate| gate.state == GateState::Waiting);
-    let phase =
-        matches!(status.phase, Some(Phase::WaitingForInput | Phase::WaitingForAcceptance | Phase::WaitingForDocuments));
-    if gate || phase || status.waiting_for.is_some() {
-        return Err("the step waits for a person");
-    }
-    Ok(())
-}
-
-fn holds(status: &StepRunStatus, process: &Process) -> Result<(), &'static str> {
-    let claim = status.agent.as_ref().and_then(|a| a.claim.as_ref()).filter(|c| c.attempt == process.attempt);
-    match claim {
-        Some(claim) if claim.id == id_digest(process) && claim.pod_uid == process.uid => Ok(()),
-        Some(_) => Err("another shim has claimed this attempt"),
-        None => Err("the attempt is not claimed"),
-    }
+fn tests(held: Vec<Held>) -> Vec<Value> {
+    held.into_iter().map(|h| json!({"op": "test", "path": h.path, "value": h.value})).collect()
 }

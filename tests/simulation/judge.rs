@@ -9,6 +9,7 @@ use lockstep::api::name::{ACTION, DECIDED_BY, DECISION, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{Document, StepRun, Workflow};
+use lockstep::decide::step_run::Hold;
 use lockstep::decide::{Effect, Notice, gate};
 use serde_json::Value;
 
@@ -215,7 +216,7 @@ impl World {
             self.uphold(known, || format!("{}: nobody proven decided {decision:?}", after.name));
         }
         let passed = new.phase == Some(Phase::Completed) && step_run.spec.gate.is_some();
-        let open = new.gate.is_some() && gate::can_proceed(new.gate.as_ref());
+        let open = new.gate.is_some() && gate::can_proceed(step_run.spec.gate.as_ref(), new.gate.as_ref());
         let fresh = new.gate.as_ref().is_some_and(|g| g.round == new.round);
         self.uphold(!passed || open && fresh, || format!("{}: passed its gate unopened", after.name));
     }
@@ -329,11 +330,11 @@ impl World {
     }
 
     /// A pass knows what it does.
-    pub fn judge_effects(&mut self, about: &Object, effects: &[Effect], closing: bool) {
+    pub fn judge_effects(&mut self, about: &Object, effects: &[Effect], hold: Hold) {
         for effect in effects {
             match effect {
                 Effect::CreateJob(_) => {
-                    self.uphold(!closing, || format!("{} launches although its run is closing", about.name));
+                    self.uphold(hold == Hold::No, || format!("{} launches although its run is {hold:?}", about.name));
                 }
                 Effect::CreateStepRun(made) => {
                     let name = made.metadata.name.clone().unwrap_or_default();

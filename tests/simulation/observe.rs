@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
 use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step_run::ReportClass;
+use lockstep::api::step_run::{AttemptResult, ReportClass};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::gate::Guard;
-use lockstep::decide::step_run::{self, JobSeen, PodSeen};
+use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
 use lockstep::decide::workflow::{self, StepRuns};
@@ -175,12 +175,15 @@ impl World {
         let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&object.name, &object.uid, attempt);
-        let jobs: Vec<Arc<Object>> =
-            self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid)).cloned().collect();
-        let reported = if done { None } else { self.reported_document(op, &step_run)? };
+        let hold = run.map_or(Hold::Stopping, |w| step_run::hold(&w.typed::<Workflow>()));
+        let jobs = self.jobs(op, object, &step_run, hold)?;
+        let reported = if done { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
         Ok(step_run::Observed {
-            closing: run.is_none_or(|w| workflow::is_closing(&w.typed::<Workflow>())),
+            hold,
+            refusal: None,
+            slot: Slot::Yours,
+            pods_alive: self.pods_alive(op, &object.name),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
             job: self.job_seen(op, &job_name, &jobs),
             pod: self.pod(op, &step_run, attempt, done)?,
@@ -195,6 +198,37 @@ impl World {
         })
     }
 
+    /// Where a Job decides by its absence, only the API server says that it is not there.
+    fn jobs(
+        &mut self,
+        op: usize,
+        object: &Object,
+        step_run: &StepRun,
+        hold: Hold,
+    ) -> Result<Vec<Arc<Object>>, Trouble> {
+        let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid));
+        let mut jobs: Vec<Arc<Object>> = own.cloned().collect();
+        let status = step_run.status.clone().unwrap_or_default();
+        let cancelled = status.attempts.last().filter(|a| a.result == AttemptResult::Cancelled).map(|a| a.number);
+        let wanted = match (status.completed_at, cancelled) {
+            (Some(_), _) => None,
+            (None, Some(number)) if hold == Hold::Stopping => Some(number),
+            (None, _) => step_run::was_launched(step_run).then_some(status.attempt),
+        };
+        let Some(name) = wanted.map(|attempt| name::job(&object.name, &object.uid, attempt)) else { return Ok(jobs) };
+        if jobs.iter().all(|j| j.name != name) {
+            let live = self.get(op, Kind::Job, &name)?;
+            jobs.extend(live.filter(|j| j.is_controlled_by("StepRun", &object.uid)));
+        }
+        Ok(jobs)
+    }
+
+    fn pods_alive(&self, op: usize, step_run: &str) -> usize {
+        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(name::LABEL_STEP_RUN) == Some(step_run));
+        let ended = |p: &Object| matches!(p.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        pods.filter(|p| !ended(p)).count()
+    }
+
     fn guard(&self) -> Guard {
         match self.policies.standing {
             true => Guard::Proven(self.stamp()),
@@ -202,9 +236,10 @@ impl World {
         }
     }
 
-    fn reported_document(&mut self, op: usize, step_run: &StepRun) -> Result<Option<Arc<Document>>, Trouble> {
+    fn result_document(&mut self, op: usize, step_run: &StepRun) -> Result<Option<Arc<Document>>, Trouble> {
         let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
-        match report.and_then(|r| r.document_name.clone()) {
+        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.as_ref());
+        match reused.or_else(|| report?.document_name.as_ref()).cloned() {
             Some(name) => Ok(self.get(op, Kind::Document, &name)?.map(|d| d.typed())),
             None => Ok(None),
         }

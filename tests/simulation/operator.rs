@@ -8,6 +8,7 @@ use lockstep::api::definition::Definition;
 use lockstep::api::{Document, Workflow};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::decide::settled::Settled;
+use lockstep::decide::step_run::Hold;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::{self, Effect, Kept, Notice, Plan};
 use serde_json::{Map, Value, json};
@@ -178,7 +179,8 @@ impl World {
         match object.kind {
             Kind::Workflow => {
                 keys.push((Kind::Workflow, object.name.clone()));
-                if decide::workflow::is_closing(&object.typed::<Workflow>()) {
+                let there = known(Kind::Workflow).and_then(|all| all.get(&object.name)).is_some_and(|w| w.uid == object.uid);
+                if !there || decide::step_run::hold(&object.typed::<Workflow>()) != Hold::No {
                     let own = step_runs().filter(|s| s.is_controlled_by("Workflow", &object.uid));
                     keys.extend(own.map(|s| (Kind::StepRun, s.name.clone())));
                 }
@@ -200,6 +202,9 @@ impl World {
             Kind::Template => keys.extend(self.expecting(op)),
             Kind::Document => {
                 keys.push((Kind::Document, object.name.clone()));
+                let siblings = known(Kind::Document).into_iter().flat_map(|all| all.values());
+                let same = siblings.filter(|d| d.value["spec"]["type"] == object.value["spec"]["type"]);
+                keys.extend(same.map(|d| (Kind::Document, d.name.clone())));
                 let run = object.value["spec"]["workflow"].as_str();
                 keys.extend(run.map(|run| (Kind::Workflow, run.to_owned())));
                 keys.extend(self.expecting(op));
@@ -302,7 +307,7 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_workflow(op, &object)?;
         let plan = self.decided(op, observed, &object.uid)?;
-        self.judge_effects(&object, &plan.effects, false);
+        self.judge_effects(&object, &plan.effects, Hold::No);
         let plan = self.paced(op, &object, plan);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
@@ -311,13 +316,13 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_step_run(op, &object)?;
         let plan = decide::step_run::step_run(&observed);
-        self.judge_effects(&object, &plan.effects, observed.closing);
+        self.judge_effects(&object, &plan.effects, observed.hold);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
 
     fn plan_document(&mut self, op: usize, cached: &Arc<Object>) -> Running {
         let (document, siblings) = self.observe_document(op, cached);
-        let status = decide::document::put_by_person(&document, &siblings);
+        let status = decide::document::standing(&document, &siblings);
         let effects = status.map(|status| Effect::SetDocumentStatus { name: cached.name.clone(), status });
         let plan = Plan::<()> { effects: effects.into_iter().collect(), ..Plan::default() };
         running(Arc::clone(cached), plan, |()| Value::Null)

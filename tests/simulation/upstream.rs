@@ -31,7 +31,7 @@ pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
         }
         for found in gated {
             let status = found.status.clone().unwrap_or_default();
-            let accepted = status.gate.as_ref().is_some_and(|g| gate::can_proceed(Some(g)));
+            let accepted = gate::can_proceed(found.spec.gate.as_ref(), status.gate.as_ref());
             if !accepted || status.phase != Some(Phase::Completed) {
                 return Some(format!("the gate of {path}"));
             }

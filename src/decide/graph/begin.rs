@@ -6,7 +6,9 @@ use super::{AttemptResult, Failure, Fault, Frame, Outcome, Step, StepRun, StepRu
 use crate::api::document::{Document, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
-use crate::api::step_run::{DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity};
+use crate::api::step_run::{
+    DocumentRef, GateStatus, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
+};
 use crate::api::workflow::Phase;
 use crate::decide::expression;
 use crate::decide::{build, gate, scope};
@@ -212,7 +214,7 @@ impl Walk<'_> {
         };
         let uid = &self.sources.definition.workflow_uid;
         let mut copy: Document = build::copied_document(&self.o.workflow, &old, &frame.place(path));
-        copy.spec.content = content.as_ref().to_owned();
+        content.as_ref().clone_into(&mut copy.spec.content);
         let keys: &[String] = if old.spec.scope == Scope::Item { &frame.keys } else { &[] };
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         let status = document::published(&copy, &document::siblings(&self.o.documents, &copy));
@@ -248,13 +250,16 @@ fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {
     let answer = status.answer.as_ref().map(|a| a.value.clone());
     let approval = gate::output(old).map(|value| value.to_string());
     let earlier = old.spec.reuse.as_ref().and_then(|r| r.output.clone());
-    let decisions = status.gate.iter().flat_map(|g| &g.decisions).filter(|d| d.accepted);
+    let of_the_last_round = |g: &GateStatus| -> Vec<String> {
+        let accepted = g.decisions.iter().filter(|d| d.accepted && d.round == g.round);
+        accepted.map(|d| d.decided_by.clone()).take(16).collect()
+    };
     Reuse {
         step_run: old.metadata.name.clone().unwrap_or_default(),
         uid: old.metadata.uid.clone().unwrap_or_default(),
         digest: status.result.map(|r| r.digest).unwrap_or_default(),
         output: report.or(answer).or(approval).or(earlier),
         document_name,
-        decided_by: decisions.map(|d| d.decided_by.clone()).take(16).collect(),
+        decided_by: status.gate.as_ref().map(of_the_last_round).unwrap_or_default(),
     }
 }

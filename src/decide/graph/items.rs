@@ -9,7 +9,7 @@ use super::list::may_pass;
 use super::{Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk, name, tally};
 use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
 use crate::api::step::ForEach;
-use crate::api::step_run::AttemptResult;
+use crate::api::step_run::{AttemptResult, StepRunStatus};
 use crate::decide::document;
 use crate::decide::expression::{self, Expression, kind};
 use crate::decide::scope::{self, Entity, Item};
@@ -21,9 +21,9 @@ type Keyed = Vec<(String, Arc<Value>)>;
 impl Walk<'_> {
     pub(super) fn for_each(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame) -> Outcome {
         let (step, for_each) = what;
-        let place = frame.place(path);
+        let place = format!("{path}\0{}", frame.keys.join("/"));
         let known = self.settled.lists.remove(&place);
-        if known.is_none() && frame.start == Start::Not && !self.has_begun(path, frame) {
+        if known.is_none() && frame.start == Start::Behind && !self.has_begun(path, frame) {
             return Outcome::Ahead;
         }
         self.tally(path).plural = true;
@@ -57,40 +57,39 @@ impl Walk<'_> {
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();
         let mut failing: Option<Failure> = None;
-        let open: Vec<usize> = list.open.keys().copied().collect();
-        let ahead = if frame.start == Start::Not && list.frontier == 0 { 0..list.items.len() } else { 0..0 };
-        for index in open.into_iter().chain(ahead) {
+        let mut looked: Vec<usize> = list.open.keys().copied().collect();
+        if frame.start != Start::May && list.open.is_empty() && list.ended.is_empty() {
+            looked = (0..list.items.len()).collect();
+        }
+        for index in looked {
             let has_slot = busy.contains(&index);
-            let start = if (has_slot || used < limit) && list.failed <= allowed { frame.start } else { Start::Not };
-            let begun = self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list);
-            match begun {
-                Looked::Ahead => {}
+            let free = (has_slot || used < limit) && list.failed <= allowed;
+            let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
+            match self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list) {
                 Looked::Began if !has_slot => used += 1,
-                Looked::Began | Looked::On => list.frontier = list.frontier.max(index + 1),
                 Looked::Failing(f) => failing = failing.or(Some(f)),
+                _ => {}
             }
         }
-        // Passed by, for what they wait for: they come before new ones.
-        for index in 0..if list.open.len() + list.ended.size() < list.frontier { list.frontier } else { 0 } {
-            if !list.ended.contains_key(&index) {
-                list.open.entry(index).or_default();
-            }
-        }
+        let mut index = list.frontier;
         while frame.start == Start::May
-            && list.frontier < list.items.len()
+            && index < list.items.len()
             && used < limit
             && list.failed <= allowed
             && list.fatal.is_none()
             && failing.is_none()
         {
-            let index = list.frontier;
-            list.frontier += 1;
-            match self.item((step, for_each, path), frame, index, list) {
-                Looked::Began | Looked::Ahead => used += 1,
-                Looked::On if list.open.contains_key(&index) => used += 1,
-                Looked::On => {}
-                Looked::Failing(f) => failing = failing.or(Some(f)),
+            if !list.is_begun(index) {
+                match self.item((step, for_each, path), frame, index, list) {
+                    Looked::Began => used += 1,
+                    Looked::Failing(f) => failing = failing.or(Some(f)),
+                    Looked::On | Looked::Ahead => {}
+                }
             }
+            if index == list.frontier && list.is_begun(index) {
+                list.frontier += 1;
+            }
+            index += 1;
         }
         self.verdict(list, allowed, failing, path, frame)
     }
@@ -109,10 +108,10 @@ impl Walk<'_> {
             let runs = list.open.values().any(|own| !own.is_empty());
             return if runs { Outcome::Failing(failure) } else { Outcome::Failed(failure) };
         }
-        if list.frontier < list.items.len() || !list.open.is_empty() {
+        if list.ended.size() < list.items.len() {
             return Outcome::Open;
         }
-        match self.gathered(list) {
+        match gathered(list) {
             Ok(items) => {
                 let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
@@ -124,29 +123,6 @@ impl Walk<'_> {
         }
     }
 
-    /// All outputs in the order of the list, once.
-    fn gathered(&self, list: &mut List) -> Result<Arc<Vec<Item>>, String> {
-        if let Some(known) = &list.output {
-            return Ok(Arc::clone(known));
-        }
-        let mut bytes = 0;
-        let mut items = Vec::with_capacity(list.items.len());
-        for (index, (key, _)) in list.items.iter().enumerate() {
-            let (phase, output) = match list.ended.get(&index) {
-                Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
-                _ => (Phase::Failed, Output::Null),
-            };
-            bytes += least_size(&output);
-            items.push(Item { key: key.clone(), phase, output });
-        }
-        if bytes > DOCUMENT_BYTES {
-            return Err(scope::too_large());
-        }
-        let items = Arc::new(items);
-        list.output = Some(Arc::clone(&items));
-        Ok(items)
-    }
-
     /// Looks at one item, and takes it out of the open ones when it has ended.
     fn item(
         &mut self,
@@ -155,6 +131,7 @@ impl Walk<'_> {
         index: usize,
         list: &mut List,
     ) -> Looked {
+        self.looked += 1;
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
         inner.keys.push(key);
@@ -163,21 +140,28 @@ impl Walk<'_> {
         let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
         let before = self.stand.creates.len();
         let (outcome, done) = self.body(step, path, &inner);
-        let outcome = self.collected(outcome, for_each, path, Frame { done, ..inner.clone() });
-        if !step.steps.is_empty() {
+        let outcome = self.collected(outcome, for_each, path, &Frame { done, ..inner.clone() });
+        let (began, found) = (self.stand.creates.len() > before, self.accounted - outer.1);
+        let is_begun = began || found > 0 || list.open.contains_key(&index);
+        let over = matches!(outcome, Outcome::Done(_) | Outcome::Failed(_));
+        if !step.steps.is_empty() && (is_begun || over) {
             tally::item(&mut self.tally(path).counts, &outcome);
         }
         let own = std::mem::replace(&mut self.tallies, outer.0);
+        let unfinished = std::mem::replace(&mut self.unfinished, outer.2);
+        if !is_begun && !over && inner.start != Start::May {
+            // It was not its turn: it leaves no trace.
+            self.forget_inside(path, &inner);
+            return Looked::Ahead;
+        }
         for (path, sum) in &own {
             self.tallies.entry(path.clone()).or_default().add(sum);
         }
-        let unfinished = std::mem::replace(&mut self.unfinished, outer.2);
         self.unfinished.extend(unfinished.iter().cloned());
-        let began = self.stand.creates.len() > before;
         list.open.remove(&index);
         match outcome {
             Outcome::Done(seen) => {
-                self.close((index, own, self.accounted - outer.1), Ended::Done(seen), list, &inner);
+                self.close((index, own, found), path, Ended::Done(seen), list, &inner);
                 Looked::On
             }
             Outcome::Failed(failure) => {
@@ -190,15 +174,15 @@ impl Walk<'_> {
                     }
                     list.first.get_or_insert(failure);
                 }
-                self.close((index, own, self.accounted - outer.1), Ended::Failed, list, &inner);
+                self.close((index, own, found), path, Ended::Failed, list, &inner);
                 Looked::On
             }
             Outcome::Failing(failure) => {
                 list.open.insert(index, unfinished);
                 Looked::Failing(failure)
             }
-            Outcome::Ahead => Looked::Ahead,
-            Outcome::Open => {
+            Outcome::Open | Outcome::Ahead if !is_begun => Looked::Ahead,
+            Outcome::Open | Outcome::Ahead => {
                 list.open.insert(index, unfinished);
                 if began { Looked::Began } else { Looked::On }
             }
@@ -208,6 +192,7 @@ impl Walk<'_> {
     fn close(
         &mut self,
         (index, own, step_runs): (usize, BTreeMap<String, tally::Tally>, usize),
+        path: &str,
         ended: Ended,
         list: &mut List,
         inner: &Frame,
@@ -217,34 +202,36 @@ impl Walk<'_> {
         }
         list.step_runs += step_runs;
         list.ended.insert_mut(index, ended);
-        // The forEach inside of it have ended with it.
-        let suffix = inner.keys.iter().fold(String::new(), |text, key| format!("{text}/{key}"));
-        let inside = format!("{suffix}/");
-        self.settled.lists.retain(|place, _| !(place.ends_with(&suffix) || place.contains(&inside)));
+        self.forget_inside(path, inner);
     }
 
-    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: Frame) -> Outcome {
+    /// What is remembered of forEach inside an item.
+    fn forget_inside(&mut self, path: &str, inner: &Frame) {
+        let (prefix, keys) = (format!("{path}/"), inner.keys.join("/"));
+        let within = format!("{keys}/");
+        self.settled.lists.retain(|place, _| {
+            let (inside, own) = place.split_once('\0').unwrap_or_default();
+            !(inside.starts_with(&prefix) && (own == keys || own.starts_with(&within)))
+        });
+    }
+
+    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: &Frame) -> Outcome {
         let (Outcome::Done(seen), Some(collect)) = (&outcome, &for_each.collect) else { return outcome };
         if seen.phase != Phase::Completed {
             return outcome;
         }
-        match self.evaluate(collect, &frame, "forEach.collect") {
+        match self.evaluate(collect, frame, "forEach.collect") {
             Ok(value) => Outcome::Done(Seen { output: Output::Value(Arc::new(value)), ..seen.clone() }),
-            Err(fault) => self.at_fault(fault, path, &frame),
+            Err(fault) => self.at_fault(fault, path, frame),
         }
     }
 
     /// Whether an item has an attempt queued or running; those that wait for a person have given their slot up.
     fn is_busy(&self, own: &[String]) -> bool {
-        own.is_empty()
-            || own.iter().any(|name| {
-                self.o.step_runs.get(name).is_none_or(|s| {
-                    s.status.as_ref().is_none_or(|s| {
-                        s.completed_at.is_none()
-                            && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
-                    })
-                })
-            })
+        let runs = |s: &StepRunStatus| {
+            s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
+        };
+        own.iter().any(|name| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs)))
     }
 
     /// Whether a forEach was begun at this place.
@@ -353,6 +340,29 @@ impl Walk<'_> {
         }
         Ok(keyed)
     }
+}
+
+/// All outputs in the order of the list, once.
+fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
+    if let Some(known) = &list.output {
+        return Ok(Arc::clone(known));
+    }
+    let mut bytes = 0;
+    let mut items = Vec::with_capacity(list.items.len());
+    for (index, (key, _)) in list.items.iter().enumerate() {
+        let (phase, output) = match list.ended.get(&index) {
+            Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
+            _ => (Phase::Failed, Output::Null),
+        };
+        bytes += least_size(&output);
+        items.push(Item { key: key.clone(), phase, output });
+    }
+    if bytes > DOCUMENT_BYTES {
+        return Err(scope::too_large());
+    }
+    let items = Arc::new(items);
+    list.output = Some(Arc::clone(&items));
+    Ok(items)
 }
 
 /// What a look at an item found.

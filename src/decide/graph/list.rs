@@ -30,7 +30,7 @@ impl Walk<'_> {
             let needed = order::needed(steps, order, index);
             let ready = needed.iter().all(|n| ended[*n].is_some()) && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
-            let inner = Frame { start: if ready { frame.start } else { Start::Not }, fresh, ..here.clone() };
+            let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
             let outcome = if !ready {
                 self.execution(step, &inner)
@@ -43,7 +43,7 @@ impl Walk<'_> {
             };
             match outcome {
                 Outcome::Done(seen) => {
-                    begun = true;
+                    begun |= seen.phase != Phase::Skipped;
                     here.done.insert_mut(step.name.clone(), seen.clone());
                     ended[index] = Some(seen);
                 }
@@ -51,9 +51,9 @@ impl Walk<'_> {
                 Outcome::Ahead => ahead = true,
                 Outcome::Failing(f) => {
                     open = true;
-                    failure = first(failure, f);
+                    failure = Some(first(failure, f));
                 }
-                Outcome::Failed(f) => failure = first(failure, f),
+                Outcome::Failed(f) => failure = Some(first(failure, f)),
             }
         }
         let outcome = match failure {
@@ -207,9 +207,9 @@ impl Walk<'_> {
 }
 
 /// The first of two failures; what ended with the run is no cause.
-fn first(known: Option<Failure>, other: Failure) -> Option<Failure> {
+fn first(known: Option<Failure>, other: Failure) -> Failure {
     let weak = |f: &Failure| f.class == AttemptResult::Cancelled;
-    Some(known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other))
+    known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other)
 }
 
 /// Whether a failure of that class can be passed over at all.

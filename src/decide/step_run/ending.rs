@@ -73,7 +73,7 @@ impl Pass<'_> {
         self.status.counts = counts;
         match next {
             // No attempt follows and nobody is asked any more.
-            _ if self.o.closing => self.conclude(Phase::Failed),
+            _ if self.closing() => self.conclude(Phase::Failed),
             Next::Again => {
                 let failures =
                     if result == AttemptResult::Infrastructure { counts.infrastructure } else { counts.retryable };

@@ -1,59 +1,91 @@
 //! Before an attempt runs: what it waits for, its Job, its start.
 
 use super::{
-    Agent, Arc, AttemptResult, Effect, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, TIMEOUT_SECONDS,
-    Time, Truth, after, build, schema,
+    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, Slot,
+    TIMEOUT_SECONDS, Time, Truth, after, build, condition, schema, slot,
 };
+
+const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 impl Pass<'_> {
     pub(super) fn launch(&mut self) {
-        let Some(agent) = &self.o.agent else {
-            return self.pend(
-                "AgentNotFound",
-                &format!(
-                    "Agent {} does not exist in this namespace; it starts when it does",
-                    self.o.step_run.spec.agent_id
-                ),
-            );
-        };
-        if let Some(faults) = build::not_ready(agent) {
-            return self
-                .pend("AgentInvalid", &format!("Agent {} is not ready: {faults}", self.o.step_run.spec.agent_id));
-        }
-        if let Some(not_before) = &self.status.not_before
-            && self.o.now.0 < not_before.0
-        {
-            self.status.phase = Some(Phase::Running);
-            return self.wake_at(&not_before.clone());
-        }
         match self.o.job.clone() {
-            JobSeen::Foreign => self.end_attempt(
-                AttemptResult::NameConflict,
-                None,
-                "a Job of that name exists and is not ours; delete it or rename the run",
-            ),
-            JobSeen::Absent => self.create_job(&Arc::clone(agent)),
-            JobSeen::Present { deleting: true, .. } => {
-                self.end_attempt(AttemptResult::Infrastructure, None, "the Job was deleted before the agent started");
-            }
+            JobSeen::Present { deleting: true, .. } => self.lost("the Job was deleted before the agent started"),
             JobSeen::Present { ended: true, .. } => {
-                let why = self
-                    .o
-                    .pod
-                    .as_ref()
-                    .map_or("its pod is gone", |p| match p.termination.trim() {
-                        "" => "no reason known",
-                        known => known,
-                    })
-                    .to_owned();
-                self.end_attempt(
-                    AttemptResult::Infrastructure,
-                    None,
-                    &format!("the Job ended before the agent started: {why}"),
-                );
+                let pod = self.o.pod.as_ref();
+                let why = pod.map_or("its pod is gone", |p| match p.termination.trim() {
+                    "" => "no reason known",
+                    known => known,
+                });
+                self.lost(&format!("the Job ended before the agent started: {why}"));
             }
             JobSeen::Present { created, .. } => self.starting(created),
+            // That it was launched is stored after the Job was made: it is gone, and not to be made twice in one attempt.
+            JobSeen::Absent if self.was_launched() => self.lost("the Job was deleted before the agent started"),
+            JobSeen::Absent | JobSeen::Foreign => self.prepare(),
         }
+    }
+
+    fn lost(&mut self, why: &str) {
+        self.end_attempt(AttemptResult::Infrastructure, None, why);
+    }
+
+    /// Whether the Job of this attempt was made.
+    pub(super) fn was_launched(&self) -> bool {
+        slot::launched(&self.status)
+    }
+
+    /// Everything that must be there before the Job is.
+    fn prepare(&mut self) {
+        if self.o.hold == Hold::Suspended {
+            self.pend("Suspended", "the run is suspended; it starts when spec.suspend is false");
+            self.status.phase = Some(Phase::Suspended);
+            return;
+        }
+        if let Some(why) = self.nobody_may_decide() {
+            return self.fail(AttemptResult::GateNotProven, why);
+        }
+        let name = &self.o.step_run.spec.agent_id;
+        let Some(agent) = self.o.agent.clone() else {
+            let why = format!("Agent {name} does not exist in this namespace; it starts when it does");
+            return self.pend("AgentNotFound", &why);
+        };
+        if let Some(faults) = build::not_ready(&agent) {
+            return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
+        }
+        if let Some(not_before) = self.status.not_before.clone()
+            && self.o.now.0 < not_before.0
+        {
+            // What it waited for before is there now.
+            condition::clear(&mut self.status.conditions, "Started");
+            self.status.phase = Some(Phase::Running);
+            return self.wake_at(&not_before);
+        }
+        if self.o.job == JobSeen::Foreign {
+            let why = "a Job of that name exists and is not ours; delete it or rename the run";
+            return self.end_attempt(AttemptResult::NameConflict, None, why);
+        }
+        if let Some(why) = &self.o.refusal {
+            return self.lost(&format!("the API server refused the Job: {why}"));
+        }
+        match self.o.slot {
+            Slot::Yours => self.create_job(&agent),
+            Slot::Wait { ahead } => self.wait_for_slot(ahead),
+        }
+    }
+
+    /// Its place in the queue is told once: a queue that moves must not write to all that wait in it.
+    fn wait_for_slot(&mut self, ahead: usize) {
+        let told = condition::get(&self.status.conditions, "Started").filter(|c| c.reason == WAITING_FOR_SLOT);
+        let message = told.map_or_else(
+            || match ahead {
+                0 => "as many attempts run as may at once; it is the next of its Agent".to_owned(),
+                1 => "as many attempts run as may at once; one of its Agent was ahead when it began to wait".to_owned(),
+                n => format!("as many attempts run as may at once; {n} of its Agent were ahead when it began to wait"),
+            },
+            |c| c.message.clone(),
+        );
+        self.pend(WAITING_FOR_SLOT, &message);
     }
 
     pub(super) fn create_job(&mut self, agent: &Agent) {

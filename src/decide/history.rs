@@ -1,0 +1,281 @@
+//! The history of a run, from its objects alone: what each step got and gave and when, every attempt, and what people
+//! decided. Pure, so that the plugin, the archive of a finished run and an API tell the same.
+
+pub mod record;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::api::step_run::{Attempt, Decision, GateState, GateStatus, StepRun, StepRunStatus};
+use crate::api::workflow::{Phase, StepStatus, Workflow};
+
+/// A step of the run, or one item of it: what the run says of it, and its StepRun.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Absent for items, and for a StepRun that is seen before the status that lists its step.
+    pub listed: Option<&'a StepStatus>,
+    pub step_run: Option<&'a StepRun>,
+}
+
+/// One line of a history, with the names that users ask for.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "PascalCase")]
+pub struct Entry {
+    /// `group/step`, and behind it the keys of the items.
+    pub step_id: String,
+    pub started_at: Option<Time>,
+    pub completed_at: Option<Time>,
+    pub status: Phase,
+    /// The resolved parameters; of a question, the question.
+    pub input: Value,
+    pub output: Value,
+}
+
+/// An attempt, and whose it is.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+pub struct Tried {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    #[serde(flatten)]
+    pub attempt: Attempt,
+}
+
+/// All that people said in a run.
+#[derive(Serialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Said {
+    pub decisions: Vec<Decided>,
+    pub answers: Vec<Answered>,
+    pub guidance: Vec<Guided>,
+    pub taken_over: Vec<TakenOver>,
+}
+
+/// A decision at a gate.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+pub struct Decided {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    #[serde(flatten)]
+    pub decision: Decision,
+}
+
+/// The answer to a question.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+pub struct Answered {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    pub question: String,
+    pub value: Value,
+    pub by: String,
+    pub at: Time,
+}
+
+/// What somebody said for the attempts that follow.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+pub struct Guided {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    pub attempt: i32,
+    pub by: String,
+    pub text: String,
+}
+
+/// Decided in the run that this one goes on from.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenOver {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    pub step_run: String,
+    pub decided_by: Vec<String>,
+}
+
+/// Keys of the items around a step, from the run inwards.
+pub fn keys(step: &StepRun) -> Vec<&str> {
+    let Some(item) = &step.spec.item else {
+        return Vec::new();
+    };
+    let outer = step
+        .spec
+        .scope_chain
+        .last()
+        .and_then(|link| link.scope_id.strip_prefix(&step.spec.workflow.uid))
+        .and_then(|keys| keys.strip_prefix('/'))
+        .and_then(|keys| keys.strip_suffix(item.key.as_str()))
+        .and_then(|keys| keys.strip_suffix('/'));
+    outer.into_iter().flat_map(|keys| keys.split('/')).chain([item.key.as_str()]).collect()
+}
+
+/// `group/step/key`, as a target names it.
+pub fn label(step: &StepRun) -> String {
+    std::iter::once(step.spec.path.as_str()).chain(keys(step)).collect::<Vec<_>>().join("/")
+}
+
+/// The steps of a run in file order, under each the items of its forEach. StepRuns of another run of the same name are
+/// left out.
+pub fn places<'a>(run: &'a Workflow, steps: impl IntoIterator<Item = &'a StepRun>) -> Vec<Place<'a>> {
+    let uid = run.metadata.uid.as_deref().unwrap_or_default();
+    let mut own: Vec<&StepRun> =
+        steps.into_iter().filter(|step| uid.is_empty() || step.spec.workflow.uid == uid).collect();
+    own.sort_by_cached_key(|step| {
+        let index = step.spec.item.as_ref().map_or(-1, |item| item.index);
+        (index, keys(step).len(), step.metadata.name.clone())
+    });
+    let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
+    let mut places = Vec::new();
+    for step in listed {
+        let (items, single): (Vec<&StepRun>, Vec<&StepRun>) =
+            own.iter().filter(|s| s.spec.path == step.path).partition(|s| s.spec.item.is_some());
+        places.push(Place { listed: Some(step), step_run: single.first().copied() });
+        places.extend(items.into_iter().map(|item| Place { listed: None, step_run: Some(item) }));
+    }
+    let unlisted = own.iter().filter(|step| !listed.iter().any(|l| l.path == step.spec.path));
+    places.extend(unlisted.map(|step| Place { listed: None, step_run: Some(step) }));
+    places
+}
+
+impl Place<'_> {
+    pub fn step_id(&self) -> String {
+        match (self.step_run, self.listed) {
+            (Some(step), _) => label(step),
+            (None, listed) => listed.map(|l| l.path.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// The run's word counts once it is the last: it knows of skips and losses that no StepRun tells.
+    pub fn phase(&self) -> Phase {
+        let own = self.status().and_then(|s| s.phase);
+        match self.listed {
+            Some(listed) if listed.phase.is_terminal() || self.step_run.is_none() => listed.phase,
+            _ => own.unwrap_or_default(),
+        }
+    }
+
+    pub fn started_at(&self) -> Option<Time> {
+        let own = self.status().and_then(|s| s.started_at.clone());
+        own.or_else(|| self.listed.and_then(|l| l.started_at.clone()))
+    }
+
+    pub fn completed_at(&self) -> Option<Time> {
+        let own = self.status().and_then(|s| s.completed_at.clone());
+        own.or_else(|| self.listed.and_then(|l| l.completed_at.clone()))
+    }
+
+    fn status(&self) -> Option<&StepRunStatus> {
+        self.step_run.and_then(|step| step.status.as_ref())
+    }
+}
+
+/// The lines of the history.
+pub fn entries(places: &[Place<'_>]) -> Vec<Entry> {
+    let entry = |place: &Place<'_>| Entry {
+        step_id: place.step_id(),
+        started_at: place.started_at(),
+        completed_at: place.completed_at(),
+        status: place.phase(),
+        input: place.step_run.map(input).unwrap_or_default(),
+        output: place.step_run.map(output).unwrap_or_default(),
+    };
+    places.iter().map(entry).collect()
+}
+
+/// All attempts that are remembered, in the order of their steps.
+pub fn attempts(places: &[Place<'_>]) -> Vec<Tried> {
+    let of = |place: &Place<'_>| {
+        let step_id = place.step_id();
+        let all = place.status().map(|s| s.attempts.clone()).unwrap_or_default();
+        all.into_iter().map(move |attempt| Tried { step_id: step_id.clone(), attempt })
+    };
+    places.iter().flat_map(of).collect()
+}
+
+/// What people said, in the order of the steps.
+pub fn said(places: &[Place<'_>]) -> Said {
+    let mut said = Said::default();
+    for step in places.iter().filter_map(|place| place.step_run) {
+        let id = label(step);
+        if let Some(reuse) = step.spec.reuse.as_ref().filter(|r| !r.decided_by.is_empty()) {
+            let (step_run, decided_by) = (reuse.step_run.clone(), reuse.decided_by.clone());
+            said.taken_over.push(TakenOver { step_id: id.clone(), step_run, decided_by });
+        }
+        let Some(status) = &step.status else { continue };
+        let decisions = status.gate.iter().flat_map(|gate| gate.decisions.clone());
+        said.decisions.extend(decisions.map(|decision| Decided { step_id: id.clone(), decision }));
+        said.answers.extend(status.answer.iter().map(|answer| Answered {
+            step_id: id.clone(),
+            question: step.spec.ask.as_ref().map(|ask| ask.question.clone()).unwrap_or_default(),
+            value: json(&answer.value),
+            by: answer.by.clone(),
+            at: answer.at.clone(),
+        }));
+        said.guidance.extend(status.guidance.iter().map(|g| Guided {
+            step_id: id.clone(),
+            attempt: g.attempt,
+            by: g.by.clone(),
+            text: g.text.clone(),
+        }));
+    }
+    said
+}
+
+/// JSON text as its value; a text that is none, as a string.
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
+    Value::Object(members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<Map<_, _>>())
+}
+
+fn input(step: &StepRun) -> Value {
+    if let Some(ask) = &step.spec.ask {
+        return object([("question", Value::String(ask.question.clone()))]);
+    }
+    if step.spec.parameters.trim().is_empty() { Value::Null } else { json(&step.spec.parameters) }
+}
+
+/// What the step gave, once there is a verdict; where only a document was made, its name and digest.
+pub fn output(step: &StepRun) -> Value {
+    if let Some(reuse) = &step.spec.reuse {
+        let inline = reuse.output.as_deref().map(json);
+        return inline.unwrap_or_else(|| carried(reuse.document_name.as_deref(), &reuse.digest));
+    }
+    let Some(status) = &step.status else {
+        return Value::Null;
+    };
+    if let Some(answer) = &status.answer {
+        return json(&answer.value);
+    }
+    let Some(verdict) = &status.result else {
+        return approval(step, status.gate.as_ref());
+    };
+    let report = status.agent.as_ref().and_then(|agent| agent.report.as_ref());
+    let report = report.filter(|r| r.attempt == verdict.attempt && r.digest == verdict.digest);
+    match report.and_then(|r| r.output.as_deref()) {
+        Some(text) => json(text),
+        None => match carried(verdict.document_name.as_deref(), &verdict.digest) {
+            Value::Null => approval(step, status.gate.as_ref()),
+            document => document,
+        },
+    }
+}
+
+fn carried(document: Option<&str>, digest: &str) -> Value {
+    let text = |text: &str| Value::String(text.to_owned());
+    document.map_or(Value::Null, |name| object([("documentName", text(name)), ("digest", text(digest))]))
+}
+
+/// Of a manual approval: the decision that ended it.
+fn approval(step: &StepRun, gate: Option<&GateStatus>) -> Value {
+    let alone = step.spec.agent_id.is_empty() && step.spec.ask.is_none();
+    let last = gate.filter(|g| alone && matches!(g.state, GateState::Accepted | GateState::Rejected));
+    last.and_then(|g| g.decisions.last()).map_or(Value::Null, |d| {
+        let comment = d.comment.clone().map_or(Value::Null, Value::String);
+        let by = Value::String(d.decided_by.clone());
+        object([("accepted", Value::Bool(d.accepted)), ("decidedBy", by), ("comment", comment)])
+    })
+}
+
+#[cfg(test)]
+mod tests;

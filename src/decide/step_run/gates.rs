@@ -1,0 +1,339 @@
+//! Gates: opened over what was made, decided by people, closed by a deadline; what a rejection leads to.
+
+use serde_json::Value;
+
+use super::{
+    ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
+    DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
+    Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition, document,
+    gate, name,
+};
+use crate::api::step::OnReject;
+use crate::decide::expression::{Expression, Scope, kind};
+
+/// Outputs that are reviewed at most, the first included, unless the gate says otherwise.
+const MAX_ROUNDS: i32 = 3;
+
+impl Pass<'_> {
+    pub(super) fn open_gate(&mut self) {
+        let Some(wanted) = self.o.step_run.spec.gate.clone() else {
+            return self.accept();
+        };
+        let Some(reviewed) = gate::reviewed(&self.o.step_run, &self.status) else {
+            return;
+        };
+        // Decided in an earlier pass, but the document could not be seen yet: nobody is asked again.
+        let decided = self.gate_is(GateState::Accepted) || self.gate_is(GateState::NotRequired);
+        if decided && gate::can_proceed(Some(&wanted), self.status.gate.as_ref()) {
+            return self.accept();
+        }
+        if self.closing() {
+            return self.cancel();
+        }
+        match self.gate_terms().and_then(|g| g.when.as_deref()).map(|when| self.required(when)) {
+            None | Some(Ok(Some(true))) => {}
+            Some(Ok(Some(false))) => {
+                self.set_gate(GateState::NotRequired, &reviewed, "");
+                self.plan.notice("GateNotRequired", format!("gate {}: its when is false", wanted.name));
+                return self.accept();
+            }
+            Some(Ok(None)) => return self.look_for_document(),
+            Some(Err(fault)) => return self.fail(AttemptResult::ExpressionError, &format!("gate.when: {fault}")),
+        }
+        if let Some(why) = self.nobody_may_decide() {
+            return self.fail(AttemptResult::GateNotProven, why);
+        }
+        match &self.o.guard {
+            Guard::Proven(stamp) => self.wait_for_decision(&wanted, &reviewed, stamp),
+            Guard::Missing(why) => {
+                self.status.phase = Some(Phase::Running);
+                let why = format!("the gate stays shut: {why}; reinstall the chart");
+                self.condition("GatePolicyInstalled", Truth::False, "PolicyMissing", &why);
+                self.plan.look_again(GUARD_AGAIN);
+            }
+            Guard::NotAsked => self.plan.look_again(GUARD_AGAIN),
+        }
+    }
+
+    fn wait_for_decision(&mut self, wanted: &StepRunGate, reviewed: &str, stamp: &str) {
+        self.set_gate(GateState::Waiting, reviewed, stamp);
+        self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        self.status.phase = Some(Phase::WaitingForAcceptance);
+        condition::clear(&mut self.status.conditions, "GatePolicyInstalled");
+        let people = if wanted.approvals > 1 { format!("{} decisions", wanted.approvals) } else { "a decision".into() };
+        self.plan.notice("GateOpened", format!("gate {} waits for {people}", wanted.name));
+        self.wake_at_deadline();
+    }
+
+    fn set_gate(&mut self, state: GateState, reviewed: &str, policy: &str) {
+        let round = self.status.round;
+        self.status.gate = Some(GateStatus {
+            state,
+            round,
+            output_digest: gate::review_digest(&self.o.step_run, round, reviewed),
+            opened_at: self.o.now.clone(),
+            policy: policy.to_owned(),
+            decisions: self.status.gate.take().map(|g| g.decisions).unwrap_or_default(),
+        });
+    }
+
+    /// Four eyes need to know the first two: who made the run.
+    pub(super) fn nobody_may_decide(&self) -> Option<&'static str> {
+        let wanted = self.o.step_run.spec.gate.as_ref()?;
+        let unknown = wanted.not_by.as_deref().is_none_or(str::is_empty);
+        (self.gate_terms().is_some_and(|g| g.four_eyes) && unknown).then_some(
+            "the gate asks for four eyes, and who made the run is not known: nobody may decide it; make the run again with lockstep.dev/created-by=YOUR-NAME on it",
+        )
+    }
+
+    // ---- while it waits
+
+    pub(super) fn review(&mut self) {
+        let (Some(open), Some(wanted)) = (self.status.gate.clone(), self.o.step_run.spec.gate.clone()) else {
+            return;
+        };
+        match gate::letter(&self.o.step_run) {
+            None => return self.watch_deadline(&open),
+            Some(Err(why)) => self.refuse_letter(&why),
+            // It was latched in an earlier pass, and the gate waits for others.
+            Some(Ok(letter)) if gate::has_decided(&open, &letter.by) => self.empty_letter(),
+            Some(Ok(letter)) => match gate::admissible(&open, &wanted, &letter, &self.o.guard) {
+                Err(why) => {
+                    self.refuse_letter(&why);
+                    match &self.o.guard {
+                        Guard::Proven(stamp) if *stamp != open.policy => {
+                            self.status.gate =
+                                Some(GateStatus { policy: stamp.clone(), opened_at: self.o.now.clone(), ..open });
+                        }
+                        Guard::Proven(_) => {}
+                        _ => self.plan.look_again(GUARD_AGAIN),
+                    }
+                }
+                Ok(()) => self.decide(&open, &wanted, &letter),
+            },
+        }
+        self.wake_at_deadline();
+    }
+
+    fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, letter: &gate::Letter) {
+        let produced = self
+            .step
+            .and_then(|s| s.produces.as_ref())
+            .map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
+        let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.as_str()).unwrap_or_default();
+        let decided =
+            gate::decided(open, wanted.approvals, letter, &gate::About { produced, scope_id, now: &self.o.now });
+        let (state, by) = (decided.state, letter.by.as_str());
+        let so_far = decided.decisions.iter().filter(|d| d.round == decided.round).count();
+        self.status.gate = Some(decided);
+        match state {
+            GateState::Accepted => {
+                self.plan.notice("GateAccepted", format!("accepted by {by}"));
+                self.accept();
+            }
+            GateState::Rejected => {
+                let words = letter.comment.as_deref().map(|c| format!(": {c}")).unwrap_or_default();
+                self.plan.warn("GateRejected", format!("rejected by {by}"));
+                let then = if wanted.revise && self.has_agent() { OnReject::Revise } else { OnReject::Fail };
+                self.rejected(&format!("rejected by {by}{words}"), then);
+            }
+            // The mailbox is emptied for the next in the next pass: a crash in between loses nothing.
+            _ => self.plan.notice("GateDecision", format!("accepted by {by}, {so_far} of {}", wanted.approvals)),
+        }
+    }
+
+    fn deadline(&self) -> Option<(i64, super::Time)> {
+        let gate = self.status.gate.as_ref().filter(|g| g.state == GateState::Waiting)?;
+        let seconds = self.gate_terms()?.deadline_seconds?;
+        Some((seconds, after(&gate.opened_at, seconds)))
+    }
+
+    fn wake_at_deadline(&mut self) {
+        if let Some((_, at)) = self.deadline() {
+            self.wake_at(&at);
+        }
+    }
+
+    /// A round that nobody decided in time is rejected, and has no comment to go on from: that is the end.
+    fn watch_deadline(&mut self, open: &GateStatus) {
+        match self.deadline() {
+            Some((seconds, at)) if self.o.now.0 >= at.0 => {
+                self.status.gate = Some(GateStatus { state: GateState::Rejected, ..open.clone() });
+                self.plan.warn("GateDeadline", format!("not decided within {seconds} s"));
+                let why = format!("the gate was not decided within {seconds} s, which counts as rejected");
+                self.rejected(&why, OnReject::Fail);
+            }
+            _ => self.wake_at_deadline(),
+        }
+    }
+
+    // ---- after a rejection
+
+    fn rejected(&mut self, why: &str, then: OnReject) {
+        self.set_document(DocumentPhase::Rejected);
+        self.status.error = Some(StepError {
+            class: AttemptResult::Rejected,
+            message: clip(why, MESSAGE_BYTES),
+            attempt: self.status.attempt,
+            exit_code: None,
+            log_tail: None,
+        });
+        if then == OnReject::Fail {
+            return self.conclude(Phase::Failed);
+        }
+        self.keep_comments();
+        let most = self.gate_terms().and_then(|g| g.max_rounds).unwrap_or(MAX_ROUNDS);
+        if self.status.round < most {
+            self.next_round();
+        } else if self.policy.on_failure == OnFailure::Wait {
+            self.ask(WaitKind::RoundsSpent, why);
+        } else {
+            self.conclude(Phase::Failed);
+        }
+    }
+
+    /// The comments of this round, for the attempts that follow.
+    fn keep_comments(&mut self) {
+        let (round, attempt) = (self.status.round, self.status.attempt);
+        let decisions: Vec<Decision> = self.status.gate.iter().flat_map(|g| g.decisions.clone()).collect();
+        for d in decisions.into_iter().filter(|d| d.round == round) {
+            if let Some(text) = d.comment.filter(|c| !c.trim().is_empty()) {
+                self.guide(Guidance { attempt, by: d.decided_by, text });
+            }
+        }
+    }
+
+    pub(super) fn guide(&mut self, said: Guidance) {
+        self.status.guidance.push(said);
+        let surplus = self.status.guidance.len().saturating_sub(ATTEMPTS_KEPT);
+        self.status.guidance.drain(..surplus);
+    }
+
+    /// Another attempt, for another review.
+    pub(super) fn next_round(&mut self) {
+        self.status.round += 1;
+        self.status.result = None;
+        self.status.counts = AttemptCounts { answers: self.status.counts.answers + 1, ..AttemptCounts::default() };
+        self.next_attempt(None);
+    }
+
+    // ---- the mailbox
+
+    fn refuse_letter(&mut self, why: &str) {
+        self.plan.warn("DecisionRefused", format!("the decision was not recorded: {why}; decide again"));
+        self.empty_letter();
+    }
+
+    fn empty_letter(&mut self) {
+        self.empty_mailbox(vec![DECISION, COMMENT, REVIEW, DECIDED_BY]);
+    }
+
+    // ---- after an acceptance, and where none is needed
+
+    /// The result of a finished run, with what was decided then. A gate that asks for more than was given opens again.
+    pub(super) fn take_over(&mut self, reuse: &Reuse) {
+        self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        self.status.result = Some(ResultRef {
+            attempt: self.status.attempt,
+            digest: reuse.digest.clone(),
+            document_name: reuse.document_name.clone(),
+        });
+        let Some(wanted) = self.o.step_run.spec.gate.clone() else {
+            return self.accept();
+        };
+        let reviewed = gate::review_digest(&self.o.step_run, self.status.round, &reuse.digest);
+        let taken = gate::taken_over(&self.o.step_run, reuse, &self.o.now, &reviewed);
+        if gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted {
+            self.set_gate(GateState::Accepted, &reuse.digest, "");
+            self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
+        }
+        self.open_gate();
+    }
+
+    pub(super) fn accept(&mut self) {
+        if let Some(output) = gate::output_of(&self.o.step_run, &self.status) {
+            // What was decided is the output; what was reviewed are the parameters.
+            let digest = name::digest_bytes(output.to_string().as_bytes());
+            self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, document_name: None });
+        }
+        if self.set_document(DocumentPhase::Published) {
+            self.status.error = None;
+            return self.conclude(Phase::Completed);
+        }
+        self.look_for_document();
+    }
+
+    fn look_for_document(&mut self) {
+        self.status.phase = Some(Phase::Running);
+        self.plan.look_again(Duration::from_secs(1));
+    }
+
+    /// Whether the document, if there is one, is on its way; false while it cannot be seen yet.
+    fn set_document(&mut self, phase: DocumentPhase) -> bool {
+        let Some(wanted) = self.status.result.as_ref().and_then(|r| r.document_name.clone()) else {
+            return true;
+        };
+        let Some(found) = &self.o.document else {
+            return false;
+        };
+        let status = match phase {
+            DocumentPhase::Published => document::published(found, &self.o.siblings),
+            other => DocumentStatus { phase: Some(other), ..document::published(found, &[]) },
+        };
+        if found.status.as_ref().is_none_or(|s| s.phase != Some(phase)) {
+            self.plan.effects.push(Effect::SetDocumentStatus { name: wanted, status });
+        }
+        true
+    }
+
+    // ---- gate.when
+
+    /// What `when` gives; none while the output cannot be read yet.
+    fn required(&self, when: &str) -> Result<Option<bool>, String> {
+        let expression = Expression::parse(when)?;
+        let Some(output) = self.output() else { return Ok(None) };
+        match expression.evaluate(&self.scope(output))? {
+            Value::Bool(required) => Ok(Some(required)),
+            other => Err(format!("gives {}, not a boolean", kind(&other))),
+        }
+    }
+
+    fn scope(&self, output: Value) -> Scope {
+        let spec = &self.o.step_run.spec;
+        let mut scope = Scope::default().with("output", output);
+        if let Some(d) = self.o.definition.as_deref() {
+            let parameters = Value::Object(d.parameters.clone());
+            let workflow = [
+                ("name", d.workflow.clone().into()),
+                ("session", d.session.clone().into()),
+                ("project", d.project.clone().map_or(Value::Null, Value::from)),
+                ("input", d.input.clone().into()),
+                ("parameters", parameters.clone()),
+            ];
+            scope = scope.with("workflow", Value::from_iter(workflow)).with("parameters", parameters);
+        }
+        if let (Some(item), Some(link)) = (&spec.item, spec.scope_chain.last()) {
+            let place = [("key", item.key.clone().into()), ("index", Value::from(item.index))];
+            scope = scope.with("item", Value::from_iter(place)).with(&link.scope, item.value.clone());
+        }
+        scope
+    }
+
+    /// Inline, or in the document that carries it; null where there is none.
+    fn output(&self) -> Option<Value> {
+        let result = self.status.result.as_ref();
+        let reuse = self.o.step_run.spec.reuse.as_ref();
+        let inline = match (reuse, self.report()) {
+            (Some(reuse), _) => reuse.output.clone(),
+            (None, report) => report.and_then(|r| r.output),
+        };
+        if let Some(text) = inline {
+            return Some(serde_json::from_str(&text).unwrap_or_default());
+        }
+        if result.is_none_or(|r| r.document_name.is_none()) {
+            return Some(Value::Null);
+        }
+        let document = self.o.document.as_ref()?;
+        Some(serde_json::from_str(&document.spec.content).unwrap_or_default())
+    }
+}

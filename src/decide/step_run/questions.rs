@@ -1,0 +1,268 @@
+//! Waits for input: what an attempt leaves to a person, and steps that are a question. An answer is for the wait that is
+//! open, and for no other.
+
+use serde_json::Value;
+
+use super::{
+    ACTION, ANSWER, Answer, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Effect, GUARD_AGAIN,
+    GateState, Guard, Guidance, MESSAGE_BYTES, Pass, Phase, REVIEW, ResultRef, StepRunAsk, WaitKind, WaitingFor, after,
+    clip, name, schema,
+};
+use crate::api::limits::OUTPUT_INLINE_BYTES;
+
+const QUESTION_BYTES: usize = 4096;
+
+impl Pass<'_> {
+    // ---- asking
+
+    /// The step is a question: it is asked at once.
+    pub(super) fn put_question(&mut self, ask: &StepRunAsk) {
+        self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        self.ask(WaitKind::Question, &ask.question);
+        self.wake_at_answer_deadline();
+    }
+
+    pub(super) fn ask(&mut self, kind: WaitKind, why: &str) {
+        let question = self.question(kind, why);
+        let gated = self.o.step_run.spec.gate.is_some();
+        let options: &[&str] = match kind {
+            WaitKind::Question => &[],
+            _ if gated => &["retry", "fail"],
+            _ => &["retry", "skip", "fail"],
+        };
+        self.plan.warn("WaitingForInput", clip(&question, 400));
+        self.status.waiting_for = Some(WaitingFor {
+            id: format!("{}-{}", self.status.attempt, self.status.counts.answers),
+            kind,
+            question,
+            options: options.iter().map(|o| (*o).to_owned()).collect(),
+            since: self.o.now.clone(),
+            commands: self.commands(kind),
+        });
+        self.status.phase = Some(Phase::WaitingForInput);
+    }
+
+    fn question(&self, kind: WaitKind, why: &str) -> String {
+        let (counts, round) = (self.status.counts, self.status.round);
+        let question = match kind {
+            WaitKind::Question => return clip(why, QUESTION_BYTES),
+            WaitKind::RetriesSpent if counts.retryable == 1 => format!("the only attempt failed: {why}"),
+            WaitKind::RetriesSpent => format!("all {} attempts failed, the last with: {why}", counts.retryable),
+            WaitKind::OutcomeUnknown => format!(
+                "attempt {} may or may not have had its effects ({why}); may it run again?",
+                self.status.attempt
+            ),
+            WaitKind::RoundsSpent if round == 1 => format!("the only output to be reviewed was {why}"),
+            WaitKind::RoundsSpent => format!("all {round} outputs were reviewed and none accepted, the last was {why}"),
+            WaitKind::InfrastructureSpent => {
+                format!("the cluster lost {} attempts, the last with: {why}", counts.infrastructure)
+            }
+        };
+        clip(&question, MESSAGE_BYTES)
+    }
+
+    /// Ready to paste: kubectl, and the plugin.
+    fn commands(&self, kind: WaitKind) -> Vec<String> {
+        let (meta, spec) = (&self.o.step_run.metadata, &self.o.step_run.spec);
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let own = meta.name.as_deref().unwrap_or_default();
+        let annotate = format!("kubectl -n {namespace} annotate steprun {own}");
+        let plugin = format!("kubectl lockstep -n {namespace} answer");
+        let signed = format!("{DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\"");
+        if kind == WaitKind::Question {
+            let place =
+                if spec.item.is_some() { own.to_owned() } else { format!("{}/{}", spec.workflow.name, spec.path) };
+            return vec![format!("{annotate} {ANSWER}='ANSWER' {signed}"), format!("{plugin} {place} 'ANSWER'")];
+        }
+        vec![
+            format!("{annotate} {ACTION}=retry {COMMENT}='WHAT TO DO BETTER' {signed}"),
+            format!("{plugin} {own} retry -m 'WHAT TO DO BETTER'"),
+        ]
+    }
+
+    // ---- answering
+
+    pub(super) fn answer(&mut self) {
+        let Some(wait) = self.status.waiting_for.clone() else {
+            return;
+        };
+        let annotations = self.o.step_run.metadata.annotations.clone().unwrap_or_default();
+        let (action, text) = (annotations.get(ACTION), annotations.get(ANSWER));
+        if action.is_none() && text.is_none() {
+            return self.watch_answer_deadline();
+        }
+        let by = annotations.get(DECIDED_BY).filter(|by| !by.is_empty());
+        let (Some(by), Guard::Proven(_)) = (by, &self.o.guard) else {
+            self.plan.look_again(GUARD_AGAIN);
+            return self.refuse_answer("the answer was not recorded: who gave it is not proven; answer again");
+        };
+        let (by, comment) = (clip(by, 512), annotations.get(COMMENT));
+        match (wait.kind, action.map(String::as_str), text) {
+            (WaitKind::Question, None, Some(text)) => self.take_answer(&by, text),
+            (WaitKind::Question, Some("fail"), None) => {
+                let words = comment.map(|c| format!(": {c}")).unwrap_or_default();
+                self.status.waiting_for = None;
+                self.fail(AttemptResult::Unrecoverable, &format!("{by} answered that the step fails{words}"));
+            }
+            (kind, Some(action), None) if wait.options.iter().any(|o| o == action) => {
+                if let Some(text) = comment {
+                    self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096) });
+                }
+                self.plan.notice("Answered", format!("{action} by {by}"));
+                self.act(kind, action);
+            }
+            (_, action, _) => {
+                let word = action.map_or("a text", |a| a);
+                self.refuse_answer(&format!("{} is no answer to this question", clip(word, 40)));
+            }
+        }
+    }
+
+    /// Latched in this pass, taken out of the mailbox in the next: a crash in between loses nothing.
+    fn act(&mut self, kind: WaitKind, action: &str) {
+        self.status.waiting_for = None;
+        let answers = self.status.counts.answers + 1;
+        match action {
+            "retry" if kind == WaitKind::RoundsSpent => self.next_round(),
+            "retry" => {
+                self.status.counts = AttemptCounts { answers, ..AttemptCounts::default() };
+                self.next_attempt(None);
+            }
+            "skip" => {
+                self.status.counts.answers = answers;
+                self.status.error = None;
+                self.conclude(Phase::Completed);
+            }
+            _ => self.conclude(Phase::Failed),
+        }
+    }
+
+    fn take_answer(&mut self, by: &str, text: &str) {
+        // Without the definition nobody knows the schema.
+        let Some(step) = self.step else { return self.plan.look_again(GUARD_AGAIN) };
+        let wanted = step.ask.as_ref().and_then(|a| a.schema.as_ref());
+        let value = match read(text, wanted) {
+            Ok(value) => value,
+            Err(fault) => return self.refuse_answer(&format!("the answer was not recorded: {fault}; answer again")),
+        };
+        self.plan.notice("Answered", format!("answered by {by}"));
+        self.status.waiting_for = None;
+        self.status.counts.answers += 1;
+        let digest = name::digest_bytes(value.as_bytes());
+        self.status.answer = Some(Answer { value, by: by.to_owned(), at: self.o.now.clone() });
+        self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, document_name: None });
+        self.open_gate();
+    }
+
+    fn refuse_answer(&mut self, why: &str) {
+        self.plan.warn("AnswerRefused", clip(why, 900));
+        self.wake_at_answer_deadline();
+        self.empty_mailbox(vec![ACTION, ANSWER, COMMENT, DECIDED_BY]);
+    }
+
+    fn answer_deadline(&self) -> Option<(i64, super::Time)> {
+        let wait = self.status.waiting_for.as_ref().filter(|w| w.kind == WaitKind::Question)?;
+        let seconds = self.o.step_run.spec.ask.as_ref()?.deadline_seconds?;
+        Some((seconds, after(&wait.since, seconds)))
+    }
+
+    fn wake_at_answer_deadline(&mut self) {
+        if let Some((_, at)) = self.answer_deadline() {
+            self.wake_at(&at);
+        }
+    }
+
+    fn watch_answer_deadline(&mut self) {
+        match self.answer_deadline() {
+            Some((seconds, at)) if self.o.now.0 >= at.0 => {
+                self.status.waiting_for = None;
+                self.fail(AttemptResult::Timeout, &format!("the question was not answered within {seconds} s"));
+            }
+            _ => self.wake_at_answer_deadline(),
+        }
+    }
+
+    // ---- the mailbox
+
+    /// What nobody waits for must meet neither the next question nor the next round.
+    pub(super) fn drop_stray_mail(&mut self) {
+        let annotations = self.o.step_run.metadata.annotations.as_ref();
+        let there = |key| annotations.is_some_and(|a| a.contains_key(key));
+        let answers = self.status.waiting_for.is_none() && (there(ACTION) || there(ANSWER));
+        let decides = self.gate_is(GateState::Waiting) || self.gate_is(GateState::Accepted);
+        let decisions = !decides && there(DECISION);
+        if answers || decisions {
+            self.empty_mailbox(vec![ACTION, ANSWER, DECISION, COMMENT, REVIEW, DECIDED_BY]);
+        }
+    }
+
+    pub(super) fn empty_mailbox(&mut self, keys: Vec<&'static str>) {
+        let meta = &self.o.step_run.metadata;
+        self.plan.effects.push(Effect::EmptyMailbox {
+            step_run: meta.name.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            keys,
+        });
+    }
+}
+
+/// An answer as JSON text: as it stands where it is JSON that the schema takes, else the words as a string.
+fn read(text: &str, wanted: Option<&serde_json::Map<String, Value>>) -> Result<String, String> {
+    let words = Value::String(text.to_owned());
+    let faults = |value: &Value| match wanted.map(|wanted| schema::faults(wanted, value)) {
+        None => Ok(()),
+        Some(Ok(faults)) if faults.is_empty() => Ok(()),
+        Some(Ok(faults)) => Err(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+        Some(Err(fault)) => Err(fault),
+    };
+    let value = match serde_json::from_str::<Value>(text) {
+        Ok(json) => match faults(&json) {
+            Ok(()) => text.trim().to_owned(),
+            // "42" where a text is wanted.
+            Err(_) if faults(&words).is_ok() => words.to_string(),
+            Err(fault) => return Err(fault),
+        },
+        Err(_) => faults(&words).map(|()| words.to_string())?,
+    };
+    if value.len() > OUTPUT_INLINE_BYTES {
+        return Err(format!("it is {} bytes long, at most {OUTPUT_INLINE_BYTES} are allowed", value.len()));
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_json_or_words() {
+        let schema = |text: &str| serde_json::from_str::<serde_json::Map<String, Value>>(text).expect("a schema");
+        let string = schema(r#"{"type": "string", "maxLength": 5}"#);
+        let number = schema(r#"{"type": "integer", "minimum": 3}"#);
+        let object = schema(r#"{"type": "object", "required": ["budget"]}"#);
+        for (text, wanted, expected) in [
+            ("yes", None, Ok("\"yes\"")),
+            ("42", None, Ok("42")),
+            (" {\"a\": 1} ", None, Ok("{\"a\": 1}")),
+            ("say \"it\"", None, Ok("\"say \\\"it\\\"\"")),
+            ("", None, Ok("\"\"")),
+            ("42", Some(&string), Ok("\"42\"")),
+            ("\"42\"", Some(&string), Ok("\"42\"")),
+            ("true", Some(&string), Ok("\"true\"")),
+            ("too long", Some(&string), Err("longer")),
+            ("42", Some(&number), Ok("42")),
+            ("2", Some(&number), Err("minimum")),
+            ("many", Some(&number), Err("integer")),
+            ("{\"budget\": 1}", Some(&object), Ok("{\"budget\": 1}")),
+            ("{}", Some(&object), Err("budget")),
+        ] {
+            match (read(text, wanted), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{text}"),
+                (Err(found), Err(words)) => assert!(found.contains(words), "{text}: {found}"),
+                (found, _) => panic!("{text}: {found:?}"),
+            }
+        }
+        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES), None).is_err(), "the quotes count");
+        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES - 2), None).is_ok());
+    }
+}

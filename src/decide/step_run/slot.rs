@@ -1,0 +1,156 @@
+//! Where attempts are limited: whether this StepRun needs a slot now. One is held from the launch to the end of an attempt,
+//! never while people are waited for or a back-off runs.
+
+use super::{Hold, JobSeen, Observed, StepRun, StepRunStatus, build, condition, gate};
+
+/// Whether an attempt may be launched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Slot {
+    #[default]
+    Yours,
+    /// All are taken, and so many others wait longer.
+    Wait { ahead: usize },
+}
+
+/// What a StepRun wants of the ledger of slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    Nothing,
+    /// An attempt would be launched now.
+    Launch,
+    /// An attempt was launched and has not ended.
+    Holds,
+}
+
+/// Whether the Job of the current attempt was made: stored after it was, and cleared when the attempt ends.
+pub fn was_launched(step_run: &StepRun) -> bool {
+    step_run.status.as_ref().is_some_and(launched)
+}
+
+pub(super) fn launched(status: &StepRunStatus) -> bool {
+    condition::get(&status.conditions, "Started")
+        .is_some_and(|c| matches!(c.reason.as_str(), "Launched" | "PodNotReady" | "Claimed"))
+}
+
+/// Whether an attempt was launched and has not ended.
+pub fn holds_slot(step_run: &StepRun, job: &JobSeen) -> bool {
+    let status = step_run.status.clone().unwrap_or_default();
+    let agent = status.agent.as_ref();
+    let claimed = agent.and_then(|a| a.claim.as_ref()).is_some_and(|c| c.attempt == status.attempt);
+    let begun = claimed || launched(&status) || matches!(job, JobSeen::Present { ended: false, .. });
+    begun && may_run(step_run, &status)
+}
+
+fn may_run(step_run: &StepRun, status: &StepRunStatus) -> bool {
+    let idle = status.completed_at.is_some() || status.waiting_for.is_some() || status.result.is_some();
+    let agent = status.agent.as_ref();
+    let reported = agent.and_then(|a| a.report.as_ref()).is_some_and(|r| r.attempt == status.attempt);
+    !idle && !reported && gate::has_agent(step_run)
+}
+
+/// Decided on everything but the slot itself.
+pub fn need(o: &Observed) -> Need {
+    let status = o.step_run.status.clone().unwrap_or_default();
+    if holds_slot(&o.step_run, &o.job) {
+        return Need::Holds;
+    }
+    let ready = o.agent.as_deref().is_some_and(|agent| build::not_ready(agent).is_none());
+    let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
+    let free = o.job == JobSeen::Absent && o.refusal.is_none();
+    let wanted = may_run(&o.step_run, &status) && ready && due && free && o.hold == Hold::No;
+    if wanted { Need::Launch } else { Need::Nothing }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::agent::{Agent, AgentSpec};
+    use crate::api::step_run::{Reuse, StepRunAsk, StepRunSpec};
+    use crate::decide::build::Surroundings;
+    use crate::decide::gate::Guard;
+
+    fn observed(status: Value) -> Observed {
+        let mut step_run = StepRun::new("s", StepRunSpec { agent_id: "writer".into(), ..StepRunSpec::default() });
+        step_run.status = serde_json::from_value(status).expect("a status");
+        let template = json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}});
+        let spec = serde_json::from_value(json!({"template": template})).expect("a spec");
+        Observed {
+            step_run: Arc::new(step_run),
+            hold: Hold::No,
+            definition: None,
+            agent: Some(Arc::new(Agent::new("writer", spec))),
+            job: JobSeen::Absent,
+            refusal: None,
+            slot: Slot::Yours,
+            pod: None,
+            unfinished: Vec::new(),
+            pods_alive: 0,
+            document: None,
+            siblings: Vec::new(),
+            guard: Guard::NotAsked,
+            surroundings: Arc::new(Surroundings::default()),
+            now: Time(Timestamp::UNIX_EPOCH),
+        }
+    }
+
+    #[test]
+    fn a_slot_is_needed_from_the_launch_to_the_end_of_an_attempt() {
+        let at = "1970-01-01T00:00:00Z";
+        let claim = |attempt: i32| json!({"attempt": attempt, "id": "i", "podName": "p", "podUID": "u", "at": at});
+        let report = |attempt: i32| json!({"attempt": attempt, "class": "Succeeded", "digest": "d", "at": at});
+        let started = |reason: &str| {
+            json!({"conditions": [{"type": "Started", "status": "Unknown", "reason": reason, "message": "",
+                "lastTransitionTime": at}]})
+        };
+        let wait = json!({"id": "1-0", "kind": "RetriesSpent", "question": "?", "options": [], "since": at});
+        for (name, status, expected) in [
+            ("new", json!(null), Need::Launch),
+            ("launched", started("Launched"), Need::Holds),
+            ("its pod is not ready", started("PodNotReady"), Need::Holds),
+            ("waits for its turn", started("WaitingForSlot"), Need::Launch),
+            ("claimed", json!({"agent": {"claim": claim(1)}}), Need::Holds),
+            ("claimed before", json!({"attempt": 2, "agent": {"claim": claim(1)}}), Need::Launch),
+            ("reported", json!({"agent": {"claim": claim(1), "report": report(1)}}), Need::Nothing),
+            ("reported before", json!({"attempt": 2, "agent": {"claim": claim(1), "report": report(1)}}), Need::Launch),
+            ("backs off", json!({"attempt": 2, "notBefore": "1970-01-01T00:01:00Z"}), Need::Nothing),
+            ("back-off over", json!({"attempt": 2, "notBefore": at}), Need::Launch),
+            ("waits for a person", json!({"waitingFor": wait}), Need::Nothing),
+            ("under review", json!({"result": {"attempt": 1, "digest": "d"}}), Need::Nothing),
+            ("ended", json!({"phase": "Failed", "completedAt": at}), Need::Nothing),
+        ] {
+            assert_eq!(need(&observed(status)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_that_would_not_be_launched() {
+        type Change = fn(&mut Observed);
+        let job = |ended| JobSeen::Present { created: None, deleting: false, ended, agent_generation: None };
+        let mut o = observed(json!(null));
+        o.job = job(false);
+        assert_eq!(need(&o), Need::Holds, "its Job is there, though the status does not say so yet");
+        o.job = job(true);
+        assert_eq!(need(&o), Need::Nothing);
+        let cases: [(&str, Change); 8] = [
+            ("suspended", |o| o.hold = Hold::Suspended),
+            ("closing", |o| o.hold = Hold::Closing),
+            ("stopping", |o| o.hold = Hold::Stopping),
+            ("no Agent", |o| o.agent = None),
+            ("Agent not ready", |o| o.agent = Some(Arc::new(Agent::new("writer", AgentSpec::default())))),
+            ("refused", |o| o.refusal = Some("quota".into())),
+            ("a question", |o| Arc::make_mut(&mut o.step_run).spec.ask = Some(StepRunAsk::default())),
+            ("taken over", |o| Arc::make_mut(&mut o.step_run).spec.reuse = Some(Reuse::default())),
+        ];
+        for (name, change) in cases {
+            let mut o = observed(json!(null));
+            change(&mut o);
+            assert_eq!(need(&o), Need::Nothing, "{name}");
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Every state of small worlds, with the real decisions in them: fence and claim, and the operators' lease.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "all of it is test")]
+
+#[path = "model/fence.rs"]
+mod fence;
+#[path = "model/lease.rs"]
+mod lease;
+
+fn none(found: Option<String>) {
+    if let Some(found) = found {
+        panic!("{found}");
+    }
+}
+
+#[test]
+fn fence_and_claim_hold_in_every_state() {
+    none(fence::find_violation());
+}
+
+#[test]
+fn every_state_leads_to_an_end() {
+    for world in &fence::WORLDS[..2] {
+        none(fence::stuck(*world));
+    }
+}
+
+#[test]
+fn one_leads_in_every_state() {
+    none(lease::find_violation(2));
+}
+
+#[test]
+fn somebody_leads_again_after_every_state() {
+    none(lease::stuck(2));
+}

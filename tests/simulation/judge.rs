@@ -240,6 +240,7 @@ impl World {
         }
         match new.attempts.last().map(|a| a.result) {
             Some(AttemptResult::Infrastructure) => budget.1 += 1,
+            Some(AttemptResult::Cancelled) => {}
             Some(_) => budget.0 += 1,
             None => {}
         }

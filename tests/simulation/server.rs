@@ -348,6 +348,12 @@ impl Server {
         }
     }
 
+    /// Whether it names owners, and none of them is there.
+    pub fn is_stray(&self, object: &Object) -> bool {
+        let owners = object.meta("ownerReferences").as_array();
+        owners.is_some_and(|all| !all.is_empty() && all.iter().all(|o| !self.objects.values().any(|x| o["uid"] == x.uid.as_str())))
+    }
+
     /// One act of the garbage collector, if there is one left to do.
     pub fn collect(&mut self) -> Option<String> {
         let lives = |uid: &str| self.objects.values().find(|o| o.uid == uid);

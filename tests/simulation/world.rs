@@ -250,7 +250,8 @@ impl World {
             Kind::Pod => self.pod_changed(change),
             _ => {}
         }
-        if change.after.as_ref().is_none_or(|o| o.is_deleting()) {
+        let stray = change.before.is_none() && self.server.is_stray(&object);
+        if stray || change.after.as_ref().is_none_or(|o| o.is_deleting()) {
             self.soon(5, 2_000, Event::Collect);
         }
     }
@@ -322,6 +323,9 @@ fn brief(status: &serde_json::Value) -> String {
             text.truncate(text.char_indices().nth(160).map_or(text.len(), |(at, _)| at));
             shown.push(format!("{key}={text}"));
         }
+    }
+    for condition in status["conditions"].as_array().into_iter().flatten().filter(|c| c["type"] == "Failing") {
+        shown.push(format!("failing={}", condition["message"]));
     }
     for step in status["steps"].as_array().into_iter().flatten() {
         shown.push(format!("{}:{}", step["path"].as_str().unwrap_or_default(), step["phase"].as_str().unwrap_or_default()));

@@ -83,6 +83,8 @@ impl Walk<'_> {
                 match self.item((step, for_each, path), frame, index, list) {
                     Looked::Began => used += 1,
                     Looked::Failing(f) => failing = failing.or(Some(f)),
+                    // Somebody else began it: another operator, or this one in a pass that it forgot.
+                    Looked::On if list.open.get(&index).is_some_and(|own| self.is_busy(own)) => used += 1,
                     Looked::On | Looked::Ahead => {}
                 }
             }

@@ -27,6 +27,7 @@ use crate::api::name;
 use crate::api::step::{OnFailure, Step};
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
 use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
+use crate::mutant::{self, Mutant};
 
 /// The findings.
 #[derive(Default)]
@@ -183,7 +184,8 @@ impl<'a> Walk<'a> {
         if let Some(found) = self.o.step_runs.get(&own).cloned() {
             return self.existing(&found, path, frame);
         }
-        if self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own)) {
+        let begun = self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
+        if begun && !mutant::on(Mutant::MadeAgain) {
             let tally = self.tally(path);
             tally.step_run = Some(own.clone());
             tally.counts.failed += 1;

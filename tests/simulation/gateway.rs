@@ -98,7 +98,8 @@ impl World {
     fn report_patch(&self, process: &Process, outcome: &Outcome, document: Option<String>) -> Request {
         let output = outcome.output.as_deref().unwrap_or_default();
         let digest = name::digest([output.as_bytes(), outcome.document.as_deref().unwrap_or_default().as_bytes()]);
-        let mut report = json!({"attempt": process.attempt, "class": outcome.class, "digest": digest, "at": self.time(0)});
+        let mut report =
+            json!({"attempt": process.attempt, "class": outcome.class, "digest": digest, "at": self.time(0)});
         for (key, value) in [
             ("exitCode", outcome.code.map(Value::from)),
             ("output", outcome.output.clone().map(Value::from)),
@@ -172,13 +173,14 @@ impl World {
             },
         );
         if matches!(scope, Scope::Item | Scope::Workflow) {
-            document.metadata.owner_references = Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
-                api_version: <Workflow as kube::Resource>::api_version(&()).into_owned(),
-                kind: "Workflow".into(),
-                name: spec.workflow.name.clone(),
-                uid: spec.workflow.uid.clone(),
-                ..Default::default()
-            }]);
+            document.metadata.owner_references =
+                Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference {
+                    api_version: <Workflow as kube::Resource>::api_version(&()).into_owned(),
+                    kind: "Workflow".into(),
+                    name: spec.workflow.name.clone(),
+                    uid: spec.workflow.uid.clone(),
+                    ..Default::default()
+                }]);
         }
         let value = serde_json::to_value(&document).expect("it serializes");
         let wanted = value["spec"].clone();

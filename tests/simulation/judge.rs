@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use lockstep::api::document::DocumentPhase;
 use lockstep::api::name::{ACTION, DECIDED_BY, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step_run::{AttemptResult, StepRunStatus};
+use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{Document, StepRun, Workflow};
 use lockstep::decide::step_run::Hold;
-use lockstep::decide::{Effect, Notice, gate};
+use lockstep::decide::{Effect, Notice};
 use serde_json::Value;
 
 use super::kubelet::Process;
@@ -104,10 +104,13 @@ impl World {
     fn judge_made(&mut self, made: &Arc<Object>) {
         let step_run: Arc<StepRun> = made.typed();
         let run = &step_run.spec.workflow.uid;
-        self.uphold(made.is_controlled_by("Workflow", run), || format!("{} is of run {run}, but not its own", made.name));
+        self.uphold(made.is_controlled_by("Workflow", run), || {
+            format!("{} is of run {run}, but not its own", made.name)
+        });
         for wanted in &step_run.spec.documents {
             let Some(found) = self.server.find(Kind::Document, &wanted.name) else { continue };
-            let seen = found.value["status"]["phase"] == "Published" && found.value["status"]["digest"] == wanted.digest;
+            let seen =
+                found.value["status"]["phase"] == "Published" && found.value["status"]["digest"] == wanted.digest;
             let name = wanted.name.clone();
             self.uphold(seen, || format!("{} was given the document {name}, which is not published", made.name));
         }
@@ -193,7 +196,8 @@ impl World {
                 self.uphold(was.report == is.report, || format!("{}: a report was written over", after.name));
             } else {
                 self.judge.reported.insert((after.uid.clone(), report.attempt));
-                let fits = is.claim.as_ref().is_some_and(|c| c.attempt == report.attempt) && report.attempt == new.attempt;
+                let fits =
+                    is.claim.as_ref().is_some_and(|c| c.attempt == report.attempt) && report.attempt == new.attempt;
                 self.uphold(fits, || format!("{}: a report of attempt {} got in", after.name, report.attempt));
                 self.workload.reported(&after.uid, report.class);
             }
@@ -216,8 +220,12 @@ impl World {
             self.uphold(known, || format!("{}: nobody proven decided {decision:?}", after.name));
         }
         let passed = new.phase == Some(Phase::Completed) && step_run.spec.gate.is_some();
-        let open = new.gate.is_some() && gate::can_proceed(step_run.spec.gate.as_ref(), new.gate.as_ref());
+        let open = upstream::is_open(step_run.spec.gate.as_ref(), new.gate.as_ref());
         let fresh = new.gate.as_ref().is_some_and(|g| g.round == new.round);
+        if let Some(gate) = new.gate.as_ref().filter(|g| g.state == GateState::Rejected) {
+            let said = gate.decisions.iter().any(|d| d.round == gate.round && !d.accepted);
+            self.uphold(said, || format!("{}: rejected in a round in which nobody did", after.name));
+        }
         self.uphold(!passed || open && fresh, || format!("{}: passed its gate unopened", after.name));
     }
 
@@ -442,7 +450,10 @@ impl World {
                 // Whom somebody made an orphan on purpose, nobody looks after.
                 .filter(|o| kind != Kind::Pod || o.controller.is_some())
                 .filter(|o| !self.judge.planted.iter().any(|p| p.uid == o.uid))
-                .filter(|o| kind != Kind::Document || !matches!(o.value["spec"]["scope"].as_str(), Some("Session" | "Project" | "Namespace")))
+                .filter(|o| {
+                    kind != Kind::Document
+                        || !matches!(o.value["spec"]["scope"].as_str(), Some("Session" | "Project" | "Namespace"))
+                })
                 .map(|o| o.name.clone())
                 .collect();
             self.uphold(left.is_empty(), || format!("left behind: {kind:?} {left:?}"));

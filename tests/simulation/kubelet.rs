@@ -227,7 +227,9 @@ impl World {
             },
         };
         if claimed && !self.chance.mille(self.faults.lost_reply) {
-            self.tell(|| format!("pod {} has claimed attempt {} of {}", process.pod, process.attempt, process.step_run));
+            self.tell(|| {
+                format!("pod {} has claimed attempt {} of {}", process.pod, process.attempt, process.step_run)
+            });
             process.log.push_str(&format!("{}\n", mark::CLAIMED));
             process.stage = Stage::Claimed;
             return self.later(process, 10, 500);
@@ -283,8 +285,11 @@ impl World {
             return;
         }
         let log = process.log.clone();
-        self.set_pod(&process, &json!({"phase": phase,
-            "containerStatuses": [{"state": {"terminated": {"message": log}, "waiting": null}}]}));
+        self.set_pod(
+            &process,
+            &json!({"phase": phase,
+            "containerStatuses": [{"state": {"terminated": {"message": log}, "waiting": null}}]}),
+        );
         if self.live(Kind::Pod, &process.pod, &process.uid).is_some_and(|p| p.is_deleting()) {
             self.server.purge(Kind::Pod, &process.pod);
             self.spread(Who::Kubelet);
@@ -300,8 +305,12 @@ impl World {
 
     /// A pod whose container never came up goes when it is told to.
     pub fn sweep_pods(&mut self) {
-        let gone: Vec<Arc<Object>> =
-            self.server.all(Kind::Pod).filter(|p| p.is_deleting() && !self.processes.contains_key(&p.uid)).cloned().collect();
+        let gone: Vec<Arc<Object>> = self
+            .server
+            .all(Kind::Pod)
+            .filter(|p| p.is_deleting() && !self.processes.contains_key(&p.uid))
+            .cloned()
+            .collect();
         for pod in gone {
             self.server.purge(Kind::Pod, &pod.name);
             self.spread(Who::Kubelet);

@@ -9,13 +9,13 @@ use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, ReportClass};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
+use lockstep::decide::Plan;
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
-use lockstep::decide::gate::Guard;
-use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
+use lockstep::decide::gate::Guard;
+use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::workflow::{self, StepRuns};
-use lockstep::decide::Plan;
 
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
@@ -311,7 +311,8 @@ fn begun(workflow: &Workflow) -> usize {
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = step_run.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(DECISION) || a.contains_key(ACTION));
+    let marked =
+        step_run.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(DECISION) || a.contains_key(ACTION));
     let status = step_run.status.as_ref();
     let open = status.is_none_or(|s| s.completed_at.is_none());
     let succeeded = status
@@ -325,7 +326,10 @@ fn needs_guard(step_run: &StepRun) -> bool {
 
 pub fn job_ended(job: &Object) -> bool {
     let conditions = job.value["status"]["conditions"].as_array();
-    conditions.into_iter().flatten().any(|c| (c["type"] == "Complete" || c["type"] == "Failed") && c["status"] == "True")
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|c| (c["type"] == "Complete" || c["type"] == "Failed") && c["status"] == "True")
 }
 
 fn job_identity(job: &Object) -> (String, String, i32) {

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
-use lockstep::api::{Document, Workflow};
 use lockstep::api::workflow::WorkflowStatus;
+use lockstep::api::{Document, Workflow};
 use lockstep::decide::settled::Settled;
-use lockstep::decide::step_run::Hold;
 use lockstep::decide::status::differs_by_progress_only;
+use lockstep::decide::step_run::Hold;
 use lockstep::decide::{self, Effect, Kept, Notice, Plan};
 use serde_json::{Map, Value, json};
 
@@ -179,7 +179,8 @@ impl World {
         match object.kind {
             Kind::Workflow => {
                 keys.push((Kind::Workflow, object.name.clone()));
-                let there = known(Kind::Workflow).and_then(|all| all.get(&object.name)).is_some_and(|w| w.uid == object.uid);
+                let there =
+                    known(Kind::Workflow).and_then(|all| all.get(&object.name)).is_some_and(|w| w.uid == object.uid);
                 if !there || decide::step_run::hold(&object.typed::<Workflow>()) != Hold::No {
                     let own = step_runs().filter(|s| s.is_controlled_by("Workflow", &object.uid));
                     keys.extend(own.map(|s| (Kind::StepRun, s.name.clone())));

@@ -126,6 +126,9 @@ impl World {
         if status["gate"]["state"] == "Waiting" && status["phase"] == "WaitingForAcceptance" {
             let word = if self.chance.percent(self.people.rejects) { "rejected" } else { "accepted" };
             let mut written = json!({DECISION: word});
+            if word == "rejected" {
+                written[COMMENT] = json!("shorter");
+            }
             if self.chance.percent(50) || status["gate"]["round"].as_i64() > Some(1) {
                 written[REVIEW] = status["gate"]["outputDigest"].clone();
             }
@@ -158,7 +161,9 @@ impl World {
     }
 
     fn supply(&mut self) {
-        if !self.workload.wanted.is_empty() && (self.people.documents == 0 || !self.workload.settled && self.chance.percent(20)) {
+        if !self.workload.wanted.is_empty()
+            && (self.people.documents == 0 || !self.workload.settled && self.chance.percent(20))
+        {
             self.people.documents += 1;
             let number = self.people.documents;
             let scopes = [json!({"scope": "Namespace"}), json!({"scope": "Session", "session": "session"})];
@@ -204,8 +209,7 @@ impl World {
     }
 
     fn some(&mut self, kind: Kind) -> Option<Arc<Object>> {
-        let all: Vec<Arc<Object>> =
-            self.all(kind).into_iter().filter(|o| o.label("planted").is_none()).collect();
+        let all: Vec<Arc<Object>> = self.all(kind).into_iter().filter(|o| o.label("planted").is_none()).collect();
         (!all.is_empty()).then(|| Arc::clone(self.chance.pick(&all)))
     }
 

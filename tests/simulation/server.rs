@@ -108,7 +108,8 @@ impl Object {
         let meta = &value["metadata"];
         let word = |key: &str| meta[key].as_str().unwrap_or_default().to_owned();
         let kind_and_uid = |o: &Value| (o["kind"].as_str().map(str::to_owned), o["uid"].as_str().map(str::to_owned));
-        let controller = controller(&value).map(kind_and_uid).map(|(k, u)| (k.unwrap_or_default(), u.unwrap_or_default()));
+        let controller =
+            controller(&value).map(kind_and_uid).map(|(k, u)| (k.unwrap_or_default(), u.unwrap_or_default()));
         let version = meta["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or_default();
         Self { kind, name: word("name"), uid: word("uid"), version, controller, value, typed: OnceLock::new() }
     }
@@ -309,7 +310,8 @@ impl Server {
             return Err(refused(409, "Conflict", "Precondition failed"));
         }
         let mut new = old.value.clone();
-        let mut finalizers: Vec<String> = serde_json::from_value(new["metadata"]["finalizers"].clone()).unwrap_or_default();
+        let mut finalizers: Vec<String> =
+            serde_json::from_value(new["metadata"]["finalizers"].clone()).unwrap_or_default();
         finalizers.retain(|f| f != "foregroundDeletion" && f != "orphan");
         match propagation {
             Propagation::Foreground => finalizers.push("foregroundDeletion".into()),
@@ -317,7 +319,8 @@ impl Server {
             Propagation::Background => {}
         }
         // The kubelet takes a pod away once its containers have ended.
-        let graceful = old.kind == Kind::Pod && !matches!(old.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let graceful =
+            old.kind == Kind::Pod && !matches!(old.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         if finalizers.is_empty() && !graceful {
             self.remove(old);
             return Ok(Arc::clone(old));
@@ -351,7 +354,9 @@ impl Server {
     /// Whether it names owners, and none of them is there.
     pub fn is_stray(&self, object: &Object) -> bool {
         let owners = object.meta("ownerReferences").as_array();
-        owners.is_some_and(|all| !all.is_empty() && all.iter().all(|o| !self.objects.values().any(|x| o["uid"] == x.uid.as_str())))
+        owners.is_some_and(|all| {
+            !all.is_empty() && all.iter().all(|o| !self.objects.values().any(|x| o["uid"] == x.uid.as_str()))
+        })
     }
 
     /// One act of the garbage collector, if there is one left to do.
@@ -427,7 +432,9 @@ fn differ(a: &Value, b: &Value) -> bool {
 fn filled(kind: Kind, mut status: Value) -> Value {
     if let (Kind::StepRun, Some(fields)) = (kind, status.as_object_mut()) {
         let counts = json!({"retryable": 0, "infrastructure": 0, "answers": 0});
-        for (key, value) in [("observedGeneration", json!(-1)), ("attempt", json!(1)), ("round", json!(1)), ("counts", counts)] {
+        for (key, value) in
+            [("observedGeneration", json!(-1)), ("attempt", json!(1)), ("round", json!(1)), ("counts", counts)]
+        {
             fields.entry(key).or_insert(value);
         }
     }

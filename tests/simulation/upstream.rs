@@ -1,11 +1,12 @@
 //! The gates that stand before a step, for its item.
 
+use std::collections::BTreeSet;
+
 use lockstep::api::StepRun;
 use lockstep::api::definition::Definition;
 use lockstep::api::step::Step;
-use lockstep::api::step_run::StepRunSpec;
+use lockstep::api::step_run::{GateState, GateStatus, StepRunGate, StepRunSpec};
 use lockstep::api::workflow::Phase;
-use lockstep::decide::gate;
 
 use super::super::server::{Kind, Server};
 
@@ -31,13 +32,25 @@ pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
         }
         for found in gated {
             let status = found.status.clone().unwrap_or_default();
-            let accepted = gate::can_proceed(found.spec.gate.as_ref(), status.gate.as_ref());
+            let accepted = is_open(found.spec.gate.as_ref(), status.gate.as_ref());
             if !accepted || status.phase != Some(Phase::Completed) {
                 return Some(format!("the gate of {path}"));
             }
         }
     }
     None
+}
+
+/// Accepted in its round, by as many people as it asks for, and rejected by nobody. Not the product's own function:
+/// that one is what is judged.
+pub fn is_open(wanted: Option<&StepRunGate>, gate: Option<&GateStatus>) -> bool {
+    let Some(wanted) = wanted else { return true };
+    gate.is_some_and(|gate| {
+        let round: Vec<_> = gate.decisions.iter().filter(|d| d.round == gate.round).collect();
+        let people: BTreeSet<&str> = round.iter().map(|d| d.decided_by.as_str()).collect();
+        let enough = people.len() >= usize::try_from(wanted.approvals.max(1)).unwrap_or(usize::MAX);
+        gate.state == GateState::Accepted && enough && round.iter().all(|d| d.accepted)
+    })
 }
 
 /// Whether both stand in the same items of every forEach that is around both.

@@ -231,7 +231,12 @@ impl Maker {
         let plural = depth < 3 && self.chance.percent(35) && self.left >= times * 2;
         let times = if plural { times * 3 } else { times };
         if plural {
-            let list = self.chance.pick(&self.lists).clone();
+            // What others may put anew is read outside of a forEach only.
+            let shared = |list: &&String| {
+                depth == 0 || !list.starts_with("documents.inline") && !list.starts_with("documents.brief")
+            };
+            let lists: Vec<String> = self.lists.iter().filter(shared).cloned().collect();
+            let list = self.chance.pick(&lists).clone();
             let item = format!("e{}", self.serial);
             let mut each = json!({"in": list, "as": item});
             if self.chance.percent(70) {
@@ -264,7 +269,12 @@ impl Maker {
             step.insert("parameters".into(), json!({"seen": format!("${{ {what} }}")}));
         }
         if self.chance.percent(30) {
-            step.insert("gate".into(), json!({}));
+            let gate = match self.chance.below(4) {
+                0 => json!({"onReject": "Revise", "maxRounds": self.chance.between(2, 3)}),
+                1 => json!({"approvals": 2}),
+                _ => json!({}),
+            };
+            step.insert("gate".into(), gate);
         }
         if self.chance.percent(20) {
             step.insert("retry".into(), json!({"maxAttempts": self.chance.between(1, 2)}));

@@ -294,7 +294,9 @@ pub fn watched() -> impl Iterator<Item = Kind> {
 
 fn spoken(who: Who, request: &Request, reply: &Reply) -> String {
     let what = match request {
-        Request::Create(kind, value) => format!("creates {kind:?} {}", value["metadata"]["name"].as_str().unwrap_or_default()),
+        Request::Create(kind, value) => {
+            format!("creates {kind:?} {}", value["metadata"]["name"].as_str().unwrap_or_default())
+        }
         Request::Get(kind, name) => format!("gets {kind:?} {name}"),
         Request::Put(kind, part, value) => {
             let shown = if value["status"].is_null() { String::new() } else { brief(&value["status"]) };
@@ -302,7 +304,10 @@ fn spoken(who: Who, request: &Request, reply: &Reply) -> String {
         }
         Request::Merge(kind, part, name, change) => format!("patches {kind:?} {part:?} {name} {change}"),
         Request::Json(kind, part, name, operations) => {
-            format!("patches {kind:?} {part:?} {name} {}", operations.as_array().and_then(|o| o.last()).unwrap_or(operations))
+            format!(
+                "patches {kind:?} {part:?} {name} {}",
+                operations.as_array().and_then(|o| o.last()).unwrap_or(operations)
+            )
         }
         Request::Delete { kind, name, .. } => format!("deletes {kind:?} {name}"),
     };
@@ -315,7 +320,8 @@ fn spoken(who: Who, request: &Request, reply: &Reply) -> String {
 
 /// The fields of a status that tell a story.
 fn brief(status: &serde_json::Value) -> String {
-    let keys = ["phase", "attempt", "round", "completedAt", "counts", "result", "waitingFor", "gate", "error", "notBefore"];
+    let keys =
+        ["phase", "attempt", "round", "completedAt", "counts", "result", "waitingFor", "gate", "error", "notBefore"];
     let mut shown: Vec<String> = Vec::new();
     for key in keys {
         if !status[key].is_null() {
@@ -328,7 +334,11 @@ fn brief(status: &serde_json::Value) -> String {
         shown.push(format!("failing={}", condition["message"]));
     }
     for step in status["steps"].as_array().into_iter().flatten() {
-        shown.push(format!("{}:{}", step["path"].as_str().unwrap_or_default(), step["phase"].as_str().unwrap_or_default()));
+        shown.push(format!(
+            "{}:{}",
+            step["path"].as_str().unwrap_or_default(),
+            step["phase"].as_str().unwrap_or_default()
+        ));
     }
     shown.join(" ")
 }

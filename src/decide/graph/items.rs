@@ -15,6 +15,7 @@ use crate::decide::expression::{self, Expression, kind};
 use crate::decide::scope::{self, Entity, Item};
 use crate::decide::settled::{Ended, List};
 use crate::decide::validate;
+use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;
 
@@ -56,6 +57,7 @@ impl Walk<'_> {
         let busy: BTreeSet<usize> =
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();
+        let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { limit };
         let mut failing: Option<Failure> = None;
         let mut looked: Vec<usize> = list.open.keys().copied().collect();
         if frame.start != Start::May && list.open.is_empty() && list.ended.is_empty() {
@@ -83,6 +85,8 @@ impl Walk<'_> {
                 match self.item((step, for_each, path), frame, index, list) {
                     Looked::Began => used += 1,
                     Looked::Failing(f) => failing = failing.or(Some(f)),
+                    // Somebody else began it: another operator, or this one in a pass that it forgot.
+                    Looked::On if list.open.get(&index).is_some_and(|own| self.is_busy(own)) => used += 1,
                     Looked::On | Looked::Ahead => {}
                 }
             }
@@ -272,7 +276,8 @@ impl Walk<'_> {
     // ---- the list
 
     fn new_list(&mut self, for_each: &ForEach, path: &str, frame: &Frame) -> Result<Arc<List>, Fault> {
-        let latched = self.latched.get(path).filter(|_| frame.keys.is_empty()).cloned().unwrap_or_default();
+        let pinned = frame.keys.is_empty() && !mutant::on(Mutant::ListReadAgain);
+        let latched = self.latched.get(path).filter(|_| pinned).cloned().unwrap_or_default();
         let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
         let expression = Expression::parse(&for_each.items).map_err(|e| wrong(format!(" {e}")))?;
         let scope = self.sources.scope(frame, &[&expression], &latched.collection_documents)?;

@@ -78,7 +78,8 @@ fn step_on(o: &mut Observed, definition: &Definition) -> Walked {
 #[test]
 fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     let items: Vec<u32> = (0..5_000).collect();
-    let steps = json!([{"name": "each", "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 100}}]);
+    let steps =
+        json!([{"name": "each", "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 100}}]);
     let (mut o, definition) = run(&steps, &json!({"all": items}));
     let mut passes = 0;
     loop {
@@ -103,12 +104,15 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
     let name = |n: usize| format!("{:0<40}", format!("step-{n}-"));
     let group = |n: usize| {
         let inner: Vec<_> = (0..15).map(|i| json!({"name": name(n * 100 + i), "agentId": "x"})).collect();
-        let outer: Vec<_> =
-            (0..3).map(|i| json!({"name": name(n * 100 + 50 + i), "order": "Graph", "steps": &inner[i * 5..i * 5 + 5]})).collect();
+        let outer: Vec<_> = (0..3)
+            .map(|i| json!({"name": name(n * 100 + 50 + i), "order": "Graph", "steps": &inner[i * 5..i * 5 + 5]}))
+            .collect();
         json!({"name": name(n * 100 + 99), "order": "Graph", "steps": outer})
     };
     let mut steps: Vec<_> = (1..11).map(group).collect();
-    steps.push(json!({"name": name(1), "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 1000}}));
+    steps.push(
+        json!({"name": name(1), "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 1000}}),
+    );
     let all: Vec<u32> = (0..5_000).collect();
     let (mut o, mut definition) = run(&json!(steps), &json!({"all": all}));
     definition.order = crate::api::step::Order::Graph;

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use lockstep::api::definition::Definition;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name;
 use lockstep::api::step::WiderScope;
@@ -11,6 +10,7 @@ use lockstep::api::{StepRun, Workflow};
 use lockstep::decide::claim::{self, Answer, Held};
 use serde_json::{Value, json};
 
+use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
 use super::server::{Kind, Part, Request};
 use super::world::{Who, World};
@@ -147,8 +147,8 @@ impl World {
     /// As `gateway/document.rs` makes it.
     fn make_document(&mut self, process: &Process, step_run: &StepRun, content: &str) -> Option<String> {
         let spec = &step_run.spec;
-        let revision = self.server.find(Kind::Revision, &spec.definition.revision_name)?;
-        let definition = serde_json::from_value::<Definition>(revision.value["data"].clone()).ok()?;
+        let pinned = upstream::definition(&self.server, spec)?;
+        let definition = &pinned.data;
         let produces = definition.step(&spec.path)?.produces.clone()?;
         let scope = match produces.scope {
             Some(WiderScope::Session) => Scope::Session,

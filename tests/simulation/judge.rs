@@ -18,7 +18,7 @@ use super::server::{Event as Change, Kind, Object, Server};
 use super::world::{Who, World};
 
 #[path = "upstream.rs"]
-mod upstream;
+pub mod upstream;
 
 /// What a person wrote into a mailbox, proven at admission.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub struct Judge {
     budgets: BTreeMap<String, (i32, i32)>,
     /// The `rev` of the list that a forEach goes over, by run, path and scope around.
     lists: BTreeMap<String, Value>,
-    /// StepRuns that have waited for a person: their slot was another's meanwhile.
+    /// Items in which something has waited for a person: their slot was another's meanwhile.
     waited: BTreeSet<String>,
     pub planted: Vec<Arc<Object>>,
     /// Somebody deleted a StepRun by hand.
@@ -109,8 +109,10 @@ impl World {
         });
         for wanted in &step_run.spec.documents {
             let Some(found) = self.server.find(Kind::Document, &wanted.name) else { continue };
-            let seen =
-                found.value["status"]["phase"] == "Published" && found.value["status"]["digest"] == wanted.digest;
+            let status = &found.value["status"];
+            // A newer one may have come since the look.
+            let was = matches!(status["phase"].as_str(), Some("Published" | "Superseded"));
+            let seen = was && status["digest"] == wanted.digest;
             let name = wanted.name.clone();
             self.uphold(seen, || format!("{} was given the document {name}, which is not published", made.name));
         }
@@ -131,7 +133,8 @@ impl World {
 
     /// Items that were begun and never waited hold their slots.
     fn judge_slots(&mut self, made: &StepRun) {
-        let Some(definition) = upstream::definition(&self.server, &made.spec) else { return };
+        let Some(pinned) = upstream::definition(&self.server, &made.spec) else { return };
+        let definition = &pinned.data;
         let mut path = String::new();
         let mut depth = 0;
         for part in made.spec.path.split('/') {
@@ -147,8 +150,9 @@ impl World {
                 let inside = step_run.spec.path == path || step_run.spec.path.starts_with(&format!("{path}/"));
                 let same = chain.get(depth - 1).is_some_and(|l| l.scope_id == around);
                 let open = step_run.status.as_ref().is_none_or(|s| s.completed_at.is_none());
-                if inside && same && open && !self.judge.waited.contains(&other.uid) {
-                    busy.extend(chain.get(depth).map(|l| l.scope_id.clone()));
+                if inside && same && open {
+                    let item = chain.get(depth).map(|l| l.scope_id.clone());
+                    busy.extend(item.filter(|id| !self.judge.waited.contains(id)));
                 }
             }
             self.uphold(busy.len() <= most, || format!("{path}: {} items run at once, {most} may", busy.len()));
@@ -169,7 +173,7 @@ impl World {
             self.uphold(same, || format!("{name}: an end is the end, and it changed"));
         }
         if matches!(new.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput)) {
-            self.judge.waited.insert(after.uid.clone());
+            self.judge.waited.extend(step_run.spec.scope_chain.iter().map(|l| l.scope_id.clone()));
         }
         self.judge_agent_part(after, &old, &new);
         self.judge_gate(after, &step_run, &old, &new);
@@ -233,7 +237,7 @@ impl World {
         let (was, is) = (old.counts.answers, new.counts.answers);
         self.uphold(is == was || is == was + 1, || format!("{}: {was} answers became {is}", after.name));
         let forged = !self.policies.standing || self.policies.serial > 1;
-        let given = self.judge.letters.iter().filter(|l| l.uid == after.uid && is_answer(&l.word)).count();
+        let given = self.judge.letters.iter().filter(|l| l.uid == after.uid && l.word != "accepted").count();
         let most = i32::try_from(given).unwrap_or(i32::MAX);
         // While the policies are away an answer has no proof, and is none.
         self.uphold(is <= most || forged, || format!("{}: {is} answers count, {most} were given", after.name));

@@ -17,6 +17,7 @@ use lockstep::decide::gate::Guard;
 use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::workflow::{self, StepRuns};
 
+use super::judge::upstream::Pinned;
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
 use super::world::{Who, World};
@@ -108,8 +109,8 @@ impl World {
         }
         let found = self.get(op, Kind::Revision, revision)?;
         let found = found.filter(|r| r.controller.as_ref().is_some_and(|(_, uid)| uid == run));
-        let definition = found.and_then(|r| serde_json::from_value::<Definition>(r.value["data"].clone()).ok());
-        let Some(definition) = definition.map(Arc::new) else { return Ok(None) };
+        let Some(found) = found else { return Ok(None) };
+        let definition = Arc::new(found.typed::<Pinned>().data.clone());
         self.operators[op].definitions.insert(run.to_owned(), Arc::clone(&definition));
         Ok(Some(definition))
     }

@@ -1,6 +1,7 @@
 //! The gates that stand before a step, for its item.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use lockstep::api::StepRun;
 use lockstep::api::definition::Definition;
@@ -8,16 +9,24 @@ use lockstep::api::step::Step;
 use lockstep::api::step_run::{GateState, GateStatus, StepRunGate, StepRunSpec};
 use lockstep::api::workflow::Phase;
 
+use serde::Deserialize;
+
 use super::super::server::{Kind, Server};
 
-pub fn definition(server: &Server, spec: &StepRunSpec) -> Option<Definition> {
-    let revision = server.find(Kind::Revision, &spec.definition.revision_name)?;
-    serde_json::from_value(revision.value["data"].clone()).ok()
+/// The data of a ControllerRevision.
+#[derive(Deserialize)]
+pub struct Pinned {
+    pub data: Definition,
+}
+
+pub fn definition(server: &Server, spec: &StepRunSpec) -> Option<Arc<Pinned>> {
+    Some(server.find(Kind::Revision, &spec.definition.revision_name)?.typed())
 }
 
 /// A gate before that StepRun that nobody opened, in words.
 pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
-    let definition = definition(server, &step_run.spec)?;
+    let pinned = definition(server, &step_run.spec)?;
+    let definition = &pinned.data;
     let mut before = Vec::new();
     collect(&definition.steps, "", &step_run.spec.path, &mut before);
     for (path, plural) in before {
@@ -25,7 +34,7 @@ pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
             .all(Kind::StepRun)
             .map(|s| s.typed::<StepRun>())
             .filter(|s| s.spec.workflow.uid == step_run.spec.workflow.uid && s.spec.path == path)
-            .filter(|s| related(&definition, s, step_run))
+            .filter(|s| related(definition, s, step_run))
             .collect();
         if !plural && gated.is_empty() {
             return Some(format!("{path}, which was passed over"));

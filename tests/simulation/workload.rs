@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use lockstep::api::name;
 use lockstep::api::step_run::ReportClass;
+use lockstep::api::{StepRun, name};
 use serde_json::{Map, Value, json};
 
 use super::chance::Chance;
+use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
 use super::server::{Kind, Object};
 use super::world::World;
@@ -164,19 +165,10 @@ impl World {
 
     fn makes_document(&self, process: &Process) -> bool {
         let found = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
-        let revision = found.and_then(|s| {
-            let name = s.value["spec"]["definition"]["revisionName"].as_str()?.to_owned();
-            let path = s.value["spec"]["path"].as_str()?.to_owned();
-            Some((self.server.find(Kind::Revision, &name)?.clone(), path))
-        });
-        revision.is_some_and(|(revision, path)| {
-            let mut steps = &revision.value["data"]["steps"];
-            let mut found = &Value::Null;
-            for name in path.split('/') {
-                found = steps.as_array().into_iter().flatten().find(|s| s["name"] == name).unwrap_or(&Value::Null);
-                steps = &found["steps"];
-            }
-            !found["produces"].is_null()
+        found.is_some_and(|found| {
+            let step_run = found.typed::<StepRun>();
+            let pinned = upstream::definition(&self.server, &step_run.spec);
+            pinned.is_some_and(|p| p.data.step(&step_run.spec.path).is_some_and(|s| s.produces.is_some()))
         })
     }
 }

@@ -69,6 +69,7 @@ impl Walk<'_> {
             let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
             match self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list) {
                 Looked::Began if !has_slot => used += 1,
+                Looked::On if !has_slot && self.goes_on(list, index) => used += 1,
                 Looked::Failing(f) => failing = failing.or(Some(f)),
                 _ => {}
             }
@@ -86,7 +87,7 @@ impl Walk<'_> {
                     Looked::Began => used += 1,
                     Looked::Failing(f) => failing = failing.or(Some(f)),
                     // Somebody else began it: another operator, or this one in a pass that it forgot.
-                    Looked::On if list.open.get(&index).is_some_and(|own| self.is_busy(own)) => used += 1,
+                    Looked::On if self.goes_on(list, index) => used += 1,
                     Looked::On | Looked::Ahead => {}
                 }
             }
@@ -236,6 +237,10 @@ impl Walk<'_> {
             s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
         };
         own.iter().any(|name| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs)))
+    }
+
+    fn goes_on(&self, list: &List, index: usize) -> bool {
+        list.open.get(&index).is_some_and(|own| self.is_busy(own))
     }
 
     /// Whether a forEach was begun at this place.

@@ -54,6 +54,8 @@ pub struct Judge {
     lists: BTreeMap<String, Value>,
     /// Items in which something has waited for a person: their slot was another's meanwhile.
     waited: BTreeSet<String>,
+    /// The run of every StepRun that there ever was, by name.
+    names: BTreeMap<String, String>,
     pub planted: Vec<Arc<Object>>,
     /// Somebody deleted a StepRun by hand.
     pub bereaved: bool,
@@ -107,6 +109,8 @@ impl World {
         self.uphold(made.is_controlled_by("Workflow", run), || {
             format!("{} is of run {run}, but not its own", made.name)
         });
+        let first = self.judge.names.entry(made.name.clone()).or_insert_with(|| run.clone()).clone();
+        self.uphold(first == *run, || format!("{} was of run {first} before, now it is of {run}", made.name));
         for wanted in &step_run.spec.documents {
             let Some(found) = self.server.find(Kind::Document, &wanted.name) else { continue };
             let status = &found.value["status"];

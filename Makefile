@@ -7,11 +7,12 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 # Static, so that the image needs nothing else. Static linking wants the target named.
 TARGET := x86_64-unknown-linux-gnu
 BINARIES := target/$(TARGET)/release
+SEEDS ?= 20000
 IMAGE := lockstep:$(VERSION)
 IMAGE_TAR := target/lockstep-image.tar
 AGENTS_TAR := target/example-agents.tar
 
-.PHONY: help build image example-image install demo demo-agents demo-down test check crds clean
+.PHONY: help build image example-image install demo demo-agents demo-down test check simulate crds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ check: ## What needs no cluster: formatting, lints, house rules, unit tests, sce
 
 test: ## Everything: check, then the chart, a real API server, and real pods
 	@hack/test
+
+simulate: ## Simulate SEEDS worlds in which everything goes wrong; a failing one prints its story
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --release --locked --test simulation -- --nocapture
 
 crds: ## Write crds/ and the chart's copies anew from the Rust types
 	UPDATE=1 cargo test --quiet --test crds

@@ -65,15 +65,15 @@ impl Judge {
     pub fn starts(&self) -> usize {
         self.starts.len()
     }
+}
 
-    pub fn is_settled(&self, server: &Server) -> bool {
-        server.all(Kind::Workflow).all(|w| !w.value["status"]["completedAt"].is_null())
-    }
+pub fn is_settled(server: &Server) -> bool {
+    server.all(Kind::Workflow).all(|w| !w.value["status"]["completedAt"].is_null())
+}
 
-    pub fn open_runs(&self, server: &Server) -> String {
-        let open = server.all(Kind::Workflow).filter(|w| w.value["status"]["completedAt"].is_null());
-        open.map(|w| format!("{} {}", w.name, w.value["status"])).collect::<Vec<_>>().join("; ")
-    }
+pub fn open_runs(server: &Server) -> String {
+    let open = server.all(Kind::Workflow).filter(|w| w.value["status"]["completedAt"].is_null());
+    open.map(|w| format!("{} {}", w.name, w.value["status"])).collect::<Vec<_>>().join("; ")
 }
 
 impl World {
@@ -256,9 +256,8 @@ impl World {
         }
         match new.attempts.last().map(|a| a.result) {
             Some(AttemptResult::Infrastructure) => budget.1 += 1,
-            Some(AttemptResult::Cancelled) => {}
+            Some(AttemptResult::Cancelled) | None => {}
             Some(_) => budget.0 += 1,
-            None => {}
         }
         let (own, lost) = *budget;
         self.uphold(own < 3 && lost <= 5, || {
@@ -272,7 +271,7 @@ impl World {
         let (old, new): (Arc<Workflow>, Arc<Workflow>) = (before.typed(), after.typed());
         let Some(new) = &new.status else { return };
         let bytes = after.value["status"].to_string().len();
-        self.uphold(bytes < 64 * 1024, || format!("{} bytes of status", bytes));
+        self.uphold(bytes < 64 * 1024, || format!("{bytes} bytes of status"));
         let terminal = new.phase.is_some_and(Phase::is_terminal);
         self.uphold(new.completed_at.is_some() == terminal, || format!("{}: {:?} and its end", after.name, new.phase));
         let Some(old) = &old.status else { return };

@@ -34,16 +34,12 @@ struct Letter {
     refusals: u32,
 }
 
-/// A command that was started.
-#[derive(Clone, Debug)]
-struct Start {
-    times: u32,
-    answers: i32,
-}
-
 #[derive(Default)]
 pub struct Judge {
-    starts: BTreeMap<(String, i32), Start>,
+    /// How often a command was started.
+    starts: BTreeMap<(String, i32), u32>,
+    /// How many answers there were when an attempt was claimed: whoever is cut off starts late, or not at all.
+    claims: BTreeMap<(String, i32), i32>,
     reported: BTreeSet<(String, i32)>,
     letters: Vec<Letter>,
     /// Notices that refuse a letter, by UID.
@@ -197,6 +193,10 @@ impl World {
         let (was, is) = (old.agent.clone().unwrap_or_default(), new.agent.clone().unwrap_or_default());
         if let (Some(was), Some(is)) = (&was.claim, &is.claim) {
             self.uphold(was == is || is.attempt > was.attempt, || format!("{}: a claim was taken over", after.name));
+        }
+        if let Some(claim) = &is.claim {
+            let key = (after.uid.clone(), claim.attempt);
+            self.judge.claims.entry(key).or_insert(new.counts.answers);
         }
         if let Some(report) = &is.report {
             let again = was.report.as_ref().is_some_and(|r| r.attempt == report.attempt);
@@ -369,10 +369,9 @@ impl World {
         let key = (process.step_uid.clone(), process.attempt);
         let status = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
         let status = status.and_then(|s| s.typed::<StepRun>().status.clone()).unwrap_or_default();
-        let answers = status.counts.answers;
-        let start = self.judge.starts.entry(key).or_insert(Start { times: 0, answers });
-        start.times += 1;
-        let times = start.times;
+        let times = self.judge.starts.entry(key).or_default();
+        *times += 1;
+        let times = *times;
         self.uphold(times == 1, || {
             format!("attempt {} of {} started {times} times", process.attempt, process.step_run)
         });
@@ -388,7 +387,7 @@ impl World {
             .judge
             .starts
             .range((process.step_uid.clone(), 0)..(process.step_uid.clone(), process.attempt))
-            .map(|((_, attempt), start)| (*attempt, start.answers))
+            .map(|(key, _)| (key.1, self.judge.claims.get(key).copied().unwrap_or_default()))
             .collect();
         for (attempt, answers) in earlier {
             let reported = self.judge.reported.contains(&(process.step_uid.clone(), attempt));

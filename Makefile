@@ -7,6 +7,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 # Static, so that the image needs nothing else. Static linking wants the target named.
 TARGET := x86_64-unknown-linux-gnu
 BINARIES := target/$(TARGET)/release
+SEEDS ?= 20000
 IMAGE := lockstep:$(VERSION)
 IMAGE_TAR := target/lockstep-image.tar
 AGENTS_TAR := target/example-agents.tar
@@ -50,8 +51,8 @@ models: ## Every state of small worlds: fence and claim, the lease (about 2 minu
 	cargo test --locked --test model
 
 SEEDS ?= 20000
-simulate: ## SEEDS runs (20000) of the real decisions on a toy API server with every fault that is known
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --test simulation -- --nocapture
+simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story. A million: OPTIMIZED=--release
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked $(OPTIMIZED) --test simulation -- --nocapture
 
 mutants: ## Deliberate bugs, one at a time: simulation or model must find each
 	cargo test --locked --features mutants --test mutants -- --nocapture

@@ -121,8 +121,7 @@ impl Observer {
         Ok(found)
     }
 
-    /// Documents that finished steps and the run itself have put are there, even where the cache of Documents is behind
-    /// that of StepRuns: an expression that did not find them would fail the run for good.
+    /// Documents of finished steps, also where their cache is behind: an expression without them fails the run for good.
     async fn add_committed(
         &self,
         workflow: &Workflow,
@@ -213,8 +212,7 @@ impl Observer {
         Ok(observed)
     }
 
-    /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server, not a cache that may be behind
-    /// that of StepRuns, says so.
+    /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server says so, not a cache.
     async fn run_of(&self, namespace: &str, identity: &WorkflowIdentity) -> Result<Option<Arc<Workflow>>, Error> {
         let same = |w: &Workflow| w.uid().as_deref() == Some(&identity.uid);
         if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {

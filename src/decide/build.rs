@@ -25,6 +25,7 @@ use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_ST
 use crate::api::step::Step;
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
+use crate::mutant::{self, Mutant};
 use crate::protocol::{env, path};
 
 /// On a Job: the generation of the Agent that it was made from.
@@ -140,12 +141,18 @@ pub fn output_document(workflow: &Workflow, content: String) -> Document {
     document
 }
 
+/// What the StepRun of a step is called, for the item keys around it.
+pub fn step_run_name(workflow: &str, uid: &str, path: &str, keys: &[String]) -> String {
+    let uid = if mutant::on(Mutant::NameWithoutRun) { workflow } else { uid };
+    name::step_run(workflow, uid, path, keys)
+}
+
 /// A StepRun, owned by its run.
 pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[String]) -> StepRun {
     let meta = &workflow.metadata;
     let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
     let labels = labels([(LABEL_WORKFLOW, &own), (LABEL_AGENT, &spec.agent_id), (LABEL_SESSION, session)]);
-    let mut step_run = StepRun::new(&name::step_run(&own, &uid, &spec.path, keys), spec);
+    let mut step_run = StepRun::new(&step_run_name(&own, &uid, &spec.path, keys), spec);
     step_run.metadata.namespace.clone_from(&meta.namespace);
     step_run.metadata.labels = Some(labels);
     step_run.metadata.owner_references = Some(vec![owner(workflow, true)]);

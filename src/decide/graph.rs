@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 pub use tally::Tally;
 
-use super::document;
 use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
+use super::{build, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentStatus};
@@ -180,7 +180,7 @@ impl<'a> Walk<'a> {
     /// A step of one StepRun: an agent's, a question, an approval.
     fn run(&mut self, step: &Step, path: &str, frame: &Frame) -> Outcome {
         let definition = self.sources.definition;
-        let own = name::step_run(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
+        let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
         if let Some(found) = self.o.step_runs.get(&own).cloned() {
             return self.existing(&found, path, frame);
         }
@@ -362,7 +362,7 @@ impl<'a> Walk<'a> {
             let begun = self.latched.get(&spec.path).and_then(|s| s.started_at.clone());
             tally.started_at = begun.or(tally.started_at.take()).or_else(|| Some(self.o.now.clone()));
             if keys.is_empty() {
-                let own = name::step_run(&definition.workflow, &definition.workflow_uid, &spec.path, keys);
+                let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, &spec.path, keys);
                 tally.step_run = Some(own);
             }
         }

@@ -34,16 +34,12 @@ struct Letter {
     refusals: u32,
 }
 
-/// A command that was started.
-#[derive(Clone, Debug)]
-struct Start {
-    times: u32,
-    answers: i32,
-}
-
 #[derive(Default)]
 pub struct Judge {
-    starts: BTreeMap<(String, i32), Start>,
+    /// How often a command was started.
+    starts: BTreeMap<(String, i32), u32>,
+    /// How many answers there were when an attempt was claimed: whoever is cut off starts late, or not at all.
+    claims: BTreeMap<(String, i32), i32>,
     reported: BTreeSet<(String, i32)>,
     letters: Vec<Letter>,
     /// Notices that refuse a letter, by UID.
@@ -54,6 +50,8 @@ pub struct Judge {
     lists: BTreeMap<String, Value>,
     /// Items in which something has waited for a person: their slot was another's meanwhile.
     waited: BTreeSet<String>,
+    /// The run of every StepRun that there ever was, by name.
+    names: BTreeMap<String, String>,
     pub planted: Vec<Arc<Object>>,
     /// Somebody deleted a StepRun by hand.
     pub bereaved: bool,
@@ -63,15 +61,15 @@ impl Judge {
     pub fn starts(&self) -> usize {
         self.starts.len()
     }
+}
 
-    pub fn is_settled(&self, server: &Server) -> bool {
-        server.all(Kind::Workflow).all(|w| !w.value["status"]["completedAt"].is_null())
-    }
+pub fn is_settled(server: &Server) -> bool {
+    server.all(Kind::Workflow).all(|w| !w.value["status"]["completedAt"].is_null())
+}
 
-    pub fn open_runs(&self, server: &Server) -> String {
-        let open = server.all(Kind::Workflow).filter(|w| w.value["status"]["completedAt"].is_null());
-        open.map(|w| format!("{} {}", w.name, w.value["status"])).collect::<Vec<_>>().join("; ")
-    }
+pub fn open_runs(server: &Server) -> String {
+    let open = server.all(Kind::Workflow).filter(|w| w.value["status"]["completedAt"].is_null());
+    open.map(|w| format!("{} {}", w.name, w.value["status"])).collect::<Vec<_>>().join("; ")
 }
 
 impl World {
@@ -107,6 +105,8 @@ impl World {
         self.uphold(made.is_controlled_by("Workflow", run), || {
             format!("{} is of run {run}, but not its own", made.name)
         });
+        let first = self.judge.names.entry(made.name.clone()).or_insert_with(|| run.clone()).clone();
+        self.uphold(first == *run, || format!("{} was of run {first} before, now it is of {run}", made.name));
         for wanted in &step_run.spec.documents {
             let Some(found) = self.server.find(Kind::Document, &wanted.name) else { continue };
             let status = &found.value["status"];
@@ -194,6 +194,10 @@ impl World {
         if let (Some(was), Some(is)) = (&was.claim, &is.claim) {
             self.uphold(was == is || is.attempt > was.attempt, || format!("{}: a claim was taken over", after.name));
         }
+        if let Some(claim) = &is.claim {
+            let key = (after.uid.clone(), claim.attempt);
+            self.judge.claims.entry(key).or_insert(new.counts.answers);
+        }
         if let Some(report) = &is.report {
             let again = was.report.as_ref().is_some_and(|r| r.attempt == report.attempt);
             if again {
@@ -252,9 +256,8 @@ impl World {
         }
         match new.attempts.last().map(|a| a.result) {
             Some(AttemptResult::Infrastructure) => budget.1 += 1,
-            Some(AttemptResult::Cancelled) => {}
+            Some(AttemptResult::Cancelled) | None => {}
             Some(_) => budget.0 += 1,
-            None => {}
         }
         let (own, lost) = *budget;
         self.uphold(own < 3 && lost <= 5, || {
@@ -268,7 +271,7 @@ impl World {
         let (old, new): (Arc<Workflow>, Arc<Workflow>) = (before.typed(), after.typed());
         let Some(new) = &new.status else { return };
         let bytes = after.value["status"].to_string().len();
-        self.uphold(bytes < 64 * 1024, || format!("{} bytes of status", bytes));
+        self.uphold(bytes < 64 * 1024, || format!("{bytes} bytes of status"));
         let terminal = new.phase.is_some_and(Phase::is_terminal);
         self.uphold(new.completed_at.is_some() == terminal, || format!("{}: {:?} and its end", after.name, new.phase));
         let Some(old) = &old.status else { return };
@@ -366,10 +369,9 @@ impl World {
         let key = (process.step_uid.clone(), process.attempt);
         let status = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
         let status = status.and_then(|s| s.typed::<StepRun>().status.clone()).unwrap_or_default();
-        let answers = status.counts.answers;
-        let start = self.judge.starts.entry(key).or_insert(Start { times: 0, answers });
-        start.times += 1;
-        let times = start.times;
+        let times = self.judge.starts.entry(key).or_default();
+        *times += 1;
+        let times = *times;
         self.uphold(times == 1, || {
             format!("attempt {} of {} started {times} times", process.attempt, process.step_run)
         });
@@ -385,7 +387,7 @@ impl World {
             .judge
             .starts
             .range((process.step_uid.clone(), 0)..(process.step_uid.clone(), process.attempt))
-            .map(|((_, attempt), start)| (*attempt, start.answers))
+            .map(|(key, _)| (key.1, self.judge.claims.get(key).copied().unwrap_or_default()))
             .collect();
         for (attempt, answers) in earlier {
             let reported = self.judge.reported.contains(&(process.step_uid.clone(), attempt));

@@ -151,12 +151,12 @@ impl World {
         if !process.ghost && pod.as_ref().is_none_or(|p| p.is_deleting()) && !process.stopping {
             process.stopping = true;
             if !self.stop(&mut process) {
-                return self.end(process, "Failed");
+                return self.end(&process, "Failed");
             }
         }
         if self.chance.mille(self.faults.death) && process.pending.is_none() {
             self.tell(|| format!("pod {} dies {:?}", process.pod, process.stage));
-            return self.end(process, "Failed");
+            return self.end(&process, "Failed");
         }
         if self.chance.mille(self.faults.node_loss) && !process.ghost && pod.is_some() {
             self.tell(|| format!("the node of pod {} is cut off, its pod is taken from the list", process.pod));
@@ -187,15 +187,14 @@ impl World {
     /// SIGTERM; whether anything is left to do.
     fn stop(&mut self, process: &mut Process) -> bool {
         match process.stage {
-            Stage::Pulling | Stage::Claiming | Stage::Claimed => false,
             // It may end the command in time, and say so.
             Stage::Running if self.chance.percent(60) => {
                 let outcome = Outcome { class: ReportClass::Exited, code: Some(143), output: None, document: None };
                 process.outcome = Some(outcome);
                 true
             }
-            Stage::Running => false,
             Stage::Reporting => true,
+            Stage::Pulling | Stage::Claiming | Stage::Claimed | Stage::Running => false,
         }
     }
 
@@ -217,7 +216,7 @@ impl World {
                 }
                 Verdict::Refused(why) => {
                     self.tell(|| format!("pod {} does not get attempt {}: {why}", process.pod, process.attempt));
-                    return self.end(process, "Failed");
+                    return self.end(&process, "Failed");
                 }
                 Verdict::Unavailable => false,
             },
@@ -235,7 +234,7 @@ impl World {
             return self.later(process, 10, 500);
         }
         if self.now > process.patience {
-            return self.end(process, "Failed");
+            return self.end(&process, "Failed");
         }
         self.later(process, 200, 1_500);
     }
@@ -260,7 +259,7 @@ impl World {
                 }
                 Verdict::Refused(why) => {
                     self.tell(|| format!("the report of pod {} is refused: {why}", process.pod));
-                    return self.end(process, "Failed");
+                    return self.end(&process, "Failed");
                 }
                 Verdict::Unavailable => false,
             },
@@ -269,24 +268,24 @@ impl World {
         if written && !self.chance.mille(self.faults.lost_reply) {
             if outcome.class == ReportClass::Succeeded {
                 process.log.push_str(&format!("{}\n", mark::SUCCEEDED));
-                return self.end(process, "Succeeded");
+                return self.end(&process, "Succeeded");
             }
-            return self.end(process, "Failed");
+            return self.end(&process, "Failed");
         }
         if self.now > process.patience {
-            return self.end(process, "Failed");
+            return self.end(&process, "Failed");
         }
         self.later(process, 200, 3_000);
     }
 
     /// The container has ended; a pod that was to go is gone.
-    fn end(&mut self, process: Process, phase: &str) {
+    fn end(&mut self, process: &Process, phase: &str) {
         if process.ghost {
             return;
         }
         let log = process.log.clone();
         self.set_pod(
-            &process,
+            process,
             &json!({"phase": phase,
             "containerStatuses": [{"state": {"terminated": {"message": log}, "waiting": null}}]}),
         );

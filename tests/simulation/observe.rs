@@ -231,10 +231,7 @@ impl World {
     }
 
     fn guard(&self) -> Guard {
-        match self.policies.standing {
-            true => Guard::Proven(self.stamp()),
-            false => Guard::Missing("they were taken away".into()),
-        }
+        if self.policies.standing { Guard::Proven(self.stamp()) } else { Guard::Missing("they were taken away".into()) }
     }
 
     fn result_document(&mut self, op: usize, step_run: &StepRun) -> Result<Option<Arc<Document>>, Trouble> {

@@ -223,6 +223,9 @@ impl World {
         if kind == Kind::StepRun {
             self.judge.bereaved = true;
         }
+        if kind == Kind::Workflow && self.chance.percent(50) {
+            self.create_runs();
+        }
     }
 
     fn edit_agent(&mut self) {

@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde_json::{Value, json};
 
 use super::chance::Chance;
+use super::judge;
 use super::operator::Operator;
 use super::people::People;
 use super::server::{Kind, Propagation, Request};
@@ -28,7 +29,7 @@ pub struct Told {
 /// The seed, with faults; where its end state does not depend on them, it is compared with that of a quiet world.
 pub fn tell(seed: u64, aloud: bool) -> Told {
     let mut told = one(seed, aloud, true);
-    if told.0.violation.is_none() && told.1.is_some() && seed % 4 == 0 {
+    if told.0.violation.is_none() && told.1.is_some() && seed.is_multiple_of(4) {
         let quiet = one(seed, false, false);
         if quiet.0.violation.is_some() {
             return quiet.0;
@@ -60,19 +61,20 @@ fn one(seed: u64, aloud: bool, faulty: bool) -> (Told, Option<End>) {
 fn open(seed: u64, aloud: bool, faulty: bool) -> World {
     let mut chance = Chance::new(seed);
     let workload = Workload::generate(&mut chance.branch());
-    let faults = Faults::some(&mut chance.branch());
+    let trouble = Faults::some(&mut chance.branch());
     let mut people = People { answers: vec!["retry"], ..People::default() };
     if !workload.settled {
         people.rejects = *chance.pick(&[0, 5, 30]);
-        people.answers = chance.pick(&[vec!["retry"], vec!["retry", "skip"], vec!["fail", "retry", "skip"]]).clone();
+        let ways = [vec!["retry"], vec!["retry", "skip"], vec!["fail", "retry", "skip"]];
+        people.answers.clone_from(chance.pick(&ways));
         people.destructive = chance.percent(50);
     }
     let two = faulty && chance.percent(50);
     let mut world = World::new(chance.branch(), workload, aloud.then(Vec::new));
     world.people = people;
-    world.tell(|| format!("seed {seed}: {}", if faulty { format!("{faults:?}") } else { "no faults".into() }));
+    world.tell(|| format!("seed {seed}: {}", if faulty { format!("{trouble:?}") } else { "no faults".into() }));
     if faulty {
-        world.faults = faults;
+        world.faults = trouble;
     }
     for _ in 0..if two { 2 } else { 1 } {
         let ahead = if faulty { world.chance.between(-2_000, 2_000) } else { 0 };
@@ -154,12 +156,12 @@ fn settle(world: &mut World) {
             return;
         }
         world.judge_waits();
-        if world.judge.is_settled(&world.server) || world.violation.is_some() {
+        if judge::is_settled(&world.server) || world.violation.is_some() {
             return;
         }
         world.everybody_helps();
     }
-    let open = world.judge.open_runs(&world.server);
+    let open = judge::open_runs(&world.server);
     world.violated(format!("these runs come to no end: {open}"));
 }
 

@@ -33,7 +33,7 @@ impl Walk<'_> {
             }
             Ok(spec) => {
                 let definition = self.sources.definition;
-                let own = name::step_run(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
+                let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
                 self.unfinished.push(own);
                 self.stand.creates.push((spec, frame.keys.clone()));
                 self.stand.running += 1;

@@ -45,7 +45,8 @@ impl Walk<'_> {
                 Outcome::Done(seen) => {
                     begun |= seen.phase != Phase::Skipped;
                     here.done.insert_mut(step.name.clone(), seen.clone());
-                    ended[index] = Some(seen);
+                    // What ended although what it needs has not, in this older copy, lets nothing else begin.
+                    ended[index] = Some(seen).filter(|_| ready);
                 }
                 Outcome::Open => open = true,
                 Outcome::Ahead => ahead = true,

@@ -122,10 +122,12 @@ impl Observer {
     /// Fetches the contents of these documents; one that is gone is empty.
     pub async fn read(&self, observed: &mut workflow::Observed, names: &BTreeSet<String>) -> Result<(), Error> {
         let namespace = observed.workflow.namespace().unwrap_or_default();
+        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
         for name in names {
             let text = match self.world.documents.get(&namespace, name) {
                 Some(cached) => self.contents.text(&self.client, &cached).await?,
-                None => None,
+                // A report may be seen before the document that it names.
+                None => bounded("GET documents", api.get_opt(name)).await?.map(|live| live.spec.content.into()),
             };
             observed.contents.insert(name.clone(), text.unwrap_or_else(|| Arc::from("")));
         }

@@ -112,19 +112,12 @@ async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec)
         return Ok((report, Checked::default()));
     }
     let mut judgement = judged(gateway, who, spec, request.output.clone()).await?;
-    if let Some(content) = judgement.document.take() {
-        let definition = definition(gateway, who, spec).await?;
-        let step = claim::step(&definition, spec)?;
-        if let Some(produces) = &step.produces {
-            let origin = Origin { attempt: who, spec, definition: &definition, produces };
-            report.digest = digest(judgement.output.as_deref(), &content, request);
-            match document::create(gateway, &origin, content).await? {
-                Ok(name) => report.document_name = Some(name),
-                Err(why) => judgement = refused(why),
-            }
+    if judgement.class == ReportClass::Succeeded {
+        let content = judgement.document.as_deref().unwrap_or_default();
+        report.digest = digest(judgement.output.as_deref(), content, request);
+        if let Err(why) = put_up(gateway, who, spec, &mut judgement, &mut report).await? {
+            judgement = refused(why);
         }
-    } else if judgement.class == ReportClass::Succeeded {
-        report.digest = digest(judgement.output.as_deref(), "", request);
     }
     report.class = judgement.class;
     report.message = judge::message(&judgement.faults);
@@ -133,13 +126,39 @@ async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec)
     Ok((report, Checked { faults }))
 }
 
-fn refused(why: String) -> Judgement {
-    Judgement {
-        class: ReportClass::InvalidOutput,
-        faults: vec![Fault { pointer: String::new(), message: why }],
-        output: None,
-        document: None,
+/// Makes the documents of a good attempt: the one that the step produces, and the one that carries a large output.
+async fn put_up(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+    judgement: &mut Judgement,
+    report: &mut Report,
+) -> Result<std::result::Result<(), String>> {
+    let (document, apart) = (judgement.document.take(), judgement.apart.take());
+    if document.is_none() && apart.is_none() {
+        return Ok(Ok(()));
     }
+    let definition = definition(gateway, who, spec).await?;
+    let step = claim::step(&definition, spec)?;
+    let internal = document::internal();
+    let origin = |produces| Origin { attempt: who, spec, definition: &definition, produces };
+    if let (Some(content), Some(produces)) = (document, &step.produces) {
+        match document::create(gateway, &origin(produces), content).await? {
+            Ok(name) => report.document_name = Some(name),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    if let Some(content) = apart {
+        match document::create(gateway, &origin(&internal), content).await? {
+            Ok(name) => report.output_document = Some(name),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn refused(why: String) -> Judgement {
+    Judgement::fault(ReportClass::InvalidOutput, vec![Fault { pointer: String::new(), message: why }])
 }
 
 /// Over the bytes that the verdict commits: output, then document.
@@ -159,6 +178,10 @@ fn ended(request: &ReportRequest) -> Report {
             (class, Some(*code), Some(message))
         }
         Ending::TimedOut => (ReportClass::Timeout, None, None),
+        Ending::Silent { seconds } => {
+            let message = format!("no call for {seconds} s (progressTimeoutSeconds)");
+            (ReportClass::Timeout, None, Some(message))
+        }
     };
     let output = request.output.result.as_deref().unwrap_or_default();
     let document = request.output.document.as_deref().unwrap_or_default();
@@ -254,6 +277,13 @@ mod tests {
             let tail = report.log_tail.expect("a tail");
             assert!(tail.len() == 4096 && tail.ends_with("xend"));
         }
+    }
+
+    #[test]
+    fn silence_is_a_timeout_that_says_so() {
+        let report = ended(&request(Ending::Silent { seconds: 5 }));
+        assert_eq!(report.class, ReportClass::Timeout);
+        assert_eq!(report.message.as_deref(), Some("no call for 5 s (progressTimeoutSeconds)"));
     }
 
     #[test]

@@ -10,11 +10,11 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, Claim, Report, ReportClass, StepRunSpec, StepRunStatus};
 use lockstep::api::{Agent, StepRun};
-use lockstep::decide::{Effect, Kept};
 use lockstep::decide::build::Surroundings;
 use lockstep::decide::claim::{self, Answer, Asker, Held};
 use lockstep::decide::gate::Guard;
 use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Slot, step_run};
+use lockstep::decide::{Effect, Kept};
 use lockstep::protocol::mark;
 use serde_json::{Value, json};
 

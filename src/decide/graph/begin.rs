@@ -6,7 +6,9 @@ use super::{AttemptResult, Failure, Fault, Frame, Outcome, Step, StepRun, StepRu
 use crate::api::document::{Document, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
-use crate::api::step_run::{DocumentRef, GateStatus, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity};
+use crate::api::step_run::{
+    DocumentRef, GateStatus, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
+};
 use crate::api::workflow::Phase;
 use crate::decide::expression;
 use crate::decide::{build, gate, scope};
@@ -232,14 +234,26 @@ fn question(text: &str, scope: &expression::Scope) -> Result<String, String> {
 
 fn was_completed(old: &StepRun, spec: &StepRunSpec) -> bool {
     let status = old.status.as_ref();
+    // A StepRun takes one document over: with a document and a large output the step runs again.
+    if status.is_some_and(|s| s.result.as_ref().is_some_and(|r| r.document_name.is_some()))
+        && output_apart(old).is_some()
+    {
+        return false;
+    }
     // Skipped by a person it has no result, and is tried again.
     old.spec.input_digest == spec.input_digest
         && status.is_some_and(|s| s.phase == Some(Phase::Completed) && s.result.is_some())
 }
 
+/// The document that is to be taken over: the step's, or the one that carries its output.
 fn document_of(old: &StepRun) -> Option<String> {
     let reused = || old.spec.reuse.as_ref().and_then(|r| r.document_name.clone());
-    old.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone()).or_else(reused)
+    let made = old.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
+    made.or_else(|| output_apart(old)).or_else(reused)
+}
+
+fn output_apart(old: &StepRun) -> Option<String> {
+    old.status.as_ref()?.agent.as_ref()?.report.as_ref()?.output_document.clone()
 }
 
 fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {

@@ -120,7 +120,7 @@ fn cases() -> Vec<Case> {
     let silent = "lockstep progress 10 begun; sleep 2; lockstep context /version; sleep 2; lockstep version; sleep 60";
     vec![
         case("exits", "echo no luck; exit 7", json!({}), R::Retryable, "the agent exited with 7"),
-        case("killed", "kill -9 $$", json!({}), R::Retryable, "the agent exited with 137"),
+        case("killed", "kill -9 0", json!({}), R::Retryable, "the agent exited with 137"),
         case("hopeless", "exit 42", json!({"exitCodes": {"unrecoverable": [42]}}), R::Unrecoverable, "exited with 42"),
         case("slow", "sleep 60", json!({"timeoutSeconds": 2}), R::Timeout, "ended by the shim after 2 s"),
         case(

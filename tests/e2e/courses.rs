@@ -109,7 +109,12 @@ async fn runs_are_cancelled_and_suspended() -> Result<()> {
     space.event("cancelled", "Cancelled", &["its pods are gone"]).await?;
 
     space.phase("suspended", Phase::Suspended).await?;
-    ensure!(alive(&space.pods("suspended").await?) == 0, "Suspended, and a pod still runs");
+    // Its command has ended and was reported; the container follows.
+    space
+        .until("no pod runs", PATIENCE, Some("suspended"), async || {
+            Ok((alive(&space.pods("suspended").await?) == 0).then_some(()))
+        })
+        .await?;
     ensure!(status_of(&space, "suspended", "first").await?.phase == Some(Phase::Completed), "what runs is finished");
     ensure!(space.jobs("suspended").await?.len() == 1, "nothing new starts");
     space.event("suspended", "Suspended", &["nothing new starts"]).await?;

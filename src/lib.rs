@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod api;
+pub mod mutant;
 pub mod protocol;
 
 pub mod decide;

@@ -43,6 +43,27 @@ macro_rules! stories {
         $(#[test] fn $name() { check(stringify!($name)); })*
 
         #[test]
+        fn every_rule_has_its_story() {
+            let told = [$(stringify!($name)),*];
+            let rules = std::fs::read_to_string(folder().join("RULES.md")).expect("the rules");
+            let lines = rules.lines().filter(|l| l.starts_with("- "));
+            let mut named = Vec::new();
+            for line in lines {
+                // What stands behind the last colon is stories; before it code may be quoted, too.
+                let (rule, stories) = line.rsplit_once(": ").expect("a rule, a colon, its stories");
+                let stories: Vec<&str> = stories.split('`').map(str::trim).filter(|s| !s.is_empty()).collect();
+                assert!(!stories.is_empty(), "{rule}: no story");
+                named.extend(stories);
+            }
+            for story in &named {
+                assert!(told.contains(story), "{story} is named in RULES.md and not told");
+            }
+            for story in told {
+                assert!(named.contains(&story), "{story} is told and shows no rule in RULES.md");
+            }
+        }
+
+        #[test]
         fn every_file_is_told() {
             let told = [$(stringify!($name)),*];
             for entry in std::fs::read_dir(folder()).expect("the folder") {

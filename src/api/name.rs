@@ -3,6 +3,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::mutant::{self, Mutant};
+
 /// The operator's field manager and User-Agent; the gateway's; the plugin's.
 pub const OPERATOR: &str = "lockstep-operator";
 pub const GATEWAY: &str = "lockstep-gateway";
@@ -61,6 +63,7 @@ fn to_hex(bytes: &[u8]) -> String {
 
 /// The StepRun of a step, for the item keys around it.
 pub fn step_run(workflow: &str, workflow_uid: &str, path: &str, keys: &[String]) -> String {
+    let workflow_uid = if mutant::on(Mutant::NameWithoutRun) { workflow } else { workflow_uid };
     let mut parts = vec![workflow_uid.as_bytes(), path.as_bytes()];
     parts.extend(keys.iter().map(String::as_bytes));
     let last = path.rsplit('/').next().unwrap_or(path);

@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use futures::stream::{self, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
@@ -18,6 +19,9 @@ use crate::api::name::OPERATOR;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::{Effect, Kept};
 
+/// Creates of one pass that are under way at a time.
+const AT_ONCE: usize = 16;
+
 /// All effects of a plan within one namespace; gives the resourceVersion that the observed object has after them, where
 /// one of them changed it.
 pub async fn apply(
@@ -27,8 +31,18 @@ pub async fn apply(
     consistency: &Consistency,
 ) -> Result<Option<String>, Error> {
     let mut version = None;
-    for effect in effects {
-        version = one(client, namespace, effect, consistency).await?.or(version);
+    let step_runs = |a: &Effect, b: &Effect| matches!((a, b), (Effect::CreateStepRun(_), Effect::CreateStepRun(_)));
+    for alike in effects.chunk_by(step_runs) {
+        if let [effect] = alike {
+            version = one(client, namespace, effect, consistency).await?.or(version);
+            continue;
+        }
+        // StepRuns of one pass do not need each other: the items of a forEach are made side by side.
+        let made = stream::iter(alike.iter().map(Ok));
+        made.try_for_each_concurrent(AT_ONCE, |effect| async move {
+            one(client, namespace, effect, consistency).await.map(|_| ())
+        })
+        .await?;
     }
     Ok(version)
 }

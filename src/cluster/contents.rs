@@ -38,7 +38,14 @@ struct Definitions {
 /// What passes found to be settled, by the run's UID; the run that was looked at longest ago goes first.
 #[derive(Default)]
 pub struct Memory {
-    runs: Mutex<(HashMap<String, (Arc<Settled>, u64)>, u64)>,
+    runs: Mutex<Runs>,
+}
+
+#[derive(Default)]
+struct Runs {
+    /// With the number of the look.
+    by_uid: HashMap<String, (Arc<Settled>, u64)>,
+    looks: u64,
 }
 
 const RUNS: usize = 1024;
@@ -46,22 +53,22 @@ const RUNS: usize = 1024;
 impl Memory {
     pub fn of(&self, uid: &str) -> Arc<Settled> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.0.get(uid).map(|(settled, _)| Arc::clone(settled)).unwrap_or_default()
+        runs.by_uid.get(uid).map(|(settled, _)| Arc::clone(settled)).unwrap_or_default()
     }
 
     pub fn keep(&self, uid: &str, settled: &Arc<Settled>) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.1 += 1;
-        let at = runs.1;
+        runs.looks += 1;
+        let at = runs.looks;
         if settled.is_empty() {
-            runs.0.remove(uid);
+            runs.by_uid.remove(uid);
             return;
         }
-        runs.0.insert(uid.to_owned(), (Arc::clone(settled), at));
-        if runs.0.len() > RUNS
-            && let Some(oldest) = runs.0.iter().min_by_key(|(_, (_, at))| *at).map(|(uid, _)| uid.clone())
+        runs.by_uid.insert(uid.to_owned(), (Arc::clone(settled), at));
+        if runs.by_uid.len() > RUNS
+            && let Some(oldest) = runs.by_uid.iter().min_by_key(|(_, (_, at))| *at).map(|(uid, _)| uid.clone())
         {
-            runs.0.remove(&oldest);
+            runs.by_uid.remove(&oldest);
         }
     }
 }

@@ -22,7 +22,7 @@ use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid};
 use crate::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
-use crate::api::step_run::{AttemptResult, ReportClass};
+use crate::api::step_run::{AttemptResult, ReportClass, WorkflowIdentity};
 use crate::api::workflow::StepStatus;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
@@ -73,13 +73,15 @@ impl Observer {
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
+        let mut documents = self.world.documents.table(&namespace);
+        self.add_committed(&workflow, &step_runs, &mut documents).await?;
         let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
         Ok(workflow::Observed {
             template,
             definition,
             agents,
             step_runs,
-            documents: self.world.documents.table(&namespace),
+            documents,
             contents: BTreeMap::new(),
             previous: of.map(|of| self.world.step_runs.table(&of.uid)),
             settled: self.settled.of(&uid),
@@ -119,15 +121,39 @@ impl Observer {
         Ok(found)
     }
 
+    /// Documents that finished steps and the run itself have put are there, even where the cache of Documents is behind
+    /// that of StepRuns: an expression that did not find them would fail the run for good.
+    async fn add_committed(
+        &self,
+        workflow: &Workflow,
+        step_runs: &Table<StepRun>,
+        documents: &mut Table<Document>,
+    ) -> Result<(), Error> {
+        let namespace = workflow.namespace().unwrap_or_default();
+        for name in workflow::committed_documents(workflow, step_runs, &now()) {
+            let seen = self.world.documents.get(&namespace, &name);
+            if seen.is_none_or(|d| !document::is_published(&d))
+                && let Some(mut live) = self.live_document(&namespace, &name).await?
+            {
+                live.spec.content.clear();
+                documents.insert_mut(document::key(&live), Arc::new(live));
+            }
+        }
+        Ok(())
+    }
+
+    async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
+        let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
+        bounded("GET documents", api.get_opt(name)).await
+    }
+
     /// Fetches the contents of these documents; one that is gone is empty.
     pub async fn read(&self, observed: &mut workflow::Observed, names: &BTreeSet<String>) -> Result<(), Error> {
         let namespace = observed.workflow.namespace().unwrap_or_default();
-        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
         for name in names {
             let text = match self.world.documents.get(&namespace, name) {
                 Some(cached) => self.contents.text(&self.client, &cached).await?,
-                // A report may be seen before the document that it names.
-                None => bounded("GET documents", api.get_opt(name)).await?.map(|live| live.spec.content.into()),
+                None => self.live_document(&namespace, name).await?.map(|d| Arc::from(d.spec.content)),
             };
             observed.contents.insert(name.clone(), text.unwrap_or_else(|| Arc::from("")));
         }
@@ -140,8 +166,7 @@ impl Observer {
         let namespace = step_run.namespace().unwrap_or_default();
         let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
         let identity = &step_run.spec.workflow;
-        let workflow =
-            self.world.workflows.get(&namespace, &identity.name).filter(|w| w.uid().as_deref() == Some(&identity.uid));
+        let workflow = self.run_of(&namespace, identity).await?;
         let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
         let definition = if done {
             None
@@ -186,6 +211,17 @@ impl Observer {
         };
         observed.slot = self.slot(&observed, workflow.as_deref());
         Ok(observed)
+    }
+
+    /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server, not a cache that may be behind
+    /// that of StepRuns, says so.
+    async fn run_of(&self, namespace: &str, identity: &WorkflowIdentity) -> Result<Option<Arc<Workflow>>, Error> {
+        let same = |w: &Workflow| w.uid().as_deref() == Some(&identity.uid);
+        if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {
+            return Ok(Some(cached));
+        }
+        let api: Api<Workflow> = Api::namespaced(self.client.clone(), namespace);
+        Ok(bounded("GET workflows", api.get_opt(&identity.name)).await?.filter(same).map(Arc::new))
     }
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.

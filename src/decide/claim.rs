@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::api::step_run::{AgentReport, Claim, GateState, Report, StepRun, StepRunStatus};
 use crate::api::workflow::Phase;
+use crate::mutant::{self, Mutant};
 
 /// Who asks: one process in one pod, for one attempt.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,7 @@ pub fn admit(step_run: &StepRun, asker: &Asker<'_>) -> Answer {
     match status.and_then(|s| claim_of(s, asker.attempt)) {
         None => Answer::Free,
         Some(claim) if is_askers(claim, asker) => Answer::Again,
+        Some(_) if mutant::on(Mutant::ClaimTakenOver) => Answer::Free,
         Some(_) => Answer::Refused(Why::Taken),
     }
 }
@@ -100,7 +102,7 @@ pub fn stands(step_run: &StepRun, attempt: i32) -> Result<(), Why> {
     }
     let unwritten = StepRunStatus::default();
     let status = step_run.status.as_ref().unwrap_or(&unwritten);
-    if status.attempt != attempt {
+    if status.attempt != attempt && !mutant::on(Mutant::FenceNotAsked) {
         return Err(Why::NotCurrent { asked: attempt, current: status.attempt });
     }
     if status.completed_at.is_some() || status.phase.is_some_and(Phase::is_terminal) {
@@ -138,7 +140,7 @@ pub fn report_of(status: &StepRunStatus, attempt: i32) -> Option<&Report> {
 
 /// Same id, same pod.
 fn is_askers(claim: &Claim, asker: &Asker<'_>) -> bool {
-    claim.id == asker.id && claim.pod_uid == asker.pod_uid
+    (claim.id == asker.id || mutant::on(Mutant::ClaimIdNotCompared)) && claim.pod_uid == asker.pod_uid
 }
 
 /// What a claim writes as `status.agent`: what an earlier attempt left goes with it.
@@ -158,6 +160,9 @@ pub fn claimed(asker: &Asker<'_>, at: Time) -> AgentReport {
 /// On what a claim is written: nobody wrote anything since `step_run` was read.
 pub fn free_still(step_run: &StepRun) -> Vec<Held> {
     let meta = &step_run.metadata;
+    if mutant::on(Mutant::ClaimUnconditional) {
+        return Vec::new();
+    }
     vec![
         held("/metadata/uid", meta.uid.clone().unwrap_or_default()),
         held("/metadata/resourceVersion", meta.resource_version.clone().unwrap_or_default()),

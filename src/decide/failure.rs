@@ -7,6 +7,7 @@ use crate::api::limits::{INFRASTRUCTURE_BUDGET, INITIAL_BACKOFF_SECONDS, MAX_ATT
 use crate::api::name;
 use crate::api::step::{OnFailure, Retry, Step};
 use crate::api::step_run::{AttemptCounts, AttemptResult, Report, ReportClass, WaitKind};
+use crate::mutant::{self, Mutant};
 use crate::protocol::mark;
 
 /// How often and how far apart, with every default filled in.
@@ -67,6 +68,9 @@ pub fn verdict(report: &Report, agent: Option<&Agent>) -> AttemptResult {
 
 /// What is known of an attempt whose pod ended without a report, from its termination message.
 pub fn lost(claimed: bool, termination: &str) -> AttemptResult {
+    if mutant::on(Mutant::LostNotStarted) {
+        return AttemptResult::Infrastructure;
+    }
     let reached = |mark: &str| termination.lines().any(|line| line.trim() == mark);
     if reached(mark::SUCCEEDED) {
         AttemptResult::OutputLost
@@ -102,7 +106,7 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
             let spent = counts.infrastructure > INFRASTRUCTURE_BUDGET;
             (counts, if spent { Next::Ask(WaitKind::InfrastructureSpent) } else { Next::Again })
         }
-        R::OutcomeUnknown | R::OutputLost if !policy.idempotent => {
+        R::OutcomeUnknown | R::OutputLost if !policy.idempotent && !mutant::on(Mutant::UnknownRepeated) => {
             (AttemptCounts { retryable: counts.retryable + 1, ..counts }, Next::Ask(WaitKind::OutcomeUnknown))
         }
         R::Retryable | R::InvalidOutput | R::Timeout | R::OutcomeUnknown | R::OutputLost => {

@@ -27,6 +27,7 @@ use crate::api::name;
 use crate::api::step::{OnFailure, Step};
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
 use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
+use crate::mutant::{self, Mutant};
 
 /// The findings.
 #[derive(Default)]
@@ -92,6 +93,8 @@ pub struct Walked {
     pub settled: Settled,
     /// Names of documents whose contents must be had first.
     pub unread: BTreeSet<String>,
+    /// How many items of forEach were looked at: what a pass costs.
+    pub looked: usize,
 }
 
 /// Walks the definition; with `Start::Not` nothing new begins.
@@ -126,6 +129,7 @@ struct Walk<'a> {
     settled: Settled,
     /// StepRuns met so far, and the names of those that have not ended.
     accounted: usize,
+    looked: usize,
     unfinished: Vec<String>,
     stand: Stand,
 }
@@ -152,6 +156,7 @@ impl<'a> Walk<'a> {
             begun: None,
             settled,
             accounted: 0,
+            looked: 0,
             unfinished: Vec::new(),
             stand: Stand::default(),
         }
@@ -163,7 +168,7 @@ impl<'a> Walk<'a> {
         let (outcome, _) = self.list((&definition.steps, definition.order, definition.output.as_deref()), &frame);
         self.finish(outcome);
         let unread = self.sources.unread.take();
-        (Walked { stand: self.stand, settled: self.settled, unread }, self.accounted)
+        (Walked { stand: self.stand, settled: self.settled, unread, looked: self.looked }, self.accounted)
     }
 
     fn tally(&mut self, path: &str) -> &mut Tally {
@@ -179,7 +184,8 @@ impl<'a> Walk<'a> {
         if let Some(found) = self.o.step_runs.get(&own).cloned() {
             return self.existing(&found, path, frame);
         }
-        if self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own)) {
+        let begun = self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
+        if begun && !mutant::on(Mutant::MadeAgain) {
             let tally = self.tally(path);
             tally.step_run = Some(own.clone());
             tally.counts.failed += 1;
@@ -312,6 +318,8 @@ impl<'a> Walk<'a> {
                 self.active(path, frame);
                 Outcome::Open
             }
+            // What it reads is not there yet in this copy: no fault of the expression.
+            Fault::Wrong(_) if frame.start == Start::Behind => Outcome::Open,
             Fault::Wrong(message) => {
                 self.tally(path).counts.failed += 1;
                 let class = AttemptResult::ExpressionError;
@@ -333,6 +341,7 @@ impl<'a> Walk<'a> {
             self.hold_back(0);
         }
         self.latch_begun();
+        self.keep_latched();
         let mut tallies = std::mem::take(&mut self.tallies);
         let mut steps: Vec<StepStatus> =
             self.order.iter().map(|path| tallies.remove(path).unwrap_or_default().status(path)).collect();
@@ -359,6 +368,19 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// What was latched stays, also behind a step that this pass, on an older copy, sees unfinished.
+    fn keep_latched(&mut self) {
+        for (path, old) in &self.latched {
+            let tally = self.tallies.entry(path.clone()).or_default();
+            tally.step_run = tally.step_run.take().or_else(|| old.step_run.clone());
+            if tally.collection_digest.is_none() {
+                tally.collection_digest.clone_from(&old.collection_digest);
+                tally.collection_documents.clone_from(&old.collection_documents);
+            }
+            tally.started_at = tally.started_at.take().or_else(|| old.started_at.clone());
+        }
+    }
+
     /// Items whose StepRun is gone: more were begun than there are. They are never made again.
     fn find_lost(&mut self) {
         for path in self.order.clone() {
@@ -368,7 +390,13 @@ impl<'a> Walk<'a> {
             if is_group || begun <= tally.found {
                 continue;
             }
-            let lost = begun - tally.found;
+            // Not met on this walk is not gone: a step before it may be older in this copy than the status is.
+            let there = self.o.step_runs.values().filter(|s| s.spec.path == path).count();
+            let lost = begun - i32::try_from(there).unwrap_or(i32::MAX);
+            if lost <= 0 {
+                continue;
+            }
+            let tally = self.tally(&path);
             tally.counts.failed += lost;
             // It stays as it was: the next pass must find them lost, too.
             tally.lost = lost;
@@ -399,3 +427,6 @@ fn lay_out(steps: &[Step], prefix: &str, order: &mut Vec<String>) {
         lay_out(&step.steps, &format!("{path}/"), order);
     }
 }
+
+#[cfg(test)]
+mod tests;

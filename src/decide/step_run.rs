@@ -32,6 +32,7 @@ use crate::api::step_run::{
     ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
+use crate::mutant::{self, Mutant};
 pub use hold::{Hold, hold};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
@@ -97,7 +98,7 @@ pub struct PodSeen {
 /// What to do with this StepRun now.
 pub fn step_run(o: &Observed) -> Plan<StepRunStatus> {
     let mut pass = Pass::new(o);
-    if pass.status.completed_at.is_none() {
+    if pass.status.completed_at.is_none() || mutant::on(Mutant::NotAbsorbing) {
         pass.advance();
     }
     pass.clean_up();
@@ -140,7 +141,7 @@ impl<'a> Pass<'a> {
             (Some(report), _) => self.verdict(&report),
             (None, _) if self.o.hold == Hold::Stopping => self.stop(),
             (None, Some(claim)) => self.running(&claim),
-            (None, None) if closing => self.cancel(),
+            (None, None) if closing && !mutant::on(Mutant::ClosingLaunches) => self.cancel(),
             (None, None) => self.launch(),
         }
     }
@@ -161,11 +162,21 @@ impl<'a> Pass<'a> {
     }
 
     fn report(&self) -> Option<Report> {
-        self.status.agent.as_ref()?.report.clone().filter(|r| r.attempt == self.status.attempt)
+        self.status
+            .agent
+            .as_ref()?
+            .report
+            .clone()
+            .filter(|r| r.attempt == self.status.attempt || mutant::on(Mutant::ReportOfOldAttempt))
     }
 
     fn claim(&self) -> Option<Claim> {
-        self.status.agent.as_ref()?.claim.clone().filter(|c| c.attempt == self.status.attempt)
+        self.status
+            .agent
+            .as_ref()?
+            .claim
+            .clone()
+            .filter(|c| c.attempt == self.status.attempt || mutant::on(Mutant::ClaimOfOldAttempt))
     }
 
     fn gate_is(&self, state: GateState) -> bool {
@@ -207,11 +218,16 @@ impl<'a> Pass<'a> {
         let before = self.o.step_run.status.as_ref();
         // The fence must be stored first: what is deleted here was behind it before this pass.
         let fence = before.map_or(1, |s| s.attempt);
+        let fence = if mutant::on(Mutant::DeleteBeforeFence) { self.status.attempt } else { fence };
         let was_idle = before.is_some_and(|s| s.completed_at.is_some() || s.waiting_for.is_some());
         let reported = before.and_then(|s| s.agent.as_ref()).and_then(|a| a.report.as_ref()).map(|r| r.attempt);
         for (job, uid, attempt) in &self.o.unfinished {
-            // A pod that has reported ends by itself within a moment, its logs kept.
-            let stays = reported == Some(*attempt) || (*attempt >= fence && !(was_idle && idle));
+            // A pod that has reported ends by itself within a moment, its logs kept, whoever has claimed since.
+            let recorded = before.iter().flat_map(|s| &s.attempts).find(|a| a.number == *attempt);
+            let has_reported = reported == Some(*attempt) || recorded.is_some_and(|a| a.exit_code.is_some());
+            // A wait ends with the next attempt: a Job beyond the fence shows that this copy of the StepRun is old.
+            let ahead = *attempt > fence && self.status.completed_at.is_none();
+            let stays = has_reported || ahead || (*attempt >= fence && !(was_idle && idle));
             if !stays {
                 self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });
             }

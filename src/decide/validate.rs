@@ -74,7 +74,8 @@ fn definition(written: Written<'_>) -> Vec<String> {
     walk.faults
 }
 
-fn count(steps: &[Step]) -> usize {
+/// Steps of a definition, groups and their steps counted.
+pub fn count(steps: &[Step]) -> usize {
     steps.iter().map(|s| 1 + count(&s.steps)).sum()
 }
 

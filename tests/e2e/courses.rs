@@ -231,6 +231,35 @@ async fn large_outputs_are_read_and_taken_over() -> Result<()> {
     space.close().await
 }
 
+#[tokio::test]
+async fn links_are_checked_and_read() -> Result<()> {
+    let space = Space::open("links").await?;
+    let sum = "0123456789abcdef".repeat(4);
+    // The first attempt leaves out what proves the bytes.
+    let bad = r#"{"uri": "s3://models/m.bin", "bytes": 5000000000}"#;
+    let good = format!(r#"{{"uri": "s3://models/m.bin", "bytes": 5000000000, "sha256": "{sum}"}}"#);
+    let script = format!("f=$LOCKSTEP_OUT/model.json; echo '{bad}' > $f; [ $ATTEMPT = 1 ] || echo '{good}' > $f");
+    space.agent("trainer", &script, &json!({"retry": {"initialBackoffSeconds": 1}})).await?;
+    space.agent("user", "cat $LOCKSTEP_IN/documents/model.json", &json!({})).await?;
+    let spec = json!({"steps": [
+        {"name": "train", "agentId": "trainer", "produces": {"type": "model", "format": "link"}},
+        {"name": "use", "agentId": "user", "documents": ["model"], "parameters": {"where": "${ documents.model.uri }"}},
+    ]});
+    space.run("linked", &spec).await?;
+    space.phase("linked", Phase::Completed).await?;
+    let attempts = status_of(&space, "linked", "train").await?.attempts;
+    ensure!(attempts.len() == 2 && attempts[0].result == AttemptResult::InvalidOutput, "{attempts:?}");
+    let told = attempts[0].message.as_deref().unwrap_or_default();
+    ensure!(told == "/sha256: is needed: 64 hexadecimal digits", "{told}");
+    let used = space.step_run("linked", "use").await?.context("no StepRun")?;
+    ensure!(used.spec.parameters == r#"{"where":"s3://models/m.bin"}"#, "{}", used.spec.parameters);
+    let pods = space.pods("linked").await?;
+    let pod = pods.iter().find(|pod| crate::support::label(&pod.metadata, "agent") == "user").context("no pod")?;
+    let log = space.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+    ensure!(log.contains(&good), "{log}");
+    space.close().await
+}
+
 async fn reads_it(space: &Space, run: &str) -> Result<()> {
     let each = space
         .until("both items", PATIENCE, Some(run), async || {

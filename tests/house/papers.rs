@@ -23,11 +23,12 @@ const CRITERIA: [(&str, u32); 11] = [
 ];
 const LETTERED: [&str; 4] = ["S1.3a", "S1.3b", "S1.4a", "S3.N"];
 /// Where a kind of test lives, and whether its names are files.
-const KINDS: [(&str, &str, &str); 6] = [
+const KINDS: [(&str, &str, &str); 7] = [
     ("unit", "src", "fn"),
     ("crds", "tests/crds.rs", "fn"),
     ("house", "tests/house", "fn"),
     ("apiserver", "tests/apiserver", "fn"),
+    ("crash", "tests/crash", "fn"),
     ("e2e", "tests/e2e", "fn"),
     ("scenario", "tests/scenarios", "txt"),
 ];

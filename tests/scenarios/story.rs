@@ -212,6 +212,7 @@ impl Teller {
                 let job = self.job(of);
                 self.world.jobs.remove(&job);
             }
+            ["job", "of", of, "is", "slow", "to", "end"] => self.work(of).ended = false,
             ["foreign", "job", "at", of] => {
                 let (job, work) = (self.job(of), self.world.work());
                 self.world.jobs.insert(job, work);

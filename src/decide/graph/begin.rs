@@ -214,7 +214,7 @@ impl Walk<'_> {
         };
         let uid = &self.sources.definition.workflow_uid;
         let mut copy: Document = build::copied_document(&self.o.workflow, &old, &frame.place(path));
-        copy.spec.content = content.as_ref().to_owned();
+        content.as_ref().clone_into(&mut copy.spec.content);
         let keys: &[String] = if old.spec.scope == Scope::Item { &frame.keys } else { &[] };
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         let status = document::published(&copy, &document::siblings(&self.o.documents, &copy));

@@ -15,6 +15,7 @@ use crate::decide::expression::{self, Expression, kind};
 use crate::decide::scope::{self, Entity, Item};
 use crate::decide::settled::{Ended, List};
 use crate::decide::validate;
+use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;
 
@@ -56,6 +57,7 @@ impl Walk<'_> {
         let busy: BTreeSet<usize> =
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();
+        let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { limit };
         let mut failing: Option<Failure> = None;
         let mut looked: Vec<usize> = list.open.keys().copied().collect();
         if frame.start != Start::May && list.open.is_empty() && list.ended.is_empty() {
@@ -67,6 +69,7 @@ impl Walk<'_> {
             let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
             match self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list) {
                 Looked::Began if !has_slot => used += 1,
+                Looked::On if !has_slot && self.goes_on(list, index) => used += 1,
                 Looked::Failing(f) => failing = failing.or(Some(f)),
                 _ => {}
             }
@@ -83,6 +86,8 @@ impl Walk<'_> {
                 match self.item((step, for_each, path), frame, index, list) {
                     Looked::Began => used += 1,
                     Looked::Failing(f) => failing = failing.or(Some(f)),
+                    // Somebody else began it: another operator, or this one in a pass that it forgot.
+                    Looked::On if self.goes_on(list, index) => used += 1,
                     Looked::On | Looked::Ahead => {}
                 }
             }
@@ -111,7 +116,7 @@ impl Walk<'_> {
         if list.ended.size() < list.items.len() {
             return Outcome::Open;
         }
-        match self.gathered(list) {
+        match gathered(list) {
             Ok(items) => {
                 let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
@@ -123,29 +128,6 @@ impl Walk<'_> {
         }
     }
 
-    /// All outputs in the order of the list, once.
-    fn gathered(&self, list: &mut List) -> Result<Arc<Vec<Item>>, String> {
-        if let Some(known) = &list.output {
-            return Ok(Arc::clone(known));
-        }
-        let mut bytes = 0;
-        let mut items = Vec::with_capacity(list.items.len());
-        for (index, (key, _)) in list.items.iter().enumerate() {
-            let (phase, output) = match list.ended.get(&index) {
-                Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
-                _ => (Phase::Failed, Output::Null),
-            };
-            bytes += least_size(&output);
-            items.push(Item { key: key.clone(), phase, output });
-        }
-        if bytes > DOCUMENT_BYTES {
-            return Err(scope::too_large());
-        }
-        let items = Arc::new(items);
-        list.output = Some(Arc::clone(&items));
-        Ok(items)
-    }
-
     /// Looks at one item, and takes it out of the open ones when it has ended.
     fn item(
         &mut self,
@@ -154,6 +136,7 @@ impl Walk<'_> {
         index: usize,
         list: &mut List,
     ) -> Looked {
+        self.looked += 1;
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
         inner.keys.push(key);
@@ -162,7 +145,7 @@ impl Walk<'_> {
         let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
         let before = self.stand.creates.len();
         let (outcome, done) = self.body(step, path, &inner);
-        let outcome = self.collected(outcome, for_each, path, Frame { done, ..inner.clone() });
+        let outcome = self.collected(outcome, for_each, path, &Frame { done, ..inner.clone() });
         let (began, found) = (self.stand.creates.len() > before, self.accounted - outer.1);
         let is_begun = began || found > 0 || list.open.contains_key(&index);
         let over = matches!(outcome, Outcome::Done(_) | Outcome::Failed(_));
@@ -237,14 +220,14 @@ impl Walk<'_> {
         });
     }
 
-    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: Frame) -> Outcome {
+    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: &Frame) -> Outcome {
         let (Outcome::Done(seen), Some(collect)) = (&outcome, &for_each.collect) else { return outcome };
         if seen.phase != Phase::Completed {
             return outcome;
         }
-        match self.evaluate(collect, &frame, "forEach.collect") {
+        match self.evaluate(collect, frame, "forEach.collect") {
             Ok(value) => Outcome::Done(Seen { output: Output::Value(Arc::new(value)), ..seen.clone() }),
-            Err(fault) => self.at_fault(fault, path, &frame),
+            Err(fault) => self.at_fault(fault, path, frame),
         }
     }
 
@@ -254,6 +237,10 @@ impl Walk<'_> {
             s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
         };
         own.iter().any(|name| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs)))
+    }
+
+    fn goes_on(&self, list: &List, index: usize) -> bool {
+        list.open.get(&index).is_some_and(|own| self.is_busy(own))
     }
 
     /// Whether a forEach was begun at this place.
@@ -294,7 +281,8 @@ impl Walk<'_> {
     // ---- the list
 
     fn new_list(&mut self, for_each: &ForEach, path: &str, frame: &Frame) -> Result<Arc<List>, Fault> {
-        let latched = self.latched.get(path).filter(|_| frame.keys.is_empty()).cloned().unwrap_or_default();
+        let pinned = frame.keys.is_empty() && !mutant::on(Mutant::ListReadAgain);
+        let latched = self.latched.get(path).filter(|_| pinned).cloned().unwrap_or_default();
         let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
         let expression = Expression::parse(&for_each.items).map_err(|e| wrong(format!(" {e}")))?;
         let scope = self.sources.scope(frame, &[&expression], &latched.collection_documents)?;
@@ -362,6 +350,29 @@ impl Walk<'_> {
         }
         Ok(keyed)
     }
+}
+
+/// All outputs in the order of the list, once.
+fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
+    if let Some(known) = &list.output {
+        return Ok(Arc::clone(known));
+    }
+    let mut bytes = 0;
+    let mut items = Vec::with_capacity(list.items.len());
+    for (index, (key, _)) in list.items.iter().enumerate() {
+        let (phase, output) = match list.ended.get(&index) {
+            Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
+            _ => (Phase::Failed, Output::Null),
+        };
+        bytes += least_size(&output);
+        items.push(Item { key: key.clone(), phase, output });
+    }
+    if bytes > DOCUMENT_BYTES {
+        return Err(scope::too_large());
+    }
+    let items = Arc::new(items);
+    list.output = Some(Arc::clone(&items));
+    Ok(items)
 }
 
 /// What a look at an item found.

@@ -51,9 +51,9 @@ impl Walk<'_> {
                 Outcome::Ahead => ahead = true,
                 Outcome::Failing(f) => {
                     open = true;
-                    failure = first(failure, f);
+                    failure = Some(first(failure, f));
                 }
-                Outcome::Failed(f) => failure = first(failure, f),
+                Outcome::Failed(f) => failure = Some(first(failure, f)),
             }
         }
         let outcome = match failure {
@@ -207,9 +207,9 @@ impl Walk<'_> {
 }
 
 /// The first of two failures; what ended with the run is no cause.
-fn first(known: Option<Failure>, other: Failure) -> Option<Failure> {
+fn first(known: Option<Failure>, other: Failure) -> Failure {
     let weak = |f: &Failure| f.class == AttemptResult::Cancelled;
-    Some(known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other))
+    known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other)
 }
 
 /// Whether a failure of that class can be passed over at all.

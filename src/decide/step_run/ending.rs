@@ -1,5 +1,7 @@
 //! While an attempt runs, and how it ends: the claim, the report, the fate of its pod, the next attempt.
 
+use crate::mutant::{self, Mutant};
+
 use super::{
     ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, GONE_AFTER_SECONDS, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES,
     Next, Pass, Phase, Report, ReportClass, ResultRef, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after,
@@ -21,6 +23,10 @@ impl Pass<'_> {
                 pod.ended || pod.gone_by.as_ref().is_some_and(|by| self.o.now.0 >= after(by, GONE_AFTER_SECONDS).0)
             }
         };
+        let by_job = matches!(self.o.job, JobSeen::Present { ended: true, .. });
+        if mutant::on(Mutant::VerdictFromJob) && by_job {
+            return self.end_attempt(AttemptResult::Infrastructure, None, "the Job ended");
+        }
         if ended {
             let termination = self.o.pod.as_ref().map(|p| p.termination.clone()).unwrap_or_default();
             let result = failure::lost(true, &termination);
@@ -71,6 +77,9 @@ impl Pass<'_> {
         condition::clear(&mut self.status.conditions, "Started");
         let (counts, next) = failure::next(result, self.status.counts, self.policy);
         self.status.counts = counts;
+        if mutant::on(Mutant::BudgetReset) {
+            self.status.counts.retryable = 0;
+        }
         match next {
             // No attempt follows and nobody is asked any more.
             _ if self.closing() => self.conclude(Phase::Failed),

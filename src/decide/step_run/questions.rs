@@ -9,6 +9,7 @@ use super::{
     clip, name, schema,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
+use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
 
@@ -109,6 +110,9 @@ impl Pass<'_> {
                     self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096) });
                 }
                 self.plan.notice("Answered", format!("{action} by {by}"));
+                if mutant::on(Mutant::MailboxFirst) {
+                    self.empty_mailbox(vec![ACTION, COMMENT, DECIDED_BY]);
+                }
                 self.act(kind, action);
             }
             (_, action, _) => {
@@ -188,7 +192,8 @@ impl Pass<'_> {
     pub(super) fn drop_stray_mail(&mut self) {
         let annotations = self.o.step_run.metadata.annotations.as_ref();
         let there = |key| annotations.is_some_and(|a| a.contains_key(key));
-        let answers = self.status.waiting_for.is_none() && (there(ACTION) || there(ANSWER));
+        let kept = mutant::on(Mutant::AnswerKept);
+        let answers = self.status.waiting_for.is_none() && !kept && (there(ACTION) || there(ANSWER));
         let decides = self.gate_is(GateState::Waiting) || self.gate_is(GateState::Accepted);
         let decisions = !decides && there(DECISION);
         if answers || decisions {

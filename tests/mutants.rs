@@ -1,0 +1,73 @@
+//! Each deliberate bug of `src/mutant.rs` must be found, by the simulation or by the model of fence and claim:
+//!
+//!     cargo test --features mutants --test mutants -- --nocapture
+
+#![allow(
+    dead_code,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "all of it is test; of the model this uses one part"
+)]
+
+#[path = "model/fence.rs"]
+mod fence;
+#[path = "simulation/sim.rs"]
+mod sim;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lockstep::mutant::{self, Mutant};
+use sim::run;
+
+/// Seeds that a bug may hide from.
+const SEEDS: u64 = 4_000;
+
+/// Bugs of the claim itself are the model's: no seed of the simulation starts a shim twice in one pod.
+const OF_THE_MODEL: [Mutant; 1] = [Mutant::ClaimIdNotCompared];
+
+fn by_simulation() -> Option<(u64, String)> {
+    let (next, bad) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while bad.load(Ordering::Relaxed) == u64::MAX {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= SEEDS {
+                        break;
+                    }
+                    if run::tell(seed, false).violation.is_some() {
+                        bad.fetch_min(seed, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let seed = bad.load(Ordering::Relaxed);
+    (seed < SEEDS).then(|| (seed, run::tell(seed, false).violation.unwrap_or_default()))
+}
+
+#[test]
+fn every_mutant_is_found() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    println!("{:<22} {:<12} {:>6}  what was seen", "mutant", "found by", "seed");
+    for mutant in Mutant::ALL {
+        mutant::switch(Some(mutant));
+        let (by, seed, words) = if OF_THE_MODEL.contains(&mutant) {
+            ("model", String::new(), fence::find_violation())
+        } else {
+            let found = by_simulation();
+            let seed = found.as_ref().map(|(seed, _)| seed.to_string()).unwrap_or_default();
+            ("simulation", seed, found.map(|(_, words)| words))
+        };
+        mutant::switch(None);
+        let short: String = words.as_deref().unwrap_or("NOT FOUND").chars().take(120).collect();
+        println!("{:<22} {by:<12} {seed:>6}  {}", format!("{mutant:?}"), short.lines().next().unwrap_or_default());
+        if words.is_none() {
+            missed.push(mutant);
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -1,0 +1,17 @@
+//! A whole installation in one thread and in virtual time: a toy API server, operators that run the real `decide`, a
+//! gateway, Jobs, pods, people, and everything that may go wrong with them. One seed is one story, always the same.
+//!
+//! Read `world` (time and requests), `server` (the toy), `operator` and `observe` (how a pass sees and acts), `gateway`
+//! and `kubelet` (an attempt from both ends), `people`, `workload` (what is run), `judge` (what must hold), `run`.
+
+pub mod chance;
+pub mod gateway;
+pub mod judge;
+pub mod kubelet;
+pub mod observe;
+pub mod operator;
+pub mod people;
+pub mod run;
+pub mod server;
+pub mod workload;
+pub mod world;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use lockstep::api::StepRun;
-use lockstep::api::step_run::{AttemptResult, StepRunStatus, WaitKind};
+use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus, WaitKind};
 use lockstep::api::workflow::{Phase, WorkflowStatus};
 use serde_json::{Value, json};
 
@@ -51,7 +51,7 @@ async fn people_reject_revise_and_answer() -> Result<()> {
     let no = json!({"lockstep.dev/decision": "rejected", "lockstep.dev/comment": "shorter, please"});
     space.annotate(APPROVER, &waits, &no).await?;
     let second = |s: &StepRunStatus| {
-        s.round == 2 && s.gate.as_ref().is_some_and(|g| g.round == 2 && g.state == Default::default())
+        s.round == 2 && s.gate.as_ref().is_some_and(|g| g.round == 2 && g.state == GateState::Waiting)
     };
     let waits = space.step("revised", "draft", "its second round waits", second).await?;
     let pods = space.pods("revised").await?;
@@ -202,6 +202,8 @@ async fn large_outputs_are_read_and_taken_over() -> Result<()> {
             "parameters": {"n": "${ steps.make.output.n }", "letter": "${ letter }"}},
     ]);
     space.run("first", &json!({"steps": steps})).await?;
+    let gate = json!({"when": "output.n > 3"});
+    space.run("gated", &json!({"steps": [{"name": "make", "agentId": "big", "gate": gate}]})).await?;
     space.phase("first", Phase::Failed).await?;
     let made = space.step_run("first", "make").await?.context("no StepRun")?;
     let report = made.status.as_ref().and_then(|s| s.agent.as_ref()?.report.clone()).context("no report")?;
@@ -215,6 +217,10 @@ async fn large_outputs_are_read_and_taken_over() -> Result<()> {
     );
     ensure!(carrier["status"]["phase"].is_null(), "no lookup may find it");
     reads_it(&space, "first").await?;
+    // What a gate's `when` cannot read is told, and never taken for null.
+    space.phase("gated", Phase::Failed).await?;
+    let error = status_of(&space, "gated", "make").await?.error.context("no error")?;
+    ensure!(error.class == AttemptResult::ExpressionError && error.message.contains("16384 bytes"), "{error:?}");
 
     // Nothing before the step that failed runs again.
     let uid = space.workflow("first").await?.metadata.uid.context("no UID")?;

@@ -275,3 +275,34 @@ fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {
         decided_by: status.gate.as_ref().map(of_the_last_round).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_cannot_be_taken_over_whole_runs_again() {
+        let old = |document: Value, apart: Value| {
+            let mut step_run =
+                StepRun::new("s", StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() });
+            let at = "2026-01-01T00:00:00Z";
+            let report = json!({"attempt": 1, "class": "Succeeded", "digest": "d", "at": at, "outputDocument": apart});
+            let result = json!({"attempt": 1, "digest": "d", "documentName": document});
+            let status = json!({"phase": "Completed", "result": result, "agent": {"report": report}});
+            step_run.status = Some(serde_json::from_value(status).expect("a status"));
+            step_run
+        };
+        let spec = StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() };
+        for (document, apart, whole, taken) in [
+            (Value::Null, Value::Null, true, None),
+            (json!("plan"), Value::Null, true, Some("plan")),
+            (Value::Null, json!("output"), true, Some("output")),
+            (json!("plan"), json!("output"), false, Some("plan")),
+        ] {
+            let old = old(document, apart);
+            assert_eq!(was_completed(&old, &spec), whole, "{taken:?}");
+            assert_eq!(document_of(&old).as_deref(), taken);
+        }
+    }
+}

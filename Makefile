@@ -50,7 +50,6 @@ check: ## What needs no cluster: formatting, lints, house rules, unit tests, sce
 models: ## Every state of small worlds: fence and claim, the lease (about 2 minutes)
 	cargo test --locked --test model
 
-SEEDS ?= 20000
 simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story. A million: OPTIMIZED=--release
 	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked $(OPTIMIZED) --test simulation -- --nocapture
 

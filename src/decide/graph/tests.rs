@@ -28,7 +28,7 @@ fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, 
         template: None,
         definition: None,
         agents: [("x".to_owned(), agent)].into(),
-        step_runs: Default::default(),
+        step_runs: crate::decide::observed::StepRuns::default(),
         documents: document::Documents::default(),
         contents: BTreeMap::new(),
         previous: None,
@@ -119,7 +119,7 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
     assert!(validate::count(&definition.steps) > 190);
     for _ in 0..20 {
         let walked = step_on(&mut o, &definition);
-        let bytes = serde_json::to_string(&o.workflow.status).map(|s| s.len()).unwrap_or(usize::MAX);
+        let bytes = serde_json::to_string(&o.workflow.status).map_or(usize::MAX, |s| s.len());
         assert!(bytes < 64 * 1024, "{bytes} bytes");
         if walked.stand.done.is_some() {
             return;

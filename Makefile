@@ -12,7 +12,7 @@ IMAGE := lockstep:$(VERSION)
 IMAGE_TAR := target/lockstep-image.tar
 AGENTS_TAR := target/example-agents.tar
 
-.PHONY: help build image example-image install demo demo-agents demo-down test check simulate crds clean
+.PHONY: help build image example-image install demo demo-agents demo-down test check models simulate mutants crds clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,13 +45,20 @@ demo-down: ## Take away what the demo made; the cluster too, if it is the embedd
 check: ## What needs no cluster: formatting, lints, house rules, unit tests, scenarios
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings
-	cargo test --locked --lib --bins --test house --test crds --test scenarios
+	cargo test --locked --lib --bins --test house --test crds --test scenarios --test evaluator
+
+models: ## Every state of small worlds: fence and claim, the lease (about 2 minutes)
+	cargo test --locked --test model
+
+SEEDS ?= 20000
+simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story. A million: OPTIMIZED=--release
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked $(OPTIMIZED) --test simulation -- --nocapture
+
+mutants: ## Deliberate bugs, one at a time: simulation or model must find each
+	cargo test --locked --features mutants --test mutants -- --nocapture
 
 test: ## Everything: check, then the chart, a real API server, and real pods
 	@hack/test
-
-simulate: ## Simulate SEEDS worlds in which everything goes wrong; a failing one prints its story
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --release --locked --test simulation -- --nocapture
 
 crds: ## Write crds/ and the chart's copies anew from the Rust types
 	UPDATE=1 cargo test --quiet --test crds

@@ -90,6 +90,9 @@ pub struct Claimed {
     pub document_is_json: bool,
     /// Seconds until the shim ends the agent.
     pub timeout_seconds: i64,
+    /// Seconds without any call of the agent after which the shim ends it.
+    #[serde(default)]
+    pub progress_timeout_seconds: Option<i64>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]
@@ -179,6 +182,9 @@ pub enum Ending {
     Failed { retryable: bool, message: String, code: i32 },
     /// The shim ended it at `timeoutSeconds`.
     TimedOut,
+    /// The shim ended it after so many seconds without a call (`progressTimeoutSeconds`).
+    #[serde(rename_all = "camelCase")]
+    Silent { seconds: i64 },
 }
 
 /// Every refusal of the gateway.

@@ -29,7 +29,7 @@ pub mod exit {
     pub const INTERNAL: u8 = 70;
     /// The attempt belongs to another pod, or is over; nothing was started, or what ran was stopped.
     pub const NOT_OURS: u8 = 75;
-    /// `timeoutSeconds` is over.
+    /// `timeoutSeconds` or `progressTimeoutSeconds` is over.
     pub const TIMED_OUT: u8 = 124;
     /// The command exists, but cannot be executed.
     pub const NOT_EXECUTABLE: u8 = 126;
@@ -51,7 +51,7 @@ Exit codes:
    69  the gateway could not be reached, or refused this pod
    70  the shim could not prepare the input; the command was not started
    75  the attempt belongs to another pod or is over; nothing was started, or what ran was stopped
-  124  timeoutSeconds is over
+  124  timeoutSeconds or progressTimeoutSeconds is over
   126, 127  the command cannot be executed, or does not exist";
 
 /// The Lockstep shim: runs an agent's command for one attempt of a step, and answers its calls.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use super::Error;
 use super::client::bounded;
 use super::consistency::Consistency;
-use crate::api::name::OPERATOR;
+use crate::api::name::{OPERATOR, digest_bytes};
 use crate::decide::Notice;
 
 /// Replaces the status at the resourceVersion that was observed.
@@ -37,6 +37,13 @@ where
     Ok(())
 }
 
+/// The recorder counts events that differ in their note alone as one, and shows the first note: the second attempt's
+/// failure would not be told. The action tells them apart.
+fn action(notice: &Notice) -> String {
+    let digest = digest_bytes(notice.note.as_bytes());
+    format!("{}-{}", notice.reason, &digest[digest.len() - 8..])
+}
+
 /// Tells people.
 pub async fn notices<K>(recorder: &Recorder, about: &K, notices: Vec<Notice>)
 where
@@ -46,12 +53,25 @@ where
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
             reason: notice.reason.to_owned(),
+            action: action(&notice),
             note: Some(notice.note),
-            action: notice.reason.to_owned(),
             secondary: None,
         };
         if let Err(error) = recorder.publish(&event, &about.object_ref(&())).await {
             tracing::warn!(%error, reason = notice.reason, "an Event was lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_something_else_is_another_event() {
+        let notice = |note: &str| Notice { warning: true, reason: "AttemptFailed", note: note.to_owned() };
+        assert_eq!(action(&notice("attempt 1")), action(&notice("attempt 1")));
+        assert_ne!(action(&notice("attempt 1")), action(&notice("attempt 2")));
+        assert_eq!(action(&notice("attempt 1")).len(), "AttemptFailed".len() + 9);
     }
 }

@@ -252,9 +252,10 @@ pub fn output(step: &StepRun) -> Value {
     };
     let report = status.agent.as_ref().and_then(|agent| agent.report.as_ref());
     let report = report.filter(|r| r.attempt == verdict.attempt && r.digest == verdict.digest);
+    let apart = report.and_then(|r| r.output_document.as_deref());
     match report.and_then(|r| r.output.as_deref()) {
         Some(text) => json(text),
-        None => match carried(verdict.document_name.as_deref(), &verdict.digest) {
+        None => match carried(apart.or(verdict.document_name.as_deref()), &verdict.digest) {
             Value::Null => approval(step, status.gate.as_ref()),
             document => document,
         },

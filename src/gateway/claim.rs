@@ -83,7 +83,7 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
     let spec = &step_run.spec;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, spec).await?;
     let step = step(&definition, spec)?;
-    let timeout_seconds = timeout(gateway, who, spec, step).await?;
+    let agent = agent(gateway, who, spec).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
     let status = attempt::status(step_run);
     context::claimed(&Parts {
@@ -94,7 +94,8 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
         definition: &definition,
         step,
         formats: &formats,
-        timeout_seconds,
+        timeout_seconds: timeout(step, agent.as_ref()),
+        progress_timeout_seconds: agent.as_ref().and_then(|agent| agent.spec.progress_timeout_seconds),
     })
     .map_err(|error| {
         tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
@@ -125,12 +126,9 @@ pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a St
     definition.step(&spec.path).ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
 }
 
-async fn timeout(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, step: &Step) -> Result<i64> {
-    if let Some(seconds) = step.timeout_seconds {
-        return Ok(seconds);
-    }
-    let agent = agent(gateway, who, spec).await?;
-    Ok(agent.and_then(|agent| agent.spec.timeout_seconds).unwrap_or(TIMEOUT_SECONDS))
+fn timeout(step: &Step, agent: Option<&Agent>) -> i64 {
+    let of_the_agent = agent.and_then(|agent| agent.spec.timeout_seconds);
+    step.timeout_seconds.or(of_the_agent).unwrap_or(TIMEOUT_SECONDS)
 }
 
 pub async fn agent(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> Result<Option<Agent>> {

@@ -23,6 +23,7 @@ pub struct Parts<'a> {
     /// What was rejected last, where that was a document.
     pub rejected: Option<InputFile>,
     pub timeout_seconds: i64,
+    pub progress_timeout_seconds: Option<i64>,
 }
 
 /// The answer to a claim; an error where the operator wrote what cannot be read.
@@ -64,6 +65,7 @@ pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
         document_file: produces.map(document_file),
         document_is_json: produces.is_some_and(|produces| produces.format == Format::Json),
         timeout_seconds: parts.timeout_seconds,
+        progress_timeout_seconds: parts.progress_timeout_seconds,
     })
 }
 
@@ -268,6 +270,7 @@ mod tests {
             step: &step,
             formats: &formats,
             timeout_seconds: 60,
+            progress_timeout_seconds: Some(5),
         })
         .expect("an answer")
     }
@@ -298,6 +301,7 @@ mod tests {
         assert_eq!(context.get("previous"), None);
         assert_eq!(claimed.document_file.as_deref(), Some("plan.json"));
         assert!(claimed.document_is_json);
+        assert_eq!((claimed.timeout_seconds, claimed.progress_timeout_seconds), (60, Some(5)));
         let env: HashMap<_, _> = claimed.env.into_iter().collect();
         assert_eq!(env["STEP_ID"], "group/plan");
         assert_eq!(env["ATTEMPT"], "3");

@@ -10,9 +10,10 @@ use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, attempt, claim, cluster, context};
 use crate::api::definition::Definition;
 use crate::api::document::Scope;
-use crate::api::step::{Produces, WiderScope};
+use crate::api::step::{Format, Produces, WiderScope};
 use crate::api::step_run::StepRunSpec;
 use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
+use crate::decide::document::OUTPUT_TYPE;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.
@@ -50,6 +51,11 @@ pub struct Origin<'a> {
     pub spec: &'a StepRunSpec,
     pub definition: &'a Definition,
     pub produces: &'a Produces,
+}
+
+/// What carries an output that is too large for a report: no lookup finds it, as it is never published.
+pub fn internal() -> Produces {
+    Produces { document_type: OUTPUT_TYPE.to_owned(), format: Format::Json, scope: None }
 }
 
 /// Makes the document, once: its name is the attempt's, so a second try finds the first one's. `Err` in `Ok` says why
@@ -159,6 +165,13 @@ mod tests {
             let owners = document.metadata.owner_references.unwrap_or_default();
             assert_eq!(owners.len(), usize::from(owned));
             assert!(owners.iter().all(|owner| owner.controller.is_none() && owner.uid == "w"));
+            // What carries the output is the run's or the item's, whatever the step's document is.
+            let internal = internal();
+            let carrier = build(&Origin { produces: &internal, ..origin }, "text".to_owned());
+            assert_eq!(carrier.spec.scope, if item { Scope::Item } else { Scope::Workflow });
+            assert_eq!((carrier.spec.document_type.as_str(), carrier.spec.format), (OUTPUT_TYPE, Format::Json));
+            assert_eq!(carrier.metadata.owner_references.map(|owners| owners.len()), Some(1));
+            assert_ne!(carrier.metadata.name, document.metadata.name);
         }
     }
 }

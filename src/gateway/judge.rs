@@ -14,6 +14,7 @@ use crate::protocol::{Fault, Output};
 
 const FAULTS: usize = 20;
 const FAULT_BYTES: usize = 512;
+const URI_CHARS: usize = 2048;
 /// The output of an attempt that wrote none, where none is needed.
 const NULL: &str = "null";
 
@@ -34,11 +35,13 @@ pub struct Judgement {
     pub output: Option<String>,
     /// Content of the document to make.
     pub document: Option<String>,
+    /// The output where it is too large for a report and no document of the step carries it.
+    pub apart: Option<String>,
 }
 
 impl Judgement {
-    fn fault(class: ReportClass, faults: Vec<Fault>) -> Self {
-        Self { class, faults: bounded(faults), output: None, document: None }
+    pub fn fault(class: ReportClass, faults: Vec<Fault>) -> Self {
+        Self { class, faults: bounded(faults), output: None, document: None, apart: None }
     }
 }
 
@@ -55,14 +58,16 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
     for (name, text) in [("result.json", result), ("the document", file)] {
         let bytes = text.map_or(0, str::len);
         if bytes > DOCUMENT_BYTES {
-            let text = format!("{name} has {bytes} bytes, the limit is {DOCUMENT_BYTES}");
+            let text = format!(
+                "{name} has {bytes} bytes or more, the limit is {DOCUMENT_BYTES}; put what is larger elsewhere, and produce a document of format link"
+            );
             return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
         }
     }
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
     let mut faults = result_faults(contract, result, file.is_some());
     if let Some(produces) = produces.filter(|_| !result_is_document) {
-        faults.extend(document_fault(produces, file));
+        faults.extend(document_faults(produces, file));
     }
     if !faults.is_empty() {
         return Judgement::fault(ReportClass::InvalidOutput, faults);
@@ -70,18 +75,13 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
     let text = result.unwrap_or(NULL);
     let document = if result_is_document { result } else { file };
     let inline = text.len() <= OUTPUT_INLINE_BYTES;
-    if !inline && !result_is_document {
-        let text = format!(
-            "result.json has {} bytes, the limit of an output is {OUTPUT_INLINE_BYTES}; let the step produce a document of format json, which may have {DOCUMENT_BYTES}",
-            text.len()
-        );
-        return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
-    }
+    let apart = !inline && !result_is_document;
     Judgement {
         class: ReportClass::Succeeded,
         faults: Vec::new(),
         output: inline.then(|| text.to_owned()),
         document: document.map(str::to_owned),
+        apart: apart.then(|| text.to_owned()),
     }
 }
 
@@ -104,18 +104,46 @@ fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> V
     faults
 }
 
-fn document_fault(produces: &Produces, file: Option<&str>) -> Option<Fault> {
+fn document_faults(produces: &Produces, file: Option<&str>) -> Vec<Fault> {
     let name = document_file(produces);
-    let fault = match file {
-        None => format!("no {name}, which the step produces"),
-        Some(text) if text.trim().is_empty() => format!("{name} is empty"),
-        Some(text) if produces.format == Format::Json => match parse(text) {
-            Ok(_) => return None,
-            Err(error) => format!("{name} is not JSON: {error}"),
+    let parsed = match file {
+        None => return vec![whole(format!("no {name}, which the step produces"))],
+        Some(text) if text.trim().is_empty() => return vec![whole(format!("{name} is empty"))],
+        Some(text) => match produces.format {
+            Format::Json | Format::Link => parse(text),
+            Format::Markdown | Format::Text => return Vec::new(),
         },
-        Some(_) => return None,
     };
-    Some(whole(fault))
+    match parsed {
+        Err(error) => vec![whole(format!("{name} is not JSON: {error}"))],
+        Ok(value) if produces.format == Format::Link => link_faults(&value),
+        Ok(_) => Vec::new(),
+    }
+}
+
+/// Of `{uri, sha256, bytes, mediaType}`: what is linked is not looked at, only that it can be found and proven.
+fn link_faults(link: &Value) -> Vec<Fault> {
+    let Some(members) = link.as_object() else {
+        return vec![whole("a link is an object {uri, sha256, bytes, mediaType}".to_owned())];
+    };
+    let text = |name: &str| members.get(name).and_then(Value::as_str);
+    let hex = |sum: &str| sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
+    let rules = [
+        ("uri", text("uri").is_some_and(is_uri), "is needed: a URI with a scheme, 2048 characters at most"),
+        ("sha256", text("sha256").is_some_and(hex), "is needed: 64 hexadecimal digits"),
+        ("bytes", members.get("bytes").is_some_and(Value::is_u64), "is needed: an integer, 0 or more"),
+        ("mediaType", members.get("mediaType").is_none_or(Value::is_string), "is no text"),
+    ];
+    let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
+    broken.map(|(name, _, rule)| Fault { pointer: format!("/{name}"), message: rule.to_owned() }).collect()
+}
+
+fn is_uri(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once(':') else { return false };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let named = scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(legal);
+    let plain = !text.chars().any(|c| c.is_whitespace() || c.is_control());
+    named && plain && !rest.is_empty() && text.chars().count() <= URI_CHARS
 }
 
 fn whole(message: String) -> Fault {
@@ -273,7 +301,7 @@ mod tests {
             (None, None, Some("{\"a\":1,\"a\":2}"), None, InvalidOutput, "key twice", None, None),
             (None, None, Some(deep.as_str()), None, InvalidOutput, "recursion", None, None),
             (None, None, Some("{} {}"), None, InvalidOutput, "trailing", None, None),
-            (None, None, Some(long.as_str()), None, OutputTooLarge, "16384", None, None),
+            (None, None, Some(long.as_str()), None, Succeeded, "", None, None),
             (None, None, Some(huge.as_str()), None, OutputTooLarge, "524288", None, None),
             (None, integer(), None, None, InvalidOutput, "no result.json", None, None),
             (None, integer(), Some("{\"n\":1}"), None, Succeeded, "", Some("{\"n\":1}"), None),
@@ -286,7 +314,7 @@ mod tests {
             (markdown, None, None, None, InvalidOutput, "no result.json", None, None),
             (markdown, None, None, Some(" \n"), InvalidOutput, "plan.md is empty", None, None),
             (markdown, None, None, Some(huge.as_str()), OutputTooLarge, "the document has", None, None),
-            (markdown, None, Some(long.as_str()), Some("# Plan"), OutputTooLarge, "16384", None, None),
+            (markdown, None, Some(long.as_str()), Some("# Plan"), Succeeded, "", None, Some("# Plan")),
             (json, None, Some("{\"n\":1}"), None, Succeeded, "", Some("{\"n\":1}"), Some("{\"n\":1}")),
             (json, None, Some(long.as_str()), None, Succeeded, "", None, Some(long.as_str())),
             (json, None, None, Some("{\"n\":1}"), Succeeded, "", Some("null"), Some("{\"n\":1}")),
@@ -304,7 +332,50 @@ mod tests {
             }
             assert_eq!(judgement.output.as_deref(), kept, "{case}");
             assert_eq!(judgement.document.as_deref(), made, "{case}");
+            // What succeeds has its output in exactly one place: the report, the step's document, or one of its own.
+            let apart = class == Succeeded && kept.is_none() && made != result;
+            assert_eq!(judgement.apart.as_deref(), result.filter(|_| apart), "{case}");
         }
+    }
+
+    #[test]
+    fn links_say_where_and_what() {
+        let good = json!({"uri": "s3://bucket/model.bin", "sha256": "0".repeat(64), "bytes": 7, "mediaType": "a/b"});
+        let with = |name: &str, value: Value| {
+            let mut link = good.clone();
+            link[name] = value;
+            link
+        };
+        let mut bare = good.clone();
+        bare.as_object_mut().and_then(|members| members.remove("mediaType"));
+        let table = [
+            (good.clone(), vec![]),
+            (bare, vec![]),
+            (json!([]), vec![""]),
+            (json!({}), vec!["/uri", "/sha256", "/bytes"]),
+            (with("uri", json!("")), vec!["/uri"]),
+            (with("uri", json!("bucket/model.bin")), vec!["/uri"]),
+            (with("uri", json!("1s:x")), vec!["/uri"]),
+            (with("uri", json!("s3://a b")), vec!["/uri"]),
+            (with("uri", json!("s3:")), vec!["/uri"]),
+            (with("uri", json!(format!("s3:{}", "x".repeat(2045)))), vec![]),
+            (with("uri", json!(format!("s3:{}", "x".repeat(2046)))), vec!["/uri"]),
+            (with("sha256", json!("0".repeat(63))), vec!["/sha256"]),
+            (with("sha256", json!("g".repeat(64))), vec!["/sha256"]),
+            (with("bytes", json!(-1)), vec!["/bytes"]),
+            (with("bytes", json!(1.5)), vec!["/bytes"]),
+            (with("mediaType", json!(1)), vec!["/mediaType"]),
+            (with("more", json!(1)), vec![]),
+        ];
+        for (link, pointers) in table {
+            let text = link.to_string();
+            let judgement = judge(&contract(Some(Format::Link), None), &output(None, Some(&text)));
+            let found: Vec<&str> = judgement.faults.iter().map(|fault| fault.pointer.as_str()).collect();
+            assert_eq!(found, pointers, "{link}");
+            assert_eq!(judgement.document.is_some(), pointers.is_empty(), "{link}");
+        }
+        let judgement = judge(&contract(Some(Format::Link), None), &output(Some("{}"), None));
+        assert!(judgement.faults[0].message.contains("no plan.json"), "result.json is no link");
     }
 
     #[test]

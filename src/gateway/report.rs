@@ -89,19 +89,40 @@ async fn write(gateway: &Gateway, who: &AttemptRef, report: &Report) -> std::res
 }
 
 fn log(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun, report: &Report) {
+    tell(who, &step_run.spec, report);
+    gateway.metrics.reports.get_or_create(&Class { class: format!("{:?}", report.class) }).inc();
+}
+
+/// A failure with all that is known of it, so that the log alone explains it; the shim has masked what was secret.
+fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
     let class = format!("{:?}", report.class);
-    tracing::info!(
+    if report.class == ReportClass::Succeeded {
+        tracing::info!(
+            namespace = who.namespace,
+            workflow = spec.workflow.name,
+            step = spec.path,
+            agent = spec.agent_id,
+            attempt = who.attempt,
+            stepRun = who.step_run,
+            class,
+            exitCode = report.exit_code,
+            "reported"
+        );
+        return;
+    }
+    tracing::error!(
         namespace = who.namespace,
-        workflow = step_run.spec.workflow.name,
-        step = step_run.spec.path,
-        agent = step_run.spec.agent_id,
+        workflow = spec.workflow.name,
+        step = spec.path,
+        agent = spec.agent_id,
         attempt = who.attempt,
         stepRun = who.step_run,
         class,
         exitCode = report.exit_code,
-        "reported"
+        cause = report.message,
+        logTail = report.log_tail,
+        "the attempt failed"
     );
-    gateway.metrics.reports.get_or_create(&Class { class }).inc();
 }
 
 /// The report and the answer to it; makes the document first, so that a report never names one that is not there.
@@ -112,19 +133,12 @@ async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec)
         return Ok((report, Checked::default()));
     }
     let mut judgement = judged(gateway, who, spec, request.output.clone()).await?;
-    if let Some(content) = judgement.document.take() {
-        let definition = definition(gateway, who, spec).await?;
-        let step = claim::step(&definition, spec)?;
-        if let Some(produces) = &step.produces {
-            let origin = Origin { attempt: who, spec, definition: &definition, produces };
-            report.digest = digest(judgement.output.as_deref(), &content, request);
-            match document::create(gateway, &origin, content).await? {
-                Ok(name) => report.document_name = Some(name),
-                Err(why) => judgement = refused(why),
-            }
+    if judgement.class == ReportClass::Succeeded {
+        let content = judgement.document.as_deref().unwrap_or_default();
+        report.digest = digest(judgement.output.as_deref(), content, request);
+        if let Err(why) = put_up(gateway, who, spec, &mut judgement, &mut report).await? {
+            judgement = refused(why);
         }
-    } else if judgement.class == ReportClass::Succeeded {
-        report.digest = digest(judgement.output.as_deref(), "", request);
     }
     report.class = judgement.class;
     report.message = judge::message(&judgement.faults);
@@ -133,13 +147,39 @@ async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec)
     Ok((report, Checked { faults }))
 }
 
-fn refused(why: String) -> Judgement {
-    Judgement {
-        class: ReportClass::InvalidOutput,
-        faults: vec![Fault { pointer: String::new(), message: why }],
-        output: None,
-        document: None,
+/// Makes the documents of a good attempt: the one that the step produces, and the one that carries a large output.
+async fn put_up(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    spec: &StepRunSpec,
+    judgement: &mut Judgement,
+    report: &mut Report,
+) -> Result<std::result::Result<(), String>> {
+    let (document, apart) = (judgement.document.take(), judgement.apart.take());
+    if document.is_none() && apart.is_none() {
+        return Ok(Ok(()));
     }
+    let definition = definition(gateway, who, spec).await?;
+    let step = claim::step(&definition, spec)?;
+    let internal = document::internal();
+    let origin = |produces| Origin { attempt: who, spec, definition: &definition, produces };
+    if let (Some(content), Some(produces)) = (document, &step.produces) {
+        match document::create(gateway, &origin(produces), content).await? {
+            Ok(name) => report.document_name = Some(name),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    if let Some(content) = apart {
+        match document::create(gateway, &origin(&internal), content).await? {
+            Ok(name) => report.output_document = Some(name),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn refused(why: String) -> Judgement {
+    Judgement::fault(ReportClass::InvalidOutput, vec![Fault { pointer: String::new(), message: why }])
 }
 
 /// Over the bytes that the verdict commits: output, then document.
@@ -159,6 +199,10 @@ fn ended(request: &ReportRequest) -> Report {
             (class, Some(*code), Some(message))
         }
         Ending::TimedOut => (ReportClass::Timeout, None, None),
+        Ending::Silent { seconds } => {
+            let message = format!("no call for {seconds} s (progressTimeoutSeconds)");
+            (ReportClass::Timeout, None, Some(message))
+        }
     };
     let output = request.output.result.as_deref().unwrap_or_default();
     let document = request.output.document.as_deref().unwrap_or_default();
@@ -254,6 +298,57 @@ mod tests {
             let tail = report.log_tail.expect("a tail");
             assert!(tail.len() == 4096 && tail.ends_with("xend"));
         }
+    }
+
+    #[derive(Clone, Default)]
+    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("a lock").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failure_is_logged_with_all_that_is_known() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber =
+            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+        let mut spec =
+            StepRunSpec { path: "group/plan".to_owned(), agent_id: "planner".to_owned(), ..Default::default() };
+        spec.workflow.name = "shop".to_owned();
+        let failed = Ending::Failed { retryable: false, message: "no brief".to_owned(), code: 3 };
+        let request = request(failed);
+        tracing::subscriber::with_default(subscriber, || tell(&request.attempt, &spec, &ended(&request)));
+        let text = String::from_utf8(lines.0.lock().expect("a lock").clone()).expect("text");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
+        for (field, value) in [
+            ("level", "ERROR"),
+            ("namespace", "team"),
+            ("workflow", "shop"),
+            ("step", "group/plan"),
+            ("agent", "planner"),
+            ("stepRun", "s"),
+            ("class", "Unrecoverable"),
+            ("cause", "no brief"),
+        ] {
+            assert_eq!(line[field], value, "{field}: {line}");
+        }
+        assert_eq!((line["attempt"].as_i64(), line["exitCode"].as_i64()), (Some(2), Some(3)), "{line}");
+        assert!(line["logTail"].as_str().is_some_and(|tail| tail.ends_with("xend")), "{line}");
+    }
+
+    #[test]
+    fn silence_is_a_timeout_that_says_so() {
+        let report = ended(&request(Ending::Silent { seconds: 5 }));
+        assert_eq!(report.class, ReportClass::Timeout);
+        assert_eq!(report.message.as_deref(), Some("no call for 5 s (progressTimeoutSeconds)"));
     }
 
     #[test]

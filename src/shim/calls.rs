@@ -61,6 +61,7 @@ pub fn fail(retryable: bool, message: &str) -> Result<u8, Stop> {
 }
 
 pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
+    alive();
     let file = folder(env::IN, "in").join("context.json");
     let fault = |error: String| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
     let bytes = files::read_context(&file).map_err(|error| fault(error.to_string()))?;
@@ -76,7 +77,15 @@ pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
 }
 
 pub fn version() -> Result<u8, Stop> {
+    alive();
     print(&format!("lockstep {} protocol {}\n", env!("CARGO_PKG_VERSION"), protocol::VERSION))
+}
+
+/// These verbs need no shim, but are calls too: whoever counts the agent's silence hears of them.
+fn alive() {
+    if std::env::var_os(env::URL).is_some() {
+        let _ = post("alive", &Value::Null);
+    }
 }
 
 fn print(text: &str) -> Result<u8, Stop> {

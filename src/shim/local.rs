@@ -119,6 +119,8 @@ fn handle(calls: &Calls, prefix: &str, mut request: Request) {
         (None, _) => (404, json!({"error": "not found"})),
         (Some(_), method) if *method != Method::Post => (405, json!({"error": "only POST"})),
         (Some(call), _) => {
+            // Before and after: a check may take a while.
+            calls.heard();
             let mut bytes = Vec::new();
             let read = request.as_reader().take(OUTPUT_READ_BYTES + 1).read_to_end(&mut bytes);
             match read {
@@ -129,6 +131,7 @@ fn handle(calls: &Calls, prefix: &str, mut request: Request) {
         }
     };
     let mut response = Response::new(status.into(), Vec::new(), Cursor::new(body.to_string().into_bytes()), None, None);
+    calls.heard();
     if let Ok(header) = Header::from_bytes("Content-Type", "application/json") {
         response.add_header(header);
     }
@@ -150,9 +153,17 @@ impl Calls {
             "progress" => parse(body).map(|call| self.progress(&call)),
             "fail" => parse(body).map(|call| self.fail(&call)),
             "result" => Ok(self.result(body)),
+            // The verbs that need no answer of ours say that the agent is there.
+            "alive" => Ok((202, json!({}))),
             _ => Ok((404, json!({"error": "no such call"}))),
         };
         answer.unwrap_or_else(|fault| fault)
+    }
+
+    /// The agent is there, for who counts its silence.
+    fn heard(&self) {
+        // Nobody listens any more once the command has ended.
+        let _ = self.events.send(Event::Called);
     }
 
     fn message(&self, message: &str) -> String {

@@ -200,7 +200,9 @@ impl Attempt {
                 return Ok(Ok(Ending::Exited { code: code.into() }));
             }
         };
-        let mut supervision = Supervision::new(deadline);
+        let silence = claimed.progress_timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let silence = silence.map(|seconds| Duration::from_secs(seconds).min(LONGEST));
+        let mut supervision = Supervision::new(deadline).listening(silence, Instant::now());
         let code = self.supervise(&running, &mut supervision);
         running.drain(DRAIN);
         Ok(supervision.ending(code))
@@ -302,7 +304,7 @@ fn signal_code(signal: i32) -> u8 {
 /// The shim's own exit code.
 fn code_of(ending: &Ending, valid: bool) -> u8 {
     match ending {
-        Ending::TimedOut => exit::TIMED_OUT,
+        Ending::TimedOut | Ending::Silent { .. } => exit::TIMED_OUT,
         Ending::Exited { code: 0 } if valid => 0,
         Ending::Exited { code: 0 } => exit::INVALID_OUTPUT,
         Ending::Failed { code: 0, .. } => 1,
@@ -321,6 +323,7 @@ mod tests {
         assert_eq!(code_of(&Ending::Exited { code: 0 }, false), 65);
         assert_eq!(code_of(&Ending::Exited { code: 143 }, false), 143);
         assert_eq!(code_of(&Ending::TimedOut, true), 124);
+        assert_eq!(code_of(&Ending::Silent { seconds: 5 }, true), 124);
         let failed = |code| Ending::Failed { retryable: false, message: String::new(), code };
         assert_eq!(code_of(&failed(0), true), 1);
         assert_eq!(code_of(&failed(3), true), 3);
@@ -346,6 +349,7 @@ mod tests {
             document_file: Some(name.to_owned()),
             document_is_json: false,
             timeout_seconds: 1,
+            progress_timeout_seconds: None,
         };
         assert!(document_file(&claimed("discovery.md")).is_ok());
         for name in ["../x", "a/b", "", "/etc/x", ".."] {

@@ -17,6 +17,8 @@ pub enum Event {
     Fail { retryable: bool, message: String },
     /// The gateway says that the attempt is over.
     Fenced(String),
+    /// The agent called, whatever it said.
+    Called,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,24 +33,45 @@ pub enum Act {
 enum Cause {
     Failed { retryable: bool, message: String },
     TimedOut,
+    Silent(Duration),
     Fenced(String),
+}
+
+/// How long the agent may be silent, and since when it is.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    limit: Duration,
+    since: Instant,
+}
+
+impl Silence {
+    fn over(self) -> Instant {
+        self.since + self.limit
+    }
 }
 
 #[derive(Debug)]
 pub struct Supervision {
     deadline: Instant,
+    silence: Option<Silence>,
     kill_at: Option<Instant>,
     cause: Option<Cause>,
 }
 
 impl Supervision {
     pub fn new(deadline: Instant) -> Self {
-        Self { deadline, kill_at: None, cause: None }
+        Self { deadline, silence: None, kill_at: None, cause: None }
+    }
+
+    /// Ends the command after so long without a call, counted from `now`.
+    pub fn listening(self, limit: Option<Duration>, now: Instant) -> Self {
+        Self { silence: limit.map(|limit| Silence { limit, since: now }), ..self }
     }
 
     /// When `due` has something to say, without another event.
     pub fn wake(&self) -> Instant {
-        self.kill_at.unwrap_or(self.deadline)
+        let silent = self.silence.map_or(self.deadline, Silence::over);
+        self.kill_at.unwrap_or(self.deadline.min(silent))
     }
 
     pub fn due(&mut self, now: Instant) -> Option<Act> {
@@ -57,10 +80,14 @@ impl Supervision {
             self.kill_at = Some(now + Duration::from_secs(1));
             return Some(Act::Kill);
         }
-        if self.kill_at.is_none() && now >= self.deadline {
+        if self.kill_at.is_some() {
+            return None;
+        }
+        if now >= self.deadline {
             return self.end(Cause::TimedOut, now);
         }
-        None
+        let silence = self.silence.filter(|silence| now >= silence.over())?;
+        self.end(Cause::Silent(silence.limit), now)
     }
 
     pub fn on(&mut self, event: Event, now: Instant) -> Option<Act> {
@@ -69,6 +96,12 @@ impl Supervision {
             Event::Signal(signal) => Some(Act::Forward(signal)),
             Event::Fail { retryable, message } => self.end(Cause::Failed { retryable, message }, now),
             Event::Fenced(message) => self.end(Cause::Fenced(message), now),
+            Event::Called => {
+                if let Some(silence) = &mut self.silence {
+                    silence.since = now;
+                }
+                None
+            }
         }
     }
 
@@ -90,6 +123,9 @@ impl Supervision {
             None => Ok(Ending::Exited { code }),
             Some(Cause::Failed { retryable, message }) => Ok(Ending::Failed { retryable, message, code }),
             Some(Cause::TimedOut) => Ok(Ending::TimedOut),
+            Some(Cause::Silent(limit)) => {
+                Ok(Ending::Silent { seconds: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX) })
+            }
             Some(Cause::Fenced(message)) => Err(message),
         }
     }
@@ -117,6 +153,34 @@ mod tests {
         assert_eq!(supervision.due(start + 70 * SECOND), Some(Act::Kill));
         assert_eq!(supervision.due(start + 71 * SECOND), Some(Act::Kill));
         assert_eq!(supervision.ending(137), Ok(Ending::TimedOut));
+    }
+
+    #[test]
+    fn silence_terminates_and_every_call_ends_it() {
+        let start = Instant::now();
+        let mut supervision = Supervision::new(start + 60 * SECOND).listening(Some(5 * SECOND), start);
+        assert_eq!(supervision.wake(), start + 5 * SECOND);
+        assert_eq!(supervision.on(Event::Called, start + 4 * SECOND), None);
+        assert_eq!(supervision.wake(), start + 9 * SECOND);
+        assert_eq!(supervision.due(start + 8 * SECOND), None);
+        assert_eq!(supervision.due(start + 9 * SECOND), Some(Act::Terminate));
+        // A call comes too late, and the kill is not put off by it.
+        assert_eq!(supervision.on(Event::Called, start + 10 * SECOND), None);
+        assert_eq!(supervision.wake(), start + 19 * SECOND);
+        assert_eq!(supervision.due(start + 19 * SECOND), Some(Act::Kill));
+        assert_eq!(supervision.ending(137), Ok(Ending::Silent { seconds: 5 }));
+    }
+
+    #[test]
+    fn the_deadline_counts_for_an_agent_that_calls() {
+        let start = Instant::now();
+        let mut supervision = Supervision::new(start + 8 * SECOND).listening(Some(5 * SECOND), start);
+        supervision.on(Event::Called, start + 4 * SECOND);
+        assert_eq!(supervision.wake(), start + 8 * SECOND);
+        assert_eq!(supervision.due(start + 8 * SECOND), Some(Act::Terminate));
+        assert_eq!(supervision.ending(143), Ok(Ending::TimedOut));
+        let mut patient = Supervision::new(start + 60 * SECOND).listening(None, start);
+        assert_eq!(patient.due(start + 59 * SECOND), None);
     }
 
     #[test]

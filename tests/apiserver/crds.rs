@@ -74,9 +74,16 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
         ("workflows", run("x", too_deep), 400, "unknown field"),
         ("workflows", run("x", json!([step, step])), 422, "Duplicate value"),
         ("workflows", run("x", group(vec![step.clone(), step.clone()])), 422, "Duplicate value"),
-        ("workflows", run("x", json!([{"name": "a"}])), 422, "exactly one of agentId and steps"),
-        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "steps": [step]}])), 422, "exactly one of agentId and steps"),
-        ("workflows", run("x", json!([{"name": "a", "steps": [step], "gate": {}}])), 422, "go with agentId"),
+        ("workflows", run("x", json!([{"name": "a"}])), 422, "exactly one of agentId, ask and steps"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "steps": [step]}])), 422, "exactly one of agentId, ask and steps"),
+        ("workflows", run("x", json!([{"name": "a", "steps": [step], "produces": {"type": "t"}}])), 422, "go with agentId"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "ask": {"question": "?"}}])), 422, "exactly one of agentId, ask and steps"),
+        ("workflows", run("x", json!([{"name": "a", "ask": {"question": "?"}, "retry": {}}])), 422, "go with agentId"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "onFailure": "Retry"}])), 422, "Unsupported value"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "forEach": {"in": "x", "as": "y", "tolerate": "101%"}}])), 422, "tolerate"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "gate": {"approvals": 17}}])), 422, "less than or equal to 16"),
+        ("workflows", workflow("x", &json!({"steps": null, "templateRef": {"name": "t"}, "order": "Graph"})), 422, "go with steps"),
+        ("workflows", workflow("x", &json!({"order": "Circle"})), 422, "Unsupported value"),
         ("workflows", run("x", inner(vec![json!({"name": "a"})])), 422, "groups nest at most three deep"),
         ("workflows", run("x", json!(many(201))), 422, "must have at most 200 items"),
         ("workflows", run("x", group(many(33))), 422, "must have at most 32 items"),
@@ -87,7 +94,7 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
         ("workflows", workflow("x", &json!({"input": "x".repeat(65_537)})), 422, "Too long"),
         ("documents", document("x", &json!({"scope": "Session"})), 422, "scope Session needs"),
         ("documents", document("x", &json!({"scope": "Project"})), 422, "scope Session needs"),
-        ("documents", document("x", &json!({"format": "link"})), 422, "Unsupported value"),
+        ("documents", document("x", &json!({"format": "yaml"})), 422, "Unsupported value"),
         ("documents", document("x", &json!({"content": "x".repeat(524_289)})), 422, "Too long"),
         ("agents", object("Agent", "x", &json!({"template": {}, "timeoutSeconds": 0})), 422, "greater than or equal to 1"),
         ("agents", object("Agent", "x", &json!({})), 422, "spec.template: Required value"),
@@ -115,6 +122,22 @@ async fn specs_of_runs_steps_and_documents_never_change() -> Result<()> {
         (&team.operator, "stepruns", "step", json!({"path": "b"}), "the spec of a StepRun is immutable"),
     ] {
         who.is_refused(&Ask::patch(team.one(plural, name), json!({"spec": change})), 422, words).await?;
+    }
+    // What may change: both ways, one way, any way.
+    for (change, refused) in [
+        (json!({"suspend": true}), None),
+        (json!({"suspend": false}), None),
+        (json!({"cancel": true}), None),
+        (json!({"cancel": false}), Some("cancel cannot be taken back")),
+        (json!({"cancel": null}), Some("cancel cannot be taken back")),
+        (json!({"ttlSecondsAfterFinished": 60}), None),
+        (json!({"ttlSecondsAfterFinished": null}), None),
+    ] {
+        let ask = Ask::patch(team.one("workflows", "run"), json!({"spec": change}));
+        match refused {
+            Some(words) => team.admin.is_refused(&ask, 422, words).await?,
+            None => team.admin.gets(&ask).await.map(|_| ())?,
+        }
     }
     let ask = Ask::patch(team.one("workflows", "run"), json!({"spec": null}));
     team.admin.is_refused(&ask, 422, "spec: Required value").await?;

@@ -219,7 +219,8 @@ async fn waiting_for_documents_goes_on() -> Result<()> {
         .await?;
     ensure!(space.status("hungry").await?.phase == Some(Phase::WaitingForDocuments));
     ensure!(space.jobs("hungry").await?.is_empty());
-    space.document("ours", &document("s-1", "what we want")).await?;
+    // A line of its own: the kubelet shows half a line only once the container has ended.
+    space.document("ours", &document("s-1", "what we want\n")).await?;
     space.phase("hungry", Phase::Completed).await?;
     let pod = space.pods("hungry").await?.pop().context("no pod")?;
     let log = space.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;

@@ -4,7 +4,9 @@
 //!     make install demo-agents && eval "$(hack/devcluster/devcluster env)"
 //!     RUST_TEST_THREADS=4 cargo test --test e2e
 
+mod causes;
 mod claims;
+mod courses;
 mod faults;
 mod flow;
 mod proof;

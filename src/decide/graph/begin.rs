@@ -234,14 +234,26 @@ fn question(text: &str, scope: &expression::Scope) -> Result<String, String> {
 
 fn was_completed(old: &StepRun, spec: &StepRunSpec) -> bool {
     let status = old.status.as_ref();
+    // A StepRun takes one document over: with a document and a large output the step runs again.
+    if status.is_some_and(|s| s.result.as_ref().is_some_and(|r| r.document_name.is_some()))
+        && output_apart(old).is_some()
+    {
+        return false;
+    }
     // Skipped by a person it has no result, and is tried again.
     old.spec.input_digest == spec.input_digest
         && status.is_some_and(|s| s.phase == Some(Phase::Completed) && s.result.is_some())
 }
 
+/// The document that is to be taken over: the step's, or the one that carries its output.
 fn document_of(old: &StepRun) -> Option<String> {
     let reused = || old.spec.reuse.as_ref().and_then(|r| r.document_name.clone());
-    old.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone()).or_else(reused)
+    let made = old.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
+    made.or_else(|| output_apart(old)).or_else(reused)
+}
+
+fn output_apart(old: &StepRun) -> Option<String> {
+    old.status.as_ref()?.agent.as_ref()?.report.as_ref()?.output_document.clone()
 }
 
 fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {
@@ -261,5 +273,36 @@ fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {
         output: report.or(answer).or(approval).or(earlier),
         document_name,
         decided_by: status.gate.as_ref().map(of_the_last_round).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_cannot_be_taken_over_whole_runs_again() {
+        let old = |document: Value, apart: Value| {
+            let mut step_run =
+                StepRun::new("s", StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() });
+            let at = "2026-01-01T00:00:00Z";
+            let report = json!({"attempt": 1, "class": "Succeeded", "digest": "d", "at": at, "outputDocument": apart});
+            let result = json!({"attempt": 1, "digest": "d", "documentName": document});
+            let status = json!({"phase": "Completed", "result": result, "agent": {"report": report}});
+            step_run.status = Some(serde_json::from_value(status).expect("a status"));
+            step_run
+        };
+        let spec = StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() };
+        for (document, apart, whole, taken) in [
+            (Value::Null, Value::Null, true, None),
+            (json!("plan"), Value::Null, true, Some("plan")),
+            (Value::Null, json!("output"), true, Some("output")),
+            (json!("plan"), json!("output"), false, Some("plan")),
+        ] {
+            let old = old(document, apart);
+            assert_eq!(was_completed(&old, &spec), whole, "{taken:?}");
+            assert_eq!(document_of(&old).as_deref(), taken);
+        }
     }
 }

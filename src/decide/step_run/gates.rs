@@ -8,6 +8,7 @@ use super::{
     Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition, document,
     gate, name,
 };
+use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
 use crate::decide::expression::{Expression, Scope, kind};
 
@@ -291,6 +292,12 @@ impl Pass<'_> {
     /// What `when` gives; none while the output cannot be read yet.
     fn required(&self, when: &str) -> Result<Option<bool>, String> {
         let expression = Expression::parse(when)?;
+        let apart = self.report().is_some_and(|r| r.output_document.is_some());
+        if apart && expression.variables().iter().any(|v| v == "output") {
+            return Err(format!(
+                "reads `output`, which has more than {OUTPUT_INLINE_BYTES} bytes and lies in a Document of its own"
+            ));
+        }
         let Some(output) = self.output() else { return Ok(None) };
         match expression.evaluate(&self.scope(output))? {
             Value::Bool(required) => Ok(Some(required)),

@@ -1,6 +1,8 @@
 //! Each deliberate bug of `src/mutant.rs` must be found, by the simulation or by the model of fence and claim:
 //!
 //!     cargo test --features mutants --test mutants -- --nocapture
+//!
+//! LOCKSTEP_MUTANT=Name tries one of them.
 
 #![allow(
     dead_code,
@@ -53,7 +55,8 @@ fn every_mutant_is_found() {
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
     println!("{:<22} {:<12} {:>6}  what was seen", "mutant", "found by", "seed");
-    for mutant in Mutant::ALL {
+    let only = std::env::var("LOCKSTEP_MUTANT").ok();
+    for mutant in Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|name| format!("{m:?}") == *name)) {
         mutant::switch(Some(mutant));
         let (by, seed, words) = if OF_THE_MODEL.contains(&mutant) {
             ("model", String::new(), fence::find_violation())

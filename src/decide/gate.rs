@@ -216,6 +216,7 @@ mod tests {
             output_digest: "d".into(),
             opened_at: Time(Timestamp::UNIX_EPOCH),
             policy: "p1".into(),
+            commands: Vec::new(),
             decisions: Vec::new(),
         }
     }

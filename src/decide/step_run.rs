@@ -253,6 +253,9 @@ impl<'a> Pass<'a> {
     }
 
     fn finish(mut self) -> Plan<StepRunStatus> {
+        if let Some(gate) = self.status.gate.as_mut().filter(|g| g.state != GateState::Waiting) {
+            gate.commands.clear();
+        }
         if self.o.step_run.status.as_ref() != Some(&self.status) {
             self.plan.status = Some(self.status);
         }

@@ -34,6 +34,13 @@ impl Invariants {
             self.absorbed(&uid, status.phase, status.completed_at.is_some());
             let last = self.attempts.insert(uid, status.attempt).unwrap_or(1);
             assert!(status.attempt >= last, "{name}: the fence went back");
+            // Every wait says how it is ended, ready to paste.
+            if let Some(gate) = status.gate.as_ref().filter(|g| g.state == GateState::Waiting) {
+                assert!(gate.commands.len() == 2 && gate.commands[0].contains(&gate.output_digest), "{name}");
+            }
+            if let Some(wait) = &status.waiting_for {
+                assert_eq!(wait.commands.len(), 2, "{name}");
+            }
             one_job_at_most(world, name, status.attempt);
             let decisions = status.gate.map(|g| g.decisions).unwrap_or_default();
             let before = self.decisions.insert(name.clone(), decisions.clone()).unwrap_or_default();

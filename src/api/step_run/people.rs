@@ -28,6 +28,10 @@ pub struct GateStatus {
     /// UIDs and generations of the admission policies that stood when the gate opened.
     #[schemars(length(max = 512))]
     pub policy: String,
+    /// Ready to paste, while it waits: to accept by kubectl, and by the plugin.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(max = 512)))]
+    pub commands: Vec<String>,
     /// Latched, append only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

@@ -68,14 +68,30 @@ impl Pass<'_> {
 
     fn set_gate(&mut self, state: GateState, reviewed: &str, policy: &str) {
         let round = self.status.round;
+        let output_digest = gate::review_digest(&self.o.step_run, round, reviewed);
+        let commands = if state == GateState::Waiting { self.accepting(&output_digest) } else { Vec::new() };
         self.status.gate = Some(GateStatus {
             state,
             round,
-            output_digest: gate::review_digest(&self.o.step_run, round, reviewed),
+            output_digest,
+            commands,
             opened_at: self.o.now.clone(),
             policy: policy.to_owned(),
             decisions: self.status.gate.take().map(|g| g.decisions).unwrap_or_default(),
         });
+    }
+
+    /// How to accept: what is reviewed is named, so that nothing else is accepted by mistake.
+    fn accepting(&self, reviewed: &str) -> Vec<String> {
+        let meta = &self.o.step_run.metadata;
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        let own = meta.name.as_deref().unwrap_or_default();
+        vec![
+            format!(
+                "kubectl -n {namespace} annotate steprun {own} {DECISION}=accepted {REVIEW}={reviewed} {DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\""
+            ),
+            format!("kubectl lockstep -n {namespace} approve {own}"),
+        ]
     }
 
     /// Four eyes need to know the first two: who made the run.

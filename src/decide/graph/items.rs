@@ -23,7 +23,7 @@ impl Walk<'_> {
     pub(super) fn for_each(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame) -> Outcome {
         let (step, for_each) = what;
         let place = format!("{path}\0{}", frame.keys.join("/"));
-        let known = self.settled.lists.remove(&place);
+        let known = self.settled.lists.remove(&place).filter(|list| self.is_latched(list, path, frame));
         if known.is_none() && frame.start == Start::Behind && !self.has_begun(path, frame) {
             return Outcome::Ahead;
         }
@@ -237,6 +237,17 @@ impl Walk<'_> {
             s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
         };
         own.iter().any(|name| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs)))
+    }
+
+    /// Whether a remembered list is the one that was latched: another operator may have read another one first.
+    fn is_latched(&mut self, list: &List, path: &str, frame: &Frame) -> bool {
+        let latched = self.latched.get(path).filter(|_| frame.keys.is_empty());
+        let same = latched.and_then(|s| s.collection_digest.as_ref()).is_none_or(|digest| *digest == list.digest);
+        if !same {
+            let inside = format!("{path}/");
+            self.settled.lists.retain(|place, _| !place.starts_with(&inside));
+        }
+        same
     }
 
     fn goes_on(&self, list: &List, index: usize) -> bool {

@@ -14,8 +14,8 @@ use super::server::{Kind, Propagation, Request};
 use super::workload::Workload;
 use super::world::{Event, Faults, Who, World};
 
-/// Longer than anything that happens by itself: timeouts, back-off, the resync of what is not woken.
-const CALM: i64 = 400_000;
+/// Longer than anything that happens by itself: time-outs (600 s to start, where the Agent is gone), back-off, resync.
+const CALM: i64 = 700_000;
 const PATIENCE: usize = 60;
 
 /// What a seed came to.

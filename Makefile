@@ -50,11 +50,11 @@ check: ## What needs no cluster: formatting, lints, house rules, unit tests, sce
 models: ## Every state of small worlds: fence and claim, the lease (about 2 minutes)
 	cargo test --locked --test model
 
-simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story. A million: OPTIMIZED=--release
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked $(OPTIMIZED) --test simulation -- --nocapture
+simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story. 
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --profile simulate --test simulation -- --nocapture
 
 mutants: ## Deliberate bugs, one at a time: simulation or model must find each
-	cargo test --locked --features mutants --test mutants -- --nocapture
+	cargo test --locked --profile simulate --features mutants --test mutants -- --nocapture
 
 test: ## Everything: check, then the chart, a real API server, and real pods
 	@hack/test

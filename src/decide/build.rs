@@ -22,7 +22,7 @@ use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentSpec, Scope};
 use crate::api::limits::{JOB_TTL_SECONDS, TIMEOUT_SECONDS};
 use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
-use crate::api::step::Step;
+use crate::api::step::{Format, Step};
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
 use crate::mutant::{self, Mutant};
@@ -87,54 +87,42 @@ pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevis
 
 /// A document that stands in the run itself.
 pub fn run_document(workflow: &Workflow, inline: &InlineDocument) -> Document {
-    let meta = &workflow.metadata;
-    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let mut document = Document::new(
-        &name::run_document(&own, &uid, &inline.document_type),
-        DocumentSpec {
-            document_type: inline.document_type.clone(),
-            scope: Scope::Workflow,
-            scope_id: Some(uid),
-            workflow: Some(own.clone()),
-            format: inline.format,
-            content: inline.content.clone(),
-            ..DocumentSpec::default()
-        },
-    );
-    document.metadata.namespace.clone_from(&meta.namespace);
-    document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
-    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
-    document
+    let spec = DocumentSpec {
+        document_type: inline.document_type.clone(),
+        format: inline.format,
+        content: inline.content.clone(),
+        ..of_run(workflow)
+    };
+    owned_document(workflow, name::run_document, spec)
 }
 
 /// A document that a run takes over from another; its content and scope are still the other's.
 pub fn copied_document(workflow: &Workflow, of: &Document, place: &str) -> Document {
-    let meta = &workflow.metadata;
-    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let kind = &of.spec.document_type;
-    let mut document = Document::new(&name::copied_document(&own, &uid, place, kind), of.spec.clone());
-    document.spec.workflow = Some(own.clone());
-    document.metadata.namespace.clone_from(&meta.namespace);
-    document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
-    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
-    document
+    let spec = DocumentSpec { workflow: workflow.metadata.name.clone(), ..of.spec.clone() };
+    owned_document(workflow, |own, uid, kind| name::copied_document(own, uid, place, kind), spec)
 }
 
 /// The internal document that carries a run's output.
 pub fn output_document(workflow: &Workflow, content: String) -> Document {
+    let document_type = super::document::OUTPUT_TYPE.to_owned();
+    let spec = DocumentSpec { document_type, format: Format::Json, content, ..of_run(workflow) };
+    owned_document(workflow, name::run_document, spec)
+}
+
+/// Of run scope.
+fn of_run(workflow: &Workflow) -> DocumentSpec {
+    DocumentSpec {
+        scope: Scope::Workflow,
+        scope_id: workflow.metadata.uid.clone(),
+        workflow: workflow.metadata.name.clone(),
+        ..DocumentSpec::default()
+    }
+}
+
+fn owned_document(workflow: &Workflow, named: impl FnOnce(&str, &str, &str) -> String, spec: DocumentSpec) -> Document {
     let meta = &workflow.metadata;
     let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let kind = super::document::OUTPUT_TYPE;
-    let spec = DocumentSpec {
-        document_type: kind.to_owned(),
-        scope: Scope::Workflow,
-        scope_id: Some(uid.clone()),
-        workflow: Some(own.clone()),
-        format: crate::api::step::Format::Json,
-        content,
-        ..DocumentSpec::default()
-    };
-    let mut document = Document::new(&name::run_document(&own, &uid, kind), spec);
+    let mut document = Document::new(&named(&own, &uid, &spec.document_type), spec);
     document.metadata.namespace.clone_from(&meta.namespace);
     document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
     document.metadata.owner_references = Some(vec![owner(workflow, true)]);
@@ -151,7 +139,11 @@ pub fn step_run_name(workflow: &str, uid: &str, path: &str, keys: &[String]) -> 
 pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[String]) -> StepRun {
     let meta = &workflow.metadata;
     let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let labels = labels([(LABEL_WORKFLOW, &own), (LABEL_AGENT, &spec.agent_id), (LABEL_SESSION, session)]);
+    let mut labels = labels([(LABEL_WORKFLOW, &own), (LABEL_AGENT, &spec.agent_id), (LABEL_SESSION, session)]);
+    // A question and an approval have no agent to be found by.
+    if spec.agent_id.is_empty() {
+        labels.remove(LABEL_AGENT);
+    }
     let mut step_run = StepRun::new(&step_run_name(&own, &uid, &spec.path, keys), spec);
     step_run.metadata.namespace.clone_from(&meta.namespace);
     step_run.metadata.labels = Some(labels);

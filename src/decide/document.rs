@@ -62,7 +62,7 @@ pub fn key(document: &Document) -> String {
 }
 
 /// Those whose keys begin so.
-fn under<'a>(documents: &'a Documents, prefix: &'a str) -> impl Iterator<Item = &'a Arc<Document>> {
+fn under<'a, 'b>(documents: &'a Documents, prefix: &'b str) -> impl Iterator<Item = &'a Arc<Document>> + use<'a, 'b> {
     documents.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, d)| d)
 }
 
@@ -78,8 +78,8 @@ fn revision(document: &Document) -> i64 {
 /// The document of that type: the narrowest scope, in it the highest revision.
 pub fn find<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint) -> Option<&'a Arc<Document>> {
     from.places(document_type).iter().find_map(|place| {
-        let there = documents.range(place.clone()..).take_while(|(key, _)| key.starts_with(place)).map(|(_, d)| d);
-        there.filter(|d| is_published(d)).max_by_key(|d| (revision(d), std::cmp::Reverse(d.metadata.name.clone())))
+        let there = under(documents, place).filter(|d| is_published(d));
+        there.max_by_key(|d| (revision(d), std::cmp::Reverse(d.metadata.name.clone())))
     })
 }
 
@@ -88,11 +88,9 @@ pub fn fan_in<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoin
     let around = format!("{}/", name::scope_id(&from.workflow_uid, &from.keys));
     let prefix = place(document_type, Scope::Item, &around);
     let prefix = prefix.trim_end_matches('\0');
-    let mut found: Vec<(String, &Arc<Document>)> = documents
-        .range(prefix.to_owned()..)
-        .take_while(|(key, _)| key.starts_with(prefix))
-        .filter(|(_, d)| is_published(d))
-        .filter_map(|(_, d)| d.spec.scope_id.as_deref()?.strip_prefix(&around).map(|key| (key.to_owned(), d)))
+    let mut found: Vec<(String, &Arc<Document>)> = under(documents, prefix)
+        .filter(|d| is_published(d))
+        .filter_map(|d| d.spec.scope_id.as_deref()?.strip_prefix(&around).map(|key| (key.to_owned(), d)))
         .collect();
     found.sort_by(|a, b| (&a.0, revision(b.1)).cmp(&(&b.0, revision(a.1))));
     found.dedup_by(|later, first| later.0 == first.0);
@@ -118,9 +116,8 @@ pub fn named<'a>(documents: &'a Documents, document_type: &str, names: &[String]
         return None;
     }
     let prefix = format!("{document_type}\0");
-    let there = documents.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)).map(|(_, d)| d);
-    let mut those = there.filter(|d| d.metadata.name.as_ref().is_some_and(|n| names.contains(n)));
-    those.next()
+    let mut there = under(documents, &prefix);
+    there.find(|d| d.metadata.name.as_ref().is_some_and(|n| names.contains(n)))
 }
 
 /// All of the type and the place of a document, itself included.

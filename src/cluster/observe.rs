@@ -21,14 +21,14 @@ use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid};
-use crate::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
-use crate::api::step_run::{AttemptResult, ReportClass, WorkflowIdentity};
+use crate::api::name::{self, LABEL_ATTEMPT, LABEL_WORKFLOW};
+use crate::api::step_run::{AttemptResult, WorkflowIdentity};
 use crate::api::workflow::StepStatus;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use crate::decide::gate::Guard;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
-use crate::decide::{agent::CONTAINER, document, gate, step_run, workflow};
+use crate::decide::{agent::CONTAINER, document, step_run, workflow};
 
 /// Everything that observing needs.
 pub struct Observer {
@@ -196,11 +196,7 @@ impl Observer {
                 .map(|j| job_identity(j))
                 .collect(),
             pods_alive: self.pods_alive(&namespace, &own),
-            guard: if needs_guard(&step_run) {
-                self.guard.check(&self.client, &step_run).await?
-            } else {
-                Guard::NotAsked
-            },
+            guard: Guard::NotAsked,
             surroundings: Arc::clone(&self.surroundings),
             now: now(),
             definition,
@@ -209,6 +205,9 @@ impl Observer {
             step_run,
         };
         observed.slot = self.slot(&observed, workflow.as_deref());
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard.check(&self.client, &observed.step_run).await?;
+        }
         Ok(observed)
     }
 
@@ -405,20 +404,6 @@ fn begun(workflow: &Workflow) -> usize {
         }
     };
     (0..steps.len()).map(of).sum()
-}
-
-fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = [DECISION, ACTION, ANSWER].iter().any(|key| step_run.annotations().contains_key(*key));
-    let status = step_run.status.as_ref();
-    let open = status.is_none_or(|s| s.completed_at.is_none());
-    let succeeded = status
-        .and_then(|s| {
-            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
-        })
-        .unwrap_or_default();
-    let reviewable = succeeded || !gate::has_agent(step_run);
-    let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
 }
 
 fn job_ended(job: &Job) -> bool {

@@ -5,6 +5,7 @@ mod ending;
 mod gates;
 mod hold;
 mod launch;
+mod proof;
 mod questions;
 mod slot;
 
@@ -34,6 +35,7 @@ use crate::api::step_run::{
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};
 pub use hold::{Hold, hold};
+pub use proof::{POLICIES, needs_guard};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
 /// Seconds after which a pod that should be gone counts as gone.
@@ -185,6 +187,7 @@ impl<'a> Pass<'a> {
 
     fn conclude(&mut self, phase: Phase) {
         condition::clear(&mut self.status.conditions, "Started");
+        condition::clear(&mut self.status.conditions, POLICIES);
         self.status.phase = Some(phase);
         self.status.completed_at = Some(self.o.now.clone());
     }

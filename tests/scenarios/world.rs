@@ -207,7 +207,7 @@ impl World {
                 .collect(),
             siblings: document.map(|d| self.of_type(&d.spec.document_type)).unwrap_or_default(),
             document: document.cloned().map(Arc::new),
-            guard: self.guard.clone(),
+            guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
@@ -333,6 +333,9 @@ impl World {
         };
         let mut observed = self.observe_step_run(name, &found);
         observed.slot = self.slot(&observed);
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard.clone();
+        }
         let plan = step_run::step_run(&observed);
         for effect in plan.effects {
             if let (Effect::CreateJob(job), Some(why)) = (&effect, &self.quota) {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
-use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step_run::{AttemptResult, ReportClass};
+use lockstep::api::name::{self, LABEL_ATTEMPT};
+use lockstep::api::step_run::AttemptResult;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
@@ -180,7 +180,7 @@ impl World {
         let jobs = self.jobs(op, object, &step_run, hold)?;
         let reported = if done { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
-        Ok(step_run::Observed {
+        let mut observed = step_run::Observed {
             hold,
             refusal: None,
             slot: Slot::Yours,
@@ -189,14 +189,18 @@ impl World {
             job: self.job_seen(op, &job_name, &jobs),
             pod: self.pod(op, &step_run, attempt, done)?,
             unfinished: jobs.iter().filter(|j| !job_ended(j) && !j.is_deleting()).map(|j| job_identity(j)).collect(),
-            guard: if needs_guard(&step_run) { self.guard() } else { Guard::NotAsked },
+            guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
             now: self.time(self.operators[op].ahead),
             definition,
             document: reported,
             siblings,
             step_run,
-        })
+        };
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard();
+        }
+        Ok(observed)
     }
 
     /// Where a Job decides by its absence, only the API server says that it is not there.
@@ -306,20 +310,6 @@ fn begun(workflow: &Workflow) -> usize {
         }
     };
     (0..steps.len()).map(of).sum()
-}
-
-fn needs_guard(step_run: &StepRun) -> bool {
-    let marked =
-        step_run.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(DECISION) || a.contains_key(ACTION));
-    let status = step_run.status.as_ref();
-    let open = status.is_none_or(|s| s.completed_at.is_none());
-    let succeeded = status
-        .and_then(|s| {
-            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
-        })
-        .unwrap_or_default();
-    let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && succeeded && !waits)
 }
 
 pub fn job_ended(job: &Object) -> bool {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
     DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
-    Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition, document,
+    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, WaitKind, after, clip, condition, document,
     gate, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
@@ -48,9 +48,7 @@ impl Pass<'_> {
             Guard::Proven(stamp) => self.wait_for_decision(&wanted, &reviewed, stamp),
             Guard::Missing(why) => {
                 self.status.phase = Some(Phase::Running);
-                let why = format!("the gate stays shut: {why}; reinstall the chart");
-                self.condition("GatePolicyInstalled", Truth::False, "PolicyMissing", &why);
-                self.plan.look_again(GUARD_AGAIN);
+                self.policies_missing(&format!("the gate stays shut: {why}"));
             }
             Guard::NotAsked => self.plan.look_again(GUARD_AGAIN),
         }
@@ -60,7 +58,7 @@ impl Pass<'_> {
         self.set_gate(GateState::Waiting, reviewed, stamp);
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
         self.status.phase = Some(Phase::WaitingForAcceptance);
-        condition::clear(&mut self.status.conditions, "GatePolicyInstalled");
+        condition::clear(&mut self.status.conditions, POLICIES);
         let people = if wanted.approvals > 1 { format!("{} decisions", wanted.approvals) } else { "a decision".into() };
         self.plan.notice("GateOpened", format!("gate {} waits for {people}", wanted.name));
         self.wake_at_deadline();

@@ -269,3 +269,6 @@ impl<'a> Pass<'a> {
 fn after(at: &Time, seconds: i64) -> Time {
     Time(at.0.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(at.0))
 }
+
+#[cfg(test)]
+mod tests;

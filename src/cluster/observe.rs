@@ -178,7 +178,11 @@ impl Observer {
         let job_name = name::job(&own, &uid, attempt);
         let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(&step_run, hold).await?;
-        let reported = if done { None } else { self.result_document(&step_run, &namespace).await? };
+        let reported = if done && !self.publishes(&step_run, &namespace) {
+            None
+        } else {
+            self.result_document(&step_run, &namespace).await?
+        };
         let siblings = reported
             .as_ref()
             .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
@@ -326,6 +330,13 @@ impl Observer {
         };
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
         Ok(bounded("GET documents", api.get_opt(name)).await?.map(Arc::new))
+    }
+
+    /// Whether its document may still have to be published: the cache is not believed that it has not been.
+    fn publishes(&self, step_run: &StepRun, namespace: &str) -> bool {
+        let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.as_ref());
+        let seen = name.and_then(|name| self.world.documents.get(namespace, name));
+        step_run::is_published_late(step_run) && seen.is_none_or(|d| !document::has_standing(&d))
     }
 
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {

@@ -34,6 +34,7 @@ use crate::api::step_run::{
 };
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};
+pub use gates::is_published_late;
 pub use hold::{Hold, hold};
 pub use proof::{POLICIES, needs_guard};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
@@ -102,6 +103,8 @@ pub fn step_run(o: &Observed) -> Plan<StepRunStatus> {
     let mut pass = Pass::new(o);
     if pass.status.completed_at.is_none() || mutant::on(Mutant::NotAbsorbing) {
         pass.advance();
+    } else {
+        pass.publish_accepted();
     }
     pass.clean_up();
     pass.finish()

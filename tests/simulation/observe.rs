@@ -178,7 +178,11 @@ impl World {
         let job_name = name::job(&object.name, &object.uid, attempt);
         let hold = run.map_or(Hold::Stopping, |w| step_run::hold(&w.typed::<Workflow>()));
         let jobs = self.jobs(op, object, &step_run, hold)?;
-        let reported = if done { None } else { self.result_document(op, &step_run)? };
+        let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
+        let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
+        let publishes =
+            step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
+        let reported = if done && !publishes { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
         let mut observed = step_run::Observed {
             hold,

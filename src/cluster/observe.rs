@@ -27,6 +27,7 @@ use crate::api::workflow::StepStatus;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use crate::decide::gate::Guard;
+use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use crate::decide::{agent::CONTAINER, document, step_run, workflow};
 
@@ -74,7 +75,11 @@ impl Observer {
             .collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
-        self.add_committed(&workflow, &step_runs, &mut documents).await?;
+        let mut settled = self.settled.of(&uid);
+        let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
+        if settled.late != late {
+            Arc::make_mut(&mut settled).late = late;
+        }
         let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
         Ok(workflow::Observed {
             template,
@@ -84,7 +89,7 @@ impl Observer {
             documents,
             contents: BTreeMap::new(),
             previous: of.map(|of| self.world.step_runs.table(&of.uid)),
-            settled: self.settled.of(&uid),
+            settled,
             evaluator: self.evaluator.for_decision(),
             now: now(),
             workflow,
@@ -121,24 +126,27 @@ impl Observer {
         Ok(found)
     }
 
-    /// Documents of finished steps, also where their cache is behind: an expression without them fails the run for good.
+    /// Documents of finished steps, also where their cache is behind; the StepRuns that made those.
     async fn add_committed(
         &self,
         workflow: &Workflow,
         step_runs: &Table<StepRun>,
+        settled: &Settled,
         documents: &mut Table<Document>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<String>, Error> {
         let namespace = workflow.namespace().unwrap_or_default();
-        for name in workflow::committed_documents(workflow, step_runs, &now()) {
-            let seen = self.world.documents.get(&namespace, &name);
-            if seen.is_none_or(|d| !document::is_published(&d))
-                && let Some(mut live) = self.live_document(&namespace, &name).await?
-            {
+        let mut late = Vec::new();
+        for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
+            if self.world.documents.get(&namespace, &name).is_some_and(|d| document::is_published(&d)) {
+                continue;
+            }
+            late.extend(step_run);
+            if let Some(mut live) = self.live_document(&namespace, &name).await? {
                 live.spec.content.clear();
                 documents.insert_mut(document::key(&live), Arc::new(live));
             }
         }
-        Ok(())
+        Ok(late)
     }
 
     async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
@@ -178,11 +186,8 @@ impl Observer {
         let job_name = name::job(&own, &uid, attempt);
         let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(&step_run, hold).await?;
-        let reported = if done && !self.publishes(&step_run, &namespace) {
-            None
-        } else {
-            self.result_document(&step_run, &namespace).await?
-        };
+        let looks = !done || self.publishes(&step_run, &namespace);
+        let reported = if looks { self.result_document(&step_run, &namespace).await? } else { None };
         let siblings = reported
             .as_ref()
             .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
@@ -400,6 +405,19 @@ impl Observer {
             }
         }
     }
+
+    /// A Document and those of its type; with its content only while it has no status, since only then it is read.
+    pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
+        let namespace = cached.namespace().unwrap_or_default();
+        let siblings = document::siblings(&self.world.documents.table(&namespace), &cached);
+        let settled = cached.status.as_ref().is_some_and(|s| s.phase.is_some());
+        if settled {
+            return Ok((cached, siblings));
+        }
+        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
+        let live = bounded("GET documents", api.get_opt(&cached.name_any())).await?;
+        Ok((live.map_or(cached, Arc::new), siblings))
+    }
 }
 
 /// How many StepRuns the status says were begun, each step's once.
@@ -478,19 +496,4 @@ fn obstacle(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
             w.message.as_deref().unwrap_or_default()
         )
     })
-}
-
-impl Observer {
-    /// A Document and those of its type; with its content only while it has no status, since only then it is read.
-    pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
-        let namespace = cached.namespace().unwrap_or_default();
-        let siblings = document::siblings(&self.world.documents.table(&namespace), &cached);
-        let settled = cached.status.as_ref().is_some_and(|s| s.phase.is_some());
-        if settled {
-            return Ok((cached, siblings));
-        }
-        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
-        let live = bounded("GET documents", api.get_opt(&cached.name_any())).await?;
-        Ok((live.map_or(cached, Arc::new), siblings))
-    }
 }

@@ -353,6 +353,9 @@ impl<'a> Walk<'a> {
         }
         self.latch_begun();
         self.keep_latched();
+        self.settled.step_runs = self.accounted + self.stand.creates.len();
+        self.settled.open = std::mem::take(&mut self.unfinished);
+        self.settled.late.clone_from(&self.o.settled.late);
         let mut tallies = std::mem::take(&mut self.tallies);
         let mut steps: Vec<StepStatus> =
             self.order.iter().map(|path| tallies.remove(path).unwrap_or_default().status(path)).collect();

@@ -413,7 +413,10 @@ impl World {
         if let Some(step_run) = self.step_runs.values().find(makes) {
             let gate = step_run.status.as_ref().and_then(|s| s.gate.as_ref());
             let decided = gate::can_proceed(step_run.spec.gate.as_ref(), gate);
-            assert!(decided || status.phase != Some(DocumentPhase::Published), "{name} is published before it is accepted");
+            assert!(
+                decided || status.phase != Some(DocumentPhase::Published),
+                "{name} is published before it is accepted"
+            );
         }
     }
 

@@ -44,15 +44,20 @@ impl World {
         let step_runs = self.step_runs(op, &workflow, &object.uid)?;
         let mut documents: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
         let now = self.time(self.operators[op].ahead);
-        for name in workflow::committed_documents(&workflow, &step_runs, &now) {
+        let mut settled = self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default();
+        let mut late = Vec::new();
+        for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
-            if seen.is_none_or(|d| !document::is_published(&d))
-                && let Some(live) = self.get(op, Kind::Document, &name)?
-            {
+            if seen.is_some_and(|d| document::is_published(&d)) {
+                continue;
+            }
+            late.extend(step_run);
+            if let Some(live) = self.get(op, Kind::Document, &name)? {
                 let live = bare(&live);
                 documents.insert_mut(document::key(&live), live);
             }
         }
+        Arc::make_mut(&mut settled).late = late;
         Ok(workflow::Observed {
             template,
             definition,
@@ -61,7 +66,7 @@ impl World {
             documents,
             contents: BTreeMap::new(),
             previous: None,
-            settled: self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default(),
+            settled,
             evaluator: Arc::new(InProcess),
             now,
             workflow,
@@ -180,8 +185,7 @@ impl World {
         let jobs = self.jobs(op, object, &step_run, hold)?;
         let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
         let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
-        let publishes =
-            step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
+        let publishes = step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
         let reported = if done && !publishes { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
         let mut observed = step_run::Observed {

@@ -3,6 +3,7 @@ use crate::api::agent::{Agent, AgentSpec};
 use crate::api::step_run::{AgentReport, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::expression::InProcess;
+use crate::decide::workflow::committed;
 use crate::decide::{build, status, validate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -270,4 +271,38 @@ fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
     assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
     let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
+}
+
+#[test]
+fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
+    let items: Vec<u32> = (0..5_000).collect();
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 100});
+    let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
+    let (mut o, definition) = run(&steps, &json!({"all": items}));
+    let mut workflow = o.workflow.as_ref().clone();
+    workflow.status.get_or_insert_default().definition = Some(crate::api::workflow::DefinitionRef::default());
+    o.workflow = Arc::new(workflow);
+    for pass in 0..5 {
+        step_on(&mut o, &definition);
+        let ended: Vec<String> = o.settled.open.clone();
+        for name in &ended {
+            let mut step_run = o.step_runs[name].as_ref().clone();
+            if let Some(result) = step_run.status.as_mut().and_then(|s| s.result.as_mut()) {
+                result.document_name = Some(format!("of-{name}"));
+            }
+            o.step_runs.insert_mut(name.clone(), Arc::new(step_run));
+        }
+        let found = committed(&o.workflow, &o.step_runs, &o.settled, &NOW);
+        assert_eq!((found.documents.len(), found.looked), (100, 100), "pass {pass}");
+        // One of them is behind in the cache of Documents: it comes again, the others do not.
+        let late = ended[..1].to_vec();
+        Arc::make_mut(&mut o.settled).late.clone_from(&late);
+        let again = stand(&o, &definition, Start::Not).settled;
+        let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
+        assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
+        Arc::make_mut(&mut o.settled).late.clear();
+    }
+    // Whoever remembers nothing looks at all.
+    let found = committed(&o.workflow, &o.step_runs, &crate::decide::settled::Settled::default(), &NOW);
+    assert_eq!((found.documents.len(), found.looked), (500, 500));
 }

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
     DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
-    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition, document,
-    gate, name,
+    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition,
+    document, gate, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;

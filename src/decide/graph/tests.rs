@@ -306,3 +306,28 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
     let found = committed(&o.workflow, &o.step_runs, &crate::decide::settled::Settled::default(), &NOW);
     assert_eq!((found.documents.len(), found.looked), (500, 500));
 }
+
+#[test]
+fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
+    let list = json!({"in": "steps.?list.?output.orValue([])", "as": "n", "key": "n"});
+    let inner = json!([{"name": "list", "agentId": "x"}, {"name": "each", "agentId": "x", "forEach": list}]);
+    let outer = json!({"in": "parameters.all", "as": "p", "key": "p"});
+    let (mut o, definition) =
+        run(&json!([{"name": "outer", "steps": inner, "forEach": outer}]), &json!({"all": ["p"]}));
+    step_on(&mut o, &definition);
+    change(&mut o, "outer/list", Some("p"), gives(r#"["a","b"]"#));
+    step_on(&mut o, &definition);
+    change(&mut o, "outer/each", Some("a"), open);
+    let newer = o.step_runs.clone();
+    // A restart, on a copy in which the list has not been made yet; then one that has caught up.
+    change(&mut o, "outer/list", Some("p"), open);
+    o.settled = Arc::default();
+    let behind = stand(&o, &definition, Start::May);
+    assert!(behind.stand.done.is_none() && behind.stand.failure.is_none());
+    o.settled = Arc::new(behind.settled);
+    o.step_runs = newer;
+    let after = stand(&o, &definition, Start::May).stand;
+    assert!(after.done.is_none(), "an item is open");
+    let each = after.steps.iter().find(|s| s.path == "outer/each").cloned().expect("the step");
+    assert_eq!(each.counts.map(|c| (c.total, c.started, c.done)), Some((2, 2, 1)));
+}

@@ -18,7 +18,7 @@ use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
-use super::step_run::is_published_late;
+use super::step_run::{POLICIES, is_published_late};
 use super::{build, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
@@ -50,6 +50,8 @@ pub struct Stand {
     /// StepRuns that wait for their Agent or a slot.
     pub held: usize,
     pub suspended: usize,
+    /// The first that waits for the admission policies, and what is missing.
+    pub unproven: Option<String>,
     /// StepRuns that end because the run does.
     pub failure: Option<Failure>,
     /// Everything is done; what the last step gave.
@@ -220,6 +222,9 @@ impl<'a> Walk<'a> {
             return self.ended(step_run, phase, path, frame);
         }
         self.unfinished.extend(step_run.metadata.name.clone());
+        if let Some(missing) = condition::get(&status.conditions, POLICIES).filter(|c| c.status == "False") {
+            self.stand.unproven.get_or_insert_with(|| format!("{}: {}", frame.place(path), missing.message));
+        }
         self.open(step_run, status.phase, path, frame);
         self.active(path, frame);
         Outcome::Open

@@ -18,8 +18,9 @@ use super::graph::{self, Failure, Stand};
 pub use super::observed::{Observed, StepRuns};
 use super::scope::Start;
 use super::settled::Settled;
+use super::step_run::POLICIES;
 use super::{Effect, Plan, build, status};
-use crate::api::condition::clip;
+use crate::api::condition::{self, clip};
 use crate::api::definition::Definition;
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
@@ -86,8 +87,11 @@ fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) ->
         stand.failure.get_or_insert(failure);
     }
     create(o, &status, stand, &mut plan);
-    let was = status.phase;
+    let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
     status::derive(&mut status, stand, (stop.end, &o.now));
+    if let Some(missing) = stand.unproven.as_ref().filter(|_| !told) {
+        plan.warn("PolicyMissing", clip(missing, 900));
+    }
     if status.phase == Some(Phase::Completed) {
         status.output = output(o, stand, &mut plan);
     }

@@ -154,7 +154,8 @@ fn gives(output: &'static str) -> impl FnOnce(&mut StepRunStatus) {
 
 /// What would begin, as `path/key`.
 fn begins(walked: &Walked) -> Vec<String> {
-    walked.stand.creates.iter().map(|(spec, keys)| [&[spec.path.clone()], keys.as_slice()].concat().join("/")).collect()
+    let place = |path: &str, keys: &[String]| keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"));
+    walked.stand.creates.iter().map(|(spec, keys)| place(&spec.path, keys)).collect()
 }
 
 /// A run whose items came from the first step, and a copy in which that step has not ended.

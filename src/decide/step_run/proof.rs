@@ -38,9 +38,10 @@ fn opens_gate(step_run: &StepRun) -> bool {
 fn asks(o: &Observed) -> bool {
     let (status, report) = (o.step_run.status.as_ref(), reported(&o.step_run));
     let begun = report.is_some() || o.refusal.is_some() || status.is_some_and(slot::launched);
-    let may = match gate::has_agent(&o.step_run) {
-        true => begun && report != Some(ReportClass::Succeeded),
-        false => o.step_run.spec.ask.is_some(),
+    let may = if gate::has_agent(&o.step_run) {
+        begun && report != Some(ReportClass::Succeeded)
+    } else {
+        o.step_run.spec.ask.is_some()
     };
     let waits = status.is_some_and(|s| s.waiting_for.is_some());
     may && !waits && step_run(o).status.is_some_and(|s| s.waiting_for.is_some())

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 #[path = "patch.rs"]
-mod patch;
+pub mod patch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -41,7 +41,7 @@ impl Kind {
         self <= Self::Document
     }
 
-    fn has_status(self) -> bool {
+    pub fn has_status(self) -> bool {
         self.is_custom() || matches!(self, Self::Job | Self::Pod)
     }
 

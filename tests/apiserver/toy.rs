@@ -18,7 +18,7 @@ mod twins;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
-use draw::Drawer;
+use draw::{Asked, Drawer};
 use real::{Real, Said, Sent};
 use serde_json::{Value, json};
 use server::{KINDS, Kind, Reply, Request};
@@ -113,14 +113,25 @@ impl Story {
         self.watched(first, heard, real)
     }
 
-    async fn step(&mut self, request: &Request, sent: &Sent, real: &mut Real) -> Result<()> {
+    async fn step(&mut self, asked: &Asked, sent: &Sent, real: &mut Real) -> Result<()> {
         self.requests += 1;
-        let reply = self.twins.toy.handle(request);
+        if matches!(asked, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
+            // The collector hears of dependants by watches as we do: it must know them before the owner goes.
+            self.settle(real).await?;
+        }
+        let reply = match asked {
+            Asked::Request(request) => self.twins.toy.handle(request),
+            Asked::Purge(name) => {
+                let old = self.twins.toy.find(Kind::Pod, name).cloned().expect("it is there");
+                self.twins.toy.purge(Kind::Pod, name);
+                Ok(self.twins.toy.find(Kind::Pod, name).cloned().unwrap_or(old))
+            }
+        };
         let said = real.send(sent).await?;
-        self.lines.push(format!("{:3} {request:?}\n    sent {}", self.requests, sent.body.clone().unwrap_or_default()));
+        self.lines.push(format!("{:3} {asked:?}\n    sent {}", self.requests, sent.body.clone().unwrap_or_default()));
         self.lines.push(format!("    toy  {}", shown(&reply)));
         self.lines.push(format!("    real {}", said.as_ref().map_or_else(|e| format!("{e:?}"), |v| brief(v).to_string())));
-        self.agree(request, &reply, &said)?;
+        self.agree(asked, &reply, &said)?;
         let mut acts = 0;
         while let Some(act) = self.twins.toy.collect() {
             self.lines.push(format!("    {act}"));
@@ -134,7 +145,7 @@ impl Story {
         Ok(())
     }
 
-    fn agree(&mut self, request: &Request, reply: &Reply, said: &Said) -> Result<()> {
+    fn agree(&mut self, request: &Asked, reply: &Reply, said: &Said) -> Result<()> {
         match (reply, said) {
             (Err(refused), Err((code, reason, message))) => {
                 ensure!(
@@ -147,7 +158,7 @@ impl Story {
             (Ok(object), Ok(value)) => {
                 let lives = self.twins.toy.find(object.kind, &object.name).is_some_and(|o| o.uid == object.uid);
                 // The reply to a delete that is done is a bare Status for most kinds.
-                if !lives && matches!(request, Request::Delete { .. }) {
+                if !lives && matches!(request, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
                     ensure!(value["metadata"]["finalizers"].is_null(), "{request:?}: toy: gone, real: {}", brief(value));
                     return Ok(());
                 }

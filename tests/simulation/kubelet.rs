@@ -78,7 +78,7 @@ impl World {
         let ended = |wanted: &str| pods.iter().any(|p| phase(p).as_deref() == Some(wanted));
         let verdict = if ended("Succeeded") {
             "Complete"
-        } else if ended("Failed") || pods.len() < made as usize && pods.iter().all(|p| phase(p).is_none()) {
+        } else if ended("Failed") || pods.len() < made as usize && pods.iter().all(|p| phase(p).as_deref() == Some("Pending")) {
             "Failed"
         } else {
             return;
@@ -95,7 +95,7 @@ impl World {
                 "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid,
                     "controller": true}],
             },
-            "spec": {"stepRunUID": job.controller.as_ref().map(|(_, uid)| uid)},
+            "spec": {"nodeName": "node", "stepRunUID": job.controller.as_ref().map(|(_, uid)| uid)},
         });
         let _ = self.ask(Who::JobController, &Request::Create(Kind::Pod, pod));
     }

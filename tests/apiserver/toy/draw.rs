@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::chance::Chance;
 use super::real::Sent;
-use super::server::{KINDS, Kind, Part, Propagation, Request};
+use super::server::{KINDS, Kind, Object, Part, Propagation, Request};
 use super::twins::Twins;
 
 /// Names of objects of one kind.
@@ -21,6 +21,14 @@ pub struct Drawer {
     /// A pod's deadline may only be brought forward.
     deadline: i64,
     node: String,
+}
+
+/// What is asked of the toy.
+#[derive(Debug)]
+pub enum Asked {
+    Request(Request),
+    /// By the kubelet, of a pod.
+    Purge(String),
 }
 
 /// Where what is written starts from.
@@ -40,40 +48,39 @@ impl Drawer {
         Self { chance, seed, kinds, deadline: 100_000, node: node.to_owned() }
     }
 
-    pub fn next(&mut self, twins: &Twins) -> (Request, Sent) {
-        let kind = *self.chance.pick(&self.kinds.clone());
-        let name = self.name(self.chance.clone().below(NAMES));
-        self.chance.draw();
+    pub fn next(&mut self, twins: &Twins) -> (Asked, Sent) {
+        let kind = *self.chance.pick(&self.kinds);
+        let name = format!("s{}-{}", self.seed, self.chance.below(NAMES));
         let there = twins.toy.find(kind, &name).is_some();
         match self.chance.below(100) {
             _ if !there && self.chance.percent(75) => self.create(kind, &name, twins),
             0..12 => self.create(kind, &name, twins),
-            12..17 => (Request::Get(kind, name.clone()), Sent::get(kind, &name)),
+            12..17 => (Asked::Request(Request::Get(kind, name.clone())), Sent::get(kind, &name)),
             17..40 => self.put(kind, &name, twins),
             40..60 => self.merge(kind, &name, twins),
             60..80 => self.json(kind, &name, twins),
+            80..84 if kind == Kind::Pod && there => (Asked::Purge(name.clone()), Sent::purge(&name)),
             _ => self.delete(kind, &name, twins),
         }
     }
 
     /// What takes away an object that is left at the end.
-    pub fn last(twins: &Twins) -> Option<(Request, Sent)> {
+    pub fn last(twins: &Twins) -> Option<(Asked, Sent)> {
         let left = KINDS.iter().flat_map(|kind| twins.toy.all(*kind)).next()?;
         let (kind, name) = (left.kind, left.name.clone());
         if left.meta("finalizers").is_null() && !left.is_deleting() {
             let propagation = Propagation::Background;
             let request = Request::Delete { kind, name: name.clone(), uid: None, version: None, propagation };
-            return Some((request, Sent::delete(kind, &name, None, None, propagation)));
+            return Some((Asked::Request(request), Sent::delete(kind, &name, None, None, propagation)));
+        }
+        if left.meta("finalizers").is_null() && kind == Kind::Pod {
+            return Some((Asked::Purge(name.clone()), Sent::purge(&name)));
         }
         let change = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
-        Some((Request::Merge(kind, Part::Main, name.clone(), change.clone()), Sent::merge(kind, Part::Main, &name, change)))
+        Some((Asked::Request(Request::Merge(kind, Part::Main, name.clone(), change.clone())), Sent::merge(kind, Part::Main, &name, change)))
     }
 
-    fn name(&self, number: u64) -> String {
-        format!("s{}-{number}", self.seed)
-    }
-
-    fn create(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Request, Sent) {
+    fn create(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let mut body = seed_of(kind, &self.node);
         body["metadata"]["name"] = json!(name);
         for _ in 0..self.chance.below(3) {
@@ -96,10 +103,10 @@ impl Drawer {
         // Nothing is there to be removed.
         strip_nulls(&mut body);
         let real = twins.to_real(&body);
-        (Request::Create(kind, body), Sent::create(kind, real))
+        (Asked::Request(Request::Create(kind, body)), Sent::create(kind, real))
     }
 
-    fn put(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Request, Sent) {
+    fn put(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let part = self.part(kind);
         let change = self.change(kind, name, part, twins);
         let mut base = self.base(kind, name, twins);
@@ -120,10 +127,10 @@ impl Drawer {
                 }
             }
         }
-        (Request::Put(kind, part, base.toy), Sent::put(kind, part, name, base.real))
+        (Asked::Request(Request::Put(kind, part, base.toy)), Sent::put(kind, part, name, base.real))
     }
 
-    fn merge(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Request, Sent) {
+    fn merge(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let part = self.part(kind);
         let mut change = self.change(kind, name, part, twins);
         if self.chance.percent(40) {
@@ -136,10 +143,10 @@ impl Drawer {
             super::patch_merge(&mut change, &json!({"metadata": stated}));
         }
         let real = twins.to_real(&change);
-        (Request::Merge(kind, part, name.to_owned(), change), Sent::merge(kind, part, name, real))
+        (Asked::Request(Request::Merge(kind, part, name.to_owned(), change)), Sent::merge(kind, part, name, real))
     }
 
-    fn json(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Request, Sent) {
+    fn json(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let part = self.part(kind);
         let now = twins.toy.find(kind, name).map(|o| o.value.clone()).unwrap_or_default();
         let mut operations = Vec::new();
@@ -189,10 +196,10 @@ impl Drawer {
         }
         let operations = Value::Array(operations);
         let real = twins.to_real(&operations);
-        (Request::Json(kind, part, name.to_owned(), operations), Sent::json(kind, part, name, real))
+        (Asked::Request(Request::Json(kind, part, name.to_owned(), operations)), Sent::json(kind, part, name, real))
     }
 
-    fn delete(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Request, Sent) {
+    fn delete(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let stated = if self.chance.percent(60) { self.identity(kind, name, twins) } else { Value::Null };
         let of = |key: &str| stated[key].as_str().filter(|v| !v.is_empty()).map(str::to_owned);
         let (uid, version) = (of("uid"), of("resourceVersion"));
@@ -200,7 +207,7 @@ impl Drawer {
             *self.chance.pick(&[Propagation::Background, Propagation::Foreground, Propagation::Orphan]);
         let real = twins.to_real(&json!({"uid": uid, "resourceVersion": version}));
         let sent = Sent::delete(kind, name, real["uid"].as_str(), real["resourceVersion"].as_str(), propagation);
-        (Request::Delete { kind, name: name.to_owned(), uid, version, propagation }, sent)
+        (Asked::Request(Request::Delete { kind, name: name.to_owned(), uid, version, propagation }), sent)
     }
 
     fn part(&mut self, kind: Kind) -> Part {
@@ -216,9 +223,16 @@ impl Drawer {
             return Base { real: body.clone(), toy: body };
         };
         // A pod is not put back as it was: most of its spec cannot change.
-        let (toy, real) =
-            if !older.is_empty() && kind != Kind::Pod && self.chance.percent(20) { *self.chance.pick(older) } else { *newest };
-        Base { toy: toy.clone(), real: real.clone() }
+        if older.is_empty() || kind == Kind::Pod || self.chance.percent(80) {
+            return Base { toy: newest.0.clone(), real: newest.1.clone() };
+        }
+        let (toy, real) = *self.chance.pick(older);
+        let mut base = Base { toy: toy.clone(), real: real.clone() };
+        // Old owners could close a circle.
+        for side in [&mut base.toy, &mut base.real] {
+            side["metadata"]["ownerReferences"] = Value::Null;
+        }
+        base
     }
 
     /// UID and version to state: null says nothing about it, an empty text leaves it out.
@@ -266,6 +280,8 @@ impl Drawer {
         let fields = match self.chance.below(10) {
             0..2 => json!({"labels": {"a": value(&mut self.chance), "b": value(&mut self.chance)}}),
             2..4 => json!({"annotations": {"toy.test/a": value(&mut self.chance)}}),
+            // A Job without labels takes those of its pods.
+            4 if kind == Kind::Job => json!({"annotations": {}}),
             4 => json!({"labels": null, "annotations": {}}),
             5 => json!({"finalizers": null}),
             6..8 => {
@@ -283,16 +299,27 @@ impl Drawer {
         json!({"metadata": fields})
     }
 
+    /// Owners that come before it. Where one owner hangs on another, or an owner already waits for what it owns, the
+    /// collector's acts depend on how fast it hears.
     fn owners(&mut self, kind: Kind, name: &str, twins: &Twins) -> Value {
-        let before = |o: &&std::sync::Arc<super::server::Object>| (o.kind, o.name.as_str()) < (kind, name);
-        let all: Vec<_> = KINDS.iter().flat_map(|k| twins.toy.all(*k)).filter(before).cloned().collect();
+        let own = |o: &Object| o.meta("ownerReferences").as_array().map_or(0, Vec::len);
+        let all: Vec<_> = KINDS.iter().flat_map(|k| twins.toy.all(*k)).collect();
+        let uid = twins.toy.find(kind, name).map(|o| o.uid.clone()).unwrap_or_default();
+        if all.iter().any(|o| own(o) > 1 && o.meta("ownerReferences").to_string().contains(&uid)) {
+            return json!({});
+        }
+        let before: Vec<_> = all.iter().filter(|o| (o.kind, o.name.as_str()) < (kind, name) && !o.is_deleting()).collect();
+        let count = 1 + self.chance.below(2);
         let mut owners = Vec::new();
-        for _ in 0..=self.chance.below(2) {
-            let mut owner = if all.is_empty() || self.chance.percent(20) {
+        for _ in 0..count {
+            let mut owner = if before.is_empty() || self.chance.percent(20) {
                 let uid = format!("nobody-{}", self.seed);
                 json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "nobody", "uid": uid})
             } else {
-                let owner = self.chance.pick(&all);
+                let owner = self.chance.pick(&before);
+                if count > 1 && own(owner) > 0 {
+                    continue;
+                }
                 let (api, word) = owner.kind.api();
                 json!({"apiVersion": api, "kind": word, "name": owner.name, "uid": owner.uid})
             };
@@ -362,7 +389,7 @@ fn seed_of(kind: Kind, node: &str) -> Value {
         }
         Kind::Revision => json!({"data": {"x": 1}, "revision": 1}),
         // Managed by nobody, so that the Job controller leaves it alone.
-        Kind::Job => json!({"spec": {"suspend": true, "parallelism": 1, "managedBy": "toy.test/nobody",
+        Kind::Job => json!({"metadata": {"labels": {"toy": "job"}}, "spec": {"suspend": true, "parallelism": 1, "managedBy": "toy.test/nobody",
             "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}),
         Kind::Pod => json!({"spec": {"nodeName": node, "restartPolicy": "Never", "containers": [container]}}),
         Kind::ConfigMap => json!({"data": {"k": "0"}}),

@@ -85,6 +85,15 @@ impl Sent {
     }
 }
 
+impl Sent {
+    /// A pod's end.
+    pub fn purge(name: &str) -> Self {
+        let mut sent = Self::delete(Kind::Pod, name, None, None, Propagation::Background);
+        sent.body = Some(json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}));
+        sent
+    }
+}
+
 fn rest(name: &str, part: Part) -> String {
     format!("/{name}{}", if part == Part::Status { "/status" } else { "" })
 }

@@ -40,6 +40,8 @@ struct Story {
     requests: usize,
     /// The garbage collector had something to do.
     collected: bool,
+    /// What the watches told before.
+    heard: usize,
 }
 
 #[tokio::test]
@@ -58,7 +60,7 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
     let seeds = one.map_or(0..number("LOCKSTEP_TOY_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
     let (began, mut requests, stories) = (Instant::now(), 0, seeds.end - seeds.start);
     for seed in seeds {
-        let mut story = Story { twins: Twins::default(), lines: Vec::new(), requests: 0, collected: false };
+        let mut story = Story { twins: Twins::default(), lines: Vec::new(), requests: 0, collected: false, heard: real.log.len() };
         let told = story.tell(seed, &team.namespace, &mut real).await;
         requests += story.requests;
         if one.is_some() || told.is_err() {
@@ -97,7 +99,6 @@ async fn collector_knows_the_kinds(team: &Team) -> Result<()> {
 
 impl Story {
     async fn tell(&mut self, seed: u64, namespace: &str, real: &mut Real) -> Result<()> {
-        let (first, heard) = (self.twins.toy.log.len(), real.log.len());
         // A node of its own, which nobody has: the controller manager forgets pods of a node that it long misses.
         let mut drawer = Drawer::new(seed, &format!("{namespace}-{seed}"));
         self.twins.toy.now = "2026-01-01T00:00:00Z".to_owned();
@@ -110,7 +111,7 @@ impl Story {
             self.step(&request, &sent, real).await?;
         }
         self.settle(real).await?;
-        self.watched(first, heard, real)
+        self.watched(real)
     }
 
     async fn step(&mut self, asked: &Asked, sent: &Sent, real: &mut Real) -> Result<()> {
@@ -191,14 +192,17 @@ impl Story {
         Ok(())
     }
 
-    /// Where what is there differs.
+    /// Where what is there differs, or was not yet heard of.
     fn apart(&self, real: &Real) -> String {
         let mut lines = Vec::new();
         for object in KINDS.iter().flat_map(|kind| self.twins.toy.all(*kind)) {
             match real.objects.get(&(object.kind, object.name.clone())) {
                 None => lines.push(format!("  {:?} {}: only the toy has it", object.kind, object.name)),
                 Some(value) => {
-                    let different = self.differ(object.kind, &object.value, value);
+                    let mut different = self.differ(object.kind, &object.value, value);
+                    if let Some(version) = self.twins.other_version(object, value) {
+                        different += &format!("    version: real {version} at first");
+                    }
                     if !different.is_empty() {
                         lines.push(format!("  {:?} {}:\n{different}", object.kind, object.name));
                     }
@@ -208,16 +212,21 @@ impl Story {
         for (kind, name) in real.objects.keys().filter(|(k, n)| self.twins.toy.find(*k, n).is_none()) {
             lines.push(format!("  {kind:?} {name}: only the real server has it"));
         }
+        // What came and went, or is again as it was, looks the same before it was heard of.
+        let (events, told) = (self.twins.toy.log.len(), real.log.len() - self.heard);
+        if events != told {
+            lines.push(format!("  the toy tells {events} events, the real server {told}"));
+        }
         lines.join("\n")
     }
 
     /// The toy's log is what the watches told: object by object, and where no collector acted, all in one order.
-    fn watched(&mut self, first: usize, heard: usize, real: &Real) -> Result<()> {
-        let mut told: Vec<_> = real.log[heard..].iter().collect();
+    fn watched(&self, real: &Real) -> Result<()> {
+        let mut told: Vec<_> = real.log[self.heard..].iter().collect();
         told.sort_by_key(|(_, _, o)| o["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()));
         let mut told: Vec<_> = told.into_iter().map(|(kind, word, o)| (*word, self.twins.view(*kind, o))).collect();
         let mut log: Vec<_> = Vec::new();
-        for event in &self.twins.toy.log[first..] {
+        for event in &self.twins.toy.log {
             let word = match (&event.before, &event.after) {
                 (None, _) => "added",
                 (_, None) => "deleted",

@@ -310,11 +310,11 @@ impl Server {
         if uid.is_some_and(|uid| uid != old.uid) || version.is_some_and(|v| v != old.version.to_string()) {
             return Err(refused(409, "Conflict", "Precondition failed"));
         }
-        let is_pod = old.kind == Kind::Pod;
-        // A pod that is already going goes as it was told first.
-        if is_pod && old.is_deleting() {
+        // A pod that is given time goes as it was told first.
+        if old.meta("deletionGracePeriodSeconds").as_i64().is_some_and(|grace| grace > 0) {
             return Ok(Arc::clone(old));
         }
+        let is_pod = old.kind == Kind::Pod && !old.is_deleting();
         let mut new = old.value.clone();
         let mut finalizers: Vec<String> =
             serde_json::from_value(new["metadata"]["finalizers"].clone()).unwrap_or_default();

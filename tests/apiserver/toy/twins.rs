@@ -85,6 +85,12 @@ impl Twins {
         Ok(())
     }
 
+    /// The real version that this one of the toy's has, where it is another than the one shown.
+    pub fn other_version(&self, toy: &Object, real: &Value) -> Option<&str> {
+        let known = self.bodies.get(&toy.version)?.1["metadata"]["resourceVersion"].as_str()?;
+        (real["metadata"]["resourceVersion"] != known).then_some(known)
+    }
+
     /// What is compared of an object of either server, with the toy's UIDs.
     pub fn view(&self, kind: Kind, value: &Value) -> Value {
         let meta = &value["metadata"];

@@ -15,6 +15,7 @@ mod real;
 mod server;
 mod twins;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -26,18 +27,26 @@ use twins::{Twins, differences};
 
 use crate::support::{Ask, OPERATOR, Team, Who, policies_whole, until};
 
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 80;
 const REQUESTS: usize = 30;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
+/// What was compared: how often, by the reason of the refusal.
+#[derive(Default)]
+struct Counts {
+    requests: usize,
+    refused: BTreeMap<&'static str, usize>,
+    collected: usize,
+}
+
 /// One seed's requests to both.
 struct Story {
     twins: Twins,
     lines: Vec<String>,
-    requests: usize,
+    counts: Counts,
     /// The garbage collector had something to do.
     collected: bool,
     /// What the watches told before.
@@ -58,11 +67,17 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
     let mut real = Real::open(client, &team.namespace).await?;
     let one = number("LOCKSTEP_TOY_SEED");
     let seeds = one.map_or(0..number("LOCKSTEP_TOY_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
-    let (began, mut requests, stories) = (Instant::now(), 0, seeds.end - seeds.start);
+    let (began, mut counts, stories) = (Instant::now(), Counts::default(), seeds.end - seeds.start);
     for seed in seeds {
-        let mut story = Story { twins: Twins::default(), lines: Vec::new(), requests: 0, collected: false, heard: real.log.len() };
+        let mut story = Story {
+            twins: Twins::default(),
+            lines: Vec::new(),
+            counts: Counts::default(),
+            collected: false,
+            heard: real.log.len(),
+        };
         let told = story.tell(seed, &team.namespace, &mut real).await;
-        requests += story.requests;
+        counts.add(&story.counts);
         if one.is_some() || told.is_err() {
             println!("{}", story.lines.join("\n"));
         }
@@ -70,7 +85,15 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
             bail!("seed {seed}: {why}\nagain: LOCKSTEP_TOY_SEED={seed} cargo test --test apiserver toy -- --nocapture");
         }
     }
-    println!("{stories} stories, {requests} requests compared, {} watch events, {:.0?}", real.log.len(), began.elapsed());
+    let Counts { requests, refused, collected } = &counts;
+    let (events, took) = (real.log.len(), began.elapsed());
+    println!("{stories} stories, {requests} requests compared, {events} watch events, {took:.0?}");
+    println!("refused: {refused:?}; acts of the collector: {collected}");
+    if stories >= SEEDS {
+        let reasons = ["", "AlreadyExists", "Conflict", "Invalid", "NotFound"];
+        let never: Vec<_> = reasons.iter().filter(|r| !refused.contains_key(*r)).collect();
+        ensure!(never.is_empty() && *collected > 0, "these stories are too dull: nothing is refused as {never:?}");
+    }
     team.close().await
 }
 
@@ -97,17 +120,27 @@ async fn collector_knows_the_kinds(team: &Team) -> Result<()> {
     bail!("the garbage collector does not act on Lockstep's kinds")
 }
 
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.collected += other.collected;
+        for (reason, count) in &other.refused {
+            *self.refused.entry(reason).or_default() += count;
+        }
+    }
+}
+
 impl Story {
     async fn tell(&mut self, seed: u64, namespace: &str, real: &mut Real) -> Result<()> {
         // A node of its own, which nobody has: the controller manager forgets pods of a node that it long misses.
         let mut drawer = Drawer::new(seed, &format!("{namespace}-{seed}"));
-        self.twins.toy.now = "2026-01-01T00:00:00Z".to_owned();
+        "2026-01-01T00:00:00Z".clone_into(&mut self.twins.toy.now);
         for _ in 0..REQUESTS {
             let (request, sent) = drawer.next(&self.twins);
             self.step(&request, &sent, real).await?;
         }
         while let Some((request, sent)) = Drawer::last(&self.twins) {
-            ensure!(self.requests < REQUESTS + 100, "what is left cannot be taken away");
+            ensure!(self.counts.requests < REQUESTS + 100, "what is left cannot be taken away");
             self.step(&request, &sent, real).await?;
         }
         self.settle(real).await?;
@@ -115,7 +148,7 @@ impl Story {
     }
 
     async fn step(&mut self, asked: &Asked, sent: &Sent, real: &mut Real) -> Result<()> {
-        self.requests += 1;
+        self.counts.requests += 1;
         if matches!(asked, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
             // The collector hears of dependants by watches as we do: it must know them before the owner goes.
             self.settle(real).await?;
@@ -128,18 +161,23 @@ impl Story {
                 Ok(self.twins.toy.find(Kind::Pod, name).cloned().unwrap_or(old))
             }
         };
-        let said = real.send(sent).await?;
-        self.lines.push(format!("{:3} {asked:?}\n    sent {}", self.requests, sent.body.clone().unwrap_or_default()));
+        let body = sent.body.clone().unwrap_or_default();
+        self.lines.push(format!("{:3} {asked:?}\n    sent {body}", self.counts.requests));
         self.lines.push(format!("    toy  {}", shown(&reply)));
-        self.lines.push(format!("    real {}", said.as_ref().map_or_else(|e| format!("{e:?}"), |v| brief(v).to_string())));
+        let said = real.send(sent).await?;
+        let heard = said.as_ref().map_or_else(|refusal| format!("{refusal:?}"), |value| brief(value).to_string());
+        self.lines.push(format!("    real {heard}"));
         self.agree(asked, &reply, &said)?;
-        let mut acts = 0;
+        if let Err(refused) = &reply {
+            *self.counts.refused.entry(refused.reason).or_default() += 1;
+        }
+        let before = self.counts.collected;
         while let Some(act) = self.twins.toy.collect() {
             self.lines.push(format!("    {act}"));
-            acts += 1;
-            ensure!(acts < 200, "the toy's collector comes to no end");
+            self.counts.collected += 1;
+            ensure!(self.counts.collected < 1000, "the toy's collector comes to no end");
         }
-        if acts > 0 {
+        if self.counts.collected > before {
             self.collected = true;
             self.settle(real).await?;
         }
@@ -160,7 +198,11 @@ impl Story {
                 let lives = self.twins.toy.find(object.kind, &object.name).is_some_and(|o| o.uid == object.uid);
                 // The reply to a delete that is done is a bare Status for most kinds.
                 if !lives && matches!(request, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
-                    ensure!(value["metadata"]["finalizers"].is_null(), "{request:?}: toy: gone, real: {}", brief(value));
+                    ensure!(
+                        value["metadata"]["finalizers"].is_null(),
+                        "{request:?}: toy: gone, real: {}",
+                        brief(value)
+                    );
                     return Ok(());
                 }
                 ensure!(value["kind"] == object.kind.api().1, "{request:?}: toy: it is there, real: {value}");
@@ -170,7 +212,9 @@ impl Story {
                 let different = self.differ(object.kind, &object.value, value);
                 ensure!(different.is_empty(), "{request:?}:\n{different}");
             }
-            (Ok(_), Err((code, reason, message))) => bail!("{request:?}: toy: accepted, real: {code} {reason} {message}"),
+            (Ok(_), Err((code, reason, message))) => {
+                bail!("{request:?}: toy: accepted, real: {code} {reason} {message}")
+            }
             (Err(refused), Ok(value)) => bail!("{request:?}: toy: {refused:?}, real: accepted {}", brief(value)),
         }
         Ok(())

@@ -57,7 +57,11 @@ impl Server {
         }
         // What may be a circle is cut.
         let blocks = owners(object).iter().any(|r| r["blockOwnerDeletion"] == true);
-        if blocks && dependants.any(|(d, _)| waits(d)) { is(What::Unblock) } else { is(What::Delete(Propagation::Foreground)) }
+        if blocks && dependants.any(|(d, _)| waits(d)) {
+            is(What::Unblock)
+        } else {
+            is(What::Delete(Propagation::Foreground))
+        }
     }
 }
 

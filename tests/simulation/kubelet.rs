@@ -78,7 +78,9 @@ impl World {
         let ended = |wanted: &str| pods.iter().any(|p| phase(p).as_deref() == Some(wanted));
         let verdict = if ended("Succeeded") {
             "Complete"
-        } else if ended("Failed") || pods.len() < made as usize && pods.iter().all(|p| phase(p).as_deref() == Some("Pending")) {
+        } else if ended("Failed")
+            || pods.len() < made as usize && pods.iter().all(|p| phase(p).as_deref() == Some("Pending"))
+        {
             "Failed"
         } else {
             return;

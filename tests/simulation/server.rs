@@ -314,7 +314,7 @@ impl Server {
         if old.meta("deletionGracePeriodSeconds").as_i64().is_some_and(|grace| grace > 0) {
             return Ok(Arc::clone(old));
         }
-        let is_pod = old.kind == Kind::Pod && !old.is_deleting();
+        let graceful = old.kind == Kind::Pod && !old.is_deleting();
         let mut new = old.value.clone();
         let mut finalizers: Vec<String> =
             serde_json::from_value(new["metadata"]["finalizers"].clone()).unwrap_or_default();
@@ -325,10 +325,10 @@ impl Server {
             Propagation::Background => {}
         }
         // The kubelet takes a pod away once its containers have ended.
-        let runs = is_pod
+        let runs = graceful
             && old.value["spec"]["nodeName"].is_string()
             && !matches!(old.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-        if finalizers.is_empty() && !is_pod {
+        if finalizers.is_empty() && !graceful {
             self.remove(old);
             return Ok(Arc::clone(old));
         }

@@ -77,12 +77,20 @@ impl Drawer {
             return Some((Asked::Purge(name.clone()), Sent::purge(&name)));
         }
         let change = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
-        Some((Asked::Request(Request::Merge(kind, Part::Main, name.clone(), change.clone())), Sent::merge(kind, Part::Main, &name, change)))
+        Some((
+            Asked::Request(Request::Merge(kind, Part::Main, name.clone(), change.clone())),
+            Sent::merge(kind, Part::Main, &name, change),
+        ))
     }
 
     fn create(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
         let mut body = seed_of(kind, &self.node);
         body["metadata"]["name"] = json!(name);
+        if kind == Kind::Pod && self.chance.percent(20) {
+            // No node yet, and no scheduler that looks for one.
+            body["spec"]["nodeName"] = Value::Null;
+            body["spec"]["schedulerName"] = json!("nobody");
+        }
         for _ in 0..self.chance.below(3) {
             super::patch_merge(&mut body, &self.meta_change(kind, name, twins));
         }
@@ -170,8 +178,7 @@ impl Drawer {
                 },
                 _ => match kind {
                     Kind::Agent => ("/spec/maxConcurrent", json!(chance.between(1, 3))),
-                    Kind::Workflow => ("/spec/suspend", json!(chance.percent(50))),
-                    Kind::Job => ("/spec/suspend", json!(chance.percent(50))),
+                    Kind::Workflow | Kind::Job => ("/spec/suspend", json!(chance.percent(50))),
                     Kind::Revision => ("/revision", json!(chance.between(1, 3))),
                     Kind::ConfigMap => ("/data/k", json!(chance.between(1, 3).to_string())),
                     _ => ("/metadata/labels/b", json!("2")),
@@ -203,8 +210,7 @@ impl Drawer {
         let stated = if self.chance.percent(60) { self.identity(kind, name, twins) } else { Value::Null };
         let of = |key: &str| stated[key].as_str().filter(|v| !v.is_empty()).map(str::to_owned);
         let (uid, version) = (of("uid"), of("resourceVersion"));
-        let propagation =
-            *self.chance.pick(&[Propagation::Background, Propagation::Foreground, Propagation::Orphan]);
+        let propagation = *self.chance.pick(&[Propagation::Background, Propagation::Foreground, Propagation::Orphan]);
         let real = twins.to_real(&json!({"uid": uid, "resourceVersion": version}));
         let sent = Sent::delete(kind, name, real["uid"].as_str(), real["resourceVersion"].as_str(), propagation);
         (Asked::Request(Request::Delete { kind, name: name.to_owned(), uid, version, propagation }), sent)
@@ -240,7 +246,8 @@ impl Drawer {
         let versions = twins.versions(kind, name);
         let now = twins.toy.find(kind, name);
         let known = |field: &str, chance: &mut Chance| -> Value {
-            let old = if versions.is_empty() { Value::Null } else { chance.pick(&versions).0["metadata"][field].clone() };
+            let old =
+                if versions.is_empty() { Value::Null } else { chance.pick(&versions).0["metadata"][field].clone() };
             let now = now.map(|o| o.meta(field).clone()).unwrap_or_default();
             match chance.below(10) {
                 0..3 => Value::Null,
@@ -276,7 +283,9 @@ impl Drawer {
     }
 
     fn meta_change(&mut self, kind: Kind, name: &str, twins: &Twins) -> Value {
-        let value = |chance: &mut Chance| [json!("1"), json!("2"), Value::Null][usize::try_from(chance.below(3)).unwrap_or(0)].clone();
+        let value = |chance: &mut Chance| {
+            [json!("1"), json!("2"), Value::Null][usize::try_from(chance.below(3)).unwrap_or(0)].clone()
+        };
         let fields = match self.chance.below(10) {
             0..2 => json!({"labels": {"a": value(&mut self.chance), "b": value(&mut self.chance)}}),
             2..4 => json!({"annotations": {"toy.test/a": value(&mut self.chance)}}),
@@ -308,7 +317,8 @@ impl Drawer {
         if all.iter().any(|o| own(o) > 1 && o.meta("ownerReferences").to_string().contains(&uid)) {
             return json!({});
         }
-        let before: Vec<_> = all.iter().filter(|o| (o.kind, o.name.as_str()) < (kind, name) && !o.is_deleting()).collect();
+        let before: Vec<_> =
+            all.iter().filter(|o| (o.kind, o.name.as_str()) < (kind, name) && !o.is_deleting()).collect();
         let count = 1 + self.chance.below(2);
         let mut owners = Vec::new();
         for _ in 0..count {
@@ -340,12 +350,11 @@ impl Drawer {
             Kind::Agent => json!({"spec": {"maxConcurrent": number}}),
             Kind::Template => json!({"spec": {"steps": [{"name": "a", "agentId": format!("x{number}")}]}}),
             Kind::Workflow if flag => json!({"spec": {"ttlSecondsAfterFinished": number}}),
-            Kind::Workflow => json!({"spec": {"suspend": number == 1}}),
             // What they are, they stay.
             Kind::StepRun | Kind::Document => json!({}),
             Kind::Revision => json!({"revision": number}),
             Kind::Job if flag => json!({"spec": {"parallelism": number}}),
-            Kind::Job => json!({"spec": {"suspend": number == 1}}),
+            Kind::Workflow | Kind::Job => json!({"spec": {"suspend": number == 1}}),
             Kind::Pod => {
                 self.deadline -= 1;
                 json!({"spec": {"activeDeadlineSeconds": self.deadline}})
@@ -389,8 +398,10 @@ fn seed_of(kind: Kind, node: &str) -> Value {
         }
         Kind::Revision => json!({"data": {"x": 1}, "revision": 1}),
         // Managed by nobody, so that the Job controller leaves it alone.
-        Kind::Job => json!({"metadata": {"labels": {"toy": "job"}}, "spec": {"suspend": true, "parallelism": 1, "managedBy": "toy.test/nobody",
-            "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}),
+        Kind::Job => {
+            json!({"metadata": {"labels": {"toy": "job"}}, "spec": {"suspend": true, "parallelism": 1, "managedBy": "toy.test/nobody",
+            "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}})
+        }
         Kind::Pod => json!({"spec": {"nodeName": node, "restartPolicy": "Never", "containers": [container]}}),
         Kind::ConfigMap => json!({"data": {"k": "0"}}),
     };

@@ -42,8 +42,9 @@ impl Twins {
             Value::String(text) => json!(self.uids.get(text).unwrap_or(text)),
             Value::Array(list) => list.iter().map(|v| self.to_real(v)).collect(),
             Value::Object(fields) => {
-                let is_version =
-                    |key: &str| key == "resourceVersion" || key == "value" && value["path"] == "/metadata/resourceVersion";
+                let is_version = |key: &str| {
+                    key == "resourceVersion" || key == "value" && value["path"] == "/metadata/resourceVersion"
+                };
                 let both = fields.iter().map(|(key, v)| {
                     let real = if is_version(key) { self.real_version(v) } else { self.to_real(v) };
                     (key.clone(), real)
@@ -66,7 +67,9 @@ impl Twins {
         let (uid, version) = (word("uid"), word("resourceVersion"));
         match self.uids.get(&toy.uid) {
             Some(known) if *known != uid => return Err(format!("the UID {} was {known} and is {uid}", toy.uid)),
-            None if self.uids.values().any(|v| *v == uid) => return Err(format!("the UID {} is new, {uid} not", toy.uid)),
+            None if self.uids.values().any(|v| *v == uid) => {
+                return Err(format!("the UID {} is new, {uid} not", toy.uid));
+            }
             _ => self.uids.insert(toy.uid.clone(), uid),
         };
         let number: u64 = version.parse().map_err(|_| format!("{version} is no number"))?;
@@ -74,7 +77,10 @@ impl Twins {
             Some((_, known)) if known["metadata"]["resourceVersion"] == version.as_str() => return Ok(()),
             Some((_, known)) => {
                 let was = &known["metadata"]["resourceVersion"];
-                return Err(format!("the toy keeps version {}, the real one goes from {was} to {version}", toy.version));
+                return Err(format!(
+                    "the toy keeps version {}, the real one goes from {was} to {version}",
+                    toy.version
+                ));
             }
             None if requested && number <= self.newest => {
                 return Err(format!("the toy makes version {}, the real one stays at {version}", toy.version));
@@ -111,7 +117,9 @@ impl Twins {
                 seen[key] = value[key].clone();
             }
         }
-        seen.as_object_mut().map(|fields| fields.retain(|_, v| !v.is_null()));
+        if let Some(fields) = seen.as_object_mut() {
+            fields.retain(|_, v| !v.is_null());
+        }
         seen
     }
 

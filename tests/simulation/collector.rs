@@ -15,7 +15,10 @@ impl Server {
 
     /// One act, if there is one left to do.
     pub fn collect(&mut self) -> Option<String> {
-        self.objects.values().find_map(|object| self.act_on(object))?.done(self)
+        // What an owner waits for is told to go before the owner is looked at.
+        let acts = || self.objects.values().filter_map(|object| self.act_on(object));
+        let act = acts().find(|act| !matches!(act.what, What::Release(_))).or_else(|| acts().next())?;
+        act.done(self)
     }
 
     fn owner(&self, reference: &Value) -> Option<&Arc<Object>> {

@@ -229,7 +229,10 @@ impl Drawer {
             return Base { real: body.clone(), toy: body };
         };
         // A pod is not put back as it was: most of its spec cannot change.
-        if older.is_empty() || kind == Kind::Pod || self.chance.percent(80) {
+        // A Job bears its UID in its pods' labels.
+        let is_other = |(toy, _): &(&Value, &Value)| toy["metadata"]["uid"] != newest.0["metadata"]["uid"];
+        let fixed = kind == Kind::Pod || kind == Kind::Job && older.iter().any(is_other);
+        if older.is_empty() || fixed || self.chance.percent(80) {
             return Base { toy: newest.0.clone(), real: newest.1.clone() };
         }
         let (toy, real) = *self.chance.pick(older);
@@ -237,6 +240,9 @@ impl Drawer {
         // Old owners could close a circle.
         for side in [&mut base.toy, &mut base.real] {
             side["metadata"]["ownerReferences"] = Value::Null;
+            if loosely_owns(kind, name, twins) {
+                side["metadata"]["finalizers"] = Value::Null;
+            }
         }
         base
     }
@@ -293,6 +299,7 @@ impl Drawer {
             4 if kind == Kind::Job => json!({"annotations": {}}),
             4 => json!({"labels": null, "annotations": {}}),
             5 => json!({"finalizers": null}),
+            6..8 if loosely_owns(kind, name, twins) => json!({"finalizers": null}),
             6..8 => {
                 let mut some: Vec<&str> = FINALIZERS.to_vec();
                 some.truncate(usize::try_from(self.chance.below(3)).unwrap_or(0));
@@ -333,7 +340,8 @@ impl Drawer {
                 let (api, word) = owner.kind.api();
                 json!({"apiVersion": api, "kind": word, "name": owner.name, "uid": owner.uid})
             };
-            if self.chance.percent(60) {
+            let held = before.iter().any(|o| owner["uid"] == o.uid.as_str() && !o.meta("finalizers").is_null());
+            if held || self.chance.percent(60) {
                 owner["blockOwnerDeletion"] = json!(true);
             }
             if owners.iter().all(|o: &Value| o["uid"] != owner["uid"]) {
@@ -379,6 +387,15 @@ impl Drawer {
             Kind::Revision | Kind::ConfigMap => json!({}),
         }
     }
+}
+
+/// Whether it owns something that would not hold it up: were it to stay for a finalizer, that one would go or stay by
+/// which of both the collector sees first.
+fn loosely_owns(kind: Kind, name: &str, twins: &Twins) -> bool {
+    let Some(owner) = twins.toy.find(kind, name) else { return false };
+    let loose = |r: &Value| r["uid"] == owner.uid.as_str() && r["blockOwnerDeletion"] != true;
+    let mut all = KINDS.iter().flat_map(|k| twins.toy.all(*k));
+    all.any(|o| o.meta("ownerReferences").as_array().is_some_and(|refs| refs.iter().any(loose)))
 }
 
 /// The least that the real server accepts, with every default stated that the toy does not know.

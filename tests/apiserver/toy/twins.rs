@@ -87,7 +87,12 @@ impl Twins {
             }
             None => self.newest = self.newest.max(number),
         }
-        self.bodies.insert(toy.version, (toy.value.clone(), real.clone()));
+        let mut real = real.clone();
+        // Sent back, they would count as a change.
+        if let Some(meta) = real["metadata"].as_object_mut() {
+            meta.remove("managedFields");
+        }
+        self.bodies.insert(toy.version, (toy.value.clone(), real));
         Ok(())
     }
 

@@ -95,7 +95,7 @@ impl World {
                 "name": format!("{}-{number}{}", job.name, self.chance.below(1000)),
                 "labels": job.meta("labels"),
                 "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid,
-                    "controller": true}],
+                    "controller": true, "blockOwnerDeletion": true}],
             },
             "spec": {"nodeName": "node", "stepRunUID": job.controller.as_ref().map(|(_, uid)| uid)},
         });

@@ -285,6 +285,10 @@ impl Server {
             meta.remove(key);
             meta.extend(old.value["metadata"].get(key).map(|v| (key.to_owned(), v.clone())));
         }
+        if kind.has_generation() && part == Part::Main && differ(&new, &old.value) {
+            let generation = new["metadata"]["generation"].as_i64().unwrap_or_default();
+            new["metadata"]["generation"] = json!(generation + 1);
+        }
         // Within its grace the pod is the kubelet's to remove.
         if old.meta("deletionGracePeriodSeconds") == 0 && new["metadata"]["finalizers"].is_null() {
             self.remove(old);
@@ -292,10 +296,6 @@ impl Server {
         }
         if new == old.value && !old.is_bare {
             return Ok(Arc::clone(old));
-        }
-        if kind.has_generation() && part == Part::Main && differ(&new, &old.value) {
-            let generation = new["metadata"]["generation"].as_i64().unwrap_or_default();
-            new["metadata"]["generation"] = json!(generation + 1);
         }
         Ok(self.store(kind, Some(Arc::clone(old)), new))
     }

@@ -1,7 +1,7 @@
 //! T4: the toy API server of the simulation against the real one. Random requests from a seed go to both; after each the
 //! replies must agree, and at the end of a story what the watches told. The garbage collector works in its own time, so
-//! where it acts its end is waited for, and compared. LOCKSTEP_TOY_SEEDS=N runs that many stories, LOCKSTEP_TOY_SEED=n
-//! one, with every request and both replies:
+//! where it acts its end is waited for, and compared. LOCKSTEP_TOY_SEEDS=N runs that many stories from
+//! LOCKSTEP_TOY_FIRST_SEED on, LOCKSTEP_TOY_SEED=n one, with every request and both replies:
 //!
 //!     KUBECONFIG=... cargo test --test apiserver toy -- --nocapture
 
@@ -66,7 +66,9 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
     collector_knows_the_kinds(&team).await?;
     let mut real = Real::open(client, &team.namespace).await?;
     let one = number("LOCKSTEP_TOY_SEED");
-    let seeds = one.map_or(0..number("LOCKSTEP_TOY_SEEDS").unwrap_or(SEEDS), |seed| seed..seed + 1);
+    let first = number("LOCKSTEP_TOY_FIRST_SEED").unwrap_or(0);
+    let many = first..first + number("LOCKSTEP_TOY_SEEDS").unwrap_or(SEEDS);
+    let seeds = one.map_or(many, |seed| seed..seed + 1);
     let (began, mut counts, stories) = (Instant::now(), Counts::default(), seeds.end - seeds.start);
     for seed in seeds {
         let mut story = Story {

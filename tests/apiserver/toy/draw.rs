@@ -195,7 +195,7 @@ impl Drawer {
                 4..7 => json!({"op": "add", "path": path, "value": value}),
                 7..9 => json!({"op": "replace", "path": path, "value": value}),
                 // What must be there or has a default cannot go.
-                _ if ["/spec/suspend", "/spec/maxConcurrent"].contains(&path) || path.starts_with("/metadata") => {
+                _ if kind.is_custom() && part == Part::Main || path.starts_with("/metadata") => {
                     json!({"op": "remove", "path": path})
                 }
                 _ => json!({"op": "add", "path": path, "value": value}),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep::api::definition::Definition;
-use lockstep::api::name::{self, ACTION, DECISION, LABEL_ATTEMPT};
+use lockstep::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, ReportClass};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
@@ -13,7 +13,7 @@ use lockstep::decide::Plan;
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
-use lockstep::decide::gate::Guard;
+use lockstep::decide::gate::{self, Guard};
 use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::workflow::{self, StepRuns};
 
@@ -53,6 +53,11 @@ impl World {
                 documents.insert_mut(document::key(&live), live);
             }
         }
+        let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
+        let previous = of.map(|of| {
+            let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", &of.uid));
+            own.map(|s| (s.name.clone(), s.typed())).collect()
+        });
         Ok(workflow::Observed {
             template,
             definition,
@@ -60,7 +65,7 @@ impl World {
             step_runs,
             documents,
             contents: BTreeMap::new(),
-            previous: None,
+            previous,
             settled: self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default(),
             evaluator: Arc::new(InProcess),
             now,
@@ -92,7 +97,7 @@ impl World {
         self.operators[op].caches.get(&kind)?.objects.get(name).cloned()
     }
 
-    fn cached_all(&self, op: usize, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+    pub fn cached_all(&self, op: usize, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
         self.operators[op].caches.get(&kind).into_iter().flat_map(|c| c.objects.values())
     }
 
@@ -176,11 +181,12 @@ impl World {
         let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&object.name, &object.uid, attempt);
-        let hold = run.map_or(Hold::Stopping, |w| step_run::hold(&w.typed::<Workflow>()));
+        let run = run.map(|w| w.typed::<Workflow>());
+        let hold = run.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(op, object, &step_run, hold)?;
         let reported = if done { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
-        Ok(step_run::Observed {
+        let mut observed = step_run::Observed {
             hold,
             refusal: None,
             slot: Slot::Yours,
@@ -196,7 +202,9 @@ impl World {
             document: reported,
             siblings,
             step_run,
-        })
+        };
+        observed.slot = self.slot(op, &observed, run.as_deref());
+        Ok(observed)
     }
 
     /// Where a Job decides by its absence, only the API server says that it is not there.
@@ -243,7 +251,7 @@ impl World {
         }
     }
 
-    fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
+    pub fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
         match ours.iter().find(|j| j.name == name) {
             Some(job) => JobSeen::Present {
                 created: serde_json::from_value(job.meta("creationTimestamp").clone()).ok(),
@@ -309,8 +317,8 @@ fn begun(workflow: &Workflow) -> usize {
 }
 
 fn needs_guard(step_run: &StepRun) -> bool {
-    let marked =
-        step_run.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(DECISION) || a.contains_key(ACTION));
+    let marks = step_run.metadata.annotations.as_ref();
+    let marked = marks.is_some_and(|a| [DECISION, ACTION, ANSWER].iter().any(|key| a.contains_key(*key)));
     let status = step_run.status.as_ref();
     let open = status.is_none_or(|s| s.completed_at.is_none());
     let succeeded = status
@@ -319,7 +327,8 @@ fn needs_guard(step_run: &StepRun) -> bool {
         })
         .unwrap_or_default();
     let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && succeeded && !waits)
+    let reviewable = succeeded || !gate::has_agent(step_run);
+    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
 }
 
 pub fn job_ended(job: &Object) -> bool {

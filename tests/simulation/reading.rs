@@ -112,14 +112,15 @@ impl<'a> Reading<'a> {
         for name in path.split('/') {
             let prefix = if walked.is_empty() { String::new() } else { format!("{walked}/") };
             let here = List { steps, order, prefix: &prefix, keys: &keys[..depth] };
-            let ends = self.ends(here);
-            let at = here.steps.iter().position(|s| s.name == name).ok_or_else(|| format!("{name} is no step"))?;
-            for needed in needs(here.steps, here.order, at) {
-                if !ends[needed].lets_on() {
-                    return Err(format!("{} is {:?}", here.steps[needed].name, ends[needed]));
+            let mut known = vec![None; steps.len()];
+            let at = steps.iter().position(|s| s.name == name).ok_or_else(|| format!("{name} is no step"))?;
+            for needed in needs(steps, order, at) {
+                let end = self.end(here, needed, &mut known);
+                if !end.lets_on() {
+                    return Err(format!("{} is {end:?}", steps[needed].name));
                 }
             }
-            if ends[at] == End::Skipped {
+            if self.end(here, at, &mut known) == End::Skipped {
                 return Err(format!("{name} is to be skipped"));
             }
             let step = &steps[at];
@@ -145,17 +146,22 @@ impl<'a> Reading<'a> {
     }
 
     fn ends(&self, list: List<'_>) -> Vec<End> {
-        let mut ends: Vec<Option<End>> = vec![None; list.steps.len()];
-        while let Some(at) = (0..ends.len()).find(|at| {
-            ends[*at].is_none() && needs(list.steps, list.order, *at).iter().all(|n| ends[*n].is_some())
-        }) {
-            let needed: Vec<(&str, End)> = needs(list.steps, list.order, at)
-                .into_iter()
-                .map(|n| (list.steps[n].name.as_str(), ends[n].unwrap_or(End::Ahead)))
-                .collect();
-            ends[at] = Some(self.step(&list.steps[at], list, &needed));
+        let mut known = vec![None; list.steps.len()];
+        (0..list.steps.len()).map(|at| self.end(list, at, &mut known)).collect()
+    }
+
+    /// Looks at what a step needs, and at nothing else: what its `when` reads is among that.
+    fn end(&self, list: List<'_>, at: usize, known: &mut Vec<Option<End>>) -> End {
+        if let Some(end) = known[at] {
+            return end;
         }
-        ends.into_iter().map(|e| e.unwrap_or(End::Ahead)).collect()
+        let mut needed = Vec::new();
+        for other in needs(list.steps, list.order, at) {
+            needed.push((list.steps[other].name.as_str(), self.end(list, other, known)));
+        }
+        let end = self.step(&list.steps[at], list, &needed);
+        known[at] = Some(end);
+        end
     }
 
     fn list(&self, list: List<'_>) -> End {
@@ -320,7 +326,7 @@ impl<'a> Reading<'a> {
             None => self.top(),
         };
         let at = list.steps.iter().position(|s| s.name == name)?;
-        self.ends(list).get(at).copied()
+        Some(self.end(list, at, &mut vec![None; list.steps.len()]))
     }
 
     /// What a step gave that has ended.

@@ -118,7 +118,8 @@ impl Walk<'_> {
         }
         match gathered(list) {
             Ok(items) => {
-                let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
+                let anew = |e: &Ended| matches!(e, Ended::Done(seen) if seen.fresh);
+                let fresh = frame.fresh || list.ended.values().any(anew);
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
             }
             Err(message) => {

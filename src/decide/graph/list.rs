@@ -69,7 +69,7 @@ impl Walk<'_> {
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
     fn together(&mut self, output: Option<&str>, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
-        let fresh = ended.iter().flatten().any(|s| s.fresh);
+        let fresh = frame.fresh || ended.iter().flatten().any(|s| s.fresh);
         let last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
         let Some(text) = output else {
             return Outcome::Done(Seen { phase: Phase::Completed, output: last, fresh });
@@ -140,7 +140,8 @@ impl Walk<'_> {
         let path = format!("{}{}", frame.prefix, step.name);
         self.want(&path, frame);
         self.skipped(step, &path);
-        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: false })
+        // What is new before it is new for those behind it, too.
+        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh })
     }
 
     /// The step, and all that is in it.

@@ -204,7 +204,7 @@ impl World {
             Some(Phase::Completed) => matches!(all, End::Well | End::Unsure),
             Some(Phase::Cancelled) => workflow.spec.cancel == Some(true),
             _ if why == "RunTimeout" => due.is_some_and(|(limit, (from, to))| seconds(from, to) >= limit - SKEW),
-            _ => unseen || matches!(all, End::Failed(_) | End::Unsure),
+            _ => unseen || matches!(all, End::Failed(_)) || reading.outside().iter().any(|(_, e)| *e == End::Unsure),
         };
         if !fits {
             return self.violated(format!("{} ends {:?} ({why}), its steps are {all:?}", after.name, status.phase));

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::super::maker::{items_of, place_of};
 use super::super::server::{Kind, Server};
+use super::super::workload::items;
 use super::upstream;
 
 /// How a step stands.
@@ -181,7 +182,8 @@ impl<'a> Reading<'a> {
         match when.map(|when| self.condition(when, list.keys)) {
             None | Some(Some(true)) => {}
             Some(Some(false)) => return End::Skipped,
-            Some(None) => return End::Unsure,
+            Some(None) if !self.is_begun(step, list) => return End::Unsure,
+            Some(None) => {}
         }
         if list.order == Order::Graph && needed.iter().any(|(name, end)| *end == End::Unsure && !asked(name)) {
             return End::Unsure;
@@ -193,6 +195,10 @@ impl<'a> Reading<'a> {
             End::Failed(true) if way == OnFailure::Continue && step.gate.is_none() => End::Passed,
             end => end,
         }
+    }
+
+    fn is_begun(&self, step: &Step, list: List<'_>) -> bool {
+        self.found.contains_key(&(format!("{}{}", list.prefix, step.name), list.keys.to_vec()))
     }
 
     fn body(&self, step: &Step, path: &str, keys: &[String]) -> End {
@@ -288,6 +294,14 @@ impl<'a> Reading<'a> {
         let text = text.strip_prefix("${ ").and_then(|t| t.strip_suffix(" }")).unwrap_or(text);
         if text == "parameters.items" {
             return self.definition.parameters.get("items").cloned();
+        }
+        if text == "documents.inline.items" {
+            return Some(items(2, 0));
+        }
+        // An agent writes the same to its document as to its output; instead of one that is missing people put another.
+        if let Some((name, _)) = text.strip_prefix("has(documents.doc_").and_then(|rest| rest.split_once(')')) {
+            let (path, keys) = self.place(name, keys)?;
+            return self.output(&path, &keys)?.get("items").cloned();
         }
         let (name, _) = text.strip_prefix("steps.")?.split_once('.')?;
         let (path, keys) = self.place(name, keys)?;

@@ -146,6 +146,11 @@ impl<'a> Reading<'a> {
         false
     }
 
+    /// Whether a group around a step that is in no forEach has failed, and was passed over.
+    pub fn is_in_failed(&self, path: &str) -> bool {
+        path.match_indices('/').any(|(at, _)| self.end_at(&path[..at], &[]) == Some(End::Passed))
+    }
+
     fn ends(&self, list: List<'_>) -> Vec<End> {
         let mut known = vec![None; list.steps.len()];
         (0..list.steps.len()).map(|at| self.end(list, at, &mut known)).collect()

@@ -119,7 +119,7 @@ impl Walk<'_> {
         match gathered(list) {
             Ok(items) => {
                 let anew = |e: &Ended| matches!(e, Ended::Done(seen) if seen.fresh);
-                let fresh = frame.fresh || list.ended.values().any(anew);
+                let fresh = frame.fresh || list.failed > 0 || list.ended.values().any(anew);
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
             }
             Err(message) => {

@@ -28,18 +28,19 @@ impl Walk<'_> {
         for index in order::sequence(steps, order) {
             let step = &steps[index];
             let needed = order::needed(steps, order, index);
-            let ready = needed.iter().all(|n| ended[*n].is_some()) && failure.is_none();
+            let its_turn = needed.iter().all(|n| ended[*n].is_some());
+            let ready = its_turn && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
             let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
-            let outcome = if !ready {
-                self.execution(step, &inner)
-            } else if order == Order::Graph
-                && needed.iter().any(|n| skipped(n) && !order::asks_about(step, &steps[*n].name))
-            {
+            let handed_on = |n: &usize| skipped(n) && !order::asks_about(step, &steps[*n].name);
+            let passed_by = order == Order::Graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
+            let outcome = if its_turn && passed_by {
                 self.skip(step, &inner)
-            } else {
+            } else if ready {
                 self.step(step, &inner)
+            } else {
+                self.execution(step, &inner)
             };
             match outcome {
                 Outcome::Done(seen) => {
@@ -134,6 +135,12 @@ impl Walk<'_> {
             self.tally(path).when = Some(verdict);
         }
         Ok(if verdict { When::Yes } else { When::No })
+    }
+
+    /// Whether its `when` was asked, and said no: a failure elsewhere does not take that back.
+    fn is_skipped(&self, step: &Step, frame: &Frame) -> bool {
+        let path = format!("{}{}", frame.prefix, step.name);
+        frame.keys.is_empty() && self.latched.get(&path).is_some_and(|s| s.when == Some(false))
     }
 
     fn skip(&mut self, step: &Step, frame: &Frame) -> Outcome {

@@ -54,6 +54,7 @@ impl Walk<'_> {
         let (step, for_each) = what;
         let limit = usize::try_from(for_each.max_parallel.unwrap_or(10)).unwrap_or(10);
         let allowed = validate::tolerated(for_each.tolerate.as_ref(), list.items.len());
+        let allowed = allowed + usize::from(mutant::on(Mutant::ToleranceMiscounted));
         let busy: BTreeSet<usize> =
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();

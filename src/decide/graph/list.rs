@@ -8,6 +8,7 @@ use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::Order;
 use crate::decide::expression;
 use crate::decide::order;
+use crate::mutant::{self, Mutant};
 
 /// The steps of a list, how they follow each other, and what they give together.
 pub(super) type Body<'s> = (&'s [Step], Order, Option<&'s str>);
@@ -34,7 +35,8 @@ impl Walk<'_> {
             let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
             let handed_on = |n: &usize| skipped(n) && !order::asks_about(step, &steps[*n].name);
-            let passed_by = order == Order::Graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
+            let in_graph = order == Order::Graph && !mutant::on(Mutant::SkipNotHandedOn);
+            let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
             let outcome = if its_turn && passed_by {
                 self.skip(step, &inner)
             } else if ready {

@@ -20,8 +20,24 @@ use super::upstream;
 
 /// Features that a thousand worlds must have had, each to its full effect.
 pub const FEATURES: [&str; 18] = [
-    "graph", "when", "handed on", "group output", "tolerate", "collect", "ask", "approval", "onFailure", "passed over",
-    "suspend", "resume", "cancel", "timeout", "ttl", "slots", "retryOf", "reuse",
+    "graph",
+    "when",
+    "handed on",
+    "group output",
+    "tolerate",
+    "collect",
+    "ask",
+    "approval",
+    "onFailure",
+    "passed over",
+    "suspend",
+    "resume",
+    "cancel",
+    "timeout",
+    "ttl",
+    "slots",
+    "retryOf",
+    "reuse",
 ];
 
 /// Seconds by which clocks may differ.
@@ -185,7 +201,8 @@ impl World {
         let conditions = after.value["status"]["conditions"].to_string();
         // A cache that is behind may lack what people have put.
         let unseen = conditions.contains("documents has no field");
-        if matches!(why.as_str(), "InvalidWorkflow" | "InvalidParameters" | "ExpressionError" | "DefinitionLost") && !unseen
+        if matches!(why.as_str(), "InvalidWorkflow" | "InvalidParameters" | "ExpressionError" | "DefinitionLost")
+            && !unseen
         {
             return self.violated(format!("{} ends with {why}: {conditions}", after.name));
         }
@@ -374,7 +391,8 @@ impl World {
             let status = workflow.status.clone().unwrap_or_default();
             if status.completed_at.is_some() {
                 if workflow.spec.ttl_seconds_after_finished.is_some() {
-                    let left = self.all(Kind::StepRun).iter().filter(|s| s.is_controlled_by("Workflow", &run.uid)).count();
+                    let left =
+                        self.all(Kind::StepRun).iter().filter(|s| s.is_controlled_by("Workflow", &run.uid)).count();
                     if left > 0 {
                         self.violated(format!("{}: {left} StepRuns are left after its time to live", run.name));
                     }

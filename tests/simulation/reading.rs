@@ -194,7 +194,11 @@ impl<'a> Reading<'a> {
             return End::Unsure;
         }
         let path = format!("{}{}", list.prefix, step.name);
-        let end = if step.for_each.is_some() { self.items(step, &path, list.keys) } else { self.body(step, &path, list.keys) };
+        let end = if step.for_each.is_some() {
+            self.items(step, &path, list.keys)
+        } else {
+            self.body(step, &path, list.keys)
+        };
         let way = step.on_failure.unwrap_or(self.definition.on_failure);
         match end {
             End::Failed(true) if way == OnFailure::Continue && step.gate.is_none() => End::Passed,
@@ -258,7 +262,8 @@ impl<'a> Reading<'a> {
     /// Keys of the items that something was begun for.
     fn begun(&self, path: &str, around: &[String]) -> Vec<String> {
         let inside = format!("{path}/");
-        let here = self.found.keys().filter(|(p, keys)| (p == path || p.starts_with(&inside)) && keys.starts_with(around));
+        let here =
+            self.found.keys().filter(|(p, keys)| (p == path || p.starts_with(&inside)) && keys.starts_with(around));
         let own: BTreeSet<String> = here.filter_map(|(_, keys)| keys.get(around.len()).cloned()).collect();
         own.into_iter().collect()
     }

@@ -30,7 +30,8 @@ pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
     let definition = &pinned.data;
     let reading = Reading::of(server, definition);
     let keys = reading::keys(step_run);
-    for Before { path, plural } in before(definition, &step_run.spec.path).into_iter().filter(|b| is_gated(definition, b))
+    for Before { path, plural } in
+        before(definition, &step_run.spec.path).into_iter().filter(|b| is_gated(definition, b))
     {
         let gated = siblings(server, definition, &path, step_run);
         if !plural && gated.is_empty() && !reading.was_passed_by(&path, &keys) {

@@ -56,7 +56,7 @@ impl World {
                 spec["retryOf"]["from"] = self.chance.pick(&paths)["path"].clone();
             }
         }
-        let made = self.ask(Who::Person, &Request::Create(Kind::Workflow, self.run_named("again", spec)));
+        let made = self.ask(Who::Person, &Request::Create(Kind::Workflow, self.run_named("again", &spec)));
         self.people.retried = made.is_ok();
         if made.is_ok() {
             self.had("retryOf");
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// A run as people write it.
-    pub fn run_named(&self, name: &str, spec: Value) -> Value {
+    pub fn run_named(&self, name: &str, spec: &Value) -> Value {
         let mut object = json!({"metadata": {"name": name}, "spec": spec});
         if self.workload.throwaway {
             object["metadata"]["labels"] = json!({lockstep::api::name::LABEL_MADE_BY: "run"});

@@ -152,13 +152,12 @@ impl World {
         if !effects.iter().any(|e| starts(&e)) {
             return;
         }
-        let run = match about.kind {
-            Kind::Workflow => Some(about.value.clone()),
-            _ => {
-                let identity = &about.value["spec"]["workflow"];
-                let cached = self.cached(op, Kind::Workflow, identity["name"].as_str().unwrap_or_default());
-                cached.filter(|w| identity["uid"] == w.uid.as_str()).map(|w| w.value.clone())
-            }
+        let run = if about.kind == Kind::Workflow {
+            Some(about.value.clone())
+        } else {
+            let identity = &about.value["spec"]["workflow"];
+            let cached = self.cached(op, Kind::Workflow, identity["name"].as_str().unwrap_or_default());
+            cached.filter(|w| identity["uid"] == w.uid.as_str()).map(|w| w.value.clone())
         };
         if let Some(word) = run.as_ref().and_then(forbids) {
             self.violated(format!("{} starts something, and its run is {word}", about.name));
@@ -363,12 +362,11 @@ impl World {
     /// The operator takes a StepRun or a run away only when its time is over.
     pub fn judge_removal(&mut self, who: Who, gone: &Object) {
         let Who::Operator(_) = who else { return };
-        let run = match gone.kind {
-            Kind::Workflow => Some(gone.typed::<Workflow>()),
-            _ => {
-                let identity = gone.typed::<StepRun>().spec.workflow.clone();
-                self.live(Kind::Workflow, &identity.name, &identity.uid).map(|r| r.typed())
-            }
+        let run = if gone.kind == Kind::Workflow {
+            Some(gone.typed::<Workflow>())
+        } else {
+            let identity = gone.typed::<StepRun>().spec.workflow.clone();
+            self.live(Kind::Workflow, &identity.name, &identity.uid).map(|r| r.typed())
         };
         let Some(run) = run else { return };
         let end = run.status.as_ref().and_then(|s| s.completed_at.clone());

@@ -67,7 +67,7 @@ impl Maker {
         let inner = self.list(&mut made, count, &place);
         if self.chance.percent(35) {
             let output = self.output(&inner);
-            made.extend(output.map(|text| ("output".to_owned(), json!(text))));
+            made.insert("output".into(), json!(output));
         }
         if !self.settled && self.chance.percent(15) {
             made.insert("onFailure".into(), json!(self.chance.pick(&["Fail", "Continue"])));
@@ -202,14 +202,14 @@ impl Maker {
         let inner = self.list(step, count, place);
         if self.chance.percent(40) {
             let output = self.output(&inner);
-            step.extend(output.map(|text| ("output".to_owned(), json!(text))));
+            step.insert("output".into(), json!(output));
         }
     }
 
     /// What a list gives, if not the output of its last step.
-    fn output(&mut self, inner: &[Known]) -> Option<String> {
+    fn output(&mut self, inner: &[Known]) -> String {
         let one = self.chance.pick(inner).clone();
-        Some(if one.is_agents { place_of(&one.name) } else { format!("steps.{}.output", one.name) })
+        if one.is_agents { place_of(&one.name) } else { format!("steps.{}.output", one.name) }
     }
 
     /// A question, or an approval alone.

@@ -308,7 +308,7 @@ impl World {
     pub fn create_runs(&mut self) {
         for name in self.workload.runs.clone() {
             if self.server.find(Kind::Workflow, &name).is_none() {
-                let object = self.run_named(&name, self.workload.spec.clone());
+                let object = self.run_named(&name, &self.workload.spec);
                 let _ = self.ask(Who::Admin, &Request::Create(Kind::Workflow, object));
             }
         }

@@ -185,10 +185,9 @@ impl<'a> Reading<'a> {
             return End::Skipped;
         }
         match when.map(|when| self.condition(when, list.keys)) {
-            None | Some(Some(true)) => {}
             Some(Some(false)) => return End::Skipped,
             Some(None) if !self.is_begun(step, list) => return End::Unsure,
-            Some(None) => {}
+            _ => {}
         }
         if list.order == Order::Graph && needed.iter().any(|(name, end)| *end == End::Unsure && !asked(name)) {
             return End::Unsure;

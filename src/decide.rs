@@ -18,6 +18,7 @@ pub mod order;
 pub mod plan;
 pub mod schema;
 pub mod scope;
+pub mod seen;
 pub mod settled;
 pub mod status;
 pub mod step_run;

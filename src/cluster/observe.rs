@@ -21,14 +21,13 @@ use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid};
-use crate::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT, LABEL_WORKFLOW};
-use crate::api::step_run::{AttemptResult, ReportClass, WorkflowIdentity};
-use crate::api::workflow::StepStatus;
+use crate::api::name::{self, LABEL_WORKFLOW};
+use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Document, StepRun, Workflow};
-use crate::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
+use crate::decide::build::Surroundings;
 use crate::decide::gate::Guard;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
-use crate::decide::{agent::CONTAINER, document, gate, step_run, workflow};
+use crate::decide::{document, seen, step_run, workflow};
 
 /// Everything that observing needs.
 pub struct Observer {
@@ -43,9 +42,6 @@ pub struct Observer {
     pub slots: Slots,
     pub refusals: Refusals,
 }
-
-/// Seconds after which a pod that should be gone is not waited for.
-const UNREACHABLE_SECONDS: i64 = 60;
 
 pub fn now() -> Time {
     Time(Timestamp::now())
@@ -107,7 +103,7 @@ impl Observer {
                 found.insert_mut(name, Arc::new(live));
             }
         }
-        if found.size() < begun(workflow) {
+        if found.size() < seen::begun(workflow) {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
             let own = name::label_value(&workflow.name_any());
             let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
@@ -190,13 +186,9 @@ impl Observer {
             refusal: self.refusals.of(&namespace, &job_name),
             slot: Slot::Yours,
             pod: self.pod(&step_run, &namespace, attempt, done).await?,
-            unfinished: jobs
-                .iter()
-                .filter(|j| !job_ended(j) && j.metadata.deletion_timestamp.is_none())
-                .map(|j| job_identity(j))
-                .collect(),
+            unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
             pods_alive: self.pods_alive(&namespace, &own),
-            guard: if needs_guard(&step_run) {
+            guard: if seen::needs_guard(&step_run) {
                 self.guard.check(&self.client, &step_run).await?
             } else {
                 Guard::NotAsked
@@ -226,14 +218,7 @@ impl Observer {
     async fn jobs(&self, step_run: &StepRun, hold: Hold) -> Result<Vec<Arc<Job>>, Error> {
         let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
         let mut jobs = self.world.jobs.under(&uid);
-        let status = step_run.status.clone().unwrap_or_default();
-        let cancelled = status.attempts.last().filter(|a| a.result == AttemptResult::Cancelled).map(|a| a.number);
-        let wanted = match (status.completed_at, cancelled) {
-            (Some(_), _) => None,
-            (None, Some(number)) if hold == Hold::Stopping => Some(number),
-            (None, _) => step_run::was_launched(step_run).then_some(status.attempt),
-        };
-        let Some(name) = wanted.map(|attempt| name::job(&own, &uid, attempt)) else {
+        let Some(name) = seen::decisive_job(step_run, hold).map(|attempt| name::job(&own, &uid, attempt)) else {
             return Ok(jobs);
         };
         if jobs.iter().all(|j| j.name_any() != name) {
@@ -247,14 +232,9 @@ impl Observer {
 
     /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
     fn pods_alive(&self, namespace: &str, step_run: &str) -> usize {
-        let unreachable = |pod: &Pod| {
-            let by = pod.metadata.deletion_timestamp.as_ref();
-            by.is_some_and(|by| now().0.duration_since(by.0).as_secs() > UNREACHABLE_SECONDS)
-        };
+        let now = now();
         let pods = self.world.pods.under(&format!("{namespace}/{step_run}"));
-        let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone());
-        let ended = |pod: &Pod| matches!(phase(pod).as_deref(), Some("Succeeded" | "Failed"));
-        pods.iter().filter(|pod| !ended(pod) && !unreachable(pod)).count()
+        pods.iter().filter(|pod| seen::is_alive(pod, &now)).count()
     }
 
     fn slot(&self, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
@@ -331,12 +311,7 @@ impl Observer {
 
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {
         match ours.iter().find(|j| j.name_any() == name) {
-            Some(job) => JobSeen::Present {
-                created: job.creation_timestamp(),
-                deleting: job.metadata.deletion_timestamp.is_some(),
-                ended: job_ended(job),
-                agent_generation: job.annotations().get(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
-            },
+            Some(job) => seen::job(job),
             None if self.world.jobs.get(namespace, name).is_some() => JobSeen::Foreign,
             None => JobSeen::Absent,
         }
@@ -360,17 +335,15 @@ impl Observer {
             .and_then(|a| a.claim.as_ref())
             .filter(|c| c.attempt == attempt);
         let Some(claim) = claim else {
-            let own = attempt.to_string();
-            let of_attempt = pods.iter().filter(|p| p.labels().get(LABEL_ATTEMPT) == Some(&own));
-            return Ok(of_attempt.max_by_key(|p| p.creation_timestamp().map(|t| t.0)).map(|p| pod_seen(p)));
+            return Ok(seen::newest_of(attempt, &pods).map(|p| seen::pod(p)));
         };
         if let Some(pod) = pods.iter().find(|p| p.uid().as_deref() == Some(&claim.pod_uid)) {
-            return Ok(Some(pod_seen(pod)));
+            return Ok(Some(seen::pod(pod)));
         }
         // That the pod is gone decides the attempt's fate: only the API server may say so.
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let live = bounded("GET pods", api.get_opt(&claim.pod_name)).await?;
-        Ok(live.filter(|p| p.uid().as_deref() == Some(&claim.pod_uid)).map(|p| pod_seen(&p)))
+        Ok(live.filter(|p| p.uid().as_deref() == Some(&claim.pod_uid)).map(|p| seen::pod(&p)))
     }
 
     /// The object, not older than our own last write.
@@ -390,98 +363,6 @@ impl Observer {
             }
         }
     }
-}
-
-/// How many StepRuns the status says were begun, each step's once.
-fn begun(workflow: &Workflow) -> usize {
-    let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
-    let of = |index: usize| {
-        let step: &StepStatus = &steps[index];
-        let inside = format!("{}/", step.path);
-        let is_group = steps.get(index + 1).is_some_and(|next| next.path.starts_with(&inside));
-        match step.counts {
-            Some(counts) if !is_group => usize::try_from(counts.started).unwrap_or_default(),
-            _ => usize::from(step.step_run.is_some()),
-        }
-    };
-    (0..steps.len()).map(of).sum()
-}
-
-fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = [DECISION, ACTION, ANSWER].iter().any(|key| step_run.annotations().contains_key(*key));
-    let status = step_run.status.as_ref();
-    let open = status.is_none_or(|s| s.completed_at.is_none());
-    let succeeded = status
-        .and_then(|s| {
-            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
-        })
-        .unwrap_or_default();
-    let reviewable = succeeded || !gate::has_agent(step_run);
-    let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
-}
-
-fn job_ended(job: &Job) -> bool {
-    let conditions = job.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|c| matches!(c.type_.as_str(), "Complete" | "Failed") && c.status == "True")
-}
-
-fn job_identity(job: &Job) -> (String, String, i32) {
-    let attempt = job.labels().get(LABEL_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or_default();
-    (job.name_any(), job.uid().unwrap_or_default(), attempt)
-}
-
-fn pod_seen(pod: &Pod) -> PodSeen {
-    let status = pod.status.clone().unwrap_or_default();
-    let containers = status.container_statuses.clone().unwrap_or_default();
-    let terminated = containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.state.as_ref()?.terminated.clone());
-    let phase_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-
-    // The API server's deletionTimestamp has the grace period in it already.
-    let gone_by = pod.metadata.deletion_timestamp.clone();
-    let broken =
-        status.init_container_statuses.iter().flatten().find_map(|c| {
-            c.state.as_ref()?.terminated.clone().filter(|t| t.exit_code != 0).map(|t| (c.name.clone(), t))
-        });
-    let broken = broken.map(|(name, t)| {
-        format!("container {name}: {}: {}", t.reason.unwrap_or_default(), t.message.unwrap_or_default())
-    });
-    let reason = status.reason.clone().map(|r| format!("{r}: {}", status.message.clone().unwrap_or_default()));
-    PodSeen {
-        uid: pod.uid().unwrap_or_default(),
-        ended: phase_ended || terminated.is_some(),
-        gone_by,
-        termination: terminated
-            .map(|t| t.message.unwrap_or_else(|| t.reason.unwrap_or_default()))
-            .or(broken)
-            .or(reason)
-            .unwrap_or_default(),
-        obstacle: obstacle(&status),
-    }
-}
-
-/// Why a pod does not run: the scheduler's words, or those of the first container that waits for more than its turn.
-fn obstacle(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
-    let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
-    if let Some(condition) = unscheduled {
-        return Some(format!(
-            "{}: {}",
-            condition.reason.as_deref().unwrap_or_default(),
-            condition.message.as_deref().unwrap_or_default()
-        ));
-    }
-    let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
-    let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref().map(|w| (c, w)));
-    let mut telling =
-        waiting.filter(|(_, w)| !matches!(w.reason.as_deref(), Some("PodInitializing" | "ContainerCreating") | None));
-    telling.next().map(|(c, w)| {
-        format!(
-            "container {}: {}: {}",
-            c.name,
-            w.reason.as_deref().unwrap_or_default(),
-            w.message.as_deref().unwrap_or_default()
-        )
-    })
 }
 
 impl Observer {

@@ -16,3 +16,4 @@ mod crds;
 mod lease;
 mod policies;
 mod support;
+mod toy;

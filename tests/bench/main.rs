@@ -4,7 +4,8 @@
 //!     bench jobs N                        N bare Jobs, from the first request to the last Job's completion
 //!     bench workflow N OPERATOR           one Workflow over N items, run by that binary of the operator
 //!
-//! One line of JSON each; what was made goes before it ends.
+//! One line of JSON each; what was made goes before it ends. LOCKSTEP_BENCH_PIDS=NAME=PID,... adds the processor seconds that
+//! these processes took meanwhile: on a busy machine they say more than the time.
 
 #![allow(
     clippy::expect_used,
@@ -153,6 +154,7 @@ where
 
 async fn jobs(number: usize) -> Result<()> {
     let mut place = Place::open("jobs").await?;
+    let others = Others::now()?;
     let path = format!("/apis/batch/v1/namespaces/{}/jobs", place.namespace);
     let began = Instant::now();
     let all = stream::iter(0..number).map(|n| {
@@ -167,7 +169,7 @@ async fn jobs(number: usize) -> Result<()> {
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "{}",
-        json!({"what": "jobs", "n": number, "seconds": seconds, "created": created, "namespace": place.namespace})
+        json!({"what": "jobs", "n": number, "seconds": seconds, "created": created, "namespace": place.namespace, "others": others.since()?})
     );
     place.close().await
 }
@@ -195,10 +197,12 @@ async fn workflow(number: usize, binary: &Path) -> Result<()> {
         "forEach": {"in": "parameters.items", "as": "one", "maxParallel": number.min(1000)}});
     let run = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "metadata": {"name": "fan-out"},
         "spec": {"parameters": {"items": items}, "steps": [step]}});
+    let others = Others::now()?;
     let began = Instant::now();
     place.post(&format!("{ours}/workflows"), &run).await?;
     place.wait(1).await?;
     let seconds = began.elapsed().as_secs_f64();
+    let others = others.since()?;
     operator.lives()?;
     let after = used(process)?;
     let starts = place.kubelet.starts();
@@ -207,7 +211,7 @@ async fn workflow(number: usize, binary: &Path) -> Result<()> {
         "{}",
         json!({"what": "workflow", "n": number, "seconds": seconds, "namespace": place.namespace,
         "cpu": after.cpu - before.cpu, "rssBefore": before.rss, "rss": after.rss,
-        "bytes": place.largest.0.load(Ordering::Relaxed), "statusBytes": place.largest.1.load(Ordering::Relaxed)})
+        "bytes": place.largest.0.load(Ordering::Relaxed), "statusBytes": place.largest.1.load(Ordering::Relaxed), "others": others})
     );
     operator.end();
     place.close().await
@@ -219,6 +223,29 @@ fn bytes(object: &impl serde::Serialize) -> usize {
 
 fn pod() -> Value {
     json!({"restartPolicy": "Never", "schedulerName": "nobody", "containers": [{"name": "agent", "image": "none", "command": ["true"]}]})
+}
+
+/// Processor seconds of the processes that LOCKSTEP_BENCH_PIDS names.
+struct Others(Vec<(String, u32, f64)>);
+
+impl Others {
+    fn now() -> Result<Self> {
+        let named = std::env::var("LOCKSTEP_BENCH_PIDS").unwrap_or_default();
+        let pairs = named.split(',').filter(|pair| !pair.is_empty());
+        let of = |pair: &str| {
+            let (name, process) = pair.split_once('=').context("LOCKSTEP_BENCH_PIDS=NAME=PID,...")?;
+            let process = process.parse()?;
+            Ok((name.to_owned(), process, used(process)?.cpu))
+        };
+        Ok(Self(pairs.map(of).collect::<Result<_>>()?))
+    }
+
+    fn since(&self) -> Result<Value> {
+        let one = |(name, process, before): &(String, u32, f64)| {
+            Ok((name.clone(), json!((used(*process)?.cpu - before).mul_add(100.0, 0.5).floor() / 100.0)))
+        };
+        Ok(Value::Object(self.0.iter().map(one).collect::<Result<_>>()?))
+    }
 }
 
 /// Processor seconds and the peak of resident kilobytes so far.

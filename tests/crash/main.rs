@@ -55,11 +55,20 @@ async fn a_crash_at_any_write_changes_nothing() -> Result<()> {
         None => planned(&writes, often, seed),
     };
     let mut table = Table::default();
-    for fault in &plan {
+    for (round, fault) in plan.iter().enumerate() {
         if budget > 0 && began.elapsed() > Duration::from_secs(budget) {
             break;
         }
         let outcome = stage.disturbed(fault, &expected).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "round {} of {}: {} {} {:?}, {seconds:.0} s",
+            round + 1,
+            plan.len(),
+            fault.kind,
+            fault.number,
+            fault.position
+        );
         table.enter(fault, outcome);
     }
     let strange = stage.close().await?;

@@ -78,7 +78,9 @@ impl World {
         let ended = |wanted: &str| pods.iter().any(|p| phase(p).as_deref() == Some(wanted));
         let verdict = if ended("Succeeded") {
             "Complete"
-        } else if ended("Failed") || pods.len() < made as usize && pods.iter().all(|p| phase(p).is_none()) {
+        } else if ended("Failed")
+            || pods.len() < made as usize && pods.iter().all(|p| phase(p).as_deref() == Some("Pending"))
+        {
             "Failed"
         } else {
             return;
@@ -93,9 +95,9 @@ impl World {
                 "name": format!("{}-{number}{}", job.name, self.chance.below(1000)),
                 "labels": job.meta("labels"),
                 "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": job.name, "uid": job.uid,
-                    "controller": true}],
+                    "controller": true, "blockOwnerDeletion": true}],
             },
-            "spec": {"stepRunUID": job.controller.as_ref().map(|(_, uid)| uid)},
+            "spec": {"nodeName": "node", "stepRunUID": job.controller.as_ref().map(|(_, uid)| uid)},
         });
         let _ = self.ask(Who::JobController, &Request::Create(Kind::Pod, pod));
     }

@@ -22,7 +22,7 @@ pub fn merge(target: &mut Value, change: &Value) {
 }
 
 /// RFC 6902, of it what Lockstep uses: test, add, replace, remove. As the API server does it, a test for null passes
-/// where the field is absent.
+/// where the field is absent, and a replace of an absent field adds it.
 pub fn json(mut target: Value, operations: &Value) -> Result<Value, String> {
     for operation in operations.as_array().into_iter().flatten() {
         let word = |key: &str| operation[key].as_str().unwrap_or_default();
@@ -35,10 +35,7 @@ pub fn json(mut target: Value, operations: &Value) -> Result<Value, String> {
         match word("op") {
             "test" if fields.get(&last).unwrap_or(&Value::Null) == value => {}
             "test" => return Err(format!("{path}: test failed")),
-            "add" => {
-                fields.insert(last, value.clone());
-            }
-            "replace" if fields.contains_key(&last) => {
+            "add" | "replace" => {
                 fields.insert(last, value.clone());
             }
             "remove" if fields.contains_key(&last) => {

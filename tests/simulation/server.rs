@@ -8,8 +8,10 @@ use std::sync::{Arc, OnceLock};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+#[path = "collector.rs"]
+mod collector;
 #[path = "patch.rs"]
-mod patch;
+pub mod patch;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -41,15 +43,22 @@ impl Kind {
         self <= Self::Document
     }
 
-    fn has_status(self) -> bool {
+    pub fn has_status(self) -> bool {
         self.is_custom() || matches!(self, Self::Job | Self::Pod)
     }
 
     /// ConfigMaps and ControllerRevisions have no generation.
     fn has_generation(self) -> bool {
-        self.is_custom() || self == Self::Job
+        self.is_custom() || matches!(self, Self::Job | Self::Pod)
     }
 }
+
+/// Finalizers that the collector acts on.
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+/// No update changes them.
+const SERVERS_OWN: [&str; 6] =
+    ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
 
 /// Which part of an object a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,18 +109,20 @@ pub struct Object {
     /// Kind and UID of its controller.
     pub controller: Option<(String, String)>,
     pub value: Value,
+    /// As it was created: the defaults in its status are read, but not yet stored.
+    is_bare: bool,
     typed: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Object {
-    fn new(kind: Kind, value: Value) -> Self {
+    fn new(kind: Kind, value: Value, is_bare: bool) -> Self {
         let meta = &value["metadata"];
         let word = |key: &str| meta[key].as_str().unwrap_or_default().to_owned();
         let kind_and_uid = |o: &Value| (o["kind"].as_str().map(str::to_owned), o["uid"].as_str().map(str::to_owned));
         let controller =
             controller(&value).map(kind_and_uid).map(|(k, u)| (k.unwrap_or_default(), u.unwrap_or_default()));
         let version = meta["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or_default();
-        Self { kind, name: word("name"), uid: word("uid"), version, controller, value, typed: OnceLock::new() }
+        Self { kind, name: word("name"), uid: word("uid"), version, controller, value, is_bare, typed: OnceLock::new() }
     }
 
     /// UID of the controller that stands in an object.
@@ -189,8 +200,11 @@ impl Server {
             Request::Get(kind, name) => self.get(*kind, name),
             Request::Put(kind, part, value) => {
                 let old = self.get(*kind, value["metadata"]["name"].as_str().unwrap_or_default())?;
-                let version = &value["metadata"]["resourceVersion"];
-                if kind.is_custom() && version.as_str().is_none_or(str::is_empty) {
+                let stated = |key: &str| value["metadata"][key].as_str().filter(|v| !v.is_empty());
+                if stated("uid").is_some_and(|uid| old.uid != uid) {
+                    return Err(refused(409, "Conflict", "Precondition failed: UID in precondition differs"));
+                }
+                if kind.is_custom() && stated("resourceVersion").is_none() {
                     return Err(refused(422, "Invalid", "metadata.resourceVersion: must be specified for an update"));
                 }
                 self.update(&old, *part, value.clone())
@@ -219,14 +233,14 @@ impl Server {
     fn create(&mut self, kind: Kind, mut value: Value) -> Reply {
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         if value["metadata"]["resourceVersion"].as_str().is_some_and(|v| !v.is_empty()) {
-            return Err(refused(500, "InternalError", "resourceVersion should not be set on objects to be created"));
+            return Err(refused(500, "", "resourceVersion should not be set on objects to be created"));
         }
         if self.find(kind, &name).is_some() {
             return Err(refused(409, "AlreadyExists", format!("{kind:?} {name} already exists")));
         }
         self.uids += 1;
         let meta = value["metadata"].as_object_mut().expect("metadata");
-        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
             meta.remove(key);
         }
         meta.insert("uid".into(), json!(format!("{:08x}", self.uids.wrapping_mul(0x9E37_79B1) & 0xFFFF_FFFF)));
@@ -234,17 +248,17 @@ impl Server {
         if kind.has_generation() {
             meta.insert("generation".into(), json!(1));
         }
-        if let (true, Some(fields)) = (kind.has_status(), value.as_object_mut()) {
-            fields.remove("status");
+        if kind.has_status() {
+            value["status"] = if kind == Kind::Pod { json!({"phase": "Pending"}) } else { json!({}) };
         }
-        Ok(self.store(kind, None, value))
+        Ok(self.store(kind, None, tidy(kind, value)))
     }
 
     /// The next version of an object, written down and told.
     fn store(&mut self, kind: Kind, before: Option<Arc<Object>>, mut value: Value) -> Arc<Object> {
         self.version += 1;
         value["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        let after = Arc::new(Object::new(kind, value));
+        let after = Arc::new(Object::new(kind, value, before.is_none() && kind.is_custom()));
         self.objects.insert((kind, after.name.clone()), Arc::clone(&after));
         self.log.push(Event { before, after: Some(Arc::clone(&after)) });
         after
@@ -256,45 +270,32 @@ impl Server {
         self.log.push(Event { before: Some(Arc::clone(old)), after: None });
     }
 
-    fn update(&mut self, old: &Arc<Object>, part: Part, mut new: Value) -> Reply {
+    fn update(&mut self, old: &Arc<Object>, part: Part, asked: Value) -> Reply {
         let kind = old.kind;
-        let asked = &new["metadata"];
-        let of = |key: &str| asked[key].as_str().filter(|v| !v.is_empty());
-        if of("uid").is_some_and(|uid| uid != old.uid) {
-            return Err(refused(409, "Conflict", "Precondition failed: UID in precondition differs"));
-        }
-        if of("resourceVersion").is_some_and(|v| v != old.version.to_string()) {
+        let stated = |key: &str| asked["metadata"][key].as_str().filter(|v| !v.is_empty());
+        if stated("resourceVersion").is_some_and(|v| v != old.version.to_string()) {
             return Err(refused(409, "Conflict", "the object has been modified"));
         }
-        let status = new.as_object_mut().and_then(|fields| fields.remove("status"));
-        let mut new = if part == Part::Status { old.value.clone() } else { new };
-        let kept = if part == Part::Status || !kind.has_status() { status } else { old.value.get("status").cloned() };
-        if let Some(fields) = new.as_object_mut() {
-            fields.remove("status");
-            fields.extend(kept.filter(|s| !s.is_null()).map(|s| ("status".to_owned(), filled(kind, s))));
+        let mut new = tidy(kind, taken(old, part, asked));
+        if let Some(why) = forbidden(old, &new) {
+            return Err(refused(422, "Invalid", why));
         }
         let meta = new["metadata"].as_object_mut().expect("metadata");
-        let keys = ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
-        for key in keys.into_iter().chain(["generation"]) {
+        for key in SERVERS_OWN {
             meta.remove(key);
             meta.extend(old.value["metadata"].get(key).map(|v| (key.to_owned(), v.clone())));
-        }
-        for key in ["annotations", "labels", "ownerReferences", "finalizers"] {
-            if meta.get(key).is_some_and(|v| v.is_null() || v.as_object().is_some_and(Map::is_empty) || *v == json!([]))
-            {
-                meta.remove(key);
-            }
-        }
-        if old.is_deleting() && new["metadata"]["finalizers"].is_null() {
-            self.remove(old);
-            return Ok(Arc::new(Object::new(kind, new)));
-        }
-        if new == old.value {
-            return Ok(Arc::clone(old));
         }
         if kind.has_generation() && part == Part::Main && differ(&new, &old.value) {
             let generation = new["metadata"]["generation"].as_i64().unwrap_or_default();
             new["metadata"]["generation"] = json!(generation + 1);
+        }
+        // Within its grace the pod is the kubelet's to remove.
+        if old.meta("deletionGracePeriodSeconds") == 0 && new["metadata"]["finalizers"].is_null() {
+            self.remove(old);
+            return Ok(Arc::new(Object::new(kind, new, false)));
+        }
+        if new == old.value && !old.is_bare {
+            return Ok(Arc::clone(old));
         }
         Ok(self.store(kind, Some(Arc::clone(old)), new))
     }
@@ -309,114 +310,68 @@ impl Server {
         if uid.is_some_and(|uid| uid != old.uid) || version.is_some_and(|v| v != old.version.to_string()) {
             return Err(refused(409, "Conflict", "Precondition failed"));
         }
+        // A pod that is given time goes as it was told first.
+        if old.meta("deletionGracePeriodSeconds").as_i64().is_some_and(|grace| grace > 0) {
+            return Ok(Arc::clone(old));
+        }
+        let graceful = old.kind == Kind::Pod && !old.is_deleting();
         let mut new = old.value.clone();
         let mut finalizers: Vec<String> =
             serde_json::from_value(new["metadata"]["finalizers"].clone()).unwrap_or_default();
-        finalizers.retain(|f| f != "foregroundDeletion" && f != "orphan");
+        finalizers.retain(|f| f != FOREGROUND && f != ORPHAN);
         match propagation {
-            Propagation::Foreground => finalizers.push("foregroundDeletion".into()),
-            Propagation::Orphan => finalizers.push("orphan".into()),
+            Propagation::Foreground => finalizers.push(FOREGROUND.into()),
+            Propagation::Orphan => finalizers.push(ORPHAN.into()),
             Propagation::Background => {}
         }
         // The kubelet takes a pod away once its containers have ended.
-        let graceful =
-            old.kind == Kind::Pod && !matches!(old.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let runs = graceful
+            && old.value["spec"]["nodeName"].is_string()
+            && !matches!(old.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
         if finalizers.is_empty() && !graceful {
             self.remove(old);
             return Ok(Arc::clone(old));
         }
-        let meta = new["metadata"].as_object_mut().expect("metadata");
-        if finalizers.is_empty() {
-            meta.remove("finalizers");
-        } else {
-            meta.insert("finalizers".into(), json!(finalizers));
+        let goes = finalizers.is_empty() && !runs;
+        new["metadata"]["finalizers"] = json!(finalizers);
+        self.doom(&mut new, if runs { 30 } else { 0 });
+        let new = tidy(old.kind, new);
+        if new == old.value {
+            return Ok(Arc::clone(old));
         }
+        let stored = self.store(old.kind, Some(Arc::clone(old)), new);
+        if goes {
+            self.remove(&stored);
+        }
+        Ok(stored)
+    }
+
+    /// What the kubelet does at the end: a delete without any grace.
+    pub fn purge(&mut self, kind: Kind, name: &str) {
+        let Some(old) = self.find(kind, name).cloned() else { return };
+        let mut new = old.value.clone();
+        self.doom(&mut new, 0);
+        let stored = if new == old.value { old } else { self.store(kind, Some(old), new) };
+        if stored.meta("finalizers").is_null() {
+            self.remove(&stored);
+        }
+    }
+
+    /// It is to be gone at the end of the grace.
+    fn doom(&self, value: &mut Value, grace: u32) {
+        let meta = value["metadata"].as_object_mut().expect("metadata");
         if !meta.contains_key("deletionTimestamp") {
             meta.insert("deletionTimestamp".into(), json!(self.now));
-            meta.insert("deletionGracePeriodSeconds".into(), json!(0));
             if let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
                 meta.insert("generation".into(), json!(generation + 1));
             }
         }
-        if new == old.value {
-            return Ok(Arc::clone(old));
-        }
-        Ok(self.store(old.kind, Some(Arc::clone(old)), new))
-    }
-
-    /// What the kubelet does at the end: the object goes, whatever its grace.
-    pub fn purge(&mut self, kind: Kind, name: &str) {
-        if let Some(old) = self.find(kind, name).cloned() {
-            self.remove(&old);
-        }
-    }
-
-    /// Whether it names owners, and none of them is there.
-    pub fn is_stray(&self, object: &Object) -> bool {
-        let owners = object.meta("ownerReferences").as_array();
-        owners.is_some_and(|all| {
-            !all.is_empty() && all.iter().all(|o| !self.objects.values().any(|x| o["uid"] == x.uid.as_str()))
-        })
-    }
-
-    /// One act of the garbage collector, if there is one left to do.
-    pub fn collect(&mut self) -> Option<String> {
-        let lives = |uid: &str| self.objects.values().find(|o| o.uid == uid);
-        let mut found = None;
-        for object in self.objects.values() {
-            let owners = object.meta("ownerReferences").as_array().cloned().unwrap_or_default();
-            let standing: Vec<_> = owners.iter().filter_map(|o| lives(o["uid"].as_str().unwrap_or_default())).collect();
-            let waited = |o: &&Arc<Object>| has_finalizer(o, "foregroundDeletion");
-            let orphaned = owners.is_empty() || standing.iter().any(|o| !waited(o));
-            if !orphaned && !object.is_deleting() {
-                found = Some((object.clone(), standing.iter().any(waited)));
-                break;
-            }
-            let dependants = || self.objects.values().filter(|d| owned_by(d, &object.uid));
-            if object.is_deleting() && has_finalizer(object, "orphan") {
-                return Some(self.orphan(&object.clone(), &dependants().cloned().collect::<Vec<_>>()));
-            }
-            if object.is_deleting() && has_finalizer(object, "foregroundDeletion") && dependants().next().is_none() {
-                return Some(self.drop_finalizer(&object.clone(), "foregroundDeletion"));
-            }
-        }
-        let (object, foreground) = found?;
-        let propagation = if foreground { Propagation::Foreground } else { Propagation::Background };
-        let done = self.delete(&object, Some(&object.uid), None, propagation);
-        done.ok().map(|o| format!("{:?} {} is collected", o.kind, o.name))
-    }
-
-    fn orphan(&mut self, owner: &Arc<Object>, dependants: &[Arc<Object>]) -> String {
-        for dependant in dependants {
-            let mut new = dependant.value.clone();
-            if let Some(owners) = new["metadata"]["ownerReferences"].as_array_mut() {
-                owners.retain(|o| o["uid"] != owner.uid.as_str());
-            }
-            let _ = self.update(dependant, Part::Main, new);
-        }
-        self.drop_finalizer(owner, "orphan")
-    }
-
-    fn drop_finalizer(&mut self, object: &Arc<Object>, finalizer: &str) -> String {
-        let mut new = object.value.clone();
-        if let Some(list) = new["metadata"]["finalizers"].as_array_mut() {
-            list.retain(|f| f != finalizer);
-        }
-        let _ = self.update(object, Part::Main, new);
-        format!("{:?} {} loses the finalizer {finalizer}", object.kind, object.name)
+        meta.insert("deletionGracePeriodSeconds".into(), json!(grace));
     }
 }
 
 fn controller(value: &Value) -> Option<&Value> {
     value["metadata"]["ownerReferences"].as_array()?.iter().find(|o| o["controller"] == true)
-}
-
-fn owned_by(object: &Object, uid: &str) -> bool {
-    object.meta("ownerReferences").as_array().is_some_and(|owners| owners.iter().any(|o| o["uid"] == uid))
-}
-
-fn has_finalizer(object: &Object, finalizer: &str) -> bool {
-    object.meta("finalizers").as_array().is_some_and(|list| list.iter().any(|f| f == finalizer))
 }
 
 /// Whether anything but metadata and status differs: that is what a generation counts.
@@ -428,15 +383,72 @@ fn differ(a: &Value, b: &Value) -> bool {
     rest(a) != rest(b)
 }
 
-/// The defaults that the schema of a StepRun's status states.
-fn filled(kind: Kind, mut status: Value) -> Value {
-    if let (Kind::StepRun, Some(fields)) = (kind, status.as_object_mut()) {
-        let counts = json!({"retryable": 0, "infrastructure": 0, "answers": 0});
-        for (key, value) in
-            [("observedGeneration", json!(-1)), ("attempt", json!(1)), ("round", json!(1)), ("counts", counts)]
-        {
-            fields.entry(key).or_insert(value);
+/// What of the asked object counts on this part: the other part stays as it is. A status write to a custom resource
+/// takes no metadata, to a Job all of it, to a Pod all but the owners.
+fn taken(old: &Object, part: Part, mut asked: Value) -> Value {
+    let kind = old.kind;
+    if !kind.has_status() {
+        return asked;
+    }
+    if part == Part::Main {
+        asked["status"] = old.value["status"].clone();
+        return asked;
+    }
+    let mut new = old.value.clone();
+    new["status"] = asked["status"].take();
+    if !kind.is_custom() {
+        new["metadata"] = asked["metadata"].take();
+    }
+    if kind == Kind::Pod {
+        new["metadata"]["ownerReferences"] = old.meta("ownerReferences").clone();
+        new["metadata"]["deletionTimestamp"] = old.meta("deletionTimestamp").clone();
+    }
+    new
+}
+
+/// What no update may do to metadata.
+fn forbidden(old: &Object, new: &Value) -> Option<&'static str> {
+    let meta = &new["metadata"];
+    let had = old.meta("finalizers").as_array();
+    let adds = |list: &Vec<Value>| list.iter().any(|f| had.is_none_or(|had| !had.contains(f)));
+    if old.is_deleting() && meta["finalizers"].as_array().is_some_and(adds) {
+        return Some("metadata.finalizers: no new finalizers can be added if the object is being deleted");
+    }
+    if !old.is_deleting() && !meta["deletionTimestamp"].is_null() {
+        return Some("metadata.deletionTimestamp: field is immutable");
+    }
+    if meta["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid != old.uid) {
+        return Some("metadata.uid: field is immutable");
+    }
+    None
+}
+
+/// As it is stored: nothing empty in the metadata, and with the defaults that the schemas of our kinds state for a status.
+fn tidy(kind: Kind, mut value: Value) -> Value {
+    let is_empty = |v: &Value| v.is_null() || v.as_object().is_some_and(Map::is_empty) || *v == json!([]);
+    if let Some(meta) = value["metadata"].as_object_mut() {
+        meta.retain(|_, v| !is_empty(v));
+    }
+    if kind.has_status() && value["status"].is_null() {
+        value["status"] = json!({});
+    }
+    if !kind.is_custom() {
+        return value;
+    }
+    let counts = json!({"retryable": 0, "infrastructure": 0, "answers": 0});
+    let defaults = match kind {
+        Kind::Document => json!({}),
+        Kind::StepRun => json!({"observedGeneration": -1, "attempt": 1, "round": 1, "counts": counts}),
+        _ => json!({"observedGeneration": -1}),
+    };
+    fill(&mut value["status"], &defaults);
+    value
+}
+
+fn fill(target: &mut Value, defaults: &Value) {
+    if let (Some(target), Some(defaults)) = (target.as_object_mut(), defaults.as_object()) {
+        for (key, default) in defaults {
+            fill(target.entry(key).or_insert_with(|| default.clone()), default);
         }
     }
-    status
 }

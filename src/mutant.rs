@@ -46,10 +46,24 @@ pub enum Mutant {
     ClosingLaunches,
     /// Documents count before their gate accepts.
     DraftVisible,
+    /// Steps of a graph start at once.
+    NeedsIgnored,
+    /// What needs a skipped step runs.
+    SkipNotHandedOn,
+    /// A suspended run launches.
+    SuspendIgnored,
+    /// A cancelled run launches.
+    CancelStillLaunches,
+    /// One item more may fail than `tolerate` says.
+    ToleranceMiscounted,
+    /// What comes after something that ran again is taken over from the run before.
+    ReuseUnchecked,
+    /// Attempts of an Agent start however many run.
+    TurnNotAwaited,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 29] = [
         Self::ClaimIdNotCompared,
         Self::ClaimUnconditional,
         Self::ClaimTakenOver,
@@ -72,6 +86,13 @@ impl Mutant {
         Self::SlotsIgnored,
         Self::ClosingLaunches,
         Self::DraftVisible,
+        Self::NeedsIgnored,
+        Self::SkipNotHandedOn,
+        Self::SuspendIgnored,
+        Self::CancelStillLaunches,
+        Self::ToleranceMiscounted,
+        Self::ReuseUnchecked,
+        Self::TurnNotAwaited,
     ];
 }
 

@@ -6,12 +6,17 @@
 #[path = "simulation/sim.rs"]
 mod sim;
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use sim::judge::course::FEATURES;
 use sim::run;
 
 const SEEDS: u64 = 20_000;
+/// So many worlds have everything at work that there is.
+const ENOUGH: u64 = 1_000;
 const THREADS: usize = 2;
 
 fn number(name: &str) -> Option<u64> {
@@ -30,6 +35,7 @@ fn whatever_happens_the_promises_hold() {
     let (first, count) = (number("LOCKSTEP_FIRST_SEED").unwrap_or(0), number("LOCKSTEP_SEEDS").unwrap_or(SEEDS));
     let (next, bad) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
     let (writes, starts) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let had: Mutex<BTreeMap<&str, usize>> = Mutex::new(FEATURES.into_iter().map(|f| (f, 0)).collect());
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -42,6 +48,9 @@ fn whatever_happens_the_promises_hold() {
                     let told = run::tell(seed, false);
                     writes.fetch_add(told.writes, Ordering::Relaxed);
                     starts.fetch_add(told.started, Ordering::Relaxed);
+                    let mut had = had.lock().unwrap();
+                    told.had.iter().for_each(|feature| *had.entry(feature).or_default() += 1);
+                    drop(had);
                     if told.violation.is_some() {
                         bad.fetch_min(seed, Ordering::Relaxed);
                     }
@@ -53,6 +62,11 @@ fn whatever_happens_the_promises_hold() {
     if bad == u64::MAX {
         let (writes, starts) = (writes.load(Ordering::Relaxed), starts.load(Ordering::Relaxed));
         println!("{count} seeds, {writes} writes, {starts} commands started, {:.0?}", began.elapsed());
+        let had = had.into_inner().unwrap();
+        let counts: Vec<String> = had.iter().map(|(feature, worlds)| format!("{feature} {worlds}")).collect();
+        println!("worlds that had it at work: {}", counts.join(", "));
+        let absent: Vec<&&str> = had.iter().filter(|(_, worlds)| **worlds == 0).map(|(feature, _)| feature).collect();
+        assert!(count < ENOUGH || absent.is_empty(), "no world had {absent:?}");
         return;
     }
     let told = run::tell(bad, true);

@@ -396,7 +396,9 @@ impl<'a> Walk<'a> {
                 tally.collection_digest.clone_from(&old.collection_digest);
                 tally.collection_documents.clone_from(&old.collection_documents);
             }
-            tally.started_at = tally.started_at.take().or_else(|| old.started_at.clone());
+            tally.when = tally.when.or(old.when);
+            // Another operator's clock may have shown it otherwise: two of them must not correct each other for ever.
+            tally.started_at = old.started_at.clone().or(tally.started_at.take());
         }
     }
 

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockstep::api::document::DocumentPhase;
-use lockstep::api::name::{ACTION, DECIDED_BY, DECISION, LABEL_ATTEMPT};
+use lockstep::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{Document, StepRun, Workflow};
-use lockstep::decide::step_run::Hold;
 use lockstep::decide::{Effect, Notice};
 use serde_json::Value;
 
@@ -17,6 +16,10 @@ use super::kubelet::Process;
 use super::server::{Event as Change, Kind, Object, Server};
 use super::world::{Who, World};
 
+#[path = "course.rs"]
+pub mod course;
+#[path = "reading.rs"]
+pub mod reading;
 #[path = "upstream.rs"]
 pub mod upstream;
 
@@ -55,11 +58,19 @@ pub struct Judge {
     pub planted: Vec<Arc<Object>>,
     /// Somebody deleted a StepRun by hand.
     pub bereaved: bool,
+    /// An operator may not know of all that it has started.
+    pub blind: bool,
+    pub course: course::Course,
 }
 
 impl Judge {
     pub fn starts(&self) -> usize {
         self.starts.len()
+    }
+
+    /// Whether that person accepted that StepRun.
+    pub fn has_accepted(&self, uid: &str, by: &str) -> bool {
+        self.letters.iter().any(|l| l.uid == uid && l.word == "accepted" && l.by == by)
     }
 }
 
@@ -81,6 +92,7 @@ impl World {
                 self.judge_made(made);
             }
             (Kind::StepRun, Some(before), Some(after)) => self.judge_step_run(before, after),
+            (Kind::StepRun | Kind::Workflow, Some(before), None) => self.judge_removal(who, before),
             (Kind::Workflow, Some(before), Some(after)) => self.judge_workflow(before, after),
             (Kind::Job, None, Some(job)) if job.controller.is_some() => self.judge_job(job),
             (Kind::Job, Some(job), after) if after.as_ref().is_none_or(|j| j.is_deleting()) => {
@@ -118,6 +130,7 @@ impl World {
         }
         self.judge_item(&step_run);
         self.judge_slots(&step_run);
+        self.judge_beginning(made);
     }
 
     /// All items of a forEach come from one list.
@@ -175,6 +188,10 @@ impl World {
         if matches!(new.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput)) {
             self.judge.waited.extend(step_run.spec.scope_chain.iter().map(|l| l.scope_id.clone()));
         }
+        if old.completed_at.is_none() && new.completed_at.is_some() {
+            self.judge_step_end(after, &new);
+        }
+        self.judge_features(&new);
         self.judge_agent_part(after, &old, &new);
         self.judge_gate(after, &step_run, &old, &new);
         self.judge_answers(after, &old, &new);
@@ -183,7 +200,9 @@ impl World {
         }
         if let (None, Some(result)) = (&old.result, &new.result) {
             let report = new.agent.as_ref().and_then(|a| a.report.as_ref());
-            let own = report.is_some_and(|r| r.attempt == result.attempt && r.digest == result.digest);
+            let of_report = report.is_some_and(|r| r.attempt == result.attempt && r.digest == result.digest);
+            let of_people = step_run.spec.agent_id.is_empty() || step_run.spec.reuse.is_some();
+            let own = of_report || of_people && report.is_none();
             self.uphold(own && result.attempt == new.attempt, || format!("{name}: a result that no report gave"));
         }
     }
@@ -196,6 +215,9 @@ impl World {
         }
         if let Some(claim) = &is.claim {
             let key = (after.uid.clone(), claim.attempt);
+            if was.claim.as_ref() != Some(claim) {
+                self.judge_claim(after);
+            }
             self.judge.claims.entry(key).or_insert(new.counts.answers);
         }
         if let Some(report) = &is.report {
@@ -225,6 +247,7 @@ impl World {
                     && l.digest == decision.digest
                     && l.round == i64::from(decision.round)
             });
+            let known = known || self.was_decided_there(step_run.spec.reuse.as_ref(), &decision.decided_by);
             self.uphold(known, || format!("{}: nobody proven decided {decision:?}", after.name));
         }
         let passed = new.phase == Some(Phase::Completed) && step_run.spec.gate.is_some();
@@ -274,6 +297,10 @@ impl World {
         self.uphold(bytes < 64 * 1024, || format!("{bytes} bytes of status"));
         let terminal = new.phase.is_some_and(Phase::is_terminal);
         self.uphold(new.completed_at.is_some() == terminal, || format!("{}: {:?} and its end", after.name, new.phase));
+        let was_over = old.status.as_ref().is_some_and(|s| s.completed_at.is_some());
+        if new.completed_at.is_some() && !was_over {
+            self.judge_ending(after);
+        }
         let Some(old) = &old.status else { return };
         if old.completed_at.is_some() {
             let same = old.phase == new.phase && old.completed_at == new.completed_at && old.steps == new.steps;
@@ -295,9 +322,8 @@ impl World {
     fn judge_job(&mut self, job: &Arc<Object>) {
         let (_, uid) = job.controller.clone().unwrap_or_default();
         let owner = self.server.all(Kind::StepRun).find(|s| s.uid == uid).cloned();
-        let shut = owner.and_then(|owner| upstream::shut_gate(&self.server, &owner.typed::<StepRun>()));
-        if let (Some(gate), false) = (shut, self.judge.bereaved) {
-            self.violated(format!("Job {} was made behind {gate}", job.name));
+        if let Some(owner) = owner {
+            self.judge_launch(job, &owner);
         }
     }
 
@@ -326,7 +352,8 @@ impl World {
     /// A proven letter lies in a mailbox.
     pub fn judge_letter(&mut self, stored: &Object, written: &Value) {
         let status = &stored.value["status"];
-        let word = written[DECISION].as_str().or(written[ACTION].as_str()).unwrap_or_default();
+        let text = written[ANSWER].as_str().map(|_| "answer");
+        let word = written[DECISION].as_str().or(written[ACTION].as_str()).or(text).unwrap_or_default();
         self.judge.letters.push(Letter {
             step_run: stored.name.clone(),
             uid: stored.uid.clone(),
@@ -346,19 +373,14 @@ impl World {
     }
 
     /// A pass knows what it does.
-    pub fn judge_effects(&mut self, about: &Object, effects: &[Effect], hold: Hold) {
+    pub fn judge_effects(&mut self, op: usize, about: &Object, effects: &[Effect]) {
+        self.judge_heard(op, about, effects);
         for effect in effects {
-            match effect {
-                Effect::CreateJob(_) => {
-                    self.uphold(hold == Hold::No, || format!("{} launches although its run is {hold:?}", about.name));
-                }
-                Effect::CreateStepRun(made) => {
-                    let name = made.metadata.name.clone().unwrap_or_default();
-                    let steps = about.value["status"]["steps"].as_array();
-                    let latched = steps.into_iter().flatten().any(|s| s["stepRun"] == name.as_str());
-                    self.uphold(!latched, || format!("{name} was begun, is gone, and is made again"));
-                }
-                _ => {}
+            if let Effect::CreateStepRun(made) = effect {
+                let name = made.metadata.name.clone().unwrap_or_default();
+                let steps = about.value["status"]["steps"].as_array();
+                let latched = steps.into_iter().flatten().any(|s| s["stepRun"] == name.as_str());
+                self.uphold(!latched, || format!("{name} was begun, is gone, and is made again"));
             }
         }
     }
@@ -407,6 +429,7 @@ impl World {
 
     /// Every run that has not ended names what it waits for.
     pub fn judge_waits(&mut self) {
+        self.judge_standstill();
         for run in self.all(Kind::Workflow) {
             let workflow: Arc<Workflow> = run.typed();
             let status = workflow.status.clone().unwrap_or_default();
@@ -418,6 +441,7 @@ impl World {
                 Some(Phase::WaitingForAcceptance | Phase::WaitingForInput) => status.waiting.is_some(),
                 Some(Phase::WaitingForDocuments) => !status.pending_documents.is_empty(),
                 Some(Phase::Pending) => waits.is_some_and(|w| !w.is_empty()),
+                Some(Phase::Suspended) => workflow.spec.suspend == Some(true),
                 _ => false,
             };
             self.uphold(named && !run.is_deleting(), || {
@@ -468,5 +492,5 @@ impl World {
 }
 
 fn is_answer(word: &str) -> bool {
-    matches!(word, "retry" | "skip" | "fail")
+    matches!(word, "retry" | "skip" | "fail" | "answer")
 }

@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::definition::Definition;
-use lockstep::api::name::{self, LABEL_ATTEMPT};
-use lockstep::api::step_run::AttemptResult;
+use lockstep::api::name::{self, LABEL_STEP_RUN};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
-use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
+use lockstep::decide::build::Surroundings;
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
 use lockstep::decide::gate::Guard;
+use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::workflow::{self, StepRuns};
 
@@ -58,6 +59,11 @@ impl World {
             }
         }
         Arc::make_mut(&mut settled).late = late;
+        let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
+        let previous = of.map(|of| {
+            let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", &of.uid));
+            own.map(|s| (s.name.clone(), s.typed())).collect()
+        });
         Ok(workflow::Observed {
             template,
             definition,
@@ -65,7 +71,7 @@ impl World {
             step_runs,
             documents,
             contents: BTreeMap::new(),
-            previous: None,
+            previous,
             settled,
             evaluator: Arc::new(InProcess),
             now,
@@ -97,7 +103,7 @@ impl World {
         self.operators[op].caches.get(&kind)?.objects.get(name).cloned()
     }
 
-    fn cached_all(&self, op: usize, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+    pub fn cached_all(&self, op: usize, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
         self.operators[op].caches.get(&kind).into_iter().flat_map(|c| c.objects.values())
     }
 
@@ -146,7 +152,7 @@ impl World {
                 found.insert_mut(name, live.typed());
             }
         }
-        if found.size() < begun(workflow) {
+        if found.size() < seen::begun(workflow) {
             for live in self.all(Kind::StepRun).iter().filter(|s| s.is_controlled_by("Workflow", uid)) {
                 if !found.contains_key(&live.name) {
                     found.insert_mut(live.name.clone(), live.typed());
@@ -181,30 +187,38 @@ impl World {
         let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = name::job(&object.name, &object.uid, attempt);
-        let hold = run.map_or(Hold::Stopping, |w| step_run::hold(&w.typed::<Workflow>()));
+        let run = run.map(|w| w.typed::<Workflow>());
+        let hold = run.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(op, object, &step_run, hold)?;
         let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
         let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
         let publishes = step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
         let reported = if done && !publishes { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
+        let now = self.time(self.operators[op].ahead);
         let mut observed = step_run::Observed {
             hold,
             refusal: None,
             slot: Slot::Yours,
-            pods_alive: self.pods_alive(op, &object.name),
+            pods_alive: self.pods_of(op, &object.name).iter().filter(|p| seen::is_alive(p, &now)).count(),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
             job: self.job_seen(op, &job_name, &jobs),
             pod: self.pod(op, &step_run, attempt, done)?,
-            unfinished: jobs.iter().filter(|j| !job_ended(j) && !j.is_deleting()).map(|j| job_identity(j)).collect(),
+            unfinished: jobs
+                .iter()
+                .map(|j| j.typed())
+                .filter(|j| seen::is_unfinished(j))
+                .map(|j| seen::identity(&j))
+                .collect(),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
-            now: self.time(self.operators[op].ahead),
+            now,
             definition,
             document: reported,
             siblings,
             step_run,
         };
+        observed.slot = self.slot(op, &observed, run.as_deref());
         if step_run::needs_guard(&observed) {
             observed.guard = self.guard();
         }
@@ -221,14 +235,11 @@ impl World {
     ) -> Result<Vec<Arc<Object>>, Trouble> {
         let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid));
         let mut jobs: Vec<Arc<Object>> = own.cloned().collect();
-        let status = step_run.status.clone().unwrap_or_default();
-        let cancelled = status.attempts.last().filter(|a| a.result == AttemptResult::Cancelled).map(|a| a.number);
-        let wanted = match (status.completed_at, cancelled) {
-            (Some(_), _) => None,
-            (None, Some(number)) if hold == Hold::Stopping => Some(number),
-            (None, _) => step_run::was_launched(step_run).then_some(status.attempt),
+        let Some(name) =
+            seen::decisive_job(step_run, hold).map(|attempt| name::job(&object.name, &object.uid, attempt))
+        else {
+            return Ok(jobs);
         };
-        let Some(name) = wanted.map(|attempt| name::job(&object.name, &object.uid, attempt)) else { return Ok(jobs) };
         if jobs.iter().all(|j| j.name != name) {
             let live = self.get(op, Kind::Job, &name)?;
             jobs.extend(live.filter(|j| j.is_controlled_by("StepRun", &object.uid)));
@@ -236,10 +247,9 @@ impl World {
         Ok(jobs)
     }
 
-    fn pods_alive(&self, op: usize, step_run: &str) -> usize {
-        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(name::LABEL_STEP_RUN) == Some(step_run));
-        let ended = |p: &Object| matches!(p.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-        pods.filter(|p| !ended(p)).count()
+    fn pods_of(&self, op: usize, step_run: &str) -> Vec<Arc<Pod>> {
+        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(LABEL_STEP_RUN) == Some(step_run));
+        pods.map(|p| p.typed()).collect()
     }
 
     fn guard(&self) -> Guard {
@@ -255,14 +265,9 @@ impl World {
         }
     }
 
-    fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
+    pub fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
         match ours.iter().find(|j| j.name == name) {
-            Some(job) => JobSeen::Present {
-                created: serde_json::from_value(job.meta("creationTimestamp").clone()).ok(),
-                deleting: job.is_deleting(),
-                ended: job_ended(job),
-                agent_generation: job.annotation(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
-            },
+            Some(job) => seen::job(&job.typed()),
             None if self.cached(op, Kind::Job, name).is_some() => JobSeen::Foreign,
             None => JobSeen::Absent,
         }
@@ -272,21 +277,16 @@ impl World {
         if done {
             return Ok(None);
         }
-        let own = step_run.metadata.name.clone().unwrap_or_default();
-        let pods = self.cached_all(op, Kind::Pod);
-        let of_step: Vec<Arc<Object>> =
-            pods.filter(|p| p.label(name::LABEL_STEP_RUN) == Some(own.as_str())).cloned().collect();
+        let pods = self.pods_of(op, step_run.metadata.name.as_deref().unwrap_or_default());
         let claim = step_run.status.as_ref().and_then(|s| s.agent.as_ref()).and_then(|a| a.claim.as_ref());
         let Some(claim) = claim.filter(|c| c.attempt == attempt) else {
-            let number = attempt.to_string();
-            let current = of_step.iter().filter(|p| p.label(LABEL_ATTEMPT) == Some(&number));
-            return Ok(current.max_by_key(|p| p.meta("creationTimestamp").to_string()).map(|p| pod_seen(p)));
+            return Ok(seen::newest_of(attempt, &pods).map(|p| seen::pod(p)));
         };
-        if let Some(pod) = of_step.iter().find(|p| p.uid == claim.pod_uid) {
-            return Ok(Some(pod_seen(pod)));
+        if let Some(pod) = pods.iter().find(|p| p.metadata.uid.as_ref() == Some(&claim.pod_uid)) {
+            return Ok(Some(seen::pod(pod)));
         }
         let live = self.get(op, Kind::Pod, &claim.pod_name)?.filter(|p| p.uid == claim.pod_uid);
-        Ok(live.map(|p| pod_seen(&p)))
+        Ok(live.map(|p| seen::pod(&p.typed())))
     }
 
     // ---- Documents of people
@@ -303,47 +303,4 @@ fn bare(object: &Object) -> Arc<Document> {
     let mut document = Document::clone(&object.typed::<Document>());
     document.spec.content.clear();
     Arc::new(document)
-}
-
-/// How many StepRuns the status says were begun, each step's once.
-fn begun(workflow: &Workflow) -> usize {
-    let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
-    let of = |index: usize| {
-        let step = &steps[index];
-        let inside = format!("{}/", step.path);
-        let is_group = steps.get(index + 1).is_some_and(|next| next.path.starts_with(&inside));
-        match step.counts {
-            Some(counts) if !is_group => usize::try_from(counts.started).unwrap_or_default(),
-            _ => usize::from(step.step_run.is_some()),
-        }
-    };
-    (0..steps.len()).map(of).sum()
-}
-
-pub fn job_ended(job: &Object) -> bool {
-    let conditions = job.value["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| (c["type"] == "Complete" || c["type"] == "Failed") && c["status"] == "True")
-}
-
-fn job_identity(job: &Object) -> (String, String, i32) {
-    let attempt = job.label(LABEL_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or_default();
-    (job.name.clone(), job.uid.clone(), attempt)
-}
-
-/// Of a pod's status the simulation has the phase, the agent's end with its message, and what keeps it from running.
-fn pod_seen(pod: &Object) -> PodSeen {
-    let status = &pod.value["status"];
-    let terminated = &status["containerStatuses"][0]["state"]["terminated"];
-    let waiting = &status["containerStatuses"][0]["state"]["waiting"]["reason"];
-    let phase_ended = matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"));
-    PodSeen {
-        uid: pod.uid.clone(),
-        ended: phase_ended || !terminated.is_null(),
-        gone_by: serde_json::from_value::<Option<_>>(pod.meta("deletionTimestamp").clone()).ok().flatten(),
-        termination: terminated["message"].as_str().unwrap_or_default().to_owned(),
-        obstacle: waiting.as_str().map(|reason| format!("container agent: {reason}: ")),
-    }
 }

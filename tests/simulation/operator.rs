@@ -7,6 +7,7 @@ use std::sync::Arc;
 use lockstep::api::definition::Definition;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Document, Workflow};
+use lockstep::cluster::slots::Slots;
 use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::step_run::Hold;
@@ -65,6 +66,9 @@ pub struct Operator {
     pub texts: BTreeMap<String, Arc<str>>,
     pub bare: BTreeMap<u64, Arc<Document>>,
     pub settled: BTreeMap<String, Arc<Settled>>,
+    pub slots: Option<Slots>,
+    /// UIDs of the runs that are suspended, so that their StepRuns hear of it when that ends.
+    suspended: BTreeSet<String>,
     due: BTreeMap<Key, i64>,
     running: BTreeMap<Key, Running>,
     dirty: BTreeSet<Key>,
@@ -84,12 +88,14 @@ impl World {
     /// A new life: everything is listed, everything is looked at.
     pub fn start_operator(&mut self, op: usize) {
         let old = &self.operators[op];
-        let fresh = Operator { alive: true, epoch: old.epoch + 1, ahead: old.ahead, ..Operator::default() };
+        let slots = Some(Slots::new(self.workload.slots));
+        let fresh = Operator { alive: true, epoch: old.epoch + 1, ahead: old.ahead, slots, ..Operator::default() };
         self.operators[op] = fresh;
         self.tell(|| format!("operator {op} starts"));
         for kind in watched() {
             self.relist(op, kind);
         }
+        self.restore_slots(op);
     }
 
     pub fn crash(&mut self, op: usize) {
@@ -174,14 +180,16 @@ impl World {
     /// As `controllers/triggers.rs` has it.
     fn woken_by(&mut self, op: usize, object: &Object) {
         let mut keys: Vec<Key> = Vec::new();
+        let concerns_steps = object.kind == Kind::Workflow && self.concerns_steps(op, object);
+        if object.kind == Kind::StepRun {
+            self.left(op, object);
+        }
         let known = |kind: Kind| self.operators[op].caches.get(&kind).map(|c| &c.objects);
         let step_runs = || known(Kind::StepRun).into_iter().flat_map(|all| all.values());
         match object.kind {
             Kind::Workflow => {
                 keys.push((Kind::Workflow, object.name.clone()));
-                let there =
-                    known(Kind::Workflow).and_then(|all| all.get(&object.name)).is_some_and(|w| w.uid == object.uid);
-                if !there || decide::step_run::hold(&object.typed::<Workflow>()) != Hold::No {
+                if concerns_steps {
                     let own = step_runs().filter(|s| s.is_controlled_by("Workflow", &object.uid));
                     keys.extend(own.map(|s| (Kind::StepRun, s.name.clone())));
                 }
@@ -217,6 +225,20 @@ impl World {
         }
     }
 
+    /// Whether a run says something new to all its StepRuns, or something that they must not miss.
+    fn concerns_steps(&mut self, op: usize, run: &Object) -> bool {
+        let there = self.cached(op, Kind::Workflow, &run.name).is_some_and(|w| w.uid == run.uid);
+        let suspended = &mut self.operators[op].suspended;
+        match decide::step_run::hold(&run.typed::<Workflow>()) {
+            Hold::Suspended if there => suspended.insert(run.uid.clone()),
+            Hold::No => suspended.remove(&run.uid) || !there,
+            Hold::Suspended | Hold::Closing | Hold::Stopping => {
+                suspended.remove(&run.uid);
+                true
+            }
+        }
+    }
+
     fn expecting(&self, op: usize) -> Vec<Key> {
         let waits = |o: &&Arc<Object>| {
             let status = &o.value["status"];
@@ -229,7 +251,7 @@ impl World {
 
     // ---- the queue
 
-    fn wake(&mut self, op: usize, key: Key, at: i64) {
+    pub fn wake(&mut self, op: usize, key: Key, at: i64) {
         let operator = &mut self.operators[op];
         if operator.running.contains_key(&key) {
             operator.dirty.insert(key);
@@ -308,7 +330,7 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_workflow(op, &object)?;
         let plan = self.decided(op, observed, &object.uid)?;
-        self.judge_effects(&object, &plan.effects, Hold::No);
+        self.judge_effects(op, &object, &plan.effects);
         let plan = self.paced(op, &object, plan);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
@@ -317,7 +339,7 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_step_run(op, &object)?;
         let plan = decide::step_run::step_run(&observed);
-        self.judge_effects(&object, &plan.effects, observed.hold);
+        self.judge_effects(op, &object, &plan.effects);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
 
@@ -393,13 +415,16 @@ impl World {
     /// A request that may be lost, or whose answer may be, or that may land when nobody waits for it any more.
     fn attempt(&mut self, op: usize, request: &Request) -> Result<Arc<Object>, Trouble> {
         let who = Who::Operator(op);
+        let launches = matches!(request, Request::Create(Kind::Job, _));
         if self.chance.mille(self.faults.late) {
+            self.judge.blind |= launches;
             self.tell(|| format!("operator {op} gives up a write that is still on its way"));
             self.soon(1_000, 120_000, Event::Late(who, Box::new(request.clone())));
             return Err(Trouble::Api);
         }
         let reply = self.ask(who, request);
         if self.chance.mille(self.faults.lost_reply) {
+            self.judge.blind |= launches;
             self.tell(|| format!("operator {op} does not get the answer"));
             return Err(Trouble::Api);
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
+use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
 use serde_json::{Value, json};
 
 use super::server::{Kind, Object, Part, Propagation, Refused, Request, refused};
@@ -22,6 +22,11 @@ pub struct People {
     /// They do nothing of themselves any more.
     pub resting: bool,
     pub documents: i64,
+    /// Whether they suspend runs and resume them, and cancel them.
+    pub suspends: bool,
+    pub cancels: bool,
+    /// A run was made that goes on from another.
+    pub retried: bool,
 }
 
 /// What the chart's policies say; without them everything passes.
@@ -51,8 +56,8 @@ pub fn admitted(world: &World, who: Who, request: &Request) -> Result<(), Refuse
 
 fn mailbox(found: &Object, written: &Value) -> Result<(), &'static str> {
     let status = &found.value["status"];
-    let pending = found.annotation(DECISION).is_some() || found.annotation(ACTION).is_some();
-    let own = [DECISION, ACTION, COMMENT, REVIEW, DECIDED_BY].iter().any(|key| !written[*key].is_null());
+    let pending = [DECISION, ACTION, ANSWER].iter().any(|key| found.annotation(key).is_some());
+    let own = [DECISION, ACTION, ANSWER, COMMENT, REVIEW, DECIDED_BY].iter().any(|key| !written[*key].is_null());
     if !own {
         return Ok(());
     }
@@ -68,7 +73,8 @@ fn mailbox(found: &Object, written: &Value) -> Result<(), &'static str> {
     if deciding && (if review.is_null() { gate["round"].as_i64() > Some(1) } else { *review != gate["outputDigest"] }) {
         return Err("stale review");
     }
-    if !written[ACTION].is_null() && status["phase"] != "WaitingForInput" {
+    let answering = !written[ACTION].is_null() || !written[ANSWER].is_null();
+    if answering && status["phase"] != "WaitingForInput" {
         return Err("this step is not waiting for an answer");
     }
     if written[ACTION] == "skip" && !found.value["spec"]["gate"].is_null() {
@@ -91,6 +97,7 @@ impl World {
         if self.chance.percent(50) {
             self.supply();
         }
+        self.steer();
         self.soon(1_000, 30_000, Event::Person);
     }
 
@@ -99,6 +106,7 @@ impl World {
         self.people.answers.truncate(1);
         self.people.rejects = 0;
         self.policies_back();
+        self.resume_all();
         self.restore_agents();
         self.supply();
         self.put_missing();
@@ -132,6 +140,10 @@ impl World {
             if self.chance.percent(50) || status["gate"]["round"].as_i64() > Some(1) {
                 written[REVIEW] = status["gate"]["outputDigest"].clone();
             }
+            self.write_letter(step_run, written);
+        } else if status["waitingFor"]["kind"] == "Question" && status["phase"] == "WaitingForInput" {
+            let fails = self.people.answers[0] == "fail" && self.chance.percent(20);
+            let written = if fails { json!({ACTION: "fail"}) } else { json!({ANSWER: "42"}) };
             self.write_letter(step_run, written);
         } else if status["phase"] == "WaitingForInput" {
             let gated = !step_run.value["spec"]["gate"].is_null();
@@ -296,7 +308,7 @@ impl World {
     pub fn create_runs(&mut self) {
         for name in self.workload.runs.clone() {
             if self.server.find(Kind::Workflow, &name).is_none() {
-                let object = json!({"metadata": {"name": name}, "spec": self.workload.spec});
+                let object = self.run_named(&name, &self.workload.spec);
                 let _ = self.ask(Who::Admin, &Request::Create(Kind::Workflow, object));
             }
         }

@@ -1,4 +1,4 @@
-//! The gates that stand before a step, for its item.
+//! The gates that stand before a step, for its item, by `needs` or by file order.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,12 +6,13 @@ use std::sync::Arc;
 use lockstep::api::StepRun;
 use lockstep::api::definition::Definition;
 use lockstep::api::step::Step;
-use lockstep::api::step_run::{GateState, GateStatus, StepRunGate, StepRunSpec};
+use lockstep::api::step_run::{AttemptResult, GateState, GateStatus, StepRunGate, StepRunSpec};
 use lockstep::api::workflow::Phase;
 
 use serde::Deserialize;
 
 use super::super::server::{Kind, Server};
+use super::reading::{self, Reading};
 
 /// The data of a ControllerRevision.
 #[derive(Deserialize)]
@@ -27,27 +28,35 @@ pub fn definition(server: &Server, spec: &StepRunSpec) -> Option<Arc<Pinned>> {
 pub fn shut_gate(server: &Server, step_run: &StepRun) -> Option<String> {
     let pinned = definition(server, &step_run.spec)?;
     let definition = &pinned.data;
-    let mut before = Vec::new();
-    collect(&definition.steps, "", &step_run.spec.path, &mut before);
-    for (path, plural) in before {
-        let gated: Vec<_> = server
-            .all(Kind::StepRun)
-            .map(|s| s.typed::<StepRun>())
-            .filter(|s| s.spec.workflow.uid == step_run.spec.workflow.uid && s.spec.path == path)
-            .filter(|s| related(definition, s, step_run))
-            .collect();
-        if !plural && gated.is_empty() {
+    let reading = Reading::of(server, definition);
+    let keys = reading::keys(step_run);
+    for Before { path, plural } in
+        before(definition, &step_run.spec.path).into_iter().filter(|b| is_gated(definition, b))
+    {
+        let gated = siblings(server, definition, &path, step_run);
+        if !plural && gated.is_empty() && !reading.was_passed_by(&path, &keys) {
             return Some(format!("{path}, which was passed over"));
         }
         for found in gated {
             let status = found.status.clone().unwrap_or_default();
             let accepted = is_open(found.spec.gate.as_ref(), status.gate.as_ref());
-            if !accepted || status.phase != Some(Phase::Completed) {
+            // An item that failed before anybody could decide may be tolerated; one that was rejected never.
+            let failed = status.phase == Some(Phase::Failed)
+                && status.error.is_some_and(|e| e.class != AttemptResult::Rejected)
+                && status.gate.is_none();
+            if !failed && (!accepted || status.phase != Some(Phase::Completed)) {
                 return Some(format!("the gate of {path}"));
             }
         }
     }
     None
+}
+
+/// StepRuns of a path, of the same items as that one, as far as those are around both.
+pub fn siblings(server: &Server, definition: &Definition, path: &str, of: &StepRun) -> Vec<Arc<StepRun>> {
+    let all = server.all(Kind::StepRun).map(|s| s.typed::<StepRun>());
+    let own = all.filter(|s| s.spec.workflow.uid == of.spec.workflow.uid && s.spec.path == path);
+    own.filter(|s| related(definition, s, of)).collect()
 }
 
 /// Accepted in its round, by as many people as it asks for, and rejected by nobody. Not the product's own function:
@@ -73,27 +82,44 @@ fn related(definition: &Definition, a: &StepRun, b: &StepRun) -> bool {
     a.spec.scope_chain.get(..links) == b.spec.scope_chain.get(..links)
 }
 
-/// Paths of the gated steps before `target`, and whether they stand under a forEach.
-fn collect(steps: &[Step], prefix: &str, target: &str, found: &mut Vec<(String, bool)>) {
-    for step in steps {
-        let path = format!("{prefix}{}", step.name);
-        if path == target {
-            return;
+/// An execution that has to end before another.
+pub struct Before {
+    pub path: String,
+    /// Whether a forEach stands around it that is not around the other.
+    pub plural: bool,
+}
+
+/// Executions before `target`: by `needs` where the list is a graph, else by file order; directly or not.
+pub fn before(definition: &Definition, target: &str) -> Vec<Before> {
+    let mut found = Vec::new();
+    let (mut steps, mut order, mut prefix) = (definition.steps.as_slice(), definition.order, String::new());
+    for name in target.split('/') {
+        let Some(at) = steps.iter().position(|s| s.name == name) else { break };
+        let (mut ahead, mut met) = (reading::needs(steps, order, at), BTreeSet::new());
+        while let Some(next) = ahead.pop() {
+            if met.insert(next) {
+                ahead.extend(reading::needs(steps, order, next));
+            }
         }
-        let inside = format!("{path}/");
-        if target.starts_with(&inside) {
-            return collect(&step.steps, &inside, target, found);
+        for index in met {
+            executions(&steps[index], &format!("{prefix}{}", steps[index].name), false, &mut found);
         }
-        gated(step, &path, step.for_each.is_some(), found);
+        prefix = format!("{prefix}{name}/");
+        (steps, order) = (steps[at].steps.as_slice(), steps[at].order.unwrap_or_default());
+    }
+    found
+}
+
+fn executions(step: &Step, path: &str, around: bool, found: &mut Vec<Before>) {
+    let plural = around || step.for_each.is_some();
+    if step.steps.is_empty() {
+        found.push(Before { path: path.to_owned(), plural });
+    }
+    for inner in &step.steps {
+        executions(inner, &format!("{path}/{}", inner.name), plural, found);
     }
 }
 
-fn gated(step: &Step, path: &str, plural: bool, found: &mut Vec<(String, bool)>) {
-    if step.gate.is_some() {
-        found.push((path.to_owned(), plural));
-    }
-    for inner in &step.steps {
-        let plural = plural || inner.for_each.is_some();
-        gated(inner, &format!("{path}/{}", inner.name), plural, found);
-    }
+fn is_gated(definition: &Definition, before: &Before) -> bool {
+    definition.step(&before.path).is_some_and(|s| s.gate.is_some())
 }

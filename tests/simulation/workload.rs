@@ -1,4 +1,4 @@
-//! What is run: agents, a definition, documents, and how each execution behaves, all from the seed.
+//! What is run: agents, a definition (`maker`), documents, and how each execution behaves, all from the seed.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,9 @@ use serde_json::{Map, Value, json};
 use super::chance::Chance;
 use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
+use super::maker::Maker;
 use super::server::{Kind, Object};
 use super::world::World;
-
-/// StepRuns that one definition may come to.
-const LARGEST: i64 = 12;
 
 #[derive(Clone, Debug, Default)]
 pub struct Workload {
@@ -25,6 +23,12 @@ pub struct Workload {
     pub wanted: Vec<String>,
     /// Whether the end state is the same however often things go wrong.
     pub settled: bool,
+    /// Attempts that the namespace takes at once; 0: no limit.
+    pub slots: usize,
+    /// Whether a run that has ended is followed by one that goes on from it.
+    pub retries: bool,
+    /// Whether the runs are of those that go, too, when their time to live is over.
+    pub throwaway: bool,
     salt: u64,
     /// By StepRun UID: where it stands in its run.
     places: BTreeMap<String, String>,
@@ -52,28 +56,18 @@ impl Workload {
             made.wanted.push("brief".into());
         }
         let inline = chance.percent(20);
-        let mut maker = Maker {
-            agents: made.agents.iter().map(|(name, _)| name.clone()).collect(),
-            chance: chance.branch(),
-            serial: 0,
-            left: LARGEST,
-            lists: vec!["parameters.items".into()],
-            wanted: made.wanted.clone(),
-            made: Vec::new(),
-        };
-        if inline {
-            maker.lists.push("documents.inline.items".into());
-        }
-        let count = maker.chance.between(1, 4);
-        let steps = maker.list(count, 0, 1);
+        let agents = made.agents.iter().map(|(name, _)| name.clone()).collect();
+        let mut maker = Maker::new(chance.branch(), agents, made.wanted.clone(), made.settled);
+        let written = maker.definition(if inline { &["documents.inline.items"] } else { &[] });
         let mut spec = Map::new();
         if chance.percent(20) {
-            made.template = Some(json!({"steps": steps}));
+            made.template = Some(Value::Object(written));
             spec.insert("templateRef".into(), json!({"name": "template"}));
         } else {
-            spec.insert("steps".into(), steps);
+            spec.extend(written);
         }
-        spec.insert("parameters".into(), json!({"items": items(chance.between(0, 3), 0)}));
+        let parameters = json!({"items": items(chance.between(0, 3), 0), "yes": true, "no": false});
+        spec.insert("parameters".into(), parameters);
         if chance.percent(40) {
             spec.insert("session".into(), json!("session"));
         }
@@ -81,7 +75,17 @@ impl Workload {
             let content = json!({"items": items(2, 0)}).to_string();
             spec.insert("documents".into(), json!([{"type": "inline", "format": "json", "content": content}]));
         }
+        // What may end a run early, or take it away, has no end that is always the same.
+        if !made.settled && chance.percent(15) {
+            spec.insert("timeoutSeconds".into(), json!(chance.between(20, 200)));
+        }
+        if !made.settled && chance.percent(15) {
+            spec.insert("ttlSecondsAfterFinished".into(), json!(chance.between(0, 120)));
+            made.throwaway = chance.percent(40);
+        }
         made.spec = Value::Object(spec);
+        made.slots = if chance.percent(15) { usize::try_from(chance.between(1, 3)).unwrap_or(1) } else { 0 };
+        made.retries = chance.percent(30);
         made.runs.push("run".into());
         if chance.percent(15) {
             made.runs.push("other".into());
@@ -179,125 +183,16 @@ pub fn items(count: i64, rev: i64) -> Value {
 }
 
 fn agent(chance: &mut Chance) -> Value {
-    json!({
+    let mut spec = json!({
         "template": {"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}},
         "idempotent": chance.percent(40),
         "timeoutSeconds": chance.between(20, 60),
         "startTimeoutSeconds": chance.between(20, 60),
         "retry": {"maxAttempts": chance.between(1, 3), "initialBackoffSeconds": chance.between(1, 8), "maxBackoffSeconds": 20},
         "exitCodes": {"unrecoverable": [9]},
-    })
-}
-
-/// Makes steps.
-struct Maker {
-    chance: Chance,
-    agents: Vec<String>,
-    serial: u32,
-    /// StepRuns that may still be added.
-    left: i64,
-    /// Expressions that give a list here.
-    lists: Vec<String>,
-    wanted: Vec<String>,
-    /// Types of documents made so far, at the outermost level.
-    made: Vec<String>,
-}
-
-impl Maker {
-    /// Steps one after the other, each for `times` items.
-    fn list(&mut self, count: i64, depth: u32, times: i64) -> Value {
-        let mut steps = Vec::new();
-        for _ in 0..count {
-            if self.left < times && !steps.is_empty() {
-                break;
-            }
-            steps.push(self.step(depth, times));
-        }
-        Value::Array(steps)
+    });
+    if chance.percent(20) {
+        spec["maxConcurrent"] = json!(chance.between(1, 2));
     }
-
-    fn step(&mut self, depth: u32, times: i64) -> Value {
-        self.serial += 1;
-        let name = format!("s{}", self.serial);
-        let mut step = Map::from_iter([("name".to_owned(), json!(name))]);
-        let plural = depth < 3 && self.chance.percent(35) && self.left >= times * 2;
-        let times = if plural { times * 3 } else { times };
-        if plural {
-            // What others may put anew is read outside of a forEach only.
-            let shared = |list: &&String| {
-                depth == 0 || !list.starts_with("documents.inline") && !list.starts_with("documents.brief")
-            };
-            let lists: Vec<String> = self.lists.iter().filter(shared).cloned().collect();
-            let list = self.chance.pick(&lists).clone();
-            let item = format!("e{}", self.serial);
-            let mut each = json!({"in": list, "as": item});
-            if self.chance.percent(70) {
-                each["key"] = json!(format!("{item}.id"));
-            }
-            if self.chance.percent(60) {
-                each["maxParallel"] = json!(self.chance.between(1, 3));
-            }
-            step.insert("forEach".into(), each);
-        }
-        let known = (self.lists.len(), self.made.len());
-        if depth < 2 && self.chance.percent(25) && self.left >= times * 2 {
-            let count = self.chance.between(1, 2);
-            step.insert("steps".into(), self.list(count, depth + 1, times));
-            // What is inside a group is not seen from outside.
-            self.lists.truncate(known.0);
-            self.made.truncate(known.1);
-        } else {
-            self.left -= times;
-            self.execution(&mut step, plural, times);
-        }
-        Value::Object(step)
-    }
-
-    fn execution(&mut self, step: &mut Map<String, Value>, plural: bool, times: i64) {
-        let name = step["name"].as_str().unwrap_or_default().to_owned();
-        step.insert("agentId".into(), json!(self.chance.pick(&self.agents.clone())));
-        if self.chance.percent(30) {
-            let what = self.chance.pick(&self.lists).clone();
-            step.insert("parameters".into(), json!({"seen": format!("${{ {what} }}")}));
-        }
-        if self.chance.percent(30) {
-            let gate = match self.chance.below(4) {
-                0 => json!({"onReject": "Revise", "maxRounds": self.chance.between(2, 3)}),
-                1 => json!({"approvals": 2}),
-                _ => json!({}),
-            };
-            step.insert("gate".into(), gate);
-        }
-        if self.chance.percent(20) {
-            step.insert("retry".into(), json!({"maxAttempts": self.chance.between(1, 2)}));
-        }
-        let mut documents = Vec::new();
-        if !self.wanted.is_empty() && self.chance.percent(60) {
-            documents.push(self.wanted[0].clone());
-        }
-        if !self.made.is_empty() && self.chance.percent(40) {
-            documents.push(self.chance.pick(&self.made.clone()).clone());
-        }
-        if !documents.is_empty() {
-            step.insert("documents".into(), json!(documents));
-        }
-        if self.chance.percent(40) {
-            step.insert("produces".into(), json!({"type": format!("doc-{name}"), "format": "json"}));
-        }
-        if !plural {
-            self.lists.push(format!("steps.{name}.output.items"));
-        }
-        if times == 1 && step.contains_key("produces") {
-            self.made.push(format!("doc-{name}"));
-            self.lists.push(format!("documents.doc_{name}.items"));
-        }
-        if times == 1 && documents_brief(step) {
-            self.lists.push("documents.brief.items".into());
-        }
-    }
-}
-
-/// After a step that needed it, the brief is there.
-fn documents_brief(step: &Map<String, Value>) -> bool {
-    step.get("documents").and_then(Value::as_array).is_some_and(|d| d.iter().any(|t| t == "brief"))
+    spec
 }

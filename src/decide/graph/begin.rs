@@ -12,6 +12,7 @@ use crate::api::step_run::{
 use crate::api::workflow::Phase;
 use crate::decide::expression;
 use crate::decide::{build, gate, scope};
+use crate::mutant::{self, Mutant};
 
 type Refused = (AttemptResult, Fault);
 
@@ -183,8 +184,9 @@ impl Walk<'_> {
     ) -> Result<StepRunSpec, Refused> {
         let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(spec) };
         let from = of.from.as_deref().is_some_and(|from| from == path || path.starts_with(&format!("{from}/")));
+        let fresh = frame.fresh && !mutant::on(Mutant::ReuseUnchecked);
         let found = previous.get(&name::step_run(&of.name, &of.uid, path, &frame.keys));
-        let Some(old) = found.filter(|old| !from && !frame.fresh && was_completed(old, &spec)).cloned() else {
+        let Some(old) = found.filter(|old| !from && !fresh && was_completed(old, &spec)).cloned() else {
             return Ok(spec);
         };
         let document_name = match document_of(&old) {

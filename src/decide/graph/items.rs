@@ -58,6 +58,7 @@ impl Walk<'_> {
         let (step, for_each) = what;
         let limit = usize::try_from(for_each.max_parallel.unwrap_or(10)).unwrap_or(10);
         let allowed = validate::tolerated(for_each.tolerate.as_ref(), list.items.len());
+        let allowed = allowed + usize::from(mutant::on(Mutant::ToleranceMiscounted));
         let busy: BTreeSet<usize> =
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();
@@ -122,7 +123,8 @@ impl Walk<'_> {
         }
         match gathered(list) {
             Ok(items) => {
-                let fresh = list.ended.values().any(|e| matches!(e, Ended::Done(seen) if seen.fresh));
+                let anew = |e: &Ended| matches!(e, Ended::Done(seen) if seen.fresh);
+                let fresh = frame.fresh || list.failed > 0 || list.ended.values().any(anew);
                 Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
             }
             Err(message) => {

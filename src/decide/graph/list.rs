@@ -8,6 +8,7 @@ use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::Order;
 use crate::decide::expression;
 use crate::decide::order;
+use crate::mutant::{self, Mutant};
 
 /// The steps of a list, how they follow each other, and what they give together.
 pub(super) type Body<'s> = (&'s [Step], Order, Option<&'s str>);
@@ -28,18 +29,20 @@ impl Walk<'_> {
         for index in order::sequence(steps, order) {
             let step = &steps[index];
             let needed = order::needed(steps, order, index);
-            let ready = needed.iter().all(|n| ended[*n].is_some()) && failure.is_none();
+            let its_turn = needed.iter().all(|n| ended[*n].is_some());
+            let ready = its_turn && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
             let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
-            let outcome = if !ready {
-                self.execution(step, &inner)
-            } else if order == Order::Graph
-                && needed.iter().any(|n| skipped(n) && !order::asks_about(step, &steps[*n].name))
-            {
+            let handed_on = |n: &usize| skipped(n) && !order::asks_about(step, &steps[*n].name);
+            let in_graph = order == Order::Graph && !mutant::on(Mutant::SkipNotHandedOn);
+            let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
+            let outcome = if its_turn && passed_by {
                 self.skip(step, &inner)
-            } else {
+            } else if ready {
                 self.step(step, &inner)
+            } else {
+                self.execution(step, &inner)
             };
             match outcome {
                 Outcome::Done(seen) => {
@@ -69,7 +72,7 @@ impl Walk<'_> {
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
     fn together(&mut self, output: Option<&str>, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
-        let fresh = ended.iter().flatten().any(|s| s.fresh);
+        let fresh = frame.fresh || ended.iter().flatten().any(|s| s.fresh);
         let last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
         let Some(text) = output else {
             return Outcome::Done(Seen { phase: Phase::Completed, output: last, fresh });
@@ -136,11 +139,18 @@ impl Walk<'_> {
         Ok(if verdict { When::Yes } else { When::No })
     }
 
+    /// Whether its `when` was asked, and said no: a failure elsewhere does not take that back.
+    fn is_skipped(&self, step: &Step, frame: &Frame) -> bool {
+        let path = format!("{}{}", frame.prefix, step.name);
+        frame.keys.is_empty() && self.latched.get(&path).is_some_and(|s| s.when == Some(false))
+    }
+
     fn skip(&mut self, step: &Step, frame: &Frame) -> Outcome {
         let path = format!("{}{}", frame.prefix, step.name);
         self.want(&path, frame);
         self.skipped(step, &path);
-        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: false })
+        // What is new before it is new for those behind it, too.
+        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh })
     }
 
     /// The step, and all that is in it.

@@ -4,6 +4,7 @@
 use super::{AttemptResult, GateState, JobSeen, Pass, Phase, Truth, condition};
 use crate::api::workflow::Workflow;
 use crate::decide::status::{FAILING, RUN_TIMEOUT};
+use crate::mutant::{self, Mutant};
 
 /// Seconds between looks at what is stopping; the watch of its pods is what wakes it.
 const STOPPING_AGAIN: i64 = 10;
@@ -27,11 +28,12 @@ pub fn hold(run: &Workflow) -> Hold {
     let ended = status.is_some_and(|s| s.completed_at.is_some());
     let failing = status.and_then(|s| condition::get(&s.conditions, FAILING)).filter(|c| c.status == "True");
     let timed_out = failing.is_some_and(|c| c.reason == RUN_TIMEOUT);
-    if run.spec.cancel == Some(true) || run.metadata.deletion_timestamp.is_some() || ended || timed_out {
+    let cancelled = run.spec.cancel == Some(true) && !mutant::on(Mutant::CancelStillLaunches);
+    if cancelled || run.metadata.deletion_timestamp.is_some() || ended || timed_out {
         Hold::Stopping
     } else if failing.is_some() {
         Hold::Closing
-    } else if run.spec.suspend == Some(true) {
+    } else if run.spec.suspend == Some(true) && !mutant::on(Mutant::SuspendIgnored) {
         Hold::Suspended
     } else {
         Hold::No

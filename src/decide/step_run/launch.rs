@@ -5,6 +5,8 @@ use super::{
     TIMEOUT_SECONDS, Time, Truth, after, build, condition, schema, slot,
 };
 
+use crate::mutant::{self, Mutant};
+
 const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 impl Pass<'_> {
@@ -71,6 +73,7 @@ impl Pass<'_> {
         }
         match self.o.slot {
             Slot::Yours => self.create_job(&agent),
+            Slot::Wait { .. } if mutant::on(Mutant::TurnNotAwaited) => self.create_job(&agent),
             Slot::Wait { ahead } => self.wait_for_slot(ahead),
         }
     }

@@ -1,0 +1,100 @@
+//! Slots: the ledger of `cluster/slots.rs` in each life of an operator, asked as `cluster/observe.rs` asks it.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use lockstep::api::{Agent, StepRun, Workflow, name};
+use lockstep::cluster::slots::{Applicant, Turn};
+use lockstep::decide::step_run::{self, Need, Slot};
+
+use super::server::{Kind, Object};
+use super::world::World;
+
+impl World {
+    pub fn slot(&mut self, op: usize, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
+        let who = self.applicant(op, &o.step_run, run);
+        let there = self.cached(op, Kind::StepRun, &who.turn.name).map(|s| s.uid.clone());
+        let Some(slots) = &self.operators[op].slots else { return Slot::Yours };
+        let slot = match step_run::need(o) {
+            Need::Nothing => {
+                slots.release(&who.turn.uid);
+                Slot::Yours
+            }
+            Need::Holds => {
+                slots.hold(&who);
+                Slot::Yours
+            }
+            Need::Launch => slots.ask(&who),
+        };
+        if there.as_ref() != Some(&who.turn.uid) {
+            slots.release(&who.turn.uid);
+        }
+        self.turns(op);
+        slot
+    }
+
+    fn applicant(&self, op: usize, step_run: &StepRun, run: Option<&Workflow>) -> Applicant {
+        let agent = self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed::<Agent>());
+        let meta = &step_run.metadata;
+        Applicant {
+            limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
+            agent: step_run.spec.agent_id.clone(),
+            turn: Turn {
+                run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),
+                run: step_run.spec.workflow.name.clone(),
+                created: meta.creation_timestamp.clone(),
+                name: meta.name.clone().unwrap_or_default(),
+                uid: meta.uid.clone().unwrap_or_default(),
+            },
+            namespace: String::new(),
+        }
+    }
+
+    /// What runs holds its slot before anybody asks for one.
+    pub fn restore_slots(&mut self, op: usize) {
+        for cached in self.cached_all(op, Kind::StepRun).cloned().collect::<Vec<_>>() {
+            let step_run: Arc<StepRun> = cached.typed();
+            let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
+            let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &cached.uid));
+            let own: Vec<Arc<Object>> = own.cloned().collect();
+            let job = self.job_seen(op, &name::job(&cached.name, &cached.uid, attempt), &own);
+            if step_run::holds_slot(&step_run, &job) {
+                let run = self.cached(op, Kind::Workflow, &step_run.spec.workflow.name);
+                let run = run.map(|r| r.typed::<Workflow>());
+                let who = self.applicant(op, &step_run, run.as_deref());
+                if let Some(slots) = &self.operators[op].slots {
+                    slots.hold(&who);
+                }
+            }
+        }
+    }
+
+    /// A StepRun that is not there any more gives its slot back.
+    pub fn left(&mut self, op: usize, step_run: &Object) {
+        let there = self.cached(op, Kind::StepRun, &step_run.name);
+        if there.is_none_or(|s| s.uid != step_run.uid) {
+            if let Some(slots) = &self.operators[op].slots {
+                slots.release(&step_run.uid);
+            }
+            self.turns(op);
+        }
+    }
+
+    /// Those whose turn has come are looked at.
+    fn turns(&mut self, op: usize) {
+        let granted = self.operators[op].slots.as_ref().and_then(|slots| slots.granted().now_or_never());
+        for (_, name) in granted.unwrap_or_default() {
+            self.wake(op, (Kind::StepRun, name), self.now);
+        }
+    }
+
+    /// Whether the limits are exact here: one operator that knows of every Job it has asked for.
+    pub fn counts_slots(&self) -> bool {
+        let exact = self.operators.len() == 1 && self.epochs() == 1;
+        exact && !self.judge.blind
+    }
+
+    fn epochs(&self) -> u32 {
+        self.operators.iter().map(|o| o.epoch).max().unwrap_or_default()
+    }
+}

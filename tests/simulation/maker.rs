@@ -184,7 +184,10 @@ impl Maker {
         };
         let lists: Vec<String> = place.known.iter().flat_map(|k| &k.lists).filter(shared).cloned().collect();
         let item = format!("e{}", self.serial);
-        let mut each = json!({"in": self.chance.pick(&lists), "as": item});
+        // What people put anew while the run goes on is the list most worth reading.
+        let brief = lists.iter().find(|list| list.starts_with("documents.brief")).cloned();
+        let list = brief.filter(|_| self.chance.percent(50)).unwrap_or_else(|| self.chance.pick(&lists).clone());
+        let mut each = json!({"in": list, "as": item});
         if self.chance.percent(70) {
             each["key"] = json!(format!("{item}.id"));
         }

@@ -99,7 +99,7 @@ impl<'a> Reading<'a> {
         for (step, end) in list.steps.iter().zip(self.ends(list)) {
             let path = format!("{}{}", list.prefix, step.name);
             found.push((path.clone(), end));
-            if step.for_each.is_none() && end != End::Skipped {
+            if step.for_each.is_none() && !matches!(end, End::Skipped | End::Ahead) {
                 let (prefix, order) = (format!("{path}/"), step.order.unwrap_or_default());
                 self.lay_out(List { steps: &step.steps, order, prefix: &prefix, keys: list.keys }, found);
             }

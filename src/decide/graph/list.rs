@@ -29,6 +29,8 @@ impl Walk<'_> {
         for index in order::sequence(steps, order) {
             let step = &steps[index];
             let needed = order::needed(steps, order, index);
+            let ignored = order == Order::Graph && mutant::on(Mutant::NeedsIgnored);
+            let needed = if ignored { Vec::new() } else { needed };
             let its_turn = needed.iter().all(|n| ended[*n].is_some());
             let ready = its_turn && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));

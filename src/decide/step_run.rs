@@ -142,6 +142,7 @@ impl<'a> Pass<'a> {
             (None, _) if self.o.hold == Hold::Stopping => self.stop(),
             (None, Some(claim)) => self.running(&claim),
             (None, None) if closing && !mutant::on(Mutant::ClosingLaunches) => self.cancel(),
+            (None, None) if hold::was_stopped(&self.status) => self.stay_stopped(),
             (None, None) => self.launch(),
         }
     }

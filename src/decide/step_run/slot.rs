@@ -145,6 +145,23 @@ mod tests {
     }
 
     #[test]
+    fn an_old_copy_that_closes_deletes_no_job_beyond_its_fence() {
+        let at = "1970-01-01T00:00:00Z";
+        let wait = json!({"id": "2-0", "kind": "RetriesSpent", "question": "?", "options": [], "since": at});
+        for (status, deletes) in [
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), false),
+            (json!({"attempt": 2, "phase": "Cancelled", "completedAt": at}), true),
+        ] {
+            let mut o = observed(status.clone());
+            o.hold = Hold::Closing;
+            o.unfinished = vec![("job".into(), "uid".into(), 3)];
+            let plan = crate::decide::step_run::step_run(&o);
+            let found = plan.effects.iter().any(|e| matches!(e, crate::decide::Effect::Delete { .. }));
+            assert_eq!(found, deletes, "{status}");
+        }
+    }
+
+    #[test]
     fn nothing_is_asked_for_that_would_not_be_launched() {
         type Change = fn(&mut Observed);
         let job = |ended| JobSeen::Present { created: None, deleting: false, ended, agent_generation: None };

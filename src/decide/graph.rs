@@ -362,11 +362,13 @@ impl<'a> Walk<'a> {
         self.settled.open = std::mem::take(&mut self.unfinished);
         self.settled.late.clone_from(&self.o.settled.late);
         let mut tallies = std::mem::take(&mut self.tallies);
+        // Failures are passed over; that something was ended with the run is not: it is not complete.
+        let cut_short = tallies.values().any(|t| t.cancelled);
         let mut steps: Vec<StepStatus> =
             self.order.iter().map(|path| tallies.remove(path).unwrap_or_default().status(path)).collect();
         tally::roll_up(&mut steps);
         self.stand.steps = steps;
-        if let Outcome::Done(seen) = outcome {
+        if let (Outcome::Done(seen), false) = (outcome, cut_short) {
             // A list that is too large to be read has failed before; what else cannot be read is null.
             self.stand.output = self.sources.output(&seen.output).ok();
             self.stand.done = Some(seen.output);

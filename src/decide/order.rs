@@ -2,13 +2,11 @@
 
 use super::expression::{Expression, underscored};
 use crate::api::step::{Order, Step};
-use crate::mutant::{self, Mutant};
 
 /// Indexes of the steps that must have ended before this one.
 pub fn needed(steps: &[Step], order: Order, index: usize) -> Vec<usize> {
     match order {
         Order::Chain => index.checked_sub(1).into_iter().collect(),
-        Order::Graph if mutant::on(Mutant::NeedsIgnored) => Vec::new(),
         Order::Graph => {
             let needs = &steps[index].needs;
             needs.iter().filter_map(|name| steps.iter().position(|s| s.name == *name)).collect()

@@ -147,6 +147,7 @@ impl<'a> Pass<'a> {
             (None, _) if self.o.hold == Hold::Stopping => self.stop(),
             (None, Some(claim)) => self.running(&claim),
             (None, None) if closing && !mutant::on(Mutant::ClosingLaunches) => self.cancel(),
+            (None, None) if hold::was_stopped(&self.status) => self.stay_stopped(),
             (None, None) => self.launch(),
         }
     }
@@ -232,7 +233,7 @@ impl<'a> Pass<'a> {
             let recorded = before.iter().flat_map(|s| &s.attempts).find(|a| a.number == *attempt);
             let has_reported = reported == Some(*attempt) || recorded.is_some_and(|a| a.exit_code.is_some());
             // A wait ends with the next attempt: a Job beyond the fence shows that this copy of the StepRun is old.
-            let ahead = *attempt > fence && self.status.completed_at.is_none();
+            let ahead = *attempt > fence && before.is_none_or(|s| s.completed_at.is_none());
             let stays = has_reported || ahead || (*attempt >= fence && !(was_idle && idle));
             if !stays {
                 self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });

@@ -116,7 +116,7 @@ fn stop(o: &Observed, status: &WorkflowStatus, definition: &Definition) -> Stop 
     let left = due.map(|due| Duration::try_from(due.duration_since(o.now.0)).unwrap_or(Duration::ZERO));
     let end = if spec.cancel == Some(true) {
         status::End::Cancelled
-    } else if left == Some(Duration::ZERO) {
+    } else if left == Some(Duration::ZERO) || has_timed_out(status) {
         status::End::TimedOut
     } else if spec.suspend == Some(true) {
         status::End::Suspended
@@ -133,6 +133,12 @@ fn stop(o: &Observed, status: &WorkflowStatus, definition: &Definition) -> Stop 
         ),
     });
     Stop { start, end, failure, left: left.filter(|l| !l.is_zero()) }
+}
+
+/// What one clock has seen, and attempts were ended for, another that is behind does not take back.
+fn has_timed_out(status: &WorkflowStatus) -> bool {
+    let failing = condition::get(&status.conditions, status::FAILING);
+    failing.is_some_and(|c| c.status == "True" && c.reason == status::RUN_TIMEOUT)
 }
 
 fn create(o: &Observed, status: &WorkflowStatus, stand: &mut Stand, plan: &mut Plan<WorkflowStatus>) {
@@ -197,10 +203,22 @@ fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &Definition
 mod tests {
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
+    use crate::api::condition::Truth;
     use crate::api::step::Step;
     use crate::api::workflow::{SessionPhase, Workflow, WorkflowSpec};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+
+    #[test]
+    fn a_time_limit_that_one_clock_saw_pass_has_passed() {
+        let now = Time(Timestamp::UNIX_EPOCH);
+        for (reason, expected) in [(status::RUN_TIMEOUT, true), ("Timeout", false)] {
+            let mut seen = WorkflowStatus::default();
+            condition::set(&mut seen.conditions, status::FAILING, Truth::True, reason, "", (&now, 1));
+            assert_eq!(has_timed_out(&seen), expected, "{reason}");
+        }
+        assert!(!has_timed_out(&WorkflowStatus::default()));
+    }
 
     #[test]
     fn the_session_is_written_before_anything_starts() {

@@ -10,7 +10,7 @@ use lockstep::protocol::mark;
 use serde_json::{Value, json};
 
 use super::gateway::{Verdict, Wrote};
-use super::server::{Event as Change, Kind, Object, Part, Request};
+use super::server::{Event as Change, Kind, Object, Part, Propagation, Request};
 use super::world::{Event, Who, World};
 
 /// How a command ends.
@@ -85,6 +85,12 @@ impl World {
         } else {
             return;
         };
+        // A Job that is over leaves none of its pods behind that has yet to come up.
+        for pod in pods.iter().filter(|p| phase(p).as_deref() == Some("Pending")) {
+            let (kind, name, uid) = (Kind::Pod, pod.name.clone(), Some(pod.uid.clone()));
+            let propagation = Propagation::Background;
+            let _ = self.ask(Who::JobController, &Request::Delete { kind, name, uid, version: None, propagation });
+        }
         let status = json!({"status": {"conditions": [{"type": verdict, "status": "True"}]}});
         let _ = self.ask(Who::JobController, &Request::Merge(Kind::Job, Part::Status, job.name.clone(), status));
     }

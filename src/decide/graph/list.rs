@@ -26,9 +26,12 @@ impl Walk<'_> {
         let mut here = frame.clone();
         let mut ended: Vec<Option<Seen>> = vec![None; steps.len()];
         let (mut failure, mut open, mut ahead, mut begun) = (None, false, false, false);
+        let mark = self.unfinished.len();
         for index in order::sequence(steps, order) {
             let step = &steps[index];
             let needed = order::needed(steps, order, index);
+            let ignored = order == Order::Graph && mutant::on(Mutant::NeedsIgnored);
+            let needed = if ignored { Vec::new() } else { needed };
             let its_turn = needed.iter().all(|n| ended[*n].is_some());
             let ready = its_turn && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
@@ -61,13 +64,19 @@ impl Walk<'_> {
             }
         }
         let outcome = match failure {
-            Some(failure) if open => Outcome::Failing(failure),
+            // What was begun and goes no further is not waited for: only what is there can still end.
+            Some(failure) if open && self.runs(mark) => Outcome::Failing(failure),
             Some(failure) => Outcome::Failed(failure),
             None if open || (ahead && begun) => Outcome::Open,
             None if ahead => Outcome::Ahead,
             None => self.together(output, &ended, &here),
         };
         (outcome, here.done)
+    }
+
+    /// Whether a StepRun that was met behind that mark has not ended.
+    fn runs(&self, mark: usize) -> bool {
+        self.unfinished.iter().skip(mark).any(|name| self.o.step_runs.contains_key(name))
     }
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
@@ -210,6 +219,7 @@ impl Walk<'_> {
                 Outcome::Open
             }
             Outcome::Failed(f) if may(&f) && self.on_failure(step) == OnFailure::Continue => {
+                self.hold_back(mark);
                 Outcome::Done(Seen { phase: Phase::Failed, output: Output::Null, fresh: true })
             }
             other => other,

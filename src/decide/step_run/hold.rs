@@ -1,7 +1,7 @@
 //! What the run as a whole says of its steps: go on, start nothing new, close, stop. A stop moves the fence before
 //! anything is deleted, and is over when nothing of the step runs any more.
 
-use super::{AttemptResult, GateState, JobSeen, Pass, Phase, Truth, condition};
+use super::{AttemptResult, GateState, JobSeen, Pass, Phase, StepRunStatus, Truth, condition};
 use crate::api::workflow::Workflow;
 use crate::decide::status::{FAILING, RUN_TIMEOUT};
 use crate::mutant::{self, Mutant};
@@ -40,7 +40,17 @@ pub fn hold(run: &Workflow) -> Hold {
     }
 }
 
+/// Whether its last attempt was ended with the run: none follows, whatever a copy of the run that is behind says.
+pub(super) fn was_stopped(status: &StepRunStatus) -> bool {
+    status.attempts.last().is_some_and(|a| a.result == AttemptResult::Cancelled)
+}
+
 impl Pass<'_> {
+    /// The copy of the run at hand does not say yet what another has acted on.
+    pub(super) fn stay_stopped(&mut self) {
+        self.wake_in(STOPPING_AGAIN);
+    }
+
     /// Nothing new starts, and nobody is asked any more.
     pub(super) fn closing(&self) -> bool {
         matches!(self.o.hold, Hold::Closing | Hold::Stopping)

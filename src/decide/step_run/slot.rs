@@ -1,7 +1,7 @@
 //! Where attempts are limited: whether this StepRun needs a slot now. One is held from the launch to the end of an attempt,
 //! never while people are waited for or a back-off runs.
 
-use super::{Hold, JobSeen, Observed, StepRun, StepRunStatus, build, condition, gate};
+use super::{Hold, JobSeen, Observed, StepRun, StepRunStatus, build, condition, gate, hold};
 
 /// Whether an attempt may be launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ fn may_run(step_run: &StepRun, status: &StepRunStatus) -> bool {
     let idle = status.completed_at.is_some() || status.waiting_for.is_some() || status.result.is_some();
     let agent = status.agent.as_ref();
     let reported = agent.and_then(|a| a.report.as_ref()).is_some_and(|r| r.attempt == status.attempt);
-    !idle && !reported && gate::has_agent(step_run)
+    !idle && !reported && !hold::was_stopped(status) && gate::has_agent(step_run)
 }
 
 /// Decided on everything but the slot itself.
@@ -125,6 +125,39 @@ mod tests {
             ("ended", json!({"phase": "Failed", "completedAt": at}), Need::Nothing),
         ] {
             assert_eq!(need(&observed(status)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_stopped_with_its_run_stays_so_before_a_copy_that_is_behind() {
+        let at = "1970-01-01T00:00:00Z";
+        let ended = |result: &str| {
+            let attempt = json!({"number": 1, "round": 1, "result": result, "completedAt": at});
+            observed(json!({"attempt": 2, "attempts": [attempt]}))
+        };
+        for (result, goes_on) in [("Cancelled", false), ("Retryable", true)] {
+            let o = ended(result);
+            let plan = crate::decide::step_run::step_run(&o);
+            let launches = plan.effects.iter().any(|e| matches!(e, crate::decide::Effect::CreateJob(_)));
+            assert_eq!((launches, need(&o) == Need::Launch), (goes_on, goes_on), "{result}");
+            assert!(plan.requeue.is_some(), "{result}");
+        }
+    }
+
+    #[test]
+    fn an_old_copy_that_closes_deletes_no_job_beyond_its_fence() {
+        let at = "1970-01-01T00:00:00Z";
+        let wait = json!({"id": "2-0", "kind": "RetriesSpent", "question": "?", "options": [], "since": at});
+        for (status, deletes) in [
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), false),
+            (json!({"attempt": 2, "phase": "Cancelled", "completedAt": at}), true),
+        ] {
+            let mut o = observed(status.clone());
+            o.hold = Hold::Closing;
+            o.unfinished = vec![("job".into(), "uid".into(), 3)];
+            let plan = crate::decide::step_run::step_run(&o);
+            let found = plan.effects.iter().any(|e| matches!(e, crate::decide::Effect::Delete { .. }));
+            assert_eq!(found, deletes, "{status}");
         }
     }
 

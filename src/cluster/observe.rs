@@ -26,6 +26,7 @@ use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::Surroundings;
 use crate::decide::gate::Guard;
+use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use crate::decide::{document, seen, step_run, workflow};
 
@@ -70,7 +71,11 @@ impl Observer {
             .collect();
         let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
-        self.add_committed(&workflow, &step_runs, &mut documents).await?;
+        let mut settled = self.settled.of(&uid);
+        let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
+        if settled.late != late {
+            Arc::make_mut(&mut settled).late = late;
+        }
         let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
         Ok(workflow::Observed {
             template,
@@ -80,7 +85,7 @@ impl Observer {
             documents,
             contents: BTreeMap::new(),
             previous: of.map(|of| self.world.step_runs.table(&of.uid)),
-            settled: self.settled.of(&uid),
+            settled,
             evaluator: self.evaluator.for_decision(),
             now: now(),
             workflow,
@@ -117,24 +122,27 @@ impl Observer {
         Ok(found)
     }
 
-    /// Documents of finished steps, also where their cache is behind: an expression without them fails the run for good.
+    /// Documents of finished steps, also where their cache is behind; the StepRuns that made those.
     async fn add_committed(
         &self,
         workflow: &Workflow,
         step_runs: &Table<StepRun>,
+        settled: &Settled,
         documents: &mut Table<Document>,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<String>, Error> {
         let namespace = workflow.namespace().unwrap_or_default();
-        for name in workflow::committed_documents(workflow, step_runs, &now()) {
-            let seen = self.world.documents.get(&namespace, &name);
-            if seen.is_none_or(|d| !document::is_published(&d))
-                && let Some(mut live) = self.live_document(&namespace, &name).await?
-            {
+        let mut late = Vec::new();
+        for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
+            if self.world.documents.get(&namespace, &name).is_some_and(|d| document::is_published(&d)) {
+                continue;
+            }
+            late.extend(step_run);
+            if let Some(mut live) = self.live_document(&namespace, &name).await? {
                 live.spec.content.clear();
                 documents.insert_mut(document::key(&live), Arc::new(live));
             }
         }
-        Ok(())
+        Ok(late)
     }
 
     async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
@@ -174,7 +182,8 @@ impl Observer {
         let job_name = name::job(&own, &uid, attempt);
         let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(&step_run, hold).await?;
-        let reported = if done { None } else { self.result_document(&step_run, &namespace).await? };
+        let looks = !done || self.publishes(&step_run, &namespace);
+        let reported = if looks { self.result_document(&step_run, &namespace).await? } else { None };
         let siblings = reported
             .as_ref()
             .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
@@ -188,11 +197,7 @@ impl Observer {
             pod: self.pod(&step_run, &namespace, attempt, done).await?,
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
             pods_alive: self.pods_alive(&namespace, &own),
-            guard: if seen::needs_guard(&step_run) {
-                self.guard.check(&self.client, &step_run).await?
-            } else {
-                Guard::NotAsked
-            },
+            guard: Guard::NotAsked,
             surroundings: Arc::clone(&self.surroundings),
             now: now(),
             definition,
@@ -201,6 +206,9 @@ impl Observer {
             step_run,
         };
         observed.slot = self.slot(&observed, workflow.as_deref());
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard.check(&self.client, &observed.step_run).await?;
+        }
         Ok(observed)
     }
 
@@ -309,6 +317,13 @@ impl Observer {
         Ok(bounded("GET documents", api.get_opt(name)).await?.map(Arc::new))
     }
 
+    /// Whether its document may still have to be published: the cache is not believed that it has not been.
+    fn publishes(&self, step_run: &StepRun, namespace: &str) -> bool {
+        let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.as_ref());
+        let seen = name.and_then(|name| self.world.documents.get(namespace, name));
+        step_run::is_published_late(step_run) && seen.is_none_or(|d| !document::has_standing(&d))
+    }
+
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {
         match ours.iter().find(|j| j.name_any() == name) {
             Some(job) => seen::job(job),
@@ -363,9 +378,7 @@ impl Observer {
             }
         }
     }
-}
 
-impl Observer {
     /// A Document and those of its type; with its content only while it has no status, since only then it is read.
     pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
         let namespace = cached.namespace().unwrap_or_default();

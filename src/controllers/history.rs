@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use crate::api::step_run::{Attempt, StepRunStatus};
 use crate::api::workflow::WorkflowStatus;
 use crate::api::{StepRun, Workflow};
+use crate::decide::history::lost_attempts;
 use crate::decide::history::record::record;
 
 /// The run as it ends in this pass; none where it does not.
@@ -20,6 +22,32 @@ pub fn log<'a>(ended: Option<&Workflow>, step_runs: impl IntoIterator<Item = &'a
         let step_runs: Vec<&StepRun> = step_runs.into_iter().map(AsRef::as_ref).collect();
         let record = record(run, step_runs);
         tracing::info!(target: "lockstep::history", %record, "a run has ended");
+    }
+}
+
+/// Attempts that this pass records and of which no report tells.
+pub fn lost(step_run: &StepRun, next: Option<&StepRunStatus>) -> Vec<Attempt> {
+    let lost = next.map(|next| lost_attempts(step_run.status.as_ref(), next));
+    lost.into_iter().flatten().cloned().collect()
+}
+
+/// Logs attempts that ended without a report, with the fields of those that the gateway logs.
+pub fn log_lost(step_run: &StepRun, lost: &[Attempt]) {
+    let (meta, spec) = (&step_run.metadata, &step_run.spec);
+    for attempt in lost {
+        tracing::error!(
+            namespace = meta.namespace.as_deref().unwrap_or_default(),
+            workflow = spec.workflow.name,
+            step = spec.path,
+            item = spec.item.as_ref().map(|i| i.key.as_str()),
+            agent = spec.agent_id,
+            attempt = attempt.number,
+            stepRun = meta.name.as_deref().unwrap_or_default(),
+            class = %attempt.result,
+            exitCode = attempt.exit_code,
+            cause = attempt.message,
+            "the attempt failed"
+        );
     }
 }
 

@@ -28,11 +28,13 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {
     let observed = context.observer.step_run(step_run).await?;
     let plan = decide::step_run::step_run(&observed);
+    let lost: Vec<_> = history::lost(&observed.step_run, plan.status.as_ref());
     context
         .carry_out(observed.step_run.as_ref(), plan, |object, status| {
             object.status = Some(status);
         })
         .await
+        .inspect(|_| history::log_lost(&observed.step_run, &lost))
 }
 
 pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, Error> {

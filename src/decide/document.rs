@@ -6,6 +6,7 @@ use rpds::RedBlackTreeMapSync;
 
 use crate::api::document::{Document, DocumentPhase, DocumentStatus, Scope};
 use crate::api::name;
+use crate::api::step::{Produces, WiderScope};
 use crate::api::step_run::DocumentRef;
 use crate::mutant::{self, Mutant};
 
@@ -61,6 +62,18 @@ pub fn key(document: &Document) -> String {
     format!("{}{}", place_of(document), document.metadata.name.as_deref().unwrap_or_default())
 }
 
+/// Under what the document stands that a step makes here.
+pub fn key_of(name: &str, produces: &Produces, from: &Viewpoint) -> String {
+    let (kind, items) = (&produces.document_type, &from.keys);
+    let place = match produces.scope {
+        Some(WiderScope::Session) => place(kind, Scope::Session, &from.session),
+        Some(WiderScope::Project) => place(kind, Scope::Project, from.project.as_deref().unwrap_or_default()),
+        None if items.is_empty() => place(kind, Scope::Workflow, &from.workflow_uid),
+        None => place(kind, Scope::Item, &name::scope_id(&from.workflow_uid, items)),
+    };
+    format!("{place}{name}")
+}
+
 /// Those whose keys begin so.
 fn under<'a, 'b>(documents: &'a Documents, prefix: &'b str) -> impl Iterator<Item = &'a Arc<Document>> + use<'a, 'b> {
     documents.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, d)| d)
@@ -69,6 +82,11 @@ fn under<'a, 'b>(documents: &'a Documents, prefix: &'b str) -> impl Iterator<Ite
 pub fn is_published(document: &Document) -> bool {
     let published = document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published));
     published || mutant::on(Mutant::DraftVisible)
+}
+
+/// Whether it was published or rejected at some time.
+pub fn has_standing(document: &Document) -> bool {
+    document.status.as_ref().and_then(|s| s.phase).is_some_and(|p| p != DocumentPhase::Draft)
 }
 
 fn revision(document: &Document) -> i64 {

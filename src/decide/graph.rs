@@ -18,6 +18,7 @@ use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
+use super::step_run::{POLICIES, is_published_late};
 use super::{build, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
@@ -49,6 +50,8 @@ pub struct Stand {
     /// StepRuns that wait for their Agent or a slot.
     pub held: usize,
     pub suspended: usize,
+    /// The first that waits for the admission policies, and what is missing.
+    pub unproven: Option<String>,
     /// StepRuns that end because the run does.
     pub failure: Option<Failure>,
     /// Everything is done; what the last step gave.
@@ -215,13 +218,26 @@ impl<'a> Walk<'a> {
         }
         tally.started_at = begun.or_else(|| tally::earliest(tally.started_at.take(), status.started_at.clone()));
         tally.completed_at = tally::latest(tally.completed_at.take(), status.completed_at.clone());
-        if status.completed_at.is_some() {
+        if status.completed_at.is_some() && !self.is_unpublished(step_run, path, frame) {
             return self.ended(step_run, phase, path, frame);
         }
         self.unfinished.extend(step_run.metadata.name.clone());
+        if let Some(missing) = condition::get(&status.conditions, POLICIES).filter(|c| c.status == "False") {
+            self.stand.unproven.get_or_insert_with(|| format!("{}: {}", frame.place(path), missing.message));
+        }
         self.open(step_run, status.phase, path, frame);
         self.active(path, frame);
         Outcome::Open
+    }
+
+    /// Whether its document, which was accepted, cannot be seen by others yet: that is a moment after it was.
+    fn is_unpublished(&self, step_run: &StepRun, path: &str, frame: &Frame) -> bool {
+        let status = step_run.status.as_ref().filter(|_| is_published_late(step_run));
+        let Some(name) = status.and_then(|s| s.result.as_ref()?.document_name.as_ref()) else { return false };
+        let produces = self.sources.definition.step(path).and_then(|s| s.produces.as_ref());
+        let key = produces.map(|p| document::key_of(name, p, &self.sources.viewpoint(frame)));
+        let found = key.and_then(|key| self.o.documents.get(&key));
+        found.is_some_and(|d| !document::has_standing(d))
     }
 
     fn open(&mut self, step_run: &StepRun, phase: Option<Phase>, path: &str, frame: &Frame) {
@@ -342,6 +358,9 @@ impl<'a> Walk<'a> {
         }
         self.latch_begun();
         self.keep_latched();
+        self.settled.step_runs = self.accounted + self.stand.creates.len();
+        self.settled.open = std::mem::take(&mut self.unfinished);
+        self.settled.late.clone_from(&self.o.settled.late);
         let mut tallies = std::mem::take(&mut self.tallies);
         // Failures are passed over; that something was ended with the run is not: it is not complete.
         let cut_short = tallies.values().any(|t| t.cancelled);

@@ -41,6 +41,13 @@ pub struct Tried {
     pub attempt: Attempt,
 }
 
+/// The attempts that a pass recorded and of which no report tells: what lost them stands in no other log.
+pub fn lost_attempts<'a>(before: Option<&StepRunStatus>, next: &'a StepRunStatus) -> Vec<&'a Attempt> {
+    let known = |a: &Attempt| before.is_some_and(|b| b.attempts.iter().any(|old| old.number == a.number));
+    let reported = next.agent.as_ref().and_then(|a| a.report.as_ref()).map(|r| r.attempt);
+    next.attempts.iter().filter(|a| !known(a) && reported != Some(a.number)).collect()
+}
+
 /// All that people said in a run.
 #[derive(Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

@@ -10,10 +10,9 @@ use kube::ResourceExt;
 
 use super::agent::CONTAINER;
 use super::build::ANNOTATION_AGENT_GENERATION;
-use super::gate;
 use super::step_run::{Hold, JobSeen, PodSeen, was_launched};
-use crate::api::name::{ACTION, ANSWER, DECISION, LABEL_ATTEMPT};
-use crate::api::step_run::{AttemptResult, ReportClass};
+use crate::api::name::LABEL_ATTEMPT;
+use crate::api::step_run::AttemptResult;
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
 
@@ -33,20 +32,6 @@ pub fn begun(workflow: &Workflow) -> usize {
         }
     };
     (0..steps.len()).map(of).sum()
-}
-
-pub fn needs_guard(step_run: &StepRun) -> bool {
-    let marked = [DECISION, ACTION, ANSWER].iter().any(|key| step_run.annotations().contains_key(*key));
-    let status = step_run.status.as_ref();
-    let open = status.is_none_or(|s| s.completed_at.is_none());
-    let succeeded = status
-        .and_then(|s| {
-            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
-        })
-        .unwrap_or_default();
-    let reviewable = succeeded || !gate::has_agent(step_run);
-    let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
 }
 
 fn has_ended(job: &Job) -> bool {

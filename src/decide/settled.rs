@@ -17,6 +17,11 @@ pub struct Settled {
     pub lists: BTreeMap<String, Arc<List>>,
     /// Outputs of groups outside of any forEach, by place.
     pub values: BTreeMap<String, Arc<Value>>,
+    /// StepRuns there were, and the names of those that had not ended.
+    pub step_runs: usize,
+    pub open: Vec<String>,
+    /// Those that have ended, and whose documents the cache did not show yet.
+    pub late: Vec<String>,
 }
 
 impl Settled {

@@ -4,6 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::graph::Stand;
+use super::step_run::POLICIES;
 use crate::api::condition::{self, Truth};
 use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
 
@@ -87,6 +88,12 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Tim
     }
     let (reason, message) = reason((phase, end), stand);
     conditions(status, &reason, &message, at);
+    match &stand.unproven {
+        Some(missing) if !phase.is_terminal() => {
+            condition::set(&mut status.conditions, POLICIES, Truth::False, "PolicyMissing", missing, at);
+        }
+        _ => condition::clear(&mut status.conditions, POLICIES),
+    }
     match &stand.failure {
         Some(failure) if !phase.is_terminal() => {
             let message = format!("{}: {}", failure.place, failure.message);

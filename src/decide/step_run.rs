@@ -5,6 +5,7 @@ mod ending;
 mod gates;
 mod hold;
 mod launch;
+mod proof;
 mod questions;
 mod slot;
 
@@ -33,7 +34,9 @@ use crate::api::step_run::{
 };
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};
+pub use gates::is_published_late;
 pub use hold::{Hold, hold};
+pub use proof::{POLICIES, needs_guard};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
 /// Seconds after which a pod that should be gone counts as gone.
@@ -100,6 +103,8 @@ pub fn step_run(o: &Observed) -> Plan<StepRunStatus> {
     let mut pass = Pass::new(o);
     if pass.status.completed_at.is_none() || mutant::on(Mutant::NotAbsorbing) {
         pass.advance();
+    } else {
+        pass.publish_accepted();
     }
     pass.clean_up();
     pass.finish()
@@ -186,6 +191,7 @@ impl<'a> Pass<'a> {
 
     fn conclude(&mut self, phase: Phase) {
         condition::clear(&mut self.status.conditions, "Started");
+        condition::clear(&mut self.status.conditions, POLICIES);
         self.status.phase = Some(phase);
         self.status.completed_at = Some(self.o.now.clone());
     }
@@ -267,3 +273,6 @@ impl<'a> Pass<'a> {
 fn after(at: &Time, seconds: i64) -> Time {
     Time(at.0.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(at.0))
 }
+
+#[cfg(test)]
+mod tests;

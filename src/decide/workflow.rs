@@ -1,5 +1,6 @@
 //! One run: pin its definition, start what may start, say where it stands, end it.
 
+mod committed;
 mod finished;
 mod needs;
 mod start;
@@ -8,22 +9,23 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 
+pub use committed::{Committed, committed};
 pub use needs::agent_names;
 
 use super::graph::{self, Failure, Stand};
 pub use super::observed::{Observed, StepRuns};
 use super::scope::Start;
 use super::settled::Settled;
+use super::step_run::POLICIES;
 use super::{Effect, Plan, build, status};
 use crate::api::condition::{self, clip};
 use crate::api::definition::Definition;
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
-use crate::api::step_run::{AttemptResult, StepRunStatus};
-use crate::api::workflow::{DefinitionRef, Phase, RunOutput, Workflow, WorkflowStatus};
+use crate::api::step_run::AttemptResult;
+use crate::api::workflow::{DefinitionRef, Phase, RunOutput, WorkflowStatus};
 
 /// What a pass decided, and what it needs or found besides.
 #[derive(Default)]
@@ -85,8 +87,11 @@ fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) ->
         stand.failure.get_or_insert(failure);
     }
     create(o, &status, stand, &mut plan);
-    let was = status.phase;
+    let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
     status::derive(&mut status, stand, (stop.end, &o.now));
+    if let Some(missing) = stand.unproven.as_ref().filter(|_| !told) {
+        plan.warn("PolicyMissing", clip(missing, 900));
+    }
     if status.phase == Some(Phase::Completed) {
         status.output = output(o, stand, &mut plan);
     }
@@ -194,38 +199,14 @@ fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &Definition
     plan
 }
 
-/// A cache of Documents that is behind for longer than this is no cache.
-const RECENTLY: SignedDuration = SignedDuration::from_secs(300);
-
-/// Names of the documents that the run itself and its finished steps have put of late: each was published before the
-/// status that says so was written.
-pub fn committed_documents(workflow: &Workflow, step_runs: &StepRuns, now: &Time) -> Vec<String> {
-    let (own, uid) = (workflow.metadata.name.as_deref(), workflow.metadata.uid.as_deref());
-    let (own, uid) = (own.unwrap_or_default(), uid.unwrap_or_default());
-    let recent = |at: Option<&Time>| at.is_some_and(|at| now.0.duration_since(at.0) < RECENTLY);
-    let status = workflow.status.as_ref().filter(|s| s.definition.is_some() && s.completed_at.is_none());
-    if status.is_none() {
-        return Vec::new();
-    }
-    let begun = recent(status.and_then(|s| s.started_at.as_ref()));
-    let inline = workflow.spec.documents.iter().filter(|_| begun);
-    let inline = inline.map(|d| name::run_document(own, uid, &d.document_type));
-    let done = step_runs.values().filter_map(|s| s.status.as_ref()).filter(|s| s.phase == Some(Phase::Completed));
-    let done = done.filter(|s| recent(s.completed_at.as_ref()));
-    let of = |s: &StepRunStatus| {
-        let apart = s.agent.as_ref().and_then(|a| a.report.as_ref()?.output_document.clone());
-        s.result.as_ref().and_then(|r| r.document_name.clone()).into_iter().chain(apart)
-    };
-    inline.chain(done.flat_map(of)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
     use crate::api::condition::Truth;
     use crate::api::step::Step;
-    use crate::api::workflow::{SessionPhase, WorkflowSpec};
+    use crate::api::workflow::{SessionPhase, Workflow, WorkflowSpec};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
 
     #[test]

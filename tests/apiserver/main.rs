@@ -14,6 +14,7 @@
 
 mod crds;
 mod lease;
+mod observe;
 mod policies;
 mod support;
 mod toy;

@@ -172,6 +172,9 @@ fn run(workflow: &Workflow) -> String {
     if let Some(c) = condition::get(&status.conditions, "Succeeded").filter(|_| told) {
         words += &format!("; {}: {}", c.reason, c.message);
     }
+    if let Some(c) = condition::get(&status.conditions, "GatePolicyInstalled") {
+        words += &format!("; {}: {}", c.reason, c.message);
+    }
     if let Some(c) = condition::get(&status.conditions, "Failing") {
         words += &format!("; failing, {}: {}", c.reason, c.message);
     }

@@ -9,13 +9,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
-use lockstep::api::document::Document;
+use lockstep::api::document::{Document, DocumentPhase, DocumentStatus};
 use lockstep::api::step::Step;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::{Applicant, Slots, Turn};
 use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
-use lockstep::decide::gate::Guard;
+use lockstep::decide::gate::{self, Guard};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use lockstep::decide::{Effect, Kept, Notice, Plan, document, step_run, workflow};
@@ -207,7 +207,7 @@ impl World {
                 .collect(),
             siblings: document.map(|d| self.of_type(&d.spec.document_type)).unwrap_or_default(),
             document: document.cloned().map(Arc::new),
-            guard: self.guard.clone(),
+            guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
@@ -333,6 +333,9 @@ impl World {
         };
         let mut observed = self.observe_step_run(name, &found);
         observed.slot = self.slot(&observed);
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard.clone();
+        }
         let plan = step_run::step_run(&observed);
         for effect in plan.effects {
             if let (Effect::CreateJob(job), Some(why)) = (&effect, &self.quota) {
@@ -385,6 +388,7 @@ impl World {
             }
             Effect::Delete { what, name, uid } => self.delete(*what, name, uid),
             Effect::SetDocumentStatus { name, status } => {
+                self.assert_decided(name, status);
                 if let Some(found) = self.documents.get_mut(name) {
                     found.status = Some(stored(status));
                 }
@@ -398,6 +402,22 @@ impl World {
             }
         }
         log.push(Happened::Effect(effect));
+    }
+
+    /// What a gate is about is published only when the decision is stored.
+    fn assert_decided(&self, name: &str, status: &DocumentStatus) {
+        let makes = |s: &&StepRun| {
+            let report = s.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
+            report.is_some_and(|r| r.document_name.as_deref() == Some(name))
+        };
+        if let Some(step_run) = self.step_runs.values().find(makes) {
+            let gate = step_run.status.as_ref().and_then(|s| s.gate.as_ref());
+            let decided = gate::can_proceed(step_run.spec.gate.as_ref(), gate);
+            assert!(
+                decided || status.phase != Some(DocumentPhase::Published),
+                "{name} is published before it is accepted"
+            );
+        }
     }
 
     fn delete(&mut self, what: Kept, name: &str, uid: &str) {

@@ -263,11 +263,10 @@ impl World {
     fn judge_answers(&mut self, after: &Arc<Object>, old: &StepRunStatus, new: &StepRunStatus) {
         let (was, is) = (old.counts.answers, new.counts.answers);
         self.uphold(is == was || is == was + 1, || format!("{}: {was} answers became {is}", after.name));
-        let forged = !self.policies.standing || self.policies.serial > 1;
         let given = self.judge.letters.iter().filter(|l| l.uid == after.uid && l.word != "accepted").count();
         let most = i32::try_from(given).unwrap_or(i32::MAX);
         // While the policies are away an answer has no proof, and is none.
-        self.uphold(is <= most || forged, || format!("{}: {is} answers count, {most} were given", after.name));
+        self.uphold(is <= most, || format!("{}: {is} answers count, {most} were given", after.name));
     }
 
     /// What failed without anybody's word between is bounded.
@@ -345,6 +344,18 @@ impl World {
         let phase = |d: &Document| d.status.as_ref().and_then(|s| s.phase);
         let end = matches!(phase(&old), Some(DocumentPhase::Rejected));
         self.uphold(!end || phase(&new) == phase(&old), || format!("{}: what was rejected came back", after.name));
+        if phase(&old) != Some(DocumentPhase::Published) && phase(&new) == Some(DocumentPhase::Published) {
+            let step_runs: Vec<Arc<StepRun>> = self.server.all(Kind::StepRun).map(|s| s.typed()).collect();
+            let makes = |s: &&Arc<StepRun>| {
+                let report = s.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
+                report.is_some_and(|r| r.document_name.as_deref() == Some(&after.name))
+            };
+            let author = step_runs.iter().find(makes);
+            let decided = author.is_none_or(|s| {
+                upstream::is_open(s.spec.gate.as_ref(), s.status.as_ref().and_then(|s| s.gate.as_ref()))
+            });
+            self.uphold(decided, || format!("{}: published before it was accepted", after.name));
+        }
     }
 
     // ---- people

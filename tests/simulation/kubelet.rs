@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use lockstep::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use lockstep::api::step_run::ReportClass;
+use lockstep::decide::seen;
 use lockstep::protocol::mark;
 use serde_json::{Value, json};
 
 use super::gateway::{Verdict, Wrote};
-use super::observe::job_ended;
 use super::server::{Event as Change, Kind, Object, Part, Propagation, Request};
 use super::world::{Event, Who, World};
 
@@ -60,7 +60,7 @@ impl World {
 
     pub fn job_controller(&mut self, name: &str) {
         let Some(job) = self.server.find(Kind::Job, name).cloned() else { return };
-        if job.is_deleting() || job_ended(&job) || job.controller.is_none() {
+        if !seen::is_unfinished(&job.typed()) || job.controller.is_none() {
             return;
         }
         let pods: Vec<Arc<Object>> =

@@ -4,16 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::definition::Definition;
-use lockstep::api::name::{self, ACTION, ANSWER, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step_run::{AttemptResult, ReportClass};
+use lockstep::api::name::{self, LABEL_STEP_RUN};
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
-use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
+use lockstep::decide::build::Surroundings;
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
-use lockstep::decide::gate::{self, Guard};
+use lockstep::decide::gate::Guard;
+use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
 use lockstep::decide::workflow::{self, StepRuns};
 
@@ -44,15 +45,20 @@ impl World {
         let step_runs = self.step_runs(op, &workflow, &object.uid)?;
         let mut documents: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
         let now = self.time(self.operators[op].ahead);
-        for name in workflow::committed_documents(&workflow, &step_runs, &now) {
+        let mut settled = self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default();
+        let mut late = Vec::new();
+        for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
-            if seen.is_none_or(|d| !document::is_published(&d))
-                && let Some(live) = self.get(op, Kind::Document, &name)?
-            {
+            if seen.is_some_and(|d| document::is_published(&d)) {
+                continue;
+            }
+            late.extend(step_run);
+            if let Some(live) = self.get(op, Kind::Document, &name)? {
                 let live = bare(&live);
                 documents.insert_mut(document::key(&live), live);
             }
         }
+        Arc::make_mut(&mut settled).late = late;
         let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
         let previous = of.map(|of| {
             let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", &of.uid));
@@ -66,7 +72,7 @@ impl World {
             documents,
             contents: BTreeMap::new(),
             previous,
-            settled: self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default(),
+            settled,
             evaluator: Arc::new(InProcess),
             now,
             workflow,
@@ -146,7 +152,7 @@ impl World {
                 found.insert_mut(name, live.typed());
             }
         }
-        if found.size() < begun(workflow) {
+        if found.size() < seen::begun(workflow) {
             for live in self.all(Kind::StepRun).iter().filter(|s| s.is_controlled_by("Workflow", uid)) {
                 if !found.contains_key(&live.name) {
                     found.insert_mut(live.name.clone(), live.typed());
@@ -184,26 +190,38 @@ impl World {
         let run = run.map(|w| w.typed::<Workflow>());
         let hold = run.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(op, object, &step_run, hold)?;
-        let reported = if done { None } else { self.result_document(op, &step_run)? };
+        let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
+        let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
+        let publishes = step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
+        let reported = if done && !publishes { None } else { self.result_document(op, &step_run)? };
         let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
+        let now = self.time(self.operators[op].ahead);
         let mut observed = step_run::Observed {
             hold,
             refusal: None,
             slot: Slot::Yours,
-            pods_alive: self.pods_alive(op, &object.name),
+            pods_alive: self.pods_of(op, &object.name).iter().filter(|p| seen::is_alive(p, &now)).count(),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
             job: self.job_seen(op, &job_name, &jobs),
             pod: self.pod(op, &step_run, attempt, done)?,
-            unfinished: jobs.iter().filter(|j| !job_ended(j) && !j.is_deleting()).map(|j| job_identity(j)).collect(),
-            guard: if needs_guard(&step_run) { self.guard() } else { Guard::NotAsked },
+            unfinished: jobs
+                .iter()
+                .map(|j| j.typed())
+                .filter(|j| seen::is_unfinished(j))
+                .map(|j| seen::identity(&j))
+                .collect(),
+            guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
-            now: self.time(self.operators[op].ahead),
+            now,
             definition,
             document: reported,
             siblings,
             step_run,
         };
         observed.slot = self.slot(op, &observed, run.as_deref());
+        if step_run::needs_guard(&observed) {
+            observed.guard = self.guard();
+        }
         Ok(observed)
     }
 
@@ -217,14 +235,11 @@ impl World {
     ) -> Result<Vec<Arc<Object>>, Trouble> {
         let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid));
         let mut jobs: Vec<Arc<Object>> = own.cloned().collect();
-        let status = step_run.status.clone().unwrap_or_default();
-        let cancelled = status.attempts.last().filter(|a| a.result == AttemptResult::Cancelled).map(|a| a.number);
-        let wanted = match (status.completed_at, cancelled) {
-            (Some(_), _) => None,
-            (None, Some(number)) if hold == Hold::Stopping => Some(number),
-            (None, _) => step_run::was_launched(step_run).then_some(status.attempt),
+        let Some(name) =
+            seen::decisive_job(step_run, hold).map(|attempt| name::job(&object.name, &object.uid, attempt))
+        else {
+            return Ok(jobs);
         };
-        let Some(name) = wanted.map(|attempt| name::job(&object.name, &object.uid, attempt)) else { return Ok(jobs) };
         if jobs.iter().all(|j| j.name != name) {
             let live = self.get(op, Kind::Job, &name)?;
             jobs.extend(live.filter(|j| j.is_controlled_by("StepRun", &object.uid)));
@@ -232,10 +247,9 @@ impl World {
         Ok(jobs)
     }
 
-    fn pods_alive(&self, op: usize, step_run: &str) -> usize {
-        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(name::LABEL_STEP_RUN) == Some(step_run));
-        let ended = |p: &Object| matches!(p.value["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-        pods.filter(|p| !ended(p)).count()
+    fn pods_of(&self, op: usize, step_run: &str) -> Vec<Arc<Pod>> {
+        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(LABEL_STEP_RUN) == Some(step_run));
+        pods.map(|p| p.typed()).collect()
     }
 
     fn guard(&self) -> Guard {
@@ -253,12 +267,7 @@ impl World {
 
     pub fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
         match ours.iter().find(|j| j.name == name) {
-            Some(job) => JobSeen::Present {
-                created: serde_json::from_value(job.meta("creationTimestamp").clone()).ok(),
-                deleting: job.is_deleting(),
-                ended: job_ended(job),
-                agent_generation: job.annotation(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
-            },
+            Some(job) => seen::job(&job.typed()),
             None if self.cached(op, Kind::Job, name).is_some() => JobSeen::Foreign,
             None => JobSeen::Absent,
         }
@@ -268,21 +277,16 @@ impl World {
         if done {
             return Ok(None);
         }
-        let own = step_run.metadata.name.clone().unwrap_or_default();
-        let pods = self.cached_all(op, Kind::Pod);
-        let of_step: Vec<Arc<Object>> =
-            pods.filter(|p| p.label(name::LABEL_STEP_RUN) == Some(own.as_str())).cloned().collect();
+        let pods = self.pods_of(op, step_run.metadata.name.as_deref().unwrap_or_default());
         let claim = step_run.status.as_ref().and_then(|s| s.agent.as_ref()).and_then(|a| a.claim.as_ref());
         let Some(claim) = claim.filter(|c| c.attempt == attempt) else {
-            let number = attempt.to_string();
-            let current = of_step.iter().filter(|p| p.label(LABEL_ATTEMPT) == Some(&number));
-            return Ok(current.max_by_key(|p| p.meta("creationTimestamp").to_string()).map(|p| pod_seen(p)));
+            return Ok(seen::newest_of(attempt, &pods).map(|p| seen::pod(p)));
         };
-        if let Some(pod) = of_step.iter().find(|p| p.uid == claim.pod_uid) {
-            return Ok(Some(pod_seen(pod)));
+        if let Some(pod) = pods.iter().find(|p| p.metadata.uid.as_ref() == Some(&claim.pod_uid)) {
+            return Ok(Some(seen::pod(pod)));
         }
         let live = self.get(op, Kind::Pod, &claim.pod_name)?.filter(|p| p.uid == claim.pod_uid);
-        Ok(live.map(|p| pod_seen(&p)))
+        Ok(live.map(|p| seen::pod(&p.typed())))
     }
 
     // ---- Documents of people
@@ -299,62 +303,4 @@ fn bare(object: &Object) -> Arc<Document> {
     let mut document = Document::clone(&object.typed::<Document>());
     document.spec.content.clear();
     Arc::new(document)
-}
-
-/// How many StepRuns the status says were begun, each step's once.
-fn begun(workflow: &Workflow) -> usize {
-    let steps = workflow.status.as_ref().map_or(&[][..], |s| &s.steps);
-    let of = |index: usize| {
-        let step = &steps[index];
-        let inside = format!("{}/", step.path);
-        let is_group = steps.get(index + 1).is_some_and(|next| next.path.starts_with(&inside));
-        match step.counts {
-            Some(counts) if !is_group => usize::try_from(counts.started).unwrap_or_default(),
-            _ => usize::from(step.step_run.is_some()),
-        }
-    };
-    (0..steps.len()).map(of).sum()
-}
-
-fn needs_guard(step_run: &StepRun) -> bool {
-    let marks = step_run.metadata.annotations.as_ref();
-    let marked = marks.is_some_and(|a| [DECISION, ACTION, ANSWER].iter().any(|key| a.contains_key(*key)));
-    let status = step_run.status.as_ref();
-    let open = status.is_none_or(|s| s.completed_at.is_none());
-    let succeeded = status
-        .and_then(|s| {
-            s.agent.as_ref()?.report.as_ref().map(|r| r.class == ReportClass::Succeeded && r.attempt == s.attempt)
-        })
-        .unwrap_or_default();
-    let waits = status.is_some_and(|s| s.gate.as_ref().is_some_and(|g| g.round == s.round));
-    let reviewable = succeeded || !gate::has_agent(step_run);
-    open && (marked || step_run.spec.gate.is_some() && reviewable && !waits)
-}
-
-pub fn job_ended(job: &Object) -> bool {
-    let conditions = job.value["status"]["conditions"].as_array();
-    conditions
-        .into_iter()
-        .flatten()
-        .any(|c| (c["type"] == "Complete" || c["type"] == "Failed") && c["status"] == "True")
-}
-
-fn job_identity(job: &Object) -> (String, String, i32) {
-    let attempt = job.label(LABEL_ATTEMPT).and_then(|a| a.parse().ok()).unwrap_or_default();
-    (job.name.clone(), job.uid.clone(), attempt)
-}
-
-/// Of a pod's status the simulation has the phase, the agent's end with its message, and what keeps it from running.
-fn pod_seen(pod: &Object) -> PodSeen {
-    let status = &pod.value["status"];
-    let terminated = &status["containerStatuses"][0]["state"]["terminated"];
-    let waiting = &status["containerStatuses"][0]["state"]["waiting"]["reason"];
-    let phase_ended = matches!(status["phase"].as_str(), Some("Succeeded" | "Failed"));
-    PodSeen {
-        uid: pod.uid.clone(),
-        ended: phase_ended || !terminated.is_null(),
-        gone_by: serde_json::from_value::<Option<_>>(pod.meta("deletionTimestamp").clone()).ok().flatten(),
-        termination: terminated["message"].as_str().unwrap_or_default().to_owned(),
-        obstacle: waiting.as_str().map(|reason| format!("container agent: {reason}: ")),
-    }
 }

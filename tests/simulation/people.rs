@@ -272,12 +272,19 @@ impl World {
         }
     }
 
-    /// While nobody watches the door, a decision in somebody else's name.
+    /// While nobody watches the door, a decision or an answer in somebody else's name.
     fn forge(&mut self) {
-        let waits = |o: &&Arc<Object>| o.value["status"]["gate"]["state"] == "Waiting";
+        let waits = |o: &&Arc<Object>| {
+            o.value["status"]["gate"]["state"] == "Waiting" || !o.value["status"]["waitingFor"].is_null()
+        };
         let found = self.all(Kind::StepRun).iter().find(waits).cloned();
         if let (Some(found), false) = (found, self.policies.standing) {
-            let written = json!({DECISION: "accepted", DECIDED_BY: "mallory"});
+            let asked = !found.value["status"]["waitingFor"].is_null();
+            let written = if asked {
+                json!({ACTION: "retry", DECIDED_BY: "mallory"})
+            } else {
+                json!({DECISION: "accepted", DECIDED_BY: "mallory"})
+            };
             let change = json!({"metadata": {"annotations": written}});
             let _ = self.ask(Who::Person, &Request::Merge(Kind::StepRun, Part::Main, found.name.clone(), change));
         }

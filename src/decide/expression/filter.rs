@@ -8,6 +8,9 @@ use super::walk::each_child;
 const NODES: usize = 200;
 const LOOPS: usize = 4;
 const NESTED: usize = 2;
+/// Texts that are joined in loops, in bytes, and how often two parts of items are: each may double what is there.
+const JOINED_BYTES: usize = 128;
+const JOINS: usize = 3;
 
 /// What may be called; `a.b` in a namespace.
 pub const FUNCTIONS: [&str; 58] = [
@@ -76,12 +79,14 @@ const MACROS: [&str; 9] = ["has", "all", "exists", "exists_one", "map", "filter"
 pub const NAMESPACES: [&str; 5] = ["base64", "lists", "math", "optional", "strings"];
 /// Names of types, as in `type(x) == int`.
 pub const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+/// Calls whose result is not longer than what they read, but for a few digits.
+const NEUTRAL: [&str; 5] = ["lowerAscii", "string", "substring", "trim", "upperAscii"];
 /// Calls whose result is longer than what they read.
 const GROWING: [&str; 3] = ["format", "join", "replace"];
 
 /// The first thing to refuse, with what to do instead.
 pub fn check(tree: &IdedExpr, source: &str) -> Result<(), String> {
-    let mut census = Census { source, nodes: 0, loops: 0, refusal: None };
+    let mut census = Census { source, nodes: 0, loops: 0, items: Vec::new(), bytes: 0, joins: 0, refusal: None };
     census.visit(tree, 0);
     if let Some(refusal) = census.refusal {
         return Err(refusal);
@@ -102,7 +107,20 @@ struct Census<'a> {
     source: &'a str,
     nodes: usize,
     loops: usize,
+    /// What the loops around go over, innermost last; nothing for one that only binds a name.
+    items: Vec<String>,
+    bytes: usize,
+    joins: usize,
     refusal: Option<String>,
+}
+
+/// One side of a `+` in a loop.
+enum Part {
+    /// So many bytes.
+    Text(usize),
+    /// A field of the loop's own item, or a sum of such: all of them together are no longer than the list.
+    Item,
+    Other,
 }
 
 impl Census<'_> {
@@ -126,16 +144,21 @@ impl Census<'_> {
         if binds {
             self.visit(&c.accu_init, depth);
             let inside = if c.accu_var.starts_with('@') { depth } else { self.enter(depth, c) };
-            return self.visit(&c.result, inside);
+            self.items.push(String::new());
+            self.visit(&c.result, inside);
+            self.items.pop();
+            return;
         }
         self.visit(&c.iter_range, depth);
         let inside = self.enter(depth, c);
+        self.items.push(c.iter_var.clone());
         match appended(&c.loop_step, &c.accu_var) {
             Some((condition, item)) => {
                 condition.into_iter().chain([item]).for_each(|part| self.visit(part, inside));
             }
             None => self.visit(&c.loop_step, inside),
         }
+        self.items.pop();
     }
 
     /// One loop more; a list that is built in every turn of another loop is refused.
@@ -168,15 +191,56 @@ impl Census<'_> {
                 self.place(&[&name])
             ));
         }
-        if depth > 0 && call.func_name == operators::ADD && !call.args.iter().any(is_number) {
+        if depth > 0 && call.func_name == operators::ADD && !call.args.iter().any(is_number) && !self.may_join(call) {
             self.refuse(format!(
-                "adds with + inside a loop{}, where one side must be a number (n + 1); join texts and lists outside of the loop, or in the agent",
+                "adds with + inside a loop{}, where the sides must be fields of the loop's own item, texts ({JOINED_BYTES} bytes in all) or numbers, and at most {JOINS} times two fields; join the rest outside of the loop, or in the agent",
                 self.place_of(" + ").or_else(|| self.place_of("+")).unwrap_or_default()
             ));
         }
         let namespace = name.contains('.');
         call.target.iter().filter(|_| !namespace).for_each(|target| self.visit(target, depth));
         call.args.iter().for_each(|argument| self.visit(argument, depth));
+    }
+
+    /// Whether what a `+` in a loop gives is bounded by the list that the loop goes over.
+    fn may_join(&mut self, call: &CallExpr) -> bool {
+        let mut texts = false;
+        for side in &call.args {
+            match self.part(side) {
+                Part::Text(bytes) => {
+                    self.bytes += bytes;
+                    texts = true;
+                }
+                Part::Item => {}
+                Part::Other => return false,
+            }
+        }
+        self.joins += usize::from(!texts);
+        self.bytes <= JOINED_BYTES && self.joins <= JOINS
+    }
+
+    fn part(&self, side: &IdedExpr) -> Part {
+        match &side.expr {
+            Expr::Literal(LiteralValue::String(text)) => Part::Text(text.inner().len()),
+            // Its own sides are looked at when it is met.
+            Expr::Call(call) if call.func_name == operators::ADD => Part::Item,
+            other if self.is_of_item(other) => Part::Item,
+            _ => Part::Other,
+        }
+    }
+
+    fn is_of_item(&self, expression: &Expr) -> bool {
+        match expression {
+            Expr::Ident(name) => self.items.last() == Some(name),
+            Expr::Select(select) => self.is_of_item(&select.operand.expr),
+            Expr::Call(call) if [operators::INDEX, operators::OPT_INDEX].contains(&call.func_name.as_str()) => {
+                call.args.first().is_some_and(|of| self.is_of_item(&of.expr))
+            }
+            Expr::Call(call) if NEUTRAL.contains(&call.func_name.as_str()) => {
+                call.target.as_deref().or(call.args.first()).is_some_and(|of| self.is_of_item(&of.expr))
+            }
+            _ => false,
+        }
     }
 
     fn known(&mut self, name: &str, call: &CallExpr) {

@@ -66,8 +66,25 @@ fn the_filter_says_what_to_do() {
     check("[1].all(a, [1].all(b, [1].all(c, true)))", Err("loops 3 deep"));
     check(&["[1].all(a, true)"; 5].join(" && "), Err("has 5 loops"));
     check("[1, 2].map(n, n + 1)", Ok(json!([2, 3])));
-    check("['a'].map(s,\n  s + s)", Err("inside a loop at line 2 column 4"));
-    check("optional.of('a').optMap(s, s + s).orValue('')", Err("one side must be a number"));
+    let item = "[{'id': 'a', 'n': 1}]";
+    for (joined, expected) in [
+        ("'x-' + e.id", json!(["x-a"])),
+        ("e.id + '-' + e['id'] + '!'", json!(["a-a!"])),
+        ("'x' + string(e.n) + e.id.upperAscii()", json!(["x1A"])),
+    ] {
+        check(&format!("{item}.map(e, {joined})"), Ok(expected));
+    }
+    check("['a'].exists(s, 'x' + s == 'xa')", Ok(json!(true)));
+    // What doubles with each loop, or takes a whole list or text for each of its items.
+    check("['a'].map(s,\n  s + s + s + s + s)", Err("inside a loop at line 2 column 4"));
+    check("['a'].map(s, s + s).map(s, s + s).map(s, s + s).map(s, s + s)", Err("at most 3 times two fields"));
+    check(&format!("['a'].map(s, s + '{}')", "x".repeat(129)), Err("128 bytes in all"));
+    check("optional.of('a').optMap(s, s + s).orValue('')", Err("fields of the loop's own item"));
+    check("['a'].map(s, 'x' + parameters.name)", Err("fields of the loop's own item"));
+    check("[['a']].map(s, s + parameters.all)", Err("fields of the loop's own item"));
+    check("['a'].exists(s, ['b'].exists(t, 'x' + s == t))", Err("fields of the loop's own item"));
+    check("['a'].map(s, s + [s][0])", Err("fields of the loop's own item"));
+    check("['a'].map(s, s + s.replace('a', 'aa'))", Err("inside a loop"));
     check("['a'].map(s, s.replace('a', 'aa'))", Err("calls replace inside a loop at line 1 column 16"));
     check("[['a']].map(s, s.join(','))", Err("calls join inside a loop"));
     check("['%s'].map(s, s.format([s]))", Err("calls format inside a loop"));

@@ -27,6 +27,10 @@ impl Walk<'_> {
         if known.is_none() && frame.start == Start::Behind && !self.has_begun(path, frame) {
             return Outcome::Ahead;
         }
+        // No digest is latched inside of items: what this older copy makes of the list must not be remembered for it.
+        if known.is_none() && frame.start == Start::Behind && !frame.keys.is_empty() {
+            return Outcome::Open;
+        }
         self.tally(path).plural = true;
         let mut list = match known.map_or_else(|| self.new_list(for_each, path, frame), Ok) {
             Ok(list) => list,

@@ -3,6 +3,7 @@ use crate::api::agent::{Agent, AgentSpec};
 use crate::api::step_run::{AgentReport, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::expression::InProcess;
+use crate::decide::workflow::committed;
 use crate::decide::{build, status, validate};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -126,4 +127,206 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
         }
     }
     panic!("it never ends");
+}
+
+// ---- copies that are older than the status, and other operators
+
+/// Changes a StepRun, by path and the last key of its item.
+fn change(o: &mut Observed, path: &str, key: Option<&str>, with: impl FnOnce(&mut StepRunStatus)) {
+    let of = |s: &StepRun| s.spec.path == path && s.spec.item.as_ref().map(|i| i.key.as_str()) == key;
+    let found = o.step_runs.values().find(|s| of(s)).cloned().expect("it was made");
+    let mut changed = found.as_ref().clone();
+    with(changed.status.get_or_insert_default());
+    o.step_runs.insert_mut(changed.metadata.name.clone().unwrap_or_default(), Arc::new(changed));
+}
+
+/// It has not ended yet, or not in this copy.
+fn open(status: &mut StepRunStatus) {
+    *status = StepRunStatus { phase: Some(Phase::Running), started_at: Some(NOW), ..StepRunStatus::default() };
+}
+
+fn gives(output: &'static str) -> impl FnOnce(&mut StepRunStatus) {
+    move |status| {
+        let report = status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report");
+        report.output = Some(output.into());
+    }
+}
+
+/// What would begin, as `path/key`.
+fn begins(walked: &Walked) -> Vec<String> {
+    let place = |path: &str, keys: &[String]| keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"));
+    walked.stand.creates.iter().map(|(spec, keys)| place(&spec.path, keys)).collect()
+}
+
+/// A run whose items came from the first step, and a copy in which that step has not ended.
+fn with_an_older_copy() -> (Observed, Definition) {
+    let each = json!({"in": "steps.list.output", "as": "n", "key": "n"});
+    let steps = json!([
+        {"name": "list", "agentId": "x"},
+        {"name": "each", "agentId": "x", "forEach": each},
+        {"name": "last", "agentId": "x"},
+    ]);
+    let (mut o, definition) = run(&steps, &json!({}));
+    step_on(&mut o, &definition);
+    change(&mut o, "list", None, gives(r#"["a","b"]"#));
+    let walked = step_on(&mut o, &definition);
+    assert_eq!(walked.stand.steps[1].counts.map(|c| c.started), Some(2));
+    change(&mut o, "list", None, open);
+    change(&mut o, "each", Some("a"), open);
+    change(&mut o, "each", Some("b"), open);
+    // A restart since: it remembers nothing.
+    o.settled = Arc::default();
+    (o, definition)
+}
+
+#[test]
+fn an_older_copy_takes_nothing_back_that_was_latched() {
+    let (o, definition) = with_an_older_copy();
+    let before = o.workflow.status.clone().unwrap_or_default();
+    assert!(before.steps[1].collection_digest.is_some() && before.steps[0].step_run.is_some());
+    let after = stand(&o, &definition, Start::May).stand;
+    for (was, is) in before.steps.iter().zip(&after.steps) {
+        let latched = |s: &StepStatus| (s.step_run.clone(), s.collection_digest.clone(), s.started_at.clone());
+        assert_eq!(latched(was), latched(is), "{}", was.path);
+    }
+}
+
+#[test]
+fn a_step_that_is_open_in_an_older_copy_fails_nothing_behind_it() {
+    let (o, definition) = with_an_older_copy();
+    let after = stand(&o, &definition, Start::May).stand;
+    // Its items cannot be listed without its output, and their StepRuns are not met: neither is a fault.
+    assert_eq!(after.failure, None);
+    assert!(after.steps.iter().all(|s| s.phase != Phase::Failed), "{:?}", after.steps);
+}
+
+#[test]
+fn what_ended_before_what_it_needs_in_an_older_copy_lets_nothing_begin() {
+    let steps = json!([
+        {"name": "a", "agentId": "x"}, {"name": "b", "agentId": "x"}, {"name": "c", "agentId": "x"},
+    ]);
+    let (mut o, definition) = run(&steps, &json!({}));
+    step_on(&mut o, &definition);
+    step_on(&mut o, &definition);
+    assert_eq!(begins(&stand(&o, &definition, Start::May)), ["c"]);
+    change(&mut o, "a", None, open);
+    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+}
+
+#[test]
+fn items_that_another_operator_began_hold_their_slots() {
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 2});
+    let (mut o, definition) =
+        run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [0, 1, 2, 3, 4, 5]}));
+    step_on(&mut o, &definition);
+    let remembered = Arc::clone(&o.settled);
+    // The first two have ended, and the other one began the next two, which this one has never looked at.
+    step_on(&mut o, &definition);
+    change(&mut o, "each", Some("2"), open);
+    change(&mut o, "each", Some("3"), open);
+    o.settled = remembered;
+    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+    change(&mut o, "each", Some("3"), |s| s.phase = Some(Phase::WaitingForAcceptance));
+    assert_eq!(begins(&stand(&o, &definition, Start::May)), ["each/4"], "who waits has given the slot up");
+}
+
+#[test]
+fn an_item_that_another_operator_took_on_holds_its_slot_again() {
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 1});
+    let inner = json!([{"name": "first", "agentId": "x"}, {"name": "second", "agentId": "x"}]);
+    let (mut o, definition) =
+        run(&json!([{"name": "each", "steps": inner, "forEach": each}]), &json!({"all": [0, 1, 2]}));
+    step_on(&mut o, &definition);
+    // This one knows of the first step only, which waited for a person and gave the slot up.
+    change(&mut o, "each/first", Some("0"), |s| {
+        s.phase = Some(Phase::WaitingForAcceptance);
+        s.completed_at = None;
+    });
+    let seen = stand(&o, &definition, Start::Not);
+    o.settled = Arc::new(seen.settled);
+    change(&mut o, "each/first", Some("0"), |s| {
+        s.phase = Some(Phase::Completed);
+        s.completed_at = Some(NOW);
+    });
+    let remembered = Arc::clone(&o.settled);
+    step_on(&mut o, &definition);
+    change(&mut o, "each/second", Some("0"), open);
+    o.settled = remembered;
+    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+}
+
+#[test]
+fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 1});
+    let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
+    let (mut o, mine) = run(&steps, &json!({"all": [1, 2, 3]}));
+    let (mut other, theirs) = run(&steps, &json!({"all": [7, 8, 9]}));
+    let remembered = Arc::new(stand(&o, &mine, Start::May).settled);
+    step_on(&mut other, &theirs);
+    // The other one read another list, and latched it first.
+    o.workflow = Arc::clone(&other.workflow);
+    o.step_runs = other.step_runs.clone();
+    o.settled = remembered;
+    let after = stand(&o, &theirs, Start::May).stand;
+    let latched = other.workflow.status.clone().unwrap_or_default().steps[0].clone();
+    assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
+    let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
+    assert_eq!(values, [json!(8)]);
+}
+
+#[test]
+fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
+    let items: Vec<u32> = (0..5_000).collect();
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 100});
+    let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
+    let (mut o, definition) = run(&steps, &json!({"all": items}));
+    let mut workflow = o.workflow.as_ref().clone();
+    workflow.status.get_or_insert_default().definition = Some(crate::api::workflow::DefinitionRef::default());
+    o.workflow = Arc::new(workflow);
+    for pass in 0..5 {
+        step_on(&mut o, &definition);
+        let ended: Vec<String> = o.settled.open.clone();
+        for name in &ended {
+            let mut step_run = o.step_runs[name].as_ref().clone();
+            if let Some(result) = step_run.status.as_mut().and_then(|s| s.result.as_mut()) {
+                result.document_name = Some(format!("of-{name}"));
+            }
+            o.step_runs.insert_mut(name.clone(), Arc::new(step_run));
+        }
+        let found = committed(&o.workflow, &o.step_runs, &o.settled, &NOW);
+        assert_eq!((found.documents.len(), found.looked), (100, 100), "pass {pass}");
+        // One of them is behind in the cache of Documents: it comes again, the others do not.
+        let late = ended[..1].to_vec();
+        Arc::make_mut(&mut o.settled).late.clone_from(&late);
+        let again = stand(&o, &definition, Start::Not).settled;
+        let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
+        assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
+        Arc::make_mut(&mut o.settled).late.clear();
+    }
+    // Whoever remembers nothing looks at all.
+    let found = committed(&o.workflow, &o.step_runs, &crate::decide::settled::Settled::default(), &NOW);
+    assert_eq!((found.documents.len(), found.looked), (500, 500));
+}
+
+#[test]
+fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
+    let list = json!({"in": "steps.?list.?output.orValue([0, 0])", "as": "n", "maxParallel": 1});
+    let inner = json!([{"name": "list", "agentId": "x"}, {"name": "each", "agentId": "x", "forEach": list}]);
+    let outer = json!({"in": "parameters.all", "as": "p", "key": "p"});
+    let (mut o, definition) =
+        run(&json!([{"name": "outer", "steps": inner, "forEach": outer}]), &json!({"all": ["p"]}));
+    step_on(&mut o, &definition);
+    change(&mut o, "outer/list", Some("p"), gives("[7, 8]"));
+    step_on(&mut o, &definition);
+    let newer = o.step_runs.clone();
+    // A restart, on a copy in which the list has not been made yet; then one that has caught up.
+    change(&mut o, "outer/list", Some("p"), open);
+    o.settled = Arc::default();
+    let behind = stand(&o, &definition, Start::May);
+    assert!(behind.stand.done.is_none() && behind.stand.failure.is_none());
+    o.settled = Arc::new(behind.settled);
+    o.step_runs = newer;
+    let after = stand(&o, &definition, Start::May).stand;
+    let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
+    assert_eq!(values, [json!(8)]);
 }

@@ -198,3 +198,22 @@ fn a_record_is_bounded() {
     assert_eq!(record["stepsLeftOut"], json!(200 - kept));
     assert_eq!(record["steps"][0]["failedItems"].as_array().map(Vec::len), Some(5));
 }
+
+#[test]
+fn an_attempt_without_a_report_is_told_once_and_by_the_operator() {
+    let at = "2026-01-01T00:00:00Z";
+    let attempt = |n: i32, result: &str| json!({"number": n, "round": 1, "result": result, "completedAt": at});
+    let status = |attempts: Vec<Value>, reported: Option<i32>| -> StepRunStatus {
+        let report = reported.map(|n| json!({"attempt": n, "class": "Exited", "digest": "", "at": at}));
+        let agent = json!({"report": report});
+        serde_json::from_value(json!({"attempts": attempts, "agent": agent})).expect("a status")
+    };
+    let (one, two) = (attempt(1, "Infrastructure"), attempt(2, "Retryable"));
+    let first = status(vec![one.clone()], None);
+    let numbers = |found: Vec<&Attempt>| found.iter().map(|a| a.number).collect::<Vec<_>>();
+    assert_eq!(numbers(lost_attempts(None, &first)), [1]);
+    assert_eq!(numbers(lost_attempts(Some(&first), &first)), Vec::<i32>::new());
+    // The gateway has told of the second one, with all that its report says.
+    let second = status(vec![one, two], Some(2));
+    assert_eq!(numbers(lost_attempts(Some(&first), &second)), Vec::<i32>::new());
+}

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
     DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
-    Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRunGate, Truth, WaitKind, after, clip, condition, document,
-    gate, name,
+    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition,
+    document, gate, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
@@ -14,6 +14,13 @@ use crate::decide::expression::{Expression, Scope, kind};
 
 /// Outputs that are reviewed at most, the first included, unless the gate says otherwise.
 const MAX_ROUNDS: i32 = 3;
+
+/// Whether the document of an accepted step is published after its end was stored.
+pub fn is_published_late(step_run: &StepRun) -> bool {
+    let accepted = step_run.status.as_ref().filter(|s| s.phase == Some(Phase::Completed));
+    let document = accepted.and_then(|s| s.result.as_ref()?.document_name.as_ref());
+    step_run.spec.gate.is_some() && document.is_some()
+}
 
 impl Pass<'_> {
     pub(super) fn open_gate(&mut self) {
@@ -48,9 +55,7 @@ impl Pass<'_> {
             Guard::Proven(stamp) => self.wait_for_decision(&wanted, &reviewed, stamp),
             Guard::Missing(why) => {
                 self.status.phase = Some(Phase::Running);
-                let why = format!("the gate stays shut: {why}; reinstall the chart");
-                self.condition("GatePolicyInstalled", Truth::False, "PolicyMissing", &why);
-                self.plan.look_again(GUARD_AGAIN);
+                self.policies_missing(&format!("the gate stays shut: {why}"));
             }
             Guard::NotAsked => self.plan.look_again(GUARD_AGAIN),
         }
@@ -60,7 +65,7 @@ impl Pass<'_> {
         self.set_gate(GateState::Waiting, reviewed, stamp);
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
         self.status.phase = Some(Phase::WaitingForAcceptance);
-        condition::clear(&mut self.status.conditions, "GatePolicyInstalled");
+        condition::clear(&mut self.status.conditions, POLICIES);
         let people = if wanted.approvals > 1 { format!("{} decisions", wanted.approvals) } else { "a decision".into() };
         self.plan.notice("GateOpened", format!("gate {} waits for {people}", wanted.name));
         self.wake_at_deadline();
@@ -273,11 +278,25 @@ impl Pass<'_> {
             let digest = name::digest_bytes(output.to_string().as_bytes());
             self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, document_name: None });
         }
-        if self.set_document(DocumentPhase::Published) {
-            self.status.error = None;
-            return self.conclude(Phase::Completed);
+        let there = self.o.document.is_some() || self.status.result.as_ref().is_none_or(|r| r.document_name.is_none());
+        if !there {
+            return self.look_for_document();
         }
-        self.look_for_document();
+        // A decision is stored first: a crash in between must not leave a document published that nobody accepted.
+        let before = self.o.step_run.status.as_ref().and_then(|s| s.gate.as_ref());
+        if gate::can_proceed(self.o.step_run.spec.gate.as_ref(), before) {
+            self.set_document(DocumentPhase::Published);
+        }
+        self.status.error = None;
+        self.conclude(Phase::Completed);
+    }
+
+    /// What a decision that is stored now lets everybody see.
+    pub(super) fn publish_accepted(&mut self) {
+        let waits = self.o.document.as_ref().is_some_and(|d| !document::has_standing(d));
+        if is_published_late(&self.o.step_run) && waits {
+            self.set_document(DocumentPhase::Published);
+        }
     }
 
     fn look_for_document(&mut self) {
@@ -285,13 +304,10 @@ impl Pass<'_> {
         self.plan.look_again(Duration::from_secs(1));
     }
 
-    /// Whether the document, if there is one, is on its way; false while it cannot be seen yet.
-    fn set_document(&mut self, phase: DocumentPhase) -> bool {
-        let Some(wanted) = self.status.result.as_ref().and_then(|r| r.document_name.clone()) else {
-            return true;
-        };
-        let Some(found) = &self.o.document else {
-            return false;
+    fn set_document(&mut self, phase: DocumentPhase) {
+        let wanted = self.status.result.as_ref().and_then(|r| r.document_name.clone());
+        let (Some(wanted), Some(found)) = (wanted, &self.o.document) else {
+            return;
         };
         let status = match phase {
             DocumentPhase::Published => document::published(found, &self.o.siblings),
@@ -300,7 +316,6 @@ impl Pass<'_> {
         if found.status.as_ref().is_none_or(|s| s.phase != Some(phase)) {
             self.plan.effects.push(Effect::SetDocumentStatus { name: wanted, status });
         }
-        true
     }
 
     // ---- gate.when

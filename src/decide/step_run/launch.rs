@@ -41,7 +41,8 @@ impl Pass<'_> {
     fn prepare(&mut self) {
         if self.o.hold == Hold::Suspended {
             self.pend("Suspended", "the run is suspended; it starts when spec.suspend is false");
-            self.status.phase = Some(Phase::Suspended);
+            // The pod of an attempt that was given up still ends: only then nothing of it runs.
+            self.status.phase = Some(if self.o.pods_alive > 0 { Phase::Running } else { Phase::Suspended });
             return;
         }
         if let Some(why) = self.nobody_may_decide() {

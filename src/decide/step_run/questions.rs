@@ -39,6 +39,7 @@ impl Pass<'_> {
             options: options.iter().map(|o| (*o).to_owned()).collect(),
             since: self.o.now.clone(),
             commands: self.commands(kind),
+            policy: self.stamp(),
         });
         self.status.phase = Some(Phase::WaitingForInput);
     }
@@ -90,14 +91,20 @@ impl Pass<'_> {
         let annotations = self.o.step_run.metadata.annotations.clone().unwrap_or_default();
         let (action, text) = (annotations.get(ACTION), annotations.get(ANSWER));
         if action.is_none() && text.is_none() {
+            if wait.policy.is_empty() {
+                self.stamp_wait();
+            }
             return self.watch_answer_deadline();
         }
         let by = annotations.get(DECIDED_BY).filter(|by| !by.is_empty());
-        let (Some(by), Guard::Proven(_)) = (by, &self.o.guard) else {
-            self.plan.look_again(GUARD_AGAIN);
-            return self.refuse_answer("the answer was not recorded: who gave it is not proven; answer again");
+        let by = match self.proven(&wait, by) {
+            Ok(by) => by,
+            Err(why) => {
+                self.stamp_wait();
+                return self.refuse_answer(&format!("the answer was not recorded: {why}"));
+            }
         };
-        let (by, comment) = (clip(by, 512), annotations.get(COMMENT));
+        let comment = annotations.get(COMMENT);
         match (wait.kind, action.map(String::as_str), text) {
             (WaitKind::Question, None, Some(text)) => self.take_answer(&by, text),
             (WaitKind::Question, Some("fail"), None) => {
@@ -119,6 +126,20 @@ impl Pass<'_> {
                 let word = action.map_or("a text", |a| a);
                 self.refuse_answer(&format!("{} is no answer to this question", clip(word, 40)));
             }
+        }
+    }
+
+    /// Who answered, if the policies under which the question was asked prove it.
+    fn proven(&self, wait: &WaitingFor, by: Option<&String>) -> Result<String, String> {
+        match (&self.o.guard, by) {
+            (Guard::Missing(why), _) => {
+                Err(format!("the admission policies do not stand: {why}; reinstall the chart, then answer again"))
+            }
+            (Guard::Proven(stamp), Some(by)) if *stamp == wait.policy => Ok(clip(by, 512)),
+            (Guard::Proven(_), Some(_)) => {
+                Err("the admission policies changed since the question was asked; answer again".to_owned())
+            }
+            _ => Err("who gave it is not proven; answer again".to_owned()),
         }
     }
 

@@ -1,0 +1,90 @@
+//! What decides for good is read from the API server: an operator whose caches know nothing yet sees all of it.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use kube::Api;
+use lockstep::api::{StepRun, Workflow, name};
+use lockstep::cluster::consistency::Consistency;
+use lockstep::cluster::contents::{Contents, Memory};
+use lockstep::cluster::evaluator::Evaluator;
+use lockstep::cluster::guard::{Accounts, PolicyGuard};
+use lockstep::cluster::observe::Observer;
+use lockstep::cluster::refusals::Refusals;
+use lockstep::cluster::slots::Slots;
+use lockstep::cluster::world::World;
+use lockstep::decide::build::Surroundings;
+use lockstep::decide::step_run::Hold;
+use serde_json::{Value, json};
+
+use crate::support::{Ask, GATEWAY, OPERATOR, Team, document, policies_whole, until, workflow};
+
+/// The operator, a moment after its start: no watch has told it anything.
+fn observer(team: &Team) -> Result<Observer> {
+    let accounts = Accounts { operator: OPERATOR.to_owned(), gateway: GATEWAY.to_owned() };
+    Ok(Observer {
+        client: team.operator.client(),
+        world: World::default(),
+        consistency: Consistency::default(),
+        contents: Contents::default(),
+        settled: Memory::default(),
+        guard: PolicyGuard::new(&accounts)?,
+        surroundings: Arc::new(Surroundings::default()),
+        evaluator: Evaluator::InProcess,
+        slots: Slots::new(0),
+        refusals: Refusals::default(),
+    })
+}
+
+fn uid(object: &Value) -> &str {
+    object.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// A run, and a StepRun that it controls.
+async fn begun(team: &Team) -> Result<(Value, Value)> {
+    let run = team.admin.gets(&Ask::post(team.all("workflows"), workflow("shop", &json!({})))).await?;
+    let mut step_run = crate::support::step_run("shop-a", &json!({"workflow": {"name": "shop", "uid": uid(&run)}}));
+    step_run["metadata"]["labels"] = json!({name::LABEL_WORKFLOW: name::label_value("shop")});
+    step_run["metadata"]["ownerReferences"] = json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
+        "name": "shop", "uid": uid(&run), "controller": true}]);
+    let step_run = team.operator.gets(&Ask::post(team.all("stepruns"), step_run)).await?;
+    Ok((run, step_run))
+}
+
+#[tokio::test]
+async fn a_run_is_gone_only_if_the_api_server_says_so() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("observe").await?;
+    let (_, step_run) = begun(&team).await?;
+    let step_run: Arc<StepRun> = Arc::new(serde_json::from_value(step_run)?);
+    let observer = observer(&team)?;
+    let hold = || async { anyhow::Ok(observer.step_run(Arc::clone(&step_run)).await?.hold) };
+    assert_eq!(hold().await.context("the run is there, and no cache knows it")?, Hold::No);
+    team.admin.gets(&Ask::delete(team.one("workflows", "shop"))).await?;
+    until("the run is gone", || async { Ok((hold().await? == Hold::Stopping).then_some(())) }).await?;
+    team.close().await
+}
+
+#[tokio::test]
+async fn what_finished_steps_made_is_seen_before_the_watch_tells_it() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("observe").await?;
+    let (run, _) = begun(&team).await?;
+    let now = run.pointer("/metadata/creationTimestamp").cloned().unwrap_or_default();
+    let put = team.operator.gets(&Ask::post(team.all("documents"), document("shop-brief", &json!({})))).await?;
+    let done = json!({"phase": "Completed", "startedAt": now, "completedAt": now,
+        "result": {"attempt": 1, "digest": "sha256:d", "documentName": "shop-brief"}});
+    team.operator.gets(&Ask::patch(team.one("stepruns", "shop-a/status"), json!({"status": done}))).await?;
+    let published = json!({"phase": "Published", "revision": 1});
+    team.operator.gets(&Ask::patch(team.one("documents", "shop-brief/status"), json!({"status": published}))).await?;
+    let status = json!({"phase": "Running", "startedAt": now,
+        "definition": {"revisionName": "shop-1", "digest": "sha256:d"},
+        "steps": [{"path": "discovery", "phase": "Running", "stepRun": "shop-a"}]});
+    team.operator.gets(&Ask::patch(team.one("workflows", "shop/status"), json!({"status": status}))).await?;
+    let runs: Api<Workflow> = Api::namespaced(team.operator.client(), &team.namespace);
+    let seen = observer(&team)?.workflow(Arc::new(runs.get("shop").await?)).await?;
+    assert!(seen.step_runs.contains_key("shop-a"), "the StepRun that the status names");
+    let documents: Vec<_> = seen.documents.values().filter_map(|d| d.metadata.uid.as_deref()).collect();
+    assert_eq!(documents, [uid(&put)], "the document that the StepRun names");
+    team.close().await
+}

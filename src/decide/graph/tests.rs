@@ -330,3 +330,33 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
     let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
+
+#[test]
+fn when_a_step_began_stays_as_it_was_latched() {
+    let each = json!({"in": "parameters.all", "as": "n"});
+    let (mut o, definition) = run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [1, 2]}));
+    step_on(&mut o, &definition);
+    let latched = |o: &Observed| o.workflow.status.as_ref().and_then(|s| s.steps[0].started_at.clone());
+    assert_eq!(latched(&o), Some(NOW));
+    // The clock of the operator that wrote the StepRuns is behind.
+    let earlier = Time(Timestamp::from_second(-5).expect("a time"));
+    for key in ["0", "1"] {
+        change(&mut o, "each", Some(key), |status| status.started_at = Some(earlier.clone()));
+    }
+    step_on(&mut o, &definition);
+    assert_eq!(latched(&o), Some(NOW), "two operators would correct each other for ever");
+}
+
+#[test]
+fn what_was_skipped_stays_so_after_a_failure() {
+    let steps = json!([{"name": "a", "agentId": "x"}, {"name": "b", "agentId": "x", "when": "false"}]);
+    let group = json!([{"name": "g", "order": "Graph", "steps": steps}]);
+    let (mut o, definition) = run(&group, &json!({}));
+    let skipped = |walked: &Walked| {
+        walked.stand.steps.iter().any(|s| s.path == "g/b" && s.phase == Phase::Skipped && s.when == Some(false))
+    };
+    assert!(skipped(&step_on(&mut o, &definition)));
+    change(&mut o, "g/a", None, |status| status.phase = Some(Phase::Failed));
+    let walked = stand(&o, &definition, Start::May);
+    assert!(skipped(&walked), "{:?}", walked.stand.steps);
+}

@@ -65,37 +65,20 @@ pub fn need(o: &Observed) -> Need {
 mod tests {
     use std::sync::Arc;
 
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use k8s_openapi::jiff::Timestamp;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
-    use crate::api::step_run::{Reuse, StepRunAsk, StepRunSpec};
-    use crate::decide::build::Surroundings;
+    use crate::api::step_run::{Reuse, StepRunAsk};
     use crate::decide::gate::Guard;
 
-    fn observed(status: Value) -> Observed {
-        let mut step_run = StepRun::new("s", StepRunSpec { agent_id: "writer".into(), ..StepRunSpec::default() });
-        step_run.status = serde_json::from_value(status).expect("a status");
+    fn observed(status: &Value) -> Observed {
         let template = json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}});
         let spec = serde_json::from_value(json!({"template": template})).expect("a spec");
         Observed {
-            step_run: Arc::new(step_run),
-            hold: Hold::No,
-            definition: None,
             agent: Some(Arc::new(Agent::new("writer", spec))),
-            job: JobSeen::Absent,
-            refusal: None,
-            slot: Slot::Yours,
-            pod: None,
-            unfinished: Vec::new(),
-            pods_alive: 0,
-            document: None,
-            siblings: Vec::new(),
             guard: Guard::NotAsked,
-            surroundings: Arc::new(Surroundings::default()),
-            now: Time(Timestamp::UNIX_EPOCH),
+            ..crate::decide::step_run::tests::observed(status)
         }
     }
 
@@ -124,7 +107,7 @@ mod tests {
             ("under review", json!({"result": {"attempt": 1, "digest": "d"}}), Need::Nothing),
             ("ended", json!({"phase": "Failed", "completedAt": at}), Need::Nothing),
         ] {
-            assert_eq!(need(&observed(status)), expected, "{name}");
+            assert_eq!(need(&observed(&status)), expected, "{name}");
         }
     }
 
@@ -133,7 +116,7 @@ mod tests {
         let at = "1970-01-01T00:00:00Z";
         let ended = |result: &str| {
             let attempt = json!({"number": 1, "round": 1, "result": result, "completedAt": at});
-            observed(json!({"attempt": 2, "attempts": [attempt]}))
+            observed(&json!({"attempt": 2, "attempts": [attempt]}))
         };
         for (result, goes_on) in [("Cancelled", false), ("Retryable", true)] {
             let o = ended(result);
@@ -152,7 +135,7 @@ mod tests {
             (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), false),
             (json!({"attempt": 2, "phase": "Cancelled", "completedAt": at}), true),
         ] {
-            let mut o = observed(status.clone());
+            let mut o = observed(&status);
             o.hold = Hold::Closing;
             o.unfinished = vec![("job".into(), "uid".into(), 3)];
             let plan = crate::decide::step_run::step_run(&o);
@@ -165,7 +148,7 @@ mod tests {
     fn nothing_is_asked_for_that_would_not_be_launched() {
         type Change = fn(&mut Observed);
         let job = |ended| JobSeen::Present { created: None, deleting: false, ended, agent_generation: None };
-        let mut o = observed(json!(null));
+        let mut o = observed(&json!(null));
         o.job = job(false);
         assert_eq!(need(&o), Need::Holds, "its Job is there, though the status does not say so yet");
         o.job = job(true);
@@ -181,7 +164,7 @@ mod tests {
             ("taken over", |o| Arc::make_mut(&mut o.step_run).spec.reuse = Some(Reuse::default())),
         ];
         for (name, change) in cases {
-            let mut o = observed(json!(null));
+            let mut o = observed(&json!(null));
             change(&mut o);
             assert_eq!(need(&o), Need::Nothing, "{name}");
         }

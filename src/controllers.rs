@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
-use futures::channel::mpsc;
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::controller::{Action, Config, applier};
@@ -18,7 +18,8 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use tokio::sync::watch;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
 use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::cluster::cache::{Cache, Watched, ready};
@@ -103,7 +104,13 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let health = Health::new(Arc::clone(&metrics));
     let listening = tokio::spawn(health.clone().serve(options.metrics_listen));
-    let (surroundings, names) = surroundings(&options, &client).await?;
+    // From the first moment on: as process 1 of a container it would not even notice a SIGTERM that nothing handles, and
+    // whoever replaces it would wait for the end of the grace period.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let (surroundings, names) = tokio::select! {
+        found = surroundings(&options, &client) => found?,
+        _ = terminate.recv() => return Ok(()),
+    };
     let surroundings = Arc::new(surroundings);
     let renewing = renew(client.clone(), options.clone(), names);
     let accounts = Accounts { operator: options.operator_account.clone(), gateway: options.gateway_account.clone() };
@@ -130,12 +137,13 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         why = elector.run(), if options.leader_elect => why.to_owned(),
         () = renewing => "renewing the certificate ended".to_owned(),
         served = listening => format!("the metrics listener ended: {served:?}"),
-        () = terminated() => {
+        _ = terminate.recv() => {
             tracing::info!("SIGTERM: stopping");
             String::new()
         }
     };
-    // No pass runs any more; where leading was lost there is nothing to give back.
+    // Only when no pass runs any more may another begin: where leading was lost there is nothing to give back.
+    context.quiet().await;
     elector.leave().await;
     anyhow::ensure!(ended.is_empty(), ended);
     Ok(())
@@ -145,12 +153,6 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| OPERATOR.to_owned());
     format!("{host}_{}", std::process::id())
-}
-
-async fn terminated() {
-    if let Ok(mut signal) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        signal.recv().await;
-    }
 }
 
 /// Twice a day: the certificate is renewed a month before its end, and the gateway reads it again every hour.
@@ -290,7 +292,7 @@ fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task:
 async fn drive<K, R, F>(
     kind: &'static str,
     cache: &Cache<K>,
-    queue: mpsc::Receiver<ObjectRef<K>>,
+    mut queue: mpsc::Receiver<ObjectRef<K>>,
     (context, concurrency): (&Arc<Context>, u16),
     reconcile: R,
 ) where
@@ -300,7 +302,7 @@ async fn drive<K, R, F>(
 {
     let there: Vec<ObjectRef<K>> =
         cache.store().state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect();
-    let queue = stream::iter(there).chain(queue);
+    let queue = stream::iter(there).chain(stream::poll_fn(move |context| queue.poll_recv(context)));
     let passes = applier(
         move |object: Arc<K>, context: Arc<Context>| {
             Box::pin(guarded(kind, object.meta().uid.clone(), Arc::clone(&context), reconcile(context, object)))

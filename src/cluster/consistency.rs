@@ -9,6 +9,8 @@ use kube::core::ObjectMeta;
 
 /// How long the watch may take before the API server is asked.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Writes remembered before those are looked for that nobody asks about any more: the object was deleted after the write.
+const REMEMBERED: usize = 16_384;
 
 #[derive(Default)]
 pub struct Consistency {
@@ -31,6 +33,10 @@ impl Consistency {
         if let (Some(uid), Some(version)) = (&meta.uid, number(meta)) {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             written.insert(uid.clone(), (version, Instant::now()));
+            if written.len() > REMEMBERED {
+                // What is older than this is read from the API server anyway.
+                written.retain(|_, (_, since)| since.elapsed() < PATIENCE);
+            }
         }
     }
 
@@ -53,11 +59,6 @@ impl Consistency {
                 Freshness::Fresh
             }
         }
-    }
-
-    /// The object is gone.
-    pub fn forget(&self, uid: &str) {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }
 }
 

@@ -8,7 +8,6 @@ use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
 use super::cache::{Cache, Keeping, Watched};
-use crate::api::document::Scope;
 use crate::api::name::LABEL_STEP_RUN;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::decide::document;
@@ -95,9 +94,4 @@ fn strip_job(job: &mut Job) {
 fn strip_pod(pod: &mut Pod) {
     pod.spec = None;
     pod.metadata.annotations = None;
-}
-
-/// Whether a person's Document concerns runs beyond the one that made it.
-pub fn is_wide(document: &Document) -> bool {
-    document.spec.scope > Scope::Workflow
 }

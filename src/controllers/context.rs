@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use kube::Resource;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::api::Workflow;
 use crate::api::workflow::WorkflowStatus;
@@ -25,19 +27,27 @@ const PACE: Duration = Duration::from_millis(500);
 /// What is read may name more to be read; deeper than this no definition goes.
 const READS: usize = 256;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// More than there are passes at once, of all kinds together.
+const PASSES: u32 = 1 << 20;
+/// How long the end of the passes is waited for. A pass that was given up ends at its next wait; one that computes, when
+/// its expressions have reached their own bound.
+const QUIET: Duration = Duration::from_secs(5);
 
 pub struct Context {
     pub observer: Observer,
     recorder: Recorder,
     metrics: Arc<Metrics>,
     failures: Mutex<HashMap<String, u32>>,
+    /// Every pass that runs holds one place.
+    passes: Arc<Semaphore>,
     /// When a run's status was last written, by UID.
     paces: Mutex<HashMap<String, Instant>>,
 }
 
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
-        Self { observer, recorder, metrics, failures: Mutex::default(), paces: Mutex::default() }
+        let passes = Arc::new(Semaphore::new(PASSES as usize));
+        Self { observer, recorder, metrics, failures: Mutex::default(), passes, paces: Mutex::default() }
     }
 
     /// Decides about a run, and fetches contents of documents as far as the decision asks for them.
@@ -62,6 +72,13 @@ impl Context {
             self.observer.read(&mut observed, &decided.unread).await?;
         }
         Err(Error::Stale(uid))
+    }
+
+    /// Waits until no pass runs any more, those included that nobody waits for; from then on none begins.
+    pub async fn quiet(&self) {
+        if tokio::time::timeout(QUIET, quiet(&self.passes)).await.is_err() {
+            tracing::warn!(waited = ?QUIET, "a pass is still at work; the lease is given back all the same");
+        }
     }
 
     /// From now on this process writes.
@@ -192,11 +209,75 @@ where
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
     let began = Instant::now();
-    let outcome = tokio::spawn(pass).await;
+    let Ok(place) = Arc::clone(&context.passes).try_acquire_owned() else {
+        return Ok(Action::await_change());
+    };
+    let outcome = Running::start(place, pass).await;
     context.metrics.passed(kind, began.elapsed());
     let outcome = outcome.unwrap_or_else(|lost| Err(Error::Panic(lost.to_string())));
     if outcome.is_ok() {
         context.succeeded(uid.as_ref());
     }
     outcome
+}
+
+async fn quiet(passes: &Semaphore) {
+    if let Ok(all) = passes.acquire_many(PASSES).await {
+        all.forget();
+    }
+}
+
+/// A task that ends with whoever waits for it: a pass that goes on alone would write after leadership was given away.
+struct Running<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Running<T> {
+    /// The place is held until the task has ended, not until somebody stops waiting for it.
+    async fn start(
+        place: OwnedSemaphorePermit,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let task = tokio::spawn(async move {
+            let _place = place;
+            work.await
+        });
+        let mut running = Self(task);
+        (&mut running.0).await
+    }
+}
+
+impl<T> Drop for Running<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pass_ends_before_leadership_is_given_away() {
+        let passes = Arc::new(Semaphore::new(PASSES as usize));
+        let place = Arc::clone(&passes).try_acquire_owned().expect("there is room");
+        let (told, mut ended) = tokio::sync::oneshot::channel::<()>();
+        let pass = Running::start(place, async move {
+            let _told = told;
+            pending::<()>().await;
+        });
+        let mut pass = Box::pin(pass);
+        assert!(pass.as_mut().now_or_never().is_none(), "it runs");
+        tokio::task::yield_now().await;
+        assert!(quiet(&passes).now_or_never().is_none(), "quiet waits for it");
+        drop(pass);
+        quiet(&passes).await;
+        assert!(
+            ended.try_recv().is_err_and(|e| e == tokio::sync::oneshot::error::TryRecvError::Closed),
+            "it has ended"
+        );
+        assert!(passes.try_acquire().is_err(), "no other begins");
+    }
 }

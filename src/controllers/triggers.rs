@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::channel::mpsc;
-use futures::{SinkExt, StreamExt};
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
+use tokio::sync::mpsc;
 
 use crate::api::name::{LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::workflow::Phase;
@@ -17,6 +16,8 @@ use crate::cluster::world::World;
 use crate::decide::document;
 use crate::decide::step_run::{Hold, hold};
 
+/// Wake-ups that wait for the controller of a kind. A watch that finds the queue full waits: the controller takes
+/// wake-ups out at once and merges those of one object, so it is full only for moments.
 const CAPACITY: usize = 1024;
 
 pub struct Triggers {
@@ -41,7 +42,7 @@ impl Queues {
     /// Throws away what comes, for ever.
     pub async fn discard(&mut self) {
         async fn one<K: Watched>(queue: &mut mpsc::Receiver<ObjectRef<K>>) {
-            while queue.next().await.is_some() {}
+            while queue.recv().await.is_some() {}
         }
         futures::join!(
             one(&mut self.workflows),
@@ -165,5 +166,24 @@ impl Triggers {
 
 async fn send<K: Watched>(queue: &mpsc::Sender<ObjectRef<K>>, who: ObjectRef<K>) {
     // A closed queue means that the process is ending.
-    let _ = queue.clone().send(who).await;
+    let _ = queue.send(who).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_full_queue_makes_the_watch_wait() {
+        let (triggers, mut queues) = Triggers::new();
+        let wake = || send(&triggers.documents, ObjectRef::new("d").within("n"));
+        for n in 0..CAPACITY {
+            assert!(wake().now_or_never().is_some(), "wake-up {n} of {CAPACITY} has room");
+        }
+        assert!(wake().now_or_never().is_none(), "one more would grow without bound");
+        assert!(queues.documents.try_recv().is_ok());
+        assert!(wake().now_or_never().is_some(), "there is room again");
+    }
 }

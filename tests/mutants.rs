@@ -2,7 +2,7 @@
 //!
 //!     cargo test --features mutants --test mutants -- --nocapture
 //!
-//! LOCKSTEP_MUTANT=Name tries one of them.
+//! LOCKSTEP_MUTANT=Name tries one of them, LOCKSTEP_MUTANTS=2/5 every fifth from the third on.
 
 #![allow(
     dead_code,
@@ -50,13 +50,24 @@ fn by_simulation() -> Option<(u64, String)> {
     (seed < SEEDS).then(|| (seed, run::tell(seed, false).violation.unwrap_or_default()))
 }
 
+/// Those that are tried.
+fn chosen() -> Vec<Mutant> {
+    let only = std::env::var("LOCKSTEP_MUTANT").ok();
+    let share = std::env::var("LOCKSTEP_MUTANTS").unwrap_or_else(|_| "0/1".to_owned());
+    let (first, step) = share.split_once('/').expect("LOCKSTEP_MUTANTS is like 2/5");
+    let (first, step) = (first.parse().expect("a number"), step.parse().expect("a number"));
+    let all = Mutant::ALL.into_iter().skip(first).step_by(step);
+    all.filter(|m| only.as_ref().is_none_or(|name| format!("{m:?}") == *name)).collect()
+}
+
 #[test]
 fn every_mutant_is_found() {
     std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = Vec::new();
+    let (chosen, mut missed) = (chosen(), Vec::new());
+    println!("{} of {} mutants", chosen.len(), Mutant::ALL.len());
     println!("{:<22} {:<12} {:>6}  what was seen", "mutant", "found by", "seed");
-    let only = std::env::var("LOCKSTEP_MUTANT").ok();
-    for mutant in Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|name| format!("{m:?}") == *name)) {
+    assert!(!chosen.is_empty(), "no mutant is chosen");
+    for mutant in chosen {
         mutant::switch(Some(mutant));
         let (by, seed, words) = if OF_THE_MODEL.contains(&mutant) {
             ("model", String::new(), fence::find_violation())

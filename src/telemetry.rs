@@ -18,6 +18,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
+use crate::server::{Limits, Security, Server, Stats};
+
 /// Logs as JSON lines; `filter` as in `info,lockstep=debug`.
 pub fn log(filter: &str) -> anyhow::Result<()> {
     // The client logs each refused call as an error of its own; the reconcile that made it says more.
@@ -113,7 +115,11 @@ impl Health {
             .route("/metrics", get(metrics))
             .with_state(self);
         let listener = tokio::net::TcpListener::bind(listen).await?;
-        axum::serve(listener, router).await?;
+        let server =
+            Server { limits: Limits::default(), security: Security::Plain, stats: Stats::default(), router };
+        // Nobody says stop.
+        let (_says, stop) = tokio::sync::watch::channel(false);
+        server.serve(listener, stop).await;
         Ok(())
     }
 }

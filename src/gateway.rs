@@ -37,8 +37,6 @@ mod tls;
 const JUDGED_AT_ONCE: usize = 4;
 /// Calls of one namespace that wait for a place, in each pool.
 const QUEUED: usize = 64;
-/// A shim makes one connection and keeps it; whoever comes again and again pays for the handshakes of others.
-const CONNECTIONS: Rate = Rate { burst: 200, per_second: 100 };
 const IDLE: Duration = Duration::from_secs(30);
 /// From the handshake to a request whose token is good.
 const PROOF: Duration = Duration::from_secs(10);
@@ -90,11 +88,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 impl Bounds {
     fn limits(&self) -> Limits {
+        let each = u32::try_from(self.max_connections_per_address).unwrap_or(u32::MAX);
         Limits {
             connections: self.max_connections,
             per_address: self.max_connections_per_address,
             handshakes_per_address: self.max_handshakes_per_address,
-            rate: CONNECTIONS,
+            // A shim makes one connection and keeps it; whoever comes again and again costs handshakes.
+            rate: Rate { burst: each.saturating_mul(2), per_second: each },
             idle: IDLE,
             proof: Some(PROOF),
         }

@@ -115,8 +115,7 @@ impl Health {
             .route("/metrics", get(metrics))
             .with_state(self);
         let listener = tokio::net::TcpListener::bind(listen).await?;
-        let server =
-            Server { limits: Limits::default(), security: Security::Plain, stats: Stats::default(), router };
+        let server = Server { limits: Limits::default(), security: Security::Plain, stats: Stats::default(), router };
         // Nobody says stop.
         let (_says, stop) = tokio::sync::watch::channel(false);
         server.serve(listener, stop).await;

@@ -29,7 +29,8 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: Asked<DocumentReq
         return Err(refuse("the step does not read such a document"));
     }
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let document = cluster::find(|| api.get(&request.body.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
+    let document =
+        cluster::find(|| api.get(&request.body.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
     if pinned.is_some_and(|pinned| name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest) {
         return Err(refuse("the document is not the pinned one: its digest differs"));
     }

@@ -251,7 +251,9 @@ impl Incoming {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let until = self.begun + GRACE + Duration::from_secs(1) * u32::try_from(self.received / BYTES_A_SECOND).unwrap_or(u32::MAX);
+        let until = self.begun
+            + GRACE
+            + Duration::from_secs(1) * u32::try_from(self.received / BYTES_A_SECOND).unwrap_or(u32::MAX);
         let slow = |_| Refusal::unavailable("the body came too slowly");
         let chunk = tokio::time::timeout_at(until.into(), self.chunks.next()).await.map_err(slow)?;
         let chunk = chunk.transpose().map_err(|_| Refusal::bad_request("the body broke off"))?;

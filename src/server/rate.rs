@@ -25,7 +25,7 @@ pub struct Rates {
 impl Rates {
     pub fn new(rate: Rate) -> Self {
         let price = Duration::from_secs(1) / rate.per_second.max(1);
-        Self { price, credit: price * rate.burst.saturating_sub(1), paid_until: HashMap::new() }
+        Self { price, credit: price.saturating_mul(rate.burst.saturating_sub(1)), paid_until: HashMap::new() }
     }
 
     /// Whether the address may do it now; counted if so.

@@ -175,7 +175,8 @@ mod tests {
         let busy = greedy[0].begin();
         settled(&mut table, 4, at(6));
         assert_eq!(table.open(), 6);
-        let stays = |standing: &Arc<Standing>| table.addresses[&standing.address].iter().any(|s| Arc::ptr_eq(s, standing));
+        let stays =
+            |standing: &Arc<Standing>| table.addresses[&standing.address].iter().any(|s| Arc::ptr_eq(s, standing));
         assert!(!stays(&greedy[1]) && stays(&greedy[0]), "the longest idle one of the greedy address goes");
         assert!(stays(&lone) && stays(&other));
         drop(busy);

@@ -165,9 +165,7 @@ impl Gateway {
         for (name, value) in self.attempt.headers() {
             call = call.header(name, value);
         }
-        let mut response = call
-            .send(body)
-            .map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
+        let mut response = call.send(body).map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
         let status = response.status().as_u16();
         let answer = response
             .body_mut()

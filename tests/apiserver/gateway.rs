@@ -169,7 +169,8 @@ fn free_port() -> Result<u16> {
 
 /// For the chart's gateway account.
 async fn kubeconfig(team: &Team) -> Result<String> {
-    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
+    let request =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
     let path = "/api/v1/namespaces/lockstep-system/serviceaccounts/lockstep-gateway/token";
     let made = team.admin.gets(&Ask::post(path, request)).await?;
     let file = Kubeconfig::read_from(std::env::var("KUBECONFIG")?)?;
@@ -183,7 +184,8 @@ async fn kubeconfig(team: &Team) -> Result<String> {
 
 /// A run with one step, whose first attempt has a Job and a pod. Gives the attempt and the pod.
 async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
-    let template = json!({"spec": {"containers": [{"name": "agent", "image": "nobody-pulls-it", "command": ["true"]}]}});
+    let template =
+        json!({"spec": {"containers": [{"name": "agent", "image": "nobody-pulls-it", "command": ["true"]}]}});
     let agent = object("Agent", "writer", &json!({"template": template}));
     let agent: Agent = serde_json::from_value(team.admin.gets(&Ask::post(team.all("agents"), agent)).await?)?;
     let spec = json!({"steps": [{"name": "work", "agentId": "writer"}]});
@@ -236,7 +238,8 @@ async fn token(team: &Team, audience: Option<&str>, pod: Option<&Value>) -> Resu
         spec["audiences"] = json!([audience]);
     }
     if let Some(pod) = pod {
-        spec["boundObjectRef"] = json!({"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]});
+        spec["boundObjectRef"] =
+            json!({"kind": "Pod", "apiVersion": "v1", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]});
     }
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
     let made = team.admin.gets(&Ask::post(team.core("serviceaccounts/default/token"), request)).await?;
@@ -325,7 +328,7 @@ async fn honest(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<
 
 /// A flood of bad tokens of one address is a bounded number of TokenReviews; others are served beside it.
 async fn strangers(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<()> {
-    const FLOOD: usize = 180;
+    const FLOOD: usize = 120;
     let bad = "lockstep_gateway_token_reviews_total{verdict=\"bad\"}";
     let (before, begun) = (gateway.metric(bad).await?, Instant::now());
     let mut answers = [0; 2];
@@ -341,9 +344,18 @@ async fn strangers(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Resu
     let most = 64.0 + 4.0 * begun.elapsed().as_secs_f64() + 1.0;
     println!("{FLOOD} bad tokens: {asked} TokenReviews; {} answered 401, {} 503", answers[0], answers[1]);
     ensure!(asked <= most, "{asked} TokenReviews, at most {most} are allowed");
-    ensure!(answers[1] > 0 && gateway.metric("lockstep_gateway_token_reviews_total{verdict=\"not-asked\"}").await? > 0.0);
-    let heard = gateway.call(protocol::REPORT, token, attempt, &json!({"ending": {"kind": "exited", "code": 0},
-        "output": {"result": null, "document": null}, "logTail": ""})).await?;
+    ensure!(
+        answers[1] > 0 && gateway.metric("lockstep_gateway_token_reviews_total{verdict=\"not-asked\"}").await? > 0.0
+    );
+    let heard = gateway
+        .call(
+            protocol::REPORT,
+            token,
+            attempt,
+            &json!({"ending": {"kind": "exited", "code": 0},
+        "output": {"result": null, "document": null}, "logTail": ""}),
+        )
+        .await?;
     ensure!(heard.status == 200, "{heard:?}");
     ensure!(gateway.metric("lockstep_gateway_connections ").await? <= 65.0);
     Ok(())

@@ -136,9 +136,8 @@ fn send(agent: &ureq::Agent, url: &str, token: &str, attempt: &AttemptRef) -> Re
     for (name, value) in attempt.headers() {
         call = call.header(name, value);
     }
-    let mut answer = call
-        .send_json(ClaimRequest { shim_version: "e2e".to_owned() })
-        .map_err(|e| anyhow!("{url}: {e}"))?;
+    let mut answer =
+        call.send_json(ClaimRequest { shim_version: "e2e".to_owned() }).map_err(|e| anyhow!("{url}: {e}"))?;
     let status = answer.status().as_u16();
     Ok((status, answer.body_mut().read_to_string()?))
 }

@@ -45,7 +45,7 @@ pub struct Table {
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() >> 64 << 64)),
-        four => four,
+        four @ IpAddr::V4(_) => four,
     }
 }
 

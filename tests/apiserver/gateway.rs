@@ -14,12 +14,14 @@ use lockstep::api::step_run::{StepRun, StepRunStatus};
 use lockstep::api::{Agent, Workflow, name};
 use lockstep::decide::build::{self, Surroundings};
 use lockstep::protocol::{self, AttemptRef};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::support::{Ask, PATIENCE, Team, object, until};
 
@@ -92,16 +94,24 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Sends these bytes on a connection of its own and reads the first answer; then looks for the connection's end.
-    async fn say(&self, from: Ipv4Addr, words: &[u8]) -> Result<Heard> {
+    async fn connect(&self, from: Ipv4Addr) -> Result<TcpStream> {
         let socket = TcpSocket::new_v4()?;
         socket.bind((from, 0).into())?;
         let stream = socket.connect((Ipv4Addr::LOCALHOST, self.port).into()).await?;
         stream.set_nodelay(true)?;
-        let mut stream = self.connector.connect(ServerName::try_from("gateway")?, stream).await?;
+        Ok(stream)
+    }
+
+    async fn shake(&self, from: Ipv4Addr) -> Result<TlsStream<TcpStream>> {
+        Ok(self.connector.connect(ServerName::try_from("gateway")?, self.connect(from).await?).await?)
+    }
+
+    /// Sends these bytes on a connection of its own and reads the first answer; then looks for the connection's end.
+    async fn say(&self, from: Ipv4Addr, words: &[u8]) -> Result<Heard> {
+        let mut stream = self.shake(from).await?;
         stream.write_all(words).await?;
         let mut text = Vec::new();
-        let mut some = [0; 16 * 1024];
+        let mut some = vec![0; 16 * 1024];
         let mut closed = false;
         let reading = async {
             while !whole(&text) {
@@ -121,9 +131,14 @@ impl Gateway {
     }
 
     async fn call(&self, path: &str, token: &str, attempt: &AttemptRef, body: &Value) -> Result<Heard> {
-        let body = body.to_string();
-        let words = format!("{}{body}", head(path, Some(token), Some(attempt), body.len()));
-        self.say(HONEST, words.as_bytes()).await
+        self.say(HONEST, whole_call(path, token, attempt, body).as_bytes()).await
+    }
+
+    /// Kilobytes that the process has in memory.
+    fn resident(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.split_whitespace().next().context("no number")?.parse()?)
     }
 
     /// The sum of a metric over all that the words pick out.
@@ -151,6 +166,11 @@ fn head(path: &str, token: Option<&str>, attempt: Option<&AttemptRef>, length: u
         head += &format!("{name}: {value}\r\n");
     }
     head + "\r\n"
+}
+
+fn whole_call(path: &str, token: &str, attempt: &AttemptRef, body: &Value) -> String {
+    let body = body.to_string();
+    head(path, Some(token), Some(attempt), body.len()) + &body
 }
 
 async fn plain(port: u16, path: &str, from: Ipv4Addr) -> Result<String> {
@@ -294,9 +314,66 @@ async fn no_body_is_read_of_whoever_is_not_proven() -> Result<()> {
     let large = head(protocol::REPORT, Some(&good), Some(&attempt), 2_000_000) + &" ".repeat(2_000_000);
     let heard = gateway.say(HONEST, large.as_bytes()).await?;
     ensure!(heard.status == 413, "{heard:?}");
+    crowd(&gateway, &good, &attempt).await?;
     honest(&gateway, &good, &attempt).await?;
     strangers(&gateway, &good, &attempt).await?;
     team.close().await
+}
+
+/// Two thousand connections of one address, a quarter each silent, with a handshake, with half a head, and with the head
+/// of a body that never comes: claims from elsewhere are all answered, and the process stays small.
+async fn crowd(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(hard.min(16_384)), hard)?;
+    let alone = claims(gateway, token, attempt).await?;
+    println!("claims alone, each with its handshake: {alone}; {} kB resident", gateway.resident()?);
+    let whole = head(protocol::REPORT, Some("word"), Some(attempt), 1_200_000);
+    let come = async {
+        let mut held = Vec::new();
+        let mut silent = Vec::new();
+        for n in 0..2000 {
+            let words = match n % 4 {
+                0 => {
+                    silent.extend(gateway.connect(STRANGER).await.ok());
+                    continue;
+                }
+                1 => "",
+                2 => &whole[..whole.len() / 2],
+                _ => &whole,
+            };
+            // Most are closed at once.
+            let Ok(mut stream) = gateway.shake(STRANGER).await else { continue };
+            if stream.write_all(words.as_bytes()).await.is_ok() {
+                held.push(stream);
+            }
+        }
+        Ok::<_, anyhow::Error>((held, silent))
+    };
+    let (beside, held) = tokio::join!(claims(gateway, token, attempt), come);
+    let _held = held?;
+    let refused = gateway.metric("lockstep_gateway_connections_refused_total").await?;
+    println!("claims while 2,000 connections come: {}; {refused} refused", beside?);
+    let after = claims(gateway, token, attempt).await?;
+    let (open, resident) = (gateway.metric("lockstep_gateway_connections ").await?, gateway.resident()?);
+    println!("claims beside those that stay: {after}; {open} open, {resident} kB resident");
+    ensure!(refused >= 1_000.0, "only {refused} were refused");
+    ensure!(open <= 65.0, "{open} are open");
+    ensure!(resident < 256 * 1024, "{resident} kB resident, more than the chart's limit");
+    Ok(())
+}
+
+/// A hundred claims, which are all the same one again, each from an address of its own, as from pods.
+async fn claims(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<String> {
+    let words = whole_call(protocol::CLAIM, token, attempt, &json!({"shimVersion": "test"}));
+    let mut took = Vec::new();
+    for n in 1..=100 {
+        let begun = Instant::now();
+        let heard = gateway.say(Ipv4Addr::new(127, 5, 0, n), words.as_bytes()).await?;
+        ensure!(heard.status == 200, "{heard:?}");
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    Ok(format!("p50 {:?}, p99 {:?}", took[49], took[98]))
 }
 
 /// The legitimate ways, each on a connection of its own.

@@ -151,7 +151,7 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
         stopper.send_replace(true);
     });
 
-    let health = bind(options.health_listen).await?;
+    let health = listen(options.health_listen)?;
     let probes = Server {
         limits: Limits::default(),
         security: Security::Plain,
@@ -168,7 +168,7 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
     let config = tls::config(certificate.clone())?;
     let renewal = tokio::spawn(tls::renew(secrets, options.tls_secret, certificate));
 
-    let listener = bind(options.listen).await?;
+    let listener = listen(options.listen)?;
     gateway.ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %options.listen, "serving");
     let agents = Server {
@@ -184,6 +184,6 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    server::listen(address).with_context(|| format!("cannot listen on {address}"))
 }

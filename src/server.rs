@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
@@ -24,6 +24,9 @@ use table::Table;
 
 /// What is under way when the server is told to stop has so long to end.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Connections that the kernel keeps until they are accepted, which takes microseconds. More would wait a second or more for
+/// their next try, honest ones too; Linux has that many at most, unless told.
+const BACKLOG: u32 = 4096;
 /// After an accept that failed: usually there are no more file descriptors.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -55,6 +58,15 @@ impl Default for Limits {
             proof: None,
         }
     }
+}
+
+/// Listens, with a long queue.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A successor may listen although connections of its predecessor are not forgotten yet.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 #[derive(Clone)]

@@ -18,7 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
-use crate::server::{Limits, Security, Server, Stats};
+use crate::server::{self, Limits, Security, Server, Stats};
 
 /// Logs as JSON lines; `filter` as in `info,lockstep=debug`.
 pub fn log(filter: &str) -> anyhow::Result<()> {
@@ -114,7 +114,7 @@ impl Health {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self);
-        let listener = tokio::net::TcpListener::bind(listen).await?;
+        let listener = server::listen(listen)?;
         let server = Server { limits: Limits::default(), security: Security::Plain, stats: Stats::default(), router };
         // Nobody says stop.
         let (_says, stop) = tokio::sync::watch::channel(false);

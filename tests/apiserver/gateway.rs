@@ -3,6 +3,7 @@
 //! as the operator makes it; no node runs it, and its token is asked for as the kubelet does.
 
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use lockstep::api::definition::Definition;
 use lockstep::api::step_run::{StepRun, StepRunStatus};
 use lockstep::api::{Agent, Workflow, name};
 use lockstep::decide::build::{self, Surroundings};
-use lockstep::protocol::{self, AttemptRef};
+use lockstep::protocol::{self, AttemptRef, env};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -34,6 +35,8 @@ struct Gateway {
     child: Child,
     port: u16,
     health: u16,
+    /// PEM of its certificate.
+    authority: String,
     connector: TlsConnector,
 }
 
@@ -54,7 +57,7 @@ struct Heard {
 
 impl Gateway {
     async fn start(team: &Team) -> Result<Self> {
-        let made = rcgen::generate_simple_self_signed(vec!["gateway".to_owned()])?;
+        let made = rcgen::generate_simple_self_signed(vec!["gateway".to_owned(), "127.0.0.1".to_owned()])?;
         let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"},
             "stringData": {"tls.crt": made.cert.pem(), "tls.key": made.signing_key.serialize_pem()}});
         team.admin.gets(&Ask::post(team.core("secrets"), secret)).await?;
@@ -67,8 +70,7 @@ impl Gateway {
             "subjects": [{"kind": "ServiceAccount", "name": "lockstep-gateway", "namespace": "lockstep-system"}]});
         team.admin.gets(&Ask::post(format!("{rbac}/rolebindings"), binding)).await?;
 
-        let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(&team.namespace);
-        std::fs::create_dir_all(&folder)?;
+        let folder = folder(team)?;
         std::fs::write(folder.join("kubeconfig"), kubeconfig(team).await?)?;
         let (port, health) = (free_port()?, free_port()?);
         let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
@@ -84,7 +86,8 @@ impl Gateway {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let gateway = Self { child, port, health, connector: TlsConnector::from(Arc::new(client)) };
+        let gateway =
+            Self { child, port, health, authority: made.cert.pem(), connector: TlsConnector::from(Arc::new(client)) };
         until("the gateway is ready", || async {
             let heard = plain(gateway.health, "/readyz", HONEST).await.ok();
             Ok(heard.filter(|heard| heard.starts_with("HTTP/1.1 200")))
@@ -202,18 +205,25 @@ async fn kubeconfig(team: &Team) -> Result<String> {
     .to_string())
 }
 
-/// A run with one step, whose first attempt has a Job and a pod. Gives the attempt and the pod.
+fn folder(team: &Team) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&team.namespace);
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// A run with one step that produces a plan, whose first attempt has a Job and a pod. Gives the attempt and the pod.
 async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
     let template =
         json!({"spec": {"containers": [{"name": "agent", "image": "nobody-pulls-it", "command": ["true"]}]}});
     let agent = object("Agent", "writer", &json!({"template": template}));
     let agent: Agent = serde_json::from_value(team.admin.gets(&Ask::post(team.all("agents"), agent)).await?)?;
-    let spec = json!({"steps": [{"name": "work", "agentId": "writer"}]});
+    let steps = json!([{"name": "work", "agentId": "writer", "produces": {"type": "plan", "format": "markdown"}}]);
+    let spec = json!({"steps": steps});
     let run = team.admin.gets(&Ask::post(team.all("workflows"), object("Workflow", "run", &spec))).await?;
     let run: Workflow = serde_json::from_value(run)?;
     let uid = run.metadata.uid.clone().unwrap_or_default();
     let definition: Definition = serde_json::from_value(json!({"workflow": "run", "workflowUid": uid, "session": "s",
-        "steps": [{"name": "work", "agentId": "writer"}]}))?;
+        "steps": steps}))?;
     let revision = build::revision(&run, &definition);
     let revisions = format!("/apis/apps/v1/namespaces/{}/controllerrevisions", team.namespace);
     team.operator.gets(&Ask::post(revisions, serde_json::to_value(&revision)?)).await?;
@@ -380,8 +390,8 @@ async fn claims(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<
 async fn honest(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<()> {
     let claim = json!({"shimVersion": "test"});
     let progress = json!({"percent": 50, "message": "half"});
-    let output = json!({"output": {"result": "{}", "document": null}});
-    let report = json!({"ending": {"kind": "exited", "code": 0}, "output": {"result": "{\"a\": 1}", "document": null}, "logTail": ""});
+    let output = json!({"output": {"result": "{}", "document": "# Plan"}});
+    let report = json!({"ending": {"kind": "exited", "code": 0}, "output": {"result": "{\"a\": 1}", "document": "# Plan"}, "logTail": ""});
     let other = AttemptRef { id: OTHER_ID.to_owned(), ..attempt.clone() };
     let mut took = Vec::new();
     for (what, path, who, body, status) in [
@@ -436,6 +446,44 @@ async fn strangers(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Resu
     ensure!(heard.status == 200, "{heard:?}");
     ensure!(gateway.metric("lockstep_gateway_connections ").await? <= 65.0);
     Ok(())
+}
+
+/// The shim's own process, as it is in an agent's container, with a document near the limit.
+#[tokio::test]
+async fn the_shim_claims_and_reports() -> Result<()> {
+    let _whole = crate::support::policies_whole().await;
+    let team = Team::open("gateway-shim").await?;
+    let gateway = Gateway::start(&team).await?;
+    let (attempt, pod) = attempt(&team).await?;
+    let good = token(&team, Some(&name::audience(&attempt.uid, 1)), Some(&pod)).await?;
+    let folder = folder(&team)?;
+    std::fs::write(folder.join("token"), good)?;
+    for part in ["in", "out", "work"] {
+        std::fs::create_dir_all(folder.join(part))?;
+    }
+    let script = "head -c 500000 /dev/zero | tr '\\0' x > $LOCKSTEP_OUT/plan.md";
+    let mut shim = Command::new(env!("CARGO_BIN_EXE_lockstep-shim"));
+    shim.args(["run", "--", "/bin/sh", "-c", script])
+        .env(env::GATEWAY, format!("https://127.0.0.1:{}", gateway.port))
+        .env(env::GATEWAY_CA, &gateway.authority)
+        .env(env::STEP_RUN, format!("{}/{}", attempt.namespace, attempt.step_run))
+        .env(env::STEP_RUN_UID, &attempt.uid)
+        .env(env::ATTEMPT, "1")
+        .env(env::IN, folder.join("in"))
+        .env(env::OUT, folder.join("out"))
+        .env(env::WORK, folder.join("work"))
+        .env("LOCKSTEP_TOKEN_FILE", folder.join("token"))
+        .env("LOCKSTEP_TERMINATION_LOG", folder.join("termination-log"));
+    let ran = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || shim.output()));
+    let ran = ran.await.context("the shim")???;
+    ensure!(ran.status.success(), "{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    let made = team.admin.gets(&Ask::get(team.one("stepruns", &attempt.step_run))).await?;
+    let report = &made["status"]["agent"]["report"];
+    ensure!(report["class"] == "Succeeded", "{report}");
+    let document = report["documentName"].as_str().context("no document")?;
+    let document = team.admin.gets(&Ask::get(team.one("documents", document))).await?;
+    ensure!(document["spec"]["content"].as_str().map(str::len) == Some(500_000));
+    team.close().await
 }
 
 #[tokio::test]

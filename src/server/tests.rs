@@ -44,7 +44,7 @@ async fn call(
     }
 }
 
-async fn serve(limits: Limits) -> Served {
+fn serve(limits: Limits) -> Served {
     let made = rcgen::generate_simple_self_signed(vec!["gateway".to_owned()]).expect("a certificate");
     let certificate = CertificateDer::from(made.cert.der().to_vec());
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
@@ -196,7 +196,7 @@ async fn honest_beside(served: &Served, what: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_connections_of_one_address_leave_others_alone() {
     allow_files();
-    let served = Arc::new(serve(limits()).await);
+    let served = Arc::new(serve(limits()));
     honest_beside(&served, "alone").await;
     let mut attack = attack(&served, 2000, |_| Ipv4Addr::new(127, 0, 0, 2));
     honest_beside(&served, "while 2,000 connections of one address come").await;
@@ -211,7 +211,7 @@ async fn two_thousand_connections_of_one_address_leave_others_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_all_places_are_taken_others_are_served() {
     allow_files();
-    let served = Arc::new(serve(Limits { connections: 128, ..limits() }).await);
+    let served = Arc::new(serve(Limits { connections: 128, ..limits() }));
     let mut attack = attack(&served, 500, |n| Ipv4Addr::new(127, 2, 0, 1 + u8::try_from(n % 50).expect("few")));
     honest_beside(&served, "while 500 connections of fifty addresses come, where 128 have a place").await;
     (&mut attack.came).await.expect("no panic");
@@ -228,7 +228,7 @@ fn allow_files() {
 
 #[tokio::test]
 async fn whoever_proves_nothing_is_sent_away() {
-    let served = serve(Limits { proof: Some(Duration::from_secs(2)), ..limits() }).await;
+    let served = serve(Limits { proof: Some(Duration::from_secs(2)), ..limits() });
     let says = async |words: &str| {
         let mut stream = served.shake(Ipv4Addr::new(127, 0, 0, 9)).await.expect("a handshake");
         stream.write_all(words.as_bytes()).await.expect("sent");
@@ -250,7 +250,7 @@ async fn whoever_proves_nothing_is_sent_away() {
 #[tokio::test]
 async fn whoever_is_known_stays_until_idle() {
     let limits = Limits { idle: Duration::from_secs(1), ..limits() };
-    let served = serve(limits).await;
+    let served = serve(limits);
     let begun = Instant::now();
     let mut stream = served.shake(Ipv4Addr::new(127, 0, 0, 9)).await.expect("a handshake");
     for _ in 0..3 {
@@ -265,7 +265,7 @@ async fn whoever_is_known_stays_until_idle() {
 
 #[tokio::test]
 async fn large_heads_are_refused() {
-    let served = serve(limits()).await;
+    let served = serve(limits());
     let me = Ipv4Addr::new(127, 0, 0, 9);
     let long = "x".repeat(20_000);
     let many = "h: x\r\n".repeat(40);
@@ -280,7 +280,7 @@ async fn large_heads_are_refused() {
 
 #[tokio::test]
 async fn an_http2_connection_is_small() {
-    let served = serve(Limits { proof: Some(Duration::from_secs(1)), ..limits() }).await;
+    let served = serve(Limits { proof: Some(Duration::from_secs(1)), ..limits() });
     let mut stream = served.shake(Ipv4Addr::new(127, 0, 0, 9)).await.expect("a handshake");
     // The preface, and a SETTINGS frame without any.
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");

@@ -486,6 +486,47 @@ async fn the_shim_claims_and_reports() -> Result<()> {
     team.close().await
 }
 
+/// Thirty reports of one namespace whose bodies never come take the places of one namespace, and no more: another's check is
+/// answered before the first of them ends.
+#[tokio::test]
+async fn slow_bodies_of_one_namespace_hold_no_other_up() -> Result<()> {
+    let _whole = crate::support::policies_whole().await;
+    let (slow, honest) = (Team::open("gateway-slow").await?, Team::open("gateway-fair").await?);
+    let gateway = Gateway::start(&slow).await?;
+    let mut both = Vec::new();
+    for team in [&slow, &honest] {
+        let (attempt, pod) = attempt(team).await?;
+        let token = token(team, Some(&name::audience(&attempt.uid, 1)), Some(&pod)).await?;
+        let heard = gateway.call(protocol::CLAIM, &token, &attempt, &json!({"shimVersion": "test"})).await?;
+        ensure!(heard.status == 200, "{heard:?}");
+        both.push((attempt, token));
+    }
+    let [(slow_attempt, slow_token), (attempt, token)] = &both[..] else { return Err(anyhow!("two attempts")) };
+    let words = head(protocol::REPORT, Some(slow_token), Some(slow_attempt), 1_200_000);
+    let never = (1..=30).map(|n| Box::pin(gateway.say(Ipv4Addr::new(127, 6, 0, n), words.as_bytes())));
+    let beside = async {
+        until("all thirty are there", || async {
+            let held = gateway.metric("lockstep_gateway_places_held{pool=\"outputs\"}").await?;
+            let waiting = gateway.metric("lockstep_gateway_places_waiting{pool=\"outputs\"}").await?;
+            // Three quarters of sixteen.
+            Ok((held + waiting >= 30.0).then_some((held, waiting)))
+        })
+        .await
+        .and_then(|found| if found == (12.0, 18.0) { Ok(()) } else { Err(anyhow!("{found:?} hold and wait")) })?;
+        let output = json!({"output": {"result": "{}", "document": "# Plan"}});
+        gateway.call(protocol::CHECK, token, attempt, &output).await
+    };
+    tokio::select! {
+        heard = beside => {
+            let heard = heard?;
+            ensure!(heard.status == 200, "{heard:?}");
+        }
+        (first, ..) = futures::future::select_all(never) => return Err(anyhow!("a slow one ended first: {first:?}")),
+    }
+    slow.close().await?;
+    honest.close().await
+}
+
 #[tokio::test]
 async fn idle_connections_do_not_shut_probes_out() -> Result<()> {
     let team = Team::open("gateway-probes").await?;

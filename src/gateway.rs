@@ -3,15 +3,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::cluster::fair::Fair;
+use crate::server::rate::Rate;
+use crate::server::{self, Limits, Security, Server};
+
+mod answer;
 mod attempt;
 mod auth;
 mod claim;
@@ -25,13 +31,15 @@ mod progress;
 mod refusal;
 mod report;
 mod routes;
-mod serve;
 mod tls;
 
-/// Calls with outputs that are under way at once.
-const LARGE_AT_ONCE: usize = 128;
 /// Outputs that are judged at once.
 const JUDGED_AT_ONCE: usize = 4;
+/// Calls of one namespace that wait for a place, in each pool.
+const QUEUED: usize = 64;
+const IDLE: Duration = Duration::from_secs(30);
+/// From the handshake to a request whose token is good.
+const PROOF: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
@@ -47,6 +55,50 @@ pub struct Options {
     /// The own namespace.
     #[arg(long, env = "LOCKSTEP_NAMESPACE")]
     pub namespace: String,
+    #[command(flatten)]
+    pub bounds: Bounds,
+}
+
+/// What memory is bounded by; docs/operations.md has the arithmetic.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections in all.
+    #[arg(long, env = "LOCKSTEP_MAX_CONNECTIONS", default_value_t = 1024, value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// Connections of one address, an IPv6 network of 64 bits counted as one.
+    #[arg(long, env = "LOCKSTEP_MAX_CONNECTIONS_PER_ADDRESS", default_value_t = 64, value_parser = at_least_one)]
+    pub max_connections_per_address: usize,
+    /// TLS handshakes of one address that are under way at once.
+    #[arg(long, env = "LOCKSTEP_MAX_HANDSHAKES_PER_ADDRESS", default_value_t = 32, value_parser = at_least_one)]
+    pub max_handshakes_per_address: usize,
+    /// Claims and documents that are given out at once.
+    #[arg(long, env = "LOCKSTEP_MAX_INPUTS", default_value_t = 16, value_parser = at_least_one)]
+    pub max_inputs: usize,
+    /// Reports and checks that are taken in at once.
+    #[arg(long, env = "LOCKSTEP_MAX_OUTPUTS", default_value_t = 16, value_parser = at_least_one)]
+    pub max_outputs: usize,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a number, 1 or more".to_owned()),
+    }
+}
+
+impl Bounds {
+    fn limits(&self) -> Limits {
+        let each = u32::try_from(self.max_connections_per_address).unwrap_or(u32::MAX);
+        Limits {
+            connections: self.max_connections,
+            per_address: self.max_connections_per_address,
+            handshakes_per_address: self.max_handshakes_per_address,
+            // A shim makes one connection and keeps it; whoever comes again and again costs handshakes.
+            rate: Rate { burst: each.saturating_mul(2), per_second: each },
+            idle: IDLE,
+            proof: Some(PROOF),
+        }
+    }
 }
 
 /// What all calls share. Caches only: every decision is made on objects that were just read.
@@ -56,21 +108,24 @@ struct Gateway {
     definitions: definitions::Definitions,
     pace: progress::Pace,
     metrics: metrics::Metrics,
-    large: Arc<Semaphore>,
-    judges: Arc<Semaphore>,
+    /// Places that namespaces share: of calls that give out inputs, of calls that take in outputs, of judges.
+    inputs: Fair,
+    outputs: Fair,
+    judges: Fair,
     ready: AtomicBool,
 }
 
 impl Gateway {
-    fn new(client: kube::Client) -> Self {
+    fn new(client: kube::Client, bounds: &Bounds) -> Self {
         Self {
             client,
             verdicts: auth::Verdicts::default(),
             definitions: definitions::Definitions::default(),
             pace: progress::Pace::default(),
             metrics: metrics::Metrics::default(),
-            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
-            judges: Arc::new(Semaphore::new(JUDGED_AT_ONCE)),
+            inputs: Fair::new(bounds.max_inputs, QUEUED),
+            outputs: Fair::new(bounds.max_outputs, QUEUED),
+            judges: Fair::new(JUDGED_AT_ONCE, QUEUED),
             ready: AtomicBool::new(false),
         }
     }
@@ -82,7 +137,7 @@ impl Gateway {
 
 /// Serves until SIGTERM.
 pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
-    let gateway = Arc::new(Gateway::new(client.clone()));
+    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds));
     let (stopper, mut stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -96,9 +151,14 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
         stopper.send_replace(true);
     });
 
-    let health = bind(options.health_listen).await?;
-    let probes = routes::health(gateway.clone());
-    let probes = tokio::spawn(serve::plain(health, probes, stop.clone()));
+    let health = listen(options.health_listen)?;
+    let probes = Server {
+        limits: Limits::default(),
+        security: Security::Plain,
+        stats: server::Stats::default(),
+        router: routes::health(gateway.clone()),
+    };
+    let probes = tokio::spawn(probes.serve(health, stop.clone()));
 
     let secrets: Api<Secret> = Api::namespaced(client, &options.namespace);
     let certificate = tokio::select! {
@@ -108,17 +168,22 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
     let config = tls::config(certificate.clone())?;
     let renewal = tokio::spawn(tls::renew(secrets, options.tls_secret, certificate));
 
-    let listener = bind(options.listen).await?;
+    let listener = listen(options.listen)?;
     gateway.ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %options.listen, "serving");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    serve::encrypted(listener, acceptor, routes::agents(gateway), stop).await;
+    let agents = Server {
+        limits: options.bounds.limits(),
+        security: Security::Tls(TlsAcceptor::from(Arc::new(config))),
+        stats: gateway.metrics.server.clone(),
+        router: routes::agents(gateway),
+    };
+    agents.serve(listener, stop).await;
     renewal.abort();
     probes.abort();
     tracing::info!("stopped");
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    server::listen(address).with_context(|| format!("cannot listen on {address}"))
 }

@@ -5,6 +5,7 @@ pub mod mutant;
 pub mod protocol;
 
 pub mod decide;
+pub mod server;
 
 pub mod cluster;
 pub mod telemetry;

@@ -1,4 +1,5 @@
-//! What shim and gateway say to each other: JSON over HTTPS, `Authorization: Bearer` with the pod's attempt-bound token.
+//! What shim and gateway say to each other: JSON over HTTPS. Who speaks stands in the head of every call, so that it is
+//! proven before a body is read: `Authorization: Bearer` with the pod's attempt-bound token, and the headers of `AttemptRef`.
 //! Knows neither a cluster nor a process.
 
 use serde::{Deserialize, Serialize};
@@ -56,9 +57,16 @@ pub mod mark {
     pub const SUCCEEDED: &str = "succeeded";
 }
 
-/// Names the attempt in every call. `id` is 128 random bits as hex, made by the shim and kept in memory only.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+/// Headers of every call, beside `Authorization`.
+pub mod header {
+    /// `NAMESPACE/STEPRUN/UID/ATTEMPT`.
+    pub const ATTEMPT: &str = "lockstep-attempt";
+    /// The claim's id.
+    pub const CLAIM: &str = "lockstep-claim";
+}
+
+/// Names the attempt in the head of every call. `id` is 128 random bits as hex, made by the shim and kept in memory only.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptRef {
     pub namespace: String,
     pub step_run: String,
@@ -67,11 +75,57 @@ pub struct AttemptRef {
     pub id: String,
 }
 
+impl AttemptRef {
+    /// The headers that name it.
+    pub fn headers(&self) -> [(&'static str, String); 2] {
+        let Self { namespace, step_run, uid, attempt, id } = self;
+        [(header::ATTEMPT, format!("{namespace}/{step_run}/{uid}/{attempt}")), (header::CLAIM, id.clone())]
+    }
+
+    /// Reads them back; an error says what cannot be what it should be: the parts become parts of paths and digests.
+    pub fn read(attempt: Option<&str>, claim: Option<&str>) -> Result<Self, String> {
+        let (Some(attempt), Some(id)) = (attempt, claim) else {
+            let missing = if attempt.is_none() { header::ATTEMPT } else { header::CLAIM };
+            return Err(format!("the header {missing} is required; is the shim of another version than the gateway?"));
+        };
+        let mut parts = attempt.splitn(5, '/');
+        let (Some(namespace), Some(step_run), Some(uid), Some(number), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(format!("the header {} is not NAMESPACE/STEPRUN/UID/ATTEMPT", header::ATTEMPT));
+        };
+        let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+        let digits = number.len() <= 10 && number.bytes().all(|b| b.is_ascii_digit());
+        let number = number.parse().ok().filter(|number| digits && *number >= 1);
+        let fault = |part: &str, of: &str| Err(format!("{part} in the header {of} is not well-formed"));
+        match number {
+            _ if !is_dns(namespace, 63) => fault("the namespace", header::ATTEMPT),
+            _ if !is_dns(step_run, 253) => fault("the StepRun", header::ATTEMPT),
+            _ if !(1..=64).contains(&uid.len()) || !hex(uid) => fault("the UID", header::ATTEMPT),
+            None => fault("the attempt", header::ATTEMPT),
+            _ if id.len() != 32 || !hex(id) => fault("the id", header::CLAIM),
+            Some(attempt) => Ok(Self {
+                namespace: namespace.to_owned(),
+                step_run: step_run.to_owned(),
+                uid: uid.to_owned(),
+                attempt,
+                id: id.to_owned(),
+            }),
+        }
+    }
+}
+
+/// Whether it can be the name of an object.
+fn is_dns(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
 /// `POST /v1/claim`; the answer is a `Claimed`, the same for the same id, 409 for any other.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClaimRequest {
-    pub attempt: AttemptRef,
     pub shim_version: String,
 }
 
@@ -108,7 +162,6 @@ pub struct InputFile {
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct DocumentRequest {
-    pub attempt: AttemptRef,
     pub name: String,
 }
 
@@ -126,7 +179,6 @@ pub struct Output {
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct CheckRequest {
-    pub attempt: AttemptRef,
     pub output: Output,
 }
 
@@ -154,7 +206,6 @@ impl std::fmt::Display for Fault {
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct ProgressRequest {
-    pub attempt: AttemptRef,
     pub percent: i32,
     pub message: String,
 }
@@ -163,7 +214,6 @@ pub struct ProgressRequest {
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReportRequest {
-    pub attempt: AttemptRef,
     pub ending: Ending,
     pub output: Output,
     /// The end of stdout and stderr, secrets masked, at most 4 KiB.
@@ -194,4 +244,48 @@ pub struct Refusal {
     /// `TooLarge`, `BadRequest`, `Unavailable`, `Internal`.
     pub reason: String,
     pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "team/shop-discovery-0123456789abcdef/11111111-2222-3333-4444-555555555555/2";
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn headers_are_read_back() {
+        let read = AttemptRef::read(Some(GOOD), Some(ID)).expect("well-formed");
+        assert_eq!((read.namespace.as_str(), read.attempt), ("team", 2));
+        assert_eq!(read.headers(), [(header::ATTEMPT, GOOD.to_owned()), (header::CLAIM, ID.to_owned())]);
+    }
+
+    #[test]
+    fn references_that_could_lead_elsewhere_are_refused() {
+        let long = format!("{}/s/u/1", "x".repeat(64));
+        for (attempt, id, words) in [
+            (None, Some(ID), "lockstep-attempt is required"),
+            (Some(GOOD), None, "lockstep-claim is required"),
+            (Some(""), Some(ID), "NAMESPACE/STEPRUN/UID/ATTEMPT"),
+            (Some("team/s/1"), Some(ID), "NAMESPACE/STEPRUN/UID/ATTEMPT"),
+            (Some("team/s/1/2/3"), Some(ID), "NAMESPACE/STEPRUN/UID/ATTEMPT"),
+            (Some("../s/1/2"), Some(ID), "the namespace"),
+            (Some("/s/1/2"), Some(ID), "the namespace"),
+            (Some(long.as_str()), Some(ID), "the namespace"),
+            (Some("team/x?y/1/2"), Some(ID), "the StepRun"),
+            (Some("team/../1/2"), Some(ID), "the StepRun"),
+            (Some("team/s/u/2"), Some(ID), "the UID"),
+            (Some("team/s//2"), Some(ID), "the UID"),
+            (Some("team/s/1/0"), Some(ID), "the attempt"),
+            (Some("team/s/1/-1"), Some(ID), "the attempt"),
+            (Some("team/s/1/+1"), Some(ID), "the attempt"),
+            (Some("team/s/1/9999999999"), Some(ID), "the attempt"),
+            (Some("team/s/1/00000000001"), Some(ID), "the attempt"),
+            (Some(GOOD), Some(""), "the id"),
+            (Some(GOOD), Some("0123456789abcdef0123456789abcdeg"), "the id"),
+        ] {
+            let fault = AttemptRef::read(attempt, id).expect_err("refused");
+            assert!(fault.contains(words), "{attempt:?} {id:?}: {fault}");
+        }
+    }
 }

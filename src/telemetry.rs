@@ -18,6 +18,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
+use crate::server::{self, Limits, Security, Server, Stats};
+
 /// Logs as JSON lines; `filter` as in `info,lockstep=debug`.
 pub fn log(filter: &str) -> anyhow::Result<()> {
     // The client logs each refused call as an error of its own; the reconcile that made it says more.
@@ -112,8 +114,11 @@ impl Health {
             .route("/readyz", get(readyz))
             .route("/metrics", get(metrics))
             .with_state(self);
-        let listener = tokio::net::TcpListener::bind(listen).await?;
-        axum::serve(listener, router).await?;
+        let listener = server::listen(listen)?;
+        let server = Server { limits: Limits::default(), security: Security::Plain, stats: Stats::default(), router };
+        // Nobody says stop.
+        let (_says, stop) = tokio::sync::watch::channel(false);
+        server.serve(listener, stop).await;
         Ok(())
     }
 }

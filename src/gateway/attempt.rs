@@ -15,6 +15,12 @@ use crate::api::step_run::StepRunStatus;
 use crate::decide::claim::{self, Asker, Held, Why};
 use crate::protocol::AttemptRef;
 
+/// A call: what its body asks, by the attempt that its head names.
+pub struct Asked<T> {
+    pub attempt: AttemptRef,
+    pub body: T,
+}
+
 pub fn api(gateway: &Gateway, attempt: &AttemptRef) -> Api<StepRun> {
     Api::namespaced(gateway.client.clone(), &attempt.namespace)
 }

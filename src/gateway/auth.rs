@@ -1,6 +1,7 @@
 //! Who calls: the token's audience names the attempt, TokenReview names the pod, the pod's owner is the attempt's Job.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,17 +10,27 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::PostParams;
 
-use super::cluster;
+use super::metrics::Review;
 use super::refusal::{Reason, Refusal, Result};
+use super::{Gateway, cluster};
 use crate::api::name;
-use crate::protocol::AttemptRef;
+use crate::cluster::fair::Fair;
+use crate::protocol::{AttemptRef, header};
+use crate::server::rate::{Rate, Rates};
 
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 /// The API server itself keeps a good verdict as long.
 const KEEP: Duration = Duration::from_secs(10);
+/// A token may become good: the API server's view of a new pod may lag.
+const KEEP_REFUSED: Duration = Duration::from_secs(1);
 const KEPT: usize = 4096;
-const TOKEN_BYTES: usize = 16 * 1024;
+const TOKEN_BYTES: usize = 8 * 1024;
+/// TokenReviews that are under way at once, and those of one address that wait.
+const REVIEWS_AT_ONCE: usize = 16;
+const REVIEWS_QUEUED: usize = 64;
+/// Tokens of one address that are asked about and turn out bad. Good ones do not count.
+const BAD_TOKENS: Rate = Rate { burst: 64, per_second: 4 };
 
 /// The pod that a token was made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,25 +39,67 @@ pub struct Caller {
     pub pod_uid: String,
 }
 
-/// Good verdicts, by digest of token and audience.
-#[derive(Default)]
-pub struct Verdicts(Mutex<HashMap<String, (Instant, Caller)>>);
+/// What is known of tokens, by digest of token, audience and namespace; and who may ask for more.
+pub struct Verdicts {
+    good: Kept<Caller>,
+    /// Apart, so that no flood of bad ones drives the good ones out.
+    bad: Kept<Refusal>,
+    bad_tokens: Mutex<Rates>,
+    reviews: Fair,
+}
+
+impl Default for Verdicts {
+    fn default() -> Self {
+        Self {
+            good: Kept::new(KEEP),
+            bad: Kept::new(KEEP_REFUSED),
+            bad_tokens: Mutex::new(Rates::new(BAD_TOKENS)),
+            reviews: Fair::new(REVIEWS_AT_ONCE, REVIEWS_QUEUED),
+        }
+    }
+}
 
 impl Verdicts {
-    fn get(&self, key: &str) -> Option<Caller> {
-        let verdicts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(key).filter(|(at, _)| at.elapsed() < KEEP).map(|(_, caller)| caller.clone())
+    fn recall(&self, key: &str) -> Option<Result<Caller>> {
+        self.good.get(key).map(Ok).or_else(|| self.bad.get(key).map(Err))
     }
 
-    fn put(&self, key: String, caller: Caller, asked_at: Instant) {
-        let mut verdicts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn rates(&self) -> std::sync::MutexGuard<'_, Rates> {
+        self.bad_tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Verdicts that are kept for a while.
+struct Kept<V> {
+    keep: Duration,
+    verdicts: Mutex<HashMap<String, (Instant, V)>>,
+}
+
+impl<V: Clone> Kept<V> {
+    fn new(keep: Duration) -> Self {
+        Self { keep, verdicts: Mutex::default() }
+    }
+
+    fn get(&self, key: &str) -> Option<V> {
+        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        verdicts.get(key).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, verdict)| verdict.clone())
+    }
+
+    fn put(&self, key: String, verdict: V, asked_at: Instant) {
+        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         if verdicts.len() >= KEPT {
-            verdicts.retain(|_, (at, _)| at.elapsed() < KEEP);
+            verdicts.retain(|_, (at, _)| at.elapsed() < self.keep);
         }
         if verdicts.len() < KEPT {
-            verdicts.insert(key, (asked_at, caller));
+            verdicts.insert(key, (asked_at, verdict));
         }
     }
+}
+
+/// The attempt that the head of a request names.
+pub fn attempt(headers: &http::HeaderMap) -> Result<AttemptRef> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    AttemptRef::read(text(header::ATTEMPT), text(header::CLAIM)).map_err(Refusal::bad_request)
 }
 
 /// The bearer token of a request.
@@ -61,23 +114,58 @@ pub fn bearer(headers: &http::HeaderMap) -> Result<&str> {
         .ok_or_else(|| Refusal::new(Reason::Unauthenticated, "a bearer token is required"))
 }
 
-/// Asks the API server who holds the token, for the audience of that attempt alone.
-pub async fn caller(client: &kube::Client, verdicts: &Verdicts, token: &str, attempt: &AttemptRef) -> Result<Caller> {
+/// Asks the API server who holds the token, for the audience of that attempt alone. Strangers get a bounded number of
+/// answers: whoever calls from an address that sent many bad tokens waits.
+pub async fn caller(gateway: &Gateway, from: IpAddr, token: &str, attempt: &AttemptRef) -> Result<Caller> {
+    let verdicts = &gateway.verdicts;
     let audience = name::audience(&attempt.uid, attempt.attempt);
     let key = name::digest([token.as_bytes(), audience.as_bytes(), attempt.namespace.as_bytes()]);
-    if let Some(caller) = verdicts.get(&key) {
-        return Ok(caller);
+    if let Some(verdict) = verdicts.recall(&key) {
+        return verdict;
+    }
+    // Counted as bad until it is known to be good, so that many at once are counted, too.
+    if !verdicts.rates().take(from, Instant::now()) {
+        gateway.metrics.reviewed(Review::NotAsked);
+        return Err(Refusal::unavailable("many bad tokens came from this address; try again in a moment"));
+    }
+    let verdict = reviewed(gateway, from, (token, &audience, &key), attempt).await;
+    let is_bad = matches!(&verdict, Err(refusal) if refusal.reason != Reason::Unavailable);
+    if !is_bad {
+        verdicts.rates().give_back(from);
+    }
+    verdict
+}
+
+async fn reviewed(
+    gateway: &Gateway,
+    from: IpAddr,
+    (token, audience, key): (&str, &str, &str),
+    attempt: &AttemptRef,
+) -> Result<Caller> {
+    let verdicts = &gateway.verdicts;
+    let _place = verdicts.reviews.acquire(&from.to_string()).await?;
+    if let Some(verdict) = verdicts.recall(key) {
+        return verdict;
     }
     let review = TokenReview {
-        spec: TokenReviewSpec { audiences: Some(vec![audience.clone()]), token: Some(token.to_owned()) },
+        spec: TokenReviewSpec { audiences: Some(vec![audience.to_owned()]), token: Some(token.to_owned()) },
         ..TokenReview::default()
     };
-    let api: Api<TokenReview> = Api::all(client.clone());
+    let api: Api<TokenReview> = Api::all(gateway.client.clone());
     let asked_at = Instant::now();
     let answer = cluster::call(|| async { api.create(&PostParams::default(), &review).await }).await?;
-    let caller = judge(answer.status.as_ref(), &audience, &attempt.namespace)?;
-    verdicts.put(key, caller.clone(), asked_at);
-    Ok(caller)
+    let verdict = judge(answer.status.as_ref(), audience, &attempt.namespace);
+    match &verdict {
+        Ok(caller) => {
+            gateway.metrics.reviewed(Review::Good);
+            verdicts.good.put(key.to_owned(), caller.clone(), asked_at);
+        }
+        Err(refusal) => {
+            gateway.metrics.reviewed(Review::Bad);
+            verdicts.bad.put(key.to_owned(), refusal.clone(), asked_at);
+        }
+    }
+    verdict
 }
 
 /// What a TokenReview proves. Absent is false: a refused token has no `authenticated` at all.
@@ -144,30 +232,6 @@ fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act)
         owner.controller == Some(true) && owner.kind == "Job" && owner.api_version == "batch/v1" && owner.name == job
     });
     if owned { Ok(()) } else { refuse("the pod is not of the attempt's Job") }
-}
-
-/// Whether the reference can be what it says: it becomes part of paths and digests.
-pub fn well_formed(attempt: &AttemptRef) -> Result<()> {
-    let dns = |text: &str, most: usize| {
-        (1..=most).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'))
-            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    let fault = if !dns(&attempt.namespace, 63) {
-        "attempt.namespace"
-    } else if !dns(&attempt.step_run, 253) {
-        "attempt.stepRun"
-    } else if !(1..=64).contains(&attempt.uid.len()) || !hex(&attempt.uid) {
-        "attempt.uid"
-    } else if attempt.attempt < 1 {
-        "attempt.attempt"
-    } else if attempt.id.len() != 32 || !hex(&attempt.id) {
-        "attempt.id"
-    } else {
-        return Ok(());
-    };
-    Err(Refusal::bad_request(format!("{fault}: not well-formed")))
 }
 
 #[cfg(test)]
@@ -257,19 +321,21 @@ mod tests {
     }
 
     #[test]
-    fn references_that_could_lead_elsewhere_are_refused() {
-        assert_eq!(well_formed(&attempt()), Ok(()));
-        let set = |change: fn(&mut AttemptRef)| {
-            let mut attempt = attempt();
-            change(&mut attempt);
-            well_formed(&attempt).expect_err("refused").message
-        };
-        assert!(set(|a| a.namespace = "../kube-system".to_owned()).starts_with("attempt.namespace"));
-        assert!(set(|a| a.step_run = "x/status?y".to_owned()).starts_with("attempt.stepRun"));
-        assert!(set(|a| a.step_run = "..".to_owned()).starts_with("attempt.stepRun"));
-        assert!(set(|a| a.uid = "u/1".to_owned()).starts_with("attempt.uid"));
-        assert!(set(|a| a.attempt = 0).starts_with("attempt.attempt"));
-        assert!(set(|a| a.id = String::new()).starts_with("attempt.id"));
+    fn bad_verdicts_do_not_drive_good_ones_out() {
+        let verdicts = Verdicts::default();
+        let caller = Caller { pod_name: "pod".to_owned(), pod_uid: "uid".to_owned() };
+        let refusal = Refusal::new(Reason::Unauthenticated, "no");
+        let now = Instant::now();
+        verdicts.good.put("good".to_owned(), caller.clone(), now);
+        for n in 0..=KEPT {
+            verdicts.bad.put(n.to_string(), refusal.clone(), now);
+        }
+        assert_eq!(verdicts.recall("good"), Some(Ok(caller.clone())));
+        assert_eq!(verdicts.recall("0"), Some(Err(refusal.clone())));
+        assert_eq!(verdicts.bad.verdicts.lock().expect("a lock").len(), KEPT, "bounded");
+        let long_ago = now.checked_sub(KEEP).expect("the machine runs longer");
+        verdicts.good.put("old".to_owned(), caller, long_ago);
+        assert_eq!(verdicts.recall("old"), None);
     }
 
     #[test]

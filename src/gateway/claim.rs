@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use kube::Api;
 
+use super::attempt::Asked;
 use super::auth::{self, Act, Caller};
 use super::cluster::{add, patch_status};
 use super::context::{self, Parts};
@@ -20,9 +21,10 @@ use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
 const ROUNDS: usize = 6;
-const READS_AT_ONCE: usize = 8;
+/// Documents that one claim holds in memory at once.
+const READS_AT_ONCE: usize = 4;
 
-pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) -> Result<Claimed> {
+pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimRequest>) -> Result<Claimed> {
     let who = &request.attempt;
     auth::pod(&gateway.client, caller, who, Act::Claim).await?;
     let id = attempt::id_digest(who);

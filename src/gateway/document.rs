@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::api::PostParams;
 use kube::{Api, Resource};
 
+use super::attempt::Asked;
 use super::auth::Caller;
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, attempt, claim, cluster, context};
@@ -17,18 +18,19 @@ use crate::decide::document::OUTPUT_TYPE;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.
-pub async fn read(gateway: &Gateway, caller: &Caller, request: DocumentRequest) -> Result<Response> {
+pub async fn read(gateway: &Gateway, caller: &Caller, request: Asked<DocumentRequest>) -> Result<Response> {
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
     attempt::holds(&step_run, who, caller)?;
     let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
-    let pinned = step_run.spec.documents.iter().find(|document| document.name == request.name);
+    let pinned = step_run.spec.documents.iter().find(|document| document.name == request.body.name);
     if pinned.is_none() && !was_rejected(gateway, &step_run, &request).await? {
         return Err(refuse("the step does not read such a document"));
     }
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let document = cluster::find(|| api.get(&request.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
+    let document =
+        cluster::find(|| api.get(&request.body.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
     if pinned.is_some_and(|pinned| name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest) {
         return Err(refuse("the document is not the pinned one: its digest differs"));
     }
@@ -37,12 +39,12 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: DocumentRequest) 
 }
 
 /// Whether it is the document that this step made in the round before.
-async fn was_rejected(gateway: &Gateway, step_run: &StepRun, request: &DocumentRequest) -> Result<bool> {
+async fn was_rejected(gateway: &Gateway, step_run: &StepRun, request: &Asked<DocumentRequest>) -> Result<bool> {
     let who = &request.attempt;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, &step_run.spec).await?;
     let step = claim::step(&definition, &step_run.spec)?;
     let rejected = context::rejected(who, &attempt::status(step_run), step);
-    Ok(rejected.as_ref() == Some(&request.name))
+    Ok(rejected.as_ref() == Some(&request.body.name))
 }
 
 /// Where a document of an attempt comes from.

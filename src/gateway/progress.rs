@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::attempt::Asked;
 use super::cluster::{add, patch_status};
 use super::judge::line;
 use super::refusal::{Refusal, Result};
@@ -39,8 +40,8 @@ impl Pace {
     }
 }
 
-pub async fn progress(gateway: &Gateway, request: ProgressRequest) -> Result<()> {
-    let who = &request.attempt;
+pub async fn progress(gateway: &Gateway, request: Asked<ProgressRequest>) -> Result<()> {
+    let (who, request) = (&request.attempt, &request.body);
     if !(0..=100).contains(&request.percent) {
         return Err(Refusal::bad_request("percent: must be 0 to 100"));
     }

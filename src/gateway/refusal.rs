@@ -5,6 +5,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use crate::api::condition::clip;
 use crate::api::limits::MESSAGE_BYTES;
+use crate::cluster::fair::Full;
 use crate::protocol;
 
 pub type Result<T> = std::result::Result<T, Refusal>;
@@ -63,6 +64,12 @@ impl Refusal {
 
     pub fn unavailable(message: impl AsRef<str>) -> Self {
         Self::new(Reason::Unavailable, message)
+    }
+}
+
+impl From<Full> for Refusal {
+    fn from(_: Full) -> Self {
+        Self::unavailable("many calls like this are under way; try again in a moment")
     }
 }
 

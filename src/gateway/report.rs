@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::attempt::Asked;
 use super::auth::{self, Act, Caller};
 use super::cluster::{add, patch_status};
 use super::document::{self, Origin};
@@ -20,17 +21,17 @@ const ROUNDS: usize = 5;
 const JUDGE: Duration = Duration::from_secs(10);
 
 /// Judges what there is so far.
-pub async fn check(gateway: &Gateway, caller: &Caller, request: CheckRequest) -> Result<Checked> {
+pub async fn check(gateway: &Gateway, caller: &Caller, request: Asked<CheckRequest>) -> Result<Checked> {
     let who = &request.attempt;
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
     attempt::holds(&step_run, who, caller)?;
-    let judgement = judged(gateway, who, &step_run.spec, request.output).await?;
+    let judgement = judged(gateway, who, &step_run.spec, request.body.output).await?;
     Ok(Checked { faults: judgement.faults })
 }
 
 /// Commits the attempt's end; a repeated report gets the answer of the first.
-pub async fn report(gateway: &Gateway, caller: &Caller, request: ReportRequest) -> Result<Checked> {
+pub async fn report(gateway: &Gateway, caller: &Caller, request: Asked<ReportRequest>) -> Result<Checked> {
     let who = &request.attempt;
     auth::pod(&gateway.client, caller, who, Act::Report).await?;
     let id = attempt::id_digest(who);
@@ -126,13 +127,13 @@ fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
 }
 
 /// The report and the answer to it; makes the document first, so that a report never names one that is not there.
-async fn compose(gateway: &Gateway, request: &ReportRequest, spec: &StepRunSpec) -> Result<(Report, Checked)> {
+async fn compose(gateway: &Gateway, request: &Asked<ReportRequest>, spec: &StepRunSpec) -> Result<(Report, Checked)> {
     let who = &request.attempt;
     let mut report = ended(request);
     if report.class != ReportClass::Succeeded {
         return Ok((report, Checked::default()));
     }
-    let mut judgement = judged(gateway, who, spec, request.output.clone()).await?;
+    let mut judgement = judged(gateway, who, spec, request.body.output.clone()).await?;
     if judgement.class == ReportClass::Succeeded {
         let content = judgement.document.as_deref().unwrap_or_default();
         report.digest = digest(judgement.output.as_deref(), content, request);
@@ -183,14 +184,14 @@ fn refused(why: String) -> Judgement {
 }
 
 /// Over the bytes that the verdict commits: output, then document.
-fn digest(output: Option<&str>, document: &str, request: &ReportRequest) -> String {
-    let output = output.or(request.output.result.as_deref());
+fn digest(output: Option<&str>, document: &str, request: &Asked<ReportRequest>) -> String {
+    let output = output.or(request.body.output.result.as_deref());
     name::digest([output.unwrap_or_default().as_bytes(), document.as_bytes()])
 }
 
 /// What the ending alone says. `fail` beats the exit code, the exit code beats the files.
-fn ended(request: &ReportRequest) -> Report {
-    let (class, exit_code, message) = match &request.ending {
+fn ended(request: &Asked<ReportRequest>) -> Report {
+    let (class, exit_code, message) = match &request.body.ending {
         Ending::Exited { code: 0 } => (ReportClass::Succeeded, Some(0), None),
         Ending::Exited { code } => (ReportClass::Exited, Some(*code), None),
         Ending::Failed { retryable, message, code } => {
@@ -204,9 +205,9 @@ fn ended(request: &ReportRequest) -> Report {
             (ReportClass::Timeout, None, Some(message))
         }
     };
-    let output = request.output.result.as_deref().unwrap_or_default();
-    let document = request.output.document.as_deref().unwrap_or_default();
-    let log_tail = judge::clean_tail(&request.log_tail, LOG_TAIL_BYTES);
+    let output = request.body.output.result.as_deref().unwrap_or_default();
+    let document = request.body.output.document.as_deref().unwrap_or_default();
+    let log_tail = judge::clean_tail(&request.body.log_tail, LOG_TAIL_BYTES);
     Report {
         attempt: request.attempt.attempt,
         exit_code,
@@ -242,7 +243,7 @@ async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output:
         produces: step.produces.clone(),
         schemas: schemas.into_iter().filter_map(|(whose, schema)| Some((whose, schema?))).collect(),
     };
-    let permit = gateway.judges.clone().acquire_owned().await;
+    let permit = gateway.judges.acquire(&who.namespace).await?;
     let work = tokio::task::spawn_blocking(move || {
         // Held until the work ends, not until somebody stops waiting for it.
         let _permit = permit;
@@ -264,8 +265,8 @@ async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output:
 mod tests {
     use super::*;
 
-    fn request(ending: Ending) -> ReportRequest {
-        ReportRequest {
+    fn request(ending: Ending) -> Asked<ReportRequest> {
+        Asked {
             attempt: AttemptRef {
                 namespace: "team".to_owned(),
                 step_run: "s".to_owned(),
@@ -273,9 +274,11 @@ mod tests {
                 attempt: 2,
                 id: String::new(),
             },
-            ending,
-            output: Output { result: Some("1".to_owned()), document: None },
-            log_tail: format!("{}\u{1b}end", "x".repeat(5000)),
+            body: ReportRequest {
+                ending,
+                output: Output { result: Some("1".to_owned()), document: None },
+                log_tail: format!("{}\u{1b}end", "x".repeat(5000)),
+            },
         }
     }
 

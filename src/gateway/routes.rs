@@ -6,30 +6,63 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::BodyDataStream;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::{FutureExt, StreamExt};
-use http::{StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::attempt::Asked;
 use super::auth::{self, Caller};
 use super::metrics::{Call, Path};
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, claim, document, progress, report};
-use crate::protocol::{self, AttemptRef, CheckRequest, ClaimRequest, DocumentRequest, ProgressRequest, ReportRequest};
+use super::{Gateway, answer, claim, document, progress, report};
+use crate::cluster::fair::Permit;
+use crate::protocol::{self, CheckRequest, ClaimRequest, DocumentRequest, ProgressRequest, ReportRequest};
+use crate::server::Peer;
 
 /// From the request's head to the answer, its body included.
 const REQUEST: Duration = Duration::from_secs(30);
-/// A slow sender must not keep the place of others for long.
-const BODY: Duration = Duration::from_secs(10);
+/// A slow sender must not keep the place of others: a body has so long, and a second more for so many bytes that came.
+const GRACE: Duration = Duration::from_secs(3);
+const BYTES_A_SECOND: u64 = 100_000;
 const SMALL: usize = 16 * 1024;
 /// A document and an output at their limits, written as JSON strings.
 const LARGE: usize = 1_250_000;
-/// Bytes of a body beyond its limit that are read, so that its sender can hear the refusal.
+/// Bytes of a caller's body beyond its limit that are read, so that its sender can hear the refusal.
 const DISCARDED: usize = 8 << 20;
+
+/// What sort of call it is.
+#[derive(Clone, Copy)]
+struct Sort {
+    name: &'static str,
+    /// Bytes of its body.
+    limit: usize,
+    pool: Pool,
+}
+
+/// Whose places it takes.
+#[derive(Clone, Copy)]
+enum Pool {
+    Inputs,
+    Outputs,
+    /// Nobody's: it holds next to nothing.
+    None,
+}
+
+impl Pool {
+    /// A place among those of the namespace, which waits its turn: so memory has a bound, and no namespace has all of it.
+    async fn place(self, gateway: &Gateway, namespace: &str) -> Result<Option<Permit>> {
+        let places = match self {
+            Self::Inputs => &gateway.inputs,
+            Self::Outputs => &gateway.outputs,
+            Self::None => return Ok(None),
+        };
+        Ok(Some(places.acquire(namespace).await?))
+    }
+}
 
 pub fn agents(gateway: Arc<Gateway>) -> Router {
     Router::new()
@@ -61,6 +94,9 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    gateway.metrics.places("inputs", &gateway.inputs);
+    gateway.metrics.places("outputs", &gateway.outputs);
+    gateway.metrics.places("judges", &gateway.judges);
     match gateway.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -68,8 +104,8 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn claim(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let of = |asked: &ClaimRequest| asked.attempt.clone();
-    serve(gateway, request, ("claim", SMALL), of, |gateway, caller, asked| async move {
+    let sort = Sort { name: "claim", limit: SMALL, pool: Pool::Inputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<ClaimRequest>| async move {
         let claimed = claim::claim(&gateway, &caller, asked).await?;
         Ok(axum::Json(claimed).into_response())
     })
@@ -77,16 +113,16 @@ async fn claim(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
 }
 
 async fn document(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let of = |asked: &DocumentRequest| asked.attempt.clone();
-    serve(gateway, request, ("document", SMALL), of, |gateway, caller, asked| async move {
+    let sort = Sort { name: "document", limit: SMALL, pool: Pool::Inputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<DocumentRequest>| async move {
         document::read(&gateway, &caller, asked).await
     })
     .await
 }
 
 async fn check(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let of = |asked: &CheckRequest| asked.attempt.clone();
-    serve(gateway, request, ("check", LARGE), of, |gateway, caller, asked| async move {
+    let sort = Sort { name: "check", limit: LARGE, pool: Pool::Outputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<CheckRequest>| async move {
         let checked = report::check(&gateway, &caller, asked).await?;
         Ok(axum::Json(checked).into_response())
     })
@@ -94,8 +130,8 @@ async fn check(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
 }
 
 async fn progress(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let of = |asked: &ProgressRequest| asked.attempt.clone();
-    serve(gateway, request, ("progress", SMALL), of, |gateway, _, asked| async move {
+    let sort = Sort { name: "progress", limit: SMALL, pool: Pool::None };
+    serve(gateway, request, sort, |gateway, _, asked: Asked<ProgressRequest>| async move {
         progress::progress(&gateway, asked).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     })
@@ -103,34 +139,31 @@ async fn progress(State(gateway): State<Arc<Gateway>>, request: Request) -> Resp
 }
 
 async fn report(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let of = |asked: &ReportRequest| asked.attempt.clone();
-    serve(gateway, request, ("report", LARGE), of, |gateway, caller, asked| async move {
+    let sort = Sort { name: "report", limit: LARGE, pool: Pool::Outputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<ReportRequest>| async move {
         let checked = report::report(&gateway, &caller, asked).await?;
         Ok(axum::Json(checked).into_response())
     })
     .await
 }
 
-/// Answers one call, whatever becomes of it: in time, counted, and with a panic kept to itself.
-async fn serve<T, F, Fut>(
-    gateway: Arc<Gateway>,
-    request: Request,
-    (call, limit): (&'static str, usize),
-    of: fn(&T) -> AttemptRef,
-    act: F,
-) -> Response
+/// Answers one call, whatever becomes of it: in time, counted, and with a panic kept to itself. Whoever has not proven who
+/// they are is answered and sent away.
+async fn serve<T, F, Fut>(gateway: Arc<Gateway>, request: Request, sort: Sort, act: F) -> Response
 where
     T: DeserializeOwned,
-    F: FnOnce(Arc<Gateway>, Caller, T) -> Fut,
+    F: FnOnce(Arc<Gateway>, Caller, Asked<T>) -> Fut,
     Fut: Future<Output = Result<Response>>,
 {
     let begun = Instant::now();
+    let call = sort.name;
+    let peer = Peer::of(request.extensions());
     let work = async {
-        let (caller, asked, _permit) = admit(&gateway, request, limit, of).await?;
-        act(gateway.clone(), caller, asked).await
+        let (caller, asked, place) = admit(&gateway, &peer, request, sort).await?;
+        answer::hold(act(gateway.clone(), caller, asked).await?, place).await
     };
     let bounded = tokio::time::timeout(REQUEST, work);
-    let response = match AssertUnwindSafe(bounded).catch_unwind().await {
+    let mut response = match AssertUnwindSafe(bounded).catch_unwind().await {
         Ok(Ok(Ok(response))) => response,
         Ok(Ok(Err(refusal))) => refuse(call, refusal),
         Ok(Err(_)) => refuse(call, Refusal::unavailable("the call took too long")),
@@ -139,6 +172,10 @@ where
             Refusal::new(Reason::Internal, "the gateway failed at this").into_response()
         }
     };
+    if !peer.is_proven() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        peer.dismiss();
+    }
     let path = Path { call: call.to_owned() };
     let counted = Call { call: call.to_owned(), code: response.status().as_u16() };
     gateway.metrics.calls.get_or_create(&counted).inc();
@@ -152,57 +189,75 @@ fn refuse(call: &str, refusal: Refusal) -> Response {
     refusal.into_response()
 }
 
-/// Reads and authenticates. The audience is in the body, so nothing is known of the caller before it is read: what can
-/// be refused by the head alone is refused first.
+/// Who calls is proven by the request's head alone. Only then its body takes a place, and is read.
 async fn admit<T: DeserializeOwned>(
     gateway: &Gateway,
+    peer: &Peer,
     request: Request,
-    limit: usize,
-    of: fn(&T) -> AttemptRef,
-) -> Result<(Caller, T, Option<OwnedSemaphorePermit>)> {
-    let token = auth::bearer(request.headers())?.to_owned();
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.parse::<usize>().ok());
-    if declared.is_some_and(|declared| declared > limit) {
-        return Err(too_large(request.into_body().into_data_stream(), limit).await);
-    }
-    // Outputs wait their turn until the call is over, so that memory has a bound.
-    let permit = if limit > SMALL { gateway.large.clone().acquire_owned().await.ok() } else { None };
-    let body = tokio::time::timeout(BODY, read(request, limit))
-        .await
-        .map_err(|_| Refusal::bad_request("the body came too slowly"))??;
-    let asked: T = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
-    drop(body);
-    let attempt = of(&asked);
-    auth::well_formed(&attempt)?;
-    let caller = auth::caller(&gateway.client, &gateway.verdicts, &token, &attempt).await?;
-    Ok((caller, asked, permit))
+    sort: Sort,
+) -> Result<(Caller, Asked<T>, Option<Permit>)> {
+    let token = auth::bearer(request.headers())?;
+    let attempt = auth::attempt(request.headers())?;
+    let caller = auth::caller(gateway, peer.address(), token, &attempt).await?;
+    peer.prove();
+    let place = sort.pool.place(gateway, &attempt.namespace).await?;
+    let body = read(request, sort.limit).await?;
+    let body = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
+    Ok((caller, Asked { attempt, body }, place))
 }
 
 async fn read(request: Request, limit: usize) -> Result<Vec<u8>> {
-    let mut body = Vec::new();
-    let mut chunks = request.into_body().into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Refusal::bad_request("the body broke off"))?;
+    let declared = declared(request.headers());
+    let mut incoming = Incoming::of(request.into_body());
+    if declared.is_some_and(|declared| declared > limit) {
+        return Err(too_large(incoming, limit).await);
+    }
+    let mut body = Vec::with_capacity(declared.unwrap_or_default());
+    while let Some(chunk) = incoming.next().await? {
         if body.len() + chunk.len() > limit {
-            return Err(too_large(chunks, limit).await);
+            return Err(too_large(incoming, limit).await);
         }
         body.extend_from_slice(&chunk);
     }
     Ok(body)
 }
 
+fn declared(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Reads on for a while and keeps nothing: a client in the middle of sending sees a broken connection, not an answer.
-async fn too_large(mut rest: BodyDataStream, limit: usize) -> Refusal {
+async fn too_large(mut rest: Incoming, limit: usize) -> Refusal {
     let mut read = 0;
-    while let Some(Ok(chunk)) = rest.next().await {
+    while let Ok(Some(chunk)) = rest.next().await {
         read += chunk.len();
         if read > DISCARDED {
             break;
         }
     }
     Refusal::new(Reason::TooLarge, format!("the body has more than {limit} bytes"))
+}
+
+/// A body that must come at a certain pace.
+struct Incoming {
+    chunks: BodyDataStream,
+    begun: Instant,
+    received: u64,
+}
+
+impl Incoming {
+    fn of(body: Body) -> Self {
+        Self { chunks: body.into_data_stream(), begun: Instant::now(), received: 0 }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let until = self.begun
+            + GRACE
+            + Duration::from_secs(1) * u32::try_from(self.received / BYTES_A_SECOND).unwrap_or(u32::MAX);
+        let slow = |_| Refusal::unavailable("the body came too slowly");
+        let chunk = tokio::time::timeout_at(until.into(), self.chunks.next()).await.map_err(slow)?;
+        let chunk = chunk.transpose().map_err(|_| Refusal::bad_request("the body broke off"))?;
+        self.received += chunk.as_ref().map_or(0, Bytes::len) as u64;
+        Ok(chunk)
+    }
 }

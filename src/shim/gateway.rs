@@ -96,7 +96,7 @@ pub struct Gateway {
     agent: ureq::Agent,
     base: String,
     token: PathBuf,
-    pub attempt: AttemptRef,
+    attempt: AttemptRef,
 }
 
 impl Gateway {
@@ -157,13 +157,15 @@ impl Gateway {
         let down = |message: String| (Trouble::Down, CallError::Unreachable(message));
         let token = std::fs::read_to_string(&self.token)
             .map_err(|error| down(format!("token {}: {error}", self.token.display())))?;
-        let mut response = self
+        let mut call = self
             .agent
             .post(format!("{}{path}", self.base))
             .header("Authorization", format!("Bearer {}", token.trim()))
-            .header("Content-Type", "application/json")
-            .send(body)
-            .map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
+            .header("Content-Type", "application/json");
+        for (name, value) in self.attempt.headers() {
+            call = call.header(name, value);
+        }
+        let mut response = call.send(body).map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
         let status = response.status().as_u16();
         let answer = response
             .body_mut()

@@ -199,7 +199,7 @@ impl Calls {
                 return (422, json!({"faults": [Fault { pointer, message }]}));
             }
         };
-        let request = CheckRequest { attempt: self.gateway.attempt.clone(), output };
+        let request = CheckRequest { output };
         let checked = self.gateway.call(protocol::CHECK, &request, CHECK_PATIENCE, go_on).and_then(|answer| {
             serde_json::from_slice::<Checked>(&answer).map_err(|error| CallError::Unreachable(error.to_string()))
         });
@@ -233,7 +233,7 @@ fn go_on(delay: Duration) -> bool {
 fn pass_progress_on(calls: &Calls) {
     loop {
         let (percent, message) = calls.progress.take();
-        let request = ProgressRequest { attempt: calls.gateway.attempt.clone(), percent, message };
+        let request = ProgressRequest { percent, message };
         let sent = calls.gateway.call(protocol::PROGRESS, &request, PROGRESS_PATIENCE, go_on);
         if let Err(error) = sent {
             super::say(&format!("progress {percent} is lost: {error}"));

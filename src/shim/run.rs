@@ -87,8 +87,7 @@ impl Attempt {
 
     /// The input, and when the attempt's time is over.
     fn claim(&self) -> Result<(Claimed, Instant), Stop> {
-        let request =
-            ClaimRequest { attempt: self.settings.attempt.clone(), shim_version: env!("CARGO_PKG_VERSION").to_owned() };
+        let request = ClaimRequest { shim_version: env!("CARGO_PKG_VERSION").to_owned() };
         let answer = self
             .gateway
             .call(protocol::CLAIM, &request, CLAIM_PATIENCE, |delay| self.halt.pause(delay))
@@ -141,7 +140,7 @@ impl Attempt {
     }
 
     fn fetch(&self, document: &InputFile) -> Result<(), Stop> {
-        let request = DocumentRequest { attempt: self.settings.attempt.clone(), name: document.name.clone() };
+        let request = DocumentRequest { name: document.name.clone() };
         let bytes = self
             .gateway
             .call(protocol::DOCUMENT, &request, DOCUMENT_PATIENCE, |delay| self.halt.pause(delay))
@@ -230,8 +229,7 @@ impl Attempt {
 
     fn report(&self, ending: Ending, files: &OutputFiles, tail: &Mutex<Tail>) -> Result<u8, Stop> {
         let (ending, output) = judge(ending, files.read(&self.settings.mask), tail);
-        let mut request =
-            ReportRequest { attempt: self.settings.attempt.clone(), ending, output, log_tail: lock(tail).text() };
+        let mut request = ReportRequest { ending, output, log_tail: lock(tail).text() };
         let mut answer = self.send(&request);
         if let Err(CallError::TooLarge(message)) = &answer {
             request.ending = made_invalid(request.ending, message);

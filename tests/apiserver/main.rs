@@ -13,6 +13,7 @@
 )]
 
 mod crds;
+mod gateway;
 mod lease;
 mod observe;
 mod policies;

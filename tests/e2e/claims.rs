@@ -96,17 +96,14 @@ async fn race(space: &Space, gateway: &Gateway, step_run: &StepRun, pod: &Pod) -
     let mut runners = Vec::new();
     let mut claims = Vec::new();
     for id in ["0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"] {
-        let claim = ClaimRequest {
-            attempt: AttemptRef {
-                namespace: space.namespace.clone(),
-                step_run: step_run.metadata.name.clone().unwrap_or_default(),
-                uid: uid.clone(),
-                attempt: 1,
-                id: id.to_owned(),
-            },
-            shim_version: "e2e".to_owned(),
+        let attempt = AttemptRef {
+            namespace: space.namespace.clone(),
+            step_run: step_run.metadata.name.clone().unwrap_or_default(),
+            uid: uid.clone(),
+            attempt: 1,
+            id: id.to_owned(),
         };
-        claims.push((token(space, pod, &audience(&uid, 1)).await?, claim));
+        claims.push((token(space, pod, &audience(&uid, 1)).await?, attempt));
     }
     for (token, claim) in claims.clone() {
         let (start, agent) = (start.clone(), gateway.agent.clone());
@@ -134,12 +131,13 @@ async fn race(space: &Space, gateway: &Gateway, step_run: &StepRun, pod: &Pod) -
     pod.metadata.uid.clone().context("no UID")
 }
 
-fn send(agent: &ureq::Agent, url: &str, token: &str, claim: &ClaimRequest) -> Result<(u16, String)> {
-    let mut answer = agent
-        .post(url)
-        .header("Authorization", format!("Bearer {token}"))
-        .send_json(claim)
-        .map_err(|e| anyhow!("{url}: {e}"))?;
+fn send(agent: &ureq::Agent, url: &str, token: &str, attempt: &AttemptRef) -> Result<(u16, String)> {
+    let mut call = agent.post(url).header("Authorization", format!("Bearer {token}"));
+    for (name, value) in attempt.headers() {
+        call = call.header(name, value);
+    }
+    let mut answer =
+        call.send_json(ClaimRequest { shim_version: "e2e".to_owned() }).map_err(|e| anyhow!("{url}: {e}"))?;
     let status = answer.status().as_u16();
     Ok((status, answer.body_mut().read_to_string()?))
 }

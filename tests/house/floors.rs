@@ -5,11 +5,12 @@ use crate::{none, one, refused};
 
 /// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 3: both edges
 /// go down.
-const FLOORS: [(&str, u8); 11] = [
+const FLOORS: [(&str, u8); 12] = [
     ("api", 0),
     ("mutant", 0),
     ("protocol", 0),
     ("decide", 1),
+    ("server", 1),
     ("cluster", 2),
     ("telemetry", 2),
     ("controllers", 3),

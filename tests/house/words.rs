@@ -48,14 +48,18 @@ const MAY_CLOCK: &[(&str, &str)] = &[
     ("src/gateway/auth.rs", "how long a verdict on a token is kept"),
     ("src/gateway/progress.rs", "progress is written at a bounded pace"),
     ("src/gateway/routes.rs", "measures a call"),
+    ("src/server.rs", "connections come at a bounded pace"),
+    ("src/server/connection.rs", "how long a connection may do nothing"),
+    ("src/server/peer.rs", "since when a connection does nothing"),
     ("src/shim/gateway.rs", "how long an outage is waited for"),
     ("src/shim/run.rs", "the attempt's deadline"),
 ];
 const MAY_SLEEP: &[(&str, &str)] = &[
     ("src/cluster/lease.rs", "the pace of renewals"),
     ("src/gateway/cluster.rs", "back-off between tries of one read"),
-    ("src/gateway/serve.rs", "back-off of accept, and the life of a connection"),
     ("src/gateway/tls.rs", "the certificate is waited for, and looked at again"),
+    ("src/server.rs", "back-off of accept"),
+    ("src/server/connection.rs", "the life and the idleness of a connection"),
     ("src/shim/local.rs", "the pace of progress, and back-off"),
     ("src/shim/run.rs", "back-off of the report, which nothing may interrupt"),
 ];

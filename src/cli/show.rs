@@ -16,7 +16,9 @@ use crate::api::{StepRun, Workflow};
 /// Show a run, or one step of it with its output and what it waits for
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Text that agents wrote is shown with control characters replaced.
+Text of others is shown as it is, except that what a terminal would obey or hide is written out, as \\u{202e}.
+Output and document are held against what the step reported: if they were exchanged they are not shown, and the exit code
+is 6; so it is where the document that is to be decided on is gone.
 
 Examples:
   kubectl lockstep show shop

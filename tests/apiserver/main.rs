@@ -15,6 +15,7 @@
 mod crds;
 mod lease;
 mod observe;
+mod plugin;
 mod policies;
 mod support;
 mod toy;

@@ -34,7 +34,7 @@ pub fn lines(before: &str, now: &str, look: Look) -> Option<String> {
             let (margin, style) = match change.tag() {
                 ChangeTag::Delete => ("  - ", Style::Bad),
                 ChangeTag::Insert => ("  + ", Style::Good),
-                ChangeTag::Equal => ("    ", Style::Plain),
+                ChangeTag::Equal => ("  | ", Style::Plain),
             };
             let line = block(change.value().trim_end_matches(['\n', '\r']), usize::MAX);
             let text = if line.is_empty() { format!("{margin}\n") } else { framed(&line, margin, look.window) };
@@ -56,11 +56,11 @@ mod tests {
         let look = Look { window: Some(14), colours: false };
         let before = "# Plan\n\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n";
         let now = "# Plan\n\none\n2\nthree\nfour\nfive\nsix\nseven\neight\nnine\nten eleven twelve\n";
-        let expected = "    # Plan\n    \n    one\n  - two\n  + 2\n    three\n    four\n    five\n  ⋮\n    seven\n    eight\n    nine\n  + ten \n  + eleven \n  + twelve\n";
+        let expected = "  | # Plan\n  | \n  | one\n  - two\n  + 2\n  | three\n  | four\n  | five\n  ⋮\n  | seven\n  | eight\n  | nine\n  + ten \n  + eleven \n  + twelve\n";
         assert_eq!(lines(before, now, look).as_deref(), Some(expected));
         assert_eq!(lines(now, now, look), None);
         let forged = lines("a\n", "a\n\u{1b}[1A- \u{202e}b\n", Look::default());
-        assert_eq!(forged.as_deref(), Some("    a\n  + \\u{1b}[1A- \\u{202e}b\n"));
+        assert_eq!(forged.as_deref(), Some("  | a\n  + \\u{1b}[1A- \\u{202e}b\n"));
     }
 
     #[test]

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn hostile_texts_end_in_time() {
-        let text = |from: u32| (from..from + 80_000).map(|n| format!("{n}\n")).collect::<String>();
+        let text = |from: u32| (from..from + 80_000).map(|n| n.to_string()).collect::<Vec<_>>().join("\n");
         assert!(lines(&text(0), &text(1_000_000), Look::default()).is_some());
     }
 }

@@ -246,7 +246,7 @@ mod tests {
         let action = |word: &str| json!({"action": word, "wait": "RetriesSpent", "attempt": 3, "by": "ann", "at": AT, "comment": "enough"});
         let accepted = json!({"phase": "Completed", "gate": {"state": "Accepted", "round": 2, "outputDigest": "d",
             "openedAt": AT, "policy": "p", "decisions": [decision("eve", 1), decision("ann", 2), decision("bob", 2)]}});
-        for (step, expected) in [
+        for (step, expected) in vec![
             (step(std::slice::from_ref(&gate), open(1, one.clone())), "gate a, round 1, 1 of 2 accepted"),
             (step(std::slice::from_ref(&gate), open(2, one)), "gate a, round 2, 0 of 2 accepted"),
             (step(&[], held), "attempt 2; NoSlot: Agent a runs 2 of 2"),

@@ -107,13 +107,12 @@ fn spread(text: &str) -> Option<String> {
             }
             '{' | '[' => {
                 out.push(c);
-                while chars.next_if(|c| c.is_ascii_whitespace()).is_some() {}
-                match chars.next_if(|c| matches!(c, '}' | ']')) {
-                    Some(end) => out.push(end),
-                    None => {
-                        depth += 1;
-                        line(&mut out, depth);
-                    }
+                while chars.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(end) = chars.next_if(|c| matches!(c, '}' | ']')) {
+                    out.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
                 }
             }
             '}' | ']' => {
@@ -432,7 +431,7 @@ mod tests {
             json!({"gate": {"name": "plan", "message": "Is it right?"}}),
             json!({"phase": "WaitingForAcceptance", "gate": gate}),
         );
-        let long: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+        let long = (0..2000).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n") + "\n";
         let mut subject =
             Subject { output: Some("{\"a\":1}".to_owned()), document: Some(document(&long)), trouble: None };
         let before = document(&long.replace("line 7\n", "line seven\n"));

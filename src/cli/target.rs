@@ -78,15 +78,13 @@ pub async fn find_named(
     let (run, wanted) = match target {
         Target::Name(name) => {
             let found = on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await?;
-            return match found {
-                Some(step) => Ok((step, Named::Step)),
-                None => {
-                    let run = on.workflow(name).await?;
-                    let mut steps = on.step_runs(name).await?;
-                    steps.retain(|step| run.metadata.uid.as_deref() == Some(&step.spec.workflow.uid));
-                    whole_run(name, &steps, wanting).map(|step| (step, Named::Led))
-                }
-            };
+            if let Some(step) = found {
+                return Ok((step, Named::Step));
+            }
+            let run = on.workflow(name).await?;
+            let mut steps = on.step_runs(name).await?;
+            steps.retain(|step| run.metadata.uid.as_deref() == Some(&step.spec.workflow.uid));
+            return whole_run(name, &steps, wanting).map(|step| (step, Named::Led));
         }
         Target::Step(run, wanted) => (run, wanted),
     };
@@ -104,13 +102,13 @@ fn one(
     wanting: impl Fn(&StepRun) -> bool,
 ) -> Result<(StepRun, Named), Fault> {
     let mut found = matching(wanted, steps);
-    let mut named = Named::Step;
+    let mut how = Named::Step;
     if found.len() > 1 && found.iter().filter(|s| wanting(s)).count() == 1 {
         found.retain(|s| wanting(s));
-        named = Named::Led;
+        how = Named::Led;
     }
     match found.as_slice() {
-        [step] => Ok(((*step).clone(), named)),
+        [step] => Ok(((*step).clone(), how)),
         [] => {
             let labels: Vec<String> = steps.iter().map(label).collect();
             let close = near(wanted, &labels);

@@ -379,9 +379,9 @@ async fn from_the_second_round_on_the_difference_is_shown() -> Result<()> {
 async fn whoever_asks_is_told_what_they_may() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("can-i").await?;
-    let rule = |resource: &str, name: &str, verb: &str| json!({"apiGroups": ["lockstep.dev"], "resources": [resource], "resourceNames": [name], "verbs": [verb]});
+    let permission = |resource: &str, name: &str, verb: &str| json!({"apiGroups": ["lockstep.dev"], "resources": [resource], "resourceNames": [name], "verbs": [verb]});
     let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "few"},
-        "rules": [rule("gates", "backlog", "approve"), rule("inputs", "budget", "answer"), rule("workflowtemplates", "default", "run")]});
+        "rules": [permission("gates", "backlog", "approve"), permission("inputs", "budget", "answer"), permission("workflowtemplates", "default", "run")]});
     let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "few"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "few"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "erin"}]});

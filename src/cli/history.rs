@@ -8,7 +8,7 @@ use super::connect::Connection;
 use super::control;
 use super::fault::{Code, Fault};
 use super::print::{self, Format};
-use super::text::{clock, cut, inline, put, short_digest, table};
+use super::text::{clock, cut, hanging, inline, put, reader, short_digest, table};
 use crate::decide::history::{self, Acted, Entry, Guided, Place, Said, Tried};
 
 /// Show every step of a run with its input and output, or all decisions
@@ -37,7 +37,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     if args.decisions {
         let said = history::said(&places);
         if text {
-            put(&decisions(&said))?;
+            put(&hanging(&decisions(&said), reader()))?;
         } else {
             print::plain(on.output, &value(&said)?)?;
         }

@@ -9,7 +9,7 @@ use super::fault::{Code, Fault};
 use super::line::View;
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::{self, Target};
-use super::text::{colours, inline, put, table};
+use super::text::{colours, hanging, inline, put, reader, table};
 use super::{print, step_page, tree};
 use crate::api::{StepRun, Workflow};
 
@@ -54,9 +54,9 @@ async fn page(on: &Connection, run: &Workflow) -> Result<Code, Fault> {
         print::object(on.output, "Workflow", run)?;
         return Ok(Code::Done);
     }
-    let view = View { colours: colours(), ..View::default() };
+    let view = View { colours: colours(), width: reader(), ..View::default() };
     let drawn = tree::draw(run, &steps, Timestamp::now(), view);
-    put(&format!("{}\n{}", drawn.lines.join("\n"), facts(run)))?;
+    put(&format!("{}\n{}", drawn.lines.join("\n"), hanging(&facts(run), reader())))?;
     Ok(Code::Done)
 }
 

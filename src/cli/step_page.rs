@@ -6,13 +6,14 @@ use std::fmt::Write as _;
 use super::connect::Connection;
 use super::difference::{self, Look};
 use super::fault::{Code, Fault};
-use super::line::View;
+use super::line::{Line, View};
 use super::print;
 use super::rows::{so_far, waits_at_gate, waits_for_answer};
 use super::subject::{self, Subject, Trouble};
 use super::target::label;
 use super::text::{
-    age, block, clock, colours, elapsed, framed, indent, inline, put, reader, seconds_between, short_digest, table,
+    age, block, clock, colours, elapsed, framed, hanging, indent, inline, put, reader, seconds_between, short_digest,
+    table,
 };
 use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
@@ -59,6 +60,7 @@ pub fn under_review(step: &StepRun, subject: &Subject, before: Option<&Document>
     let output = subject.output.as_deref().map(pretty);
     section(&mut text, title, &framed(&output.unwrap_or_default(), "  ", look.window));
     text.push_str(&produced(subject, look));
+    let mut text = hanging(&text, look.window);
     if let (Some(before), Some(now)) = (before, &subject.document) {
         let title = format!(
             "CHANGED SINCE ROUND {} (from {})",
@@ -69,7 +71,7 @@ pub fn under_review(step: &StepRun, subject: &Subject, before: Option<&Document>
         section(&mut text, &title, &changed.unwrap_or_else(|| "  nothing\n".to_owned()));
     }
     let decided: String = open.map_or_else(String::new, |g| g.decisions.iter().map(decision).collect());
-    section(&mut text, "DECIDED SO FAR", &framed(&decided, "", look.window));
+    section(&mut text, "DECIDED SO FAR", &hanging(&decided, look.window));
     text
 }
 
@@ -152,12 +154,28 @@ fn page(step: &StepRun, subject: &Subject, look: Look) -> String {
     text.push_str(&produced(subject, look));
     section(&mut text, "GATE", &gate_facts(step, &status));
     section(&mut text, "ERROR", &error(&status, look));
+    let mut text = hanging(&text, look.window);
     if waits_at_gate(step) || waits_for_answer(step) {
-        let view = View { colours: look.colours, ..View::default() };
         let unattended = wait::unattended(step).map_or_else(String::new, |line| format!("    {line}\n"));
-        section(&mut text, "WAITS FOR YOU", &format!("{}{unattended}", wait::text(step, view)));
+        section(&mut text, "WAITS FOR YOU", &format!("{}{unattended}", waits(step, look)));
     }
     text
+}
+
+/// What it waits for; commands stay whole, to be copied.
+fn waits(step: &StepRun, look: Look) -> String {
+    let view = View { colours: look.colours, ..View::default() };
+    let row = |line: &Line| match look.window.filter(|window| line.is_wider(*window)) {
+        None => line.text(view) + "\n",
+        Some(_) => {
+            let text = line.text(View::default());
+            match text.strip_prefix(wait::MARGIN) {
+                Some(words) => framed(words, wait::MARGIN, look.window),
+                None => hanging(&text, look.window),
+            }
+        }
+    };
+    wait::lines(step).iter().map(row).collect()
 }
 
 /// The document, or why there is none to be shown.

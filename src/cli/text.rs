@@ -212,6 +212,20 @@ pub fn framed(text: &str, margin: &str, window: Option<usize>) -> String {
     out
 }
 
+/// The same for a page of ours in which lines end with text of others: what does not fit goes on further in.
+pub fn hanging(text: &str, window: Option<usize>) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let room = window.unwrap_or(usize::MAX).max(20);
+        let first = wrapped(line, room);
+        out.extend([first, "\n"]);
+        let inner = line.len() - line.trim_start().len();
+        let margin = " ".repeat(if inner == 0 { 4 } else { inner.min(8) });
+        out.push_str(&framed(&line[first.len()..], &margin, window));
+    }
+    out
+}
+
 /// The part of a line that stands in one row: up to the last space that fits, else as much as fits, never nothing.
 fn wrapped(line: &str, room: usize) -> &str {
     let fits = head(line, room);
@@ -326,6 +340,10 @@ mod tests {
         for (text, columns, expected) in table {
             assert_eq!(framed(text, "| ", columns), expected, "{text:?} {columns:?}");
         }
+        let page = "Progress    50% half of it is done by now\n  review sha256:0123456789abcdef\nshort\n\n";
+        let wrapped = "Progress    50% half \n    of it is done by \n    now\n  review \n  sha256:0123456789ab\n  cdef\nshort\n\n";
+        assert_eq!(hanging(page, Some(21)), wrapped);
+        assert_eq!(hanging(page, None), page);
         let long = framed(&"x ".repeat(100_000), "  | ", Some(80));
         assert!(long.lines().all(|line| line.starts_with("  | ") && width(line) <= 80));
     }

@@ -235,6 +235,15 @@ async fn nothing_is_decided_that_was_neither_shown_nor_named() -> Result<()> {
         );
     }
     undecided(&team, "shop-plan").await?;
+    // One question alone: a run's name leads to it, and does not name it.
+    let uid = start(&team, "ask").await?;
+    let question = json!({"workflow": {"name": "ask", "uid": uid}, "path": "budget", "agentId": null,
+        "ask": {"name": "budget", "question": "How much?"}});
+    let asked = json!({"phase": "WaitingForInput", "waitingFor": {"id": "1-0", "kind": "Question", "question": "How much?",
+        "options": [], "since": AT}});
+    team.step_run("ask-budget", question, asked).await?;
+    ends(&team, "alice", &["answer", "ask", "5"], 2, "ask/budget asks How much?").await?;
+    ensure!(annotation(&letter(&team, "ask-budget").await?, "lockstep.dev/answer").is_none());
 
     // Named or read, it is decided, and the digest of what was read goes along.
     for words in [&["approve", "solo", "--review", head][..], &["approve", "shop/plan", "--yes", "-m", "good"]] {

@@ -165,14 +165,14 @@ fn page(step: &StepRun, subject: &Subject, look: Look) -> String {
 /// What it waits for; commands stay whole, to be copied.
 fn waits(step: &StepRun, look: Look) -> String {
     let view = View { colours: look.colours, ..View::default() };
-    let row = |line: &Line| match look.window.filter(|window| line.is_wider(*window)) {
-        None => line.text(view) + "\n",
-        Some(_) => {
-            let text = line.text(View::default());
-            match text.strip_prefix(wait::MARGIN) {
-                Some(words) => framed(words, wait::MARGIN, look.window),
-                None => hanging(&text, look.window),
-            }
+    let row = |line: &Line| {
+        if look.window.is_none_or(|window| !line.is_wider(window)) {
+            return line.text(view) + "\n";
+        }
+        let text = line.text(View::default());
+        match text.strip_prefix(wait::MARGIN) {
+            Some(words) => framed(words, wait::MARGIN, look.window),
+            None => hanging(&text, look.window),
         }
     };
     wait::lines(step).iter().map(row).collect()

@@ -3,10 +3,12 @@
 
 mod answer;
 mod approve;
+mod can_i;
 mod cancel;
 mod connect;
 mod control;
 mod decide;
+mod difference;
 mod fault;
 mod history;
 mod inbox;
@@ -14,6 +16,7 @@ mod line;
 mod lint;
 mod list;
 mod mailbox;
+mod pager;
 mod print;
 mod reject;
 mod resume;
@@ -22,6 +25,7 @@ mod rows;
 mod run;
 mod show;
 mod step_page;
+mod subject;
 mod suspend;
 mod target;
 mod text;
@@ -46,11 +50,13 @@ Targets:
 
 Exit codes:
   0  done; the run completed
-  1  the run failed or was cancelled; or it is too late: the wait or the run is over; or lint found faults
+  1  the run failed or was cancelled; or it is too late: the wait or the run is over; or you said no; or lint found
+     faults; or can-i says no
   2  wrong usage
   3  the run waits for people (watch --until-wait)
   4  not found, or more than one fits
   5  the API server refused, failed, could not be reached, or nothing answered in time
+  6  a document is not what its step reported: it was exchanged or is gone, and nothing was decided
   130  left with Ctrl-C; the run goes on";
 
 const EXAMPLES: &str = "\
@@ -60,6 +66,7 @@ Examples:
   kubectl lockstep inbox -A
   kubectl lockstep show shop/discovery
   kubectl lockstep approve shop/discovery -m 'good'
+  kubectl lockstep can-i approve discovery
   kubectl lockstep history shop --decisions
   kubectl lockstep retry shop --from architecture
   kubectl lockstep lint flow.yaml
@@ -93,6 +100,7 @@ enum Verb {
     Approve(approve::Args),
     Reject(reject::Args),
     Answer(answer::Args),
+    CanI(can_i::Args),
     History(history::Args),
     Retry(retry::Args),
     Cancel(cancel::Args),
@@ -127,7 +135,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code.into(),
         Err(fault) => {
             if !fault.text.is_empty() {
-                eprintln!("error: {}", fault.text);
+                eprintln!("error: {}", text::block(&fault.text, usize::MAX));
             }
             fault.code.into()
         }
@@ -153,6 +161,7 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
         Verb::Approve(args) => approve::run(&on, &args).await,
         Verb::Reject(args) => reject::run(&on, &args).await,
         Verb::Answer(args) => answer::run(&on, &args).await,
+        Verb::CanI(args) => can_i::run(&on, &args).await,
         Verb::History(args) => history::run(&on, &args).await,
         Verb::Retry(args) => retry::run(&on, &args).await,
         Verb::Cancel(args) => cancel::run(&on, &args).await,
@@ -189,6 +198,11 @@ mod tests {
             "kubectl-lockstep suspend shop",
             "kubectl-lockstep resume shop",
             "kubectl-lockstep lint - a.yaml -o json",
+            "kubectl-lockstep approve shop/a --review 01234567",
+            "kubectl-lockstep approve shop/a -y -m good",
+            "kubectl-lockstep reject shop/a -m bad --yes",
+            "kubectl-lockstep can-i approve backlog --as ann --as-group product",
+            "kubectl-lockstep can-i run",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -198,6 +212,8 @@ mod tests {
             "kubectl-lockstep reject shop/a",
             "kubectl-lockstep answer shop/a",
             "kubectl-lockstep cancel",
+            "kubectl-lockstep can-i",
+            "kubectl-lockstep can-i delete x",
             "kubectl-lockstep lint",
             "kubectl-lockstep list -o fancy",
         ] {

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::schema::free_value;
 use super::step::Acceptors;
 use super::workflow::{DefinitionRef, Phase};
-pub use people::{Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
+pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -251,6 +251,10 @@ pub struct StepRunStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub guidance: Vec<Guidance>,
+    /// Latched: retries, skips and failures that people ordered; the newest ten.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub actions: Vec<Action>,
     /// Latched: the newest failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<StepError>,
@@ -282,6 +286,7 @@ impl Default for StepRunStatus {
             waiting_for: None,
             answer: None,
             guidance: Vec::new(),
+            actions: Vec::new(),
             error: None,
             agent: None,
         }

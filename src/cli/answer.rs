@@ -10,7 +10,7 @@ use super::fault::{Code, Fault};
 use super::mailbox::{self, Letter, Refusals};
 use super::rows::waits_for_answer;
 use super::run::read;
-use super::target::{self, Target, label};
+use super::target::{self, Named, Target, label};
 use super::text::{inline, put};
 use super::{print, wait};
 use crate::api::StepRun;
@@ -24,7 +24,10 @@ use crate::decide::schema;
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 The answer to a question (a step with ask) is JSON where it is valid JSON, else text, at most 16 KiB; the run goes on with
-it as the step's output. Any other wait takes one of retry, skip and fail.
+it as the step's output. Any other wait takes one of retry, skip and fail. The step must be named; nothing is asked back.
+
+Exit codes: 0 taken up; 1 nothing is asked, or the operator refused it; 2 it does not fit, or the step was not named; 4 not
+found, or more than one fits; 5 the API server refused.
 
 Examples:
   kubectl lockstep answer shop/budget 20000
@@ -53,12 +56,18 @@ struct Said {
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let target = Target::parse(&args.target)?;
-    let step = target::find(on, &target, waits_for_answer).await?;
-    let name = format!("{}/{}", step.spec.workflow.name, label(&step));
+    let (step, named) = target::find_named(on, &target, waits_for_answer).await?;
+    let name = inline(&format!("{}/{}", step.spec.workflow.name, label(&step)), 1300);
     let wait = step.status.as_ref().and_then(|s| s.waiting_for.clone()).filter(|_| waits_for_answer(&step));
     let Some(wait) = wait else {
         return Err(Fault::new(Code::Failed, format!("{name} asks nothing; see {}", on.hint("show", &name))));
     };
+    if named == Named::Led {
+        return Err(Fault::usage(format!(
+            "an answer is for a step that was named: {name} asks {}; answer it as {name}",
+            inline(&wait.question, 400)
+        )));
+    }
     let said = if wait::is_question(&step) { answer(on, args, &step).await? } else { action(args, &wait, &name)? };
     if let Some(other) = mailbox::taken(&step, said.key) {
         return Err(Fault::new(
@@ -69,7 +78,11 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let entries = vec![(said.key, Some(said.value)), (COMMENT, args.comment.clone())];
     let letter = Letter::new(on, entries).await?;
     let id = |step: &StepRun| step.status.as_ref().and_then(|s| Some(s.waiting_for.as_ref()?.id.clone()));
-    let same = |now: &StepRun| id(now).as_ref() == Some(&wait.id) && mailbox::taken(now, said.key).is_none();
+    let same = |now: &StepRun| match mailbox::taken(now, said.key) {
+        _ if id(now).as_ref() != Some(&wait.id) => Err("it does not ask this any more".to_owned()),
+        Some(other) => Err(format!("an answer by {other} was faster")),
+        None => Ok(()),
+    };
     let refusals = Refusals::before(on, &step, said.key, "AnswerRefused").await;
     mailbox::post(on, &step, &letter, same).await?;
     let now = mailbox::latched(on, &step, &refusals, |now| id(now).as_ref() != Some(&wait.id)).await?;

@@ -1,23 +1,39 @@
-//! What `approve` and `reject` share: one decision at one gate.
+//! What `approve` and `reject` share: one decision at one gate, about what was shown and nothing else.
 
 use super::connect::Connection;
+use super::difference::Look;
 use super::fault::{Code, Fault};
 use super::mailbox::{self, Letter, Refusals};
-use super::print;
 use super::rows::{so_far, waits_at_gate};
-use super::step_page;
-use super::target::{self, Target, label};
-use super::text::{indent, inline, put};
+use super::subject::{self, Subject};
+use super::target::{self, Named, Target, label};
+use super::text::{colours, inline, put, quote, reader, short_digest};
+use super::{pager, print, step_page};
 use crate::api::StepRun;
 use crate::api::name::{COMMENT, DECISION, REVIEW};
 use crate::api::step_run::{GateState, GateStatus};
-use std::fmt::Write as _;
+use crate::decide::gate;
+
+/// What the help of both verbs says.
+pub const HELP: &str = "\
+On a terminal the whole output and document are shown first, through $PAGER (else less), from the second round on also
+what changed since the round before; then you are asked. Elsewhere, or to be asked nothing, say what you have read with
+--review DIGEST, as `show` prints it, or --yes. A RUN without its step is asked about too, if one gate is all that waits;
+--yes does not go with it.
+
+What is decided is what was shown: its digest is sent along, and if the gate is about something else by now, nothing is
+sent. What is shown is held against what the step reported; if it was exchanged, that is an error.
+
+Exit codes: 0 decided; 1 you said no, the gate is not open, or it is about another output now; 2 nobody can be asked and
+neither --review nor --yes is there; 4 not found, or several wait; 5 the API server refused; 6 the output or the document
+is not what the step reported.
+";
 
 pub struct Verdict<'a> {
     pub target: &'a str,
     pub accepted: bool,
     pub comment: Option<&'a str>,
-    pub review: Option<&'a str>,
+    pub consent: &'a Consent,
 }
 
 impl Verdict<'_> {
@@ -26,19 +42,64 @@ impl Verdict<'_> {
     }
 }
 
+/// How somebody says that they know what they decide on.
+#[derive(clap::Args, Debug, Default)]
+pub struct Consent {
+    /// Digest of what was read (its first 8 characters or more), as `show` prints it; refused if the gate is about
+    /// something else now
+    #[arg(long, value_name = "sha256:...")]
+    review: Option<String>,
+    /// Decide without being shown anything or asked
+    #[arg(short = 'y', long)]
+    yes: bool,
+}
+
+/// Whether the reader is still to be shown it and asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    ToDo,
+    Done,
+}
+
+/// Who may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    AtTerminal,
+    Nobody,
+}
+
+impl Consent {
+    fn reading(&self, named: Named, reader: Reader, show: &str) -> Result<Reading, Fault> {
+        match (self.review.is_some(), self.yes, named, reader) {
+            (true, ..) | (false, true, Named::Step, _) => Ok(Reading::Done),
+            (false, true, Named::Led, _) => Err(Fault::usage(format!(
+                "--yes decides nothing that was not named: name the step, or say what you have read with --review DIGEST; first look: {show}"
+            ))),
+            (false, false, _, Reader::AtTerminal) => Ok(Reading::ToDo),
+            (false, false, _, Reader::Nobody) => Err(Fault::usage(format!(
+                "nobody can be asked here: say what you have read with --review DIGEST, or --yes; first look: {show}; nothing was decided"
+            ))),
+        }
+    }
+}
+
 pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault> {
     let target = Target::parse(verdict.target)?;
-    let step = target::find(on, &target, waits_at_gate).await?;
+    let (step, named) = target::find_named(on, &target, waits_at_gate).await?;
+    let name = format!("{}/{}", step.spec.workflow.name, label(&step));
     let gate = open_gate(&step)?;
-    reviewed(verdict.review, &gate.output_digest)?;
+    let reader = if on.output.is_text() && pager::is_attended() { Reader::AtTerminal } else { Reader::Nobody };
+    let reading = verdict.consent.reading(named, reader, &on.hint("show", &name))?;
+    reviewed(verdict.consent.review.as_deref(), &gate.output_digest)?;
     if let Some(other) = mailbox::taken(&step, DECISION) {
         return Err(Fault::new(
             Code::Failed,
             format!("a decision by {other} is there already and not taken up yet; try again in a moment"),
         ));
     }
-    if on.output.is_text() {
-        put(&preview(on, &step, &gate).await?)?;
+    let subject = subject::load(on, &step).await?;
+    if let Some(trouble) = &subject.trouble {
+        return Err(trouble.fault());
     }
     let letter = Letter::new(
         on,
@@ -49,16 +110,48 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
         ],
     )
     .await?;
-    let same = |now: &StepRun| {
-        waits_at_gate(now)
-            && gate_of(now).is_some_and(|g| g.output_digest == gate.output_digest && g.round == gate.round)
-            && mailbox::taken(now, DECISION).is_none()
-    };
-    let refusals = Refusals::before(on, &step, DECISION, "DecisionRefused").await;
-    mailbox::post(on, &step, &letter, same).await?;
+    read(on, &step, &subject, reading).await?;
+    if reading == Reading::ToDo && !pager::is_confirmed(&question(&verdict, &name, &gate, letter.by.as_deref()))? {
+        return Err(Fault::new(Code::Failed, "not confirmed; nothing was decided"));
+    }
+    send(on, &step, &gate, &letter).await
+}
+
+/// Shows what is decided on: whole where somebody reads, else what it is.
+async fn read(on: &Connection, step: &StepRun, subject: &Subject, reading: Reading) -> Result<(), Fault> {
+    match reading {
+        Reading::ToDo => {
+            let before = match &subject.document {
+                Some(now) => subject::before(on, step, now).await,
+                None => None,
+            };
+            let look = Look { window: reader(), colours: colours() };
+            pager::page(&step_page::under_review(step, subject, before.as_ref(), look))
+        }
+        Reading::Done if on.output.is_text() => {
+            let gate = gate_of(step);
+            let (round, digest) = (gate.map_or(1, |g| g.round), gate.map_or("", |g| &g.output_digest));
+            let (run, step) = (inline(&step.spec.workflow.name, 253), inline(&label(step), 1024));
+            put(&format!("{run}/{step}, round {round}, {}\n", inline(digest, 80)))
+        }
+        Reading::Done => Ok(()),
+    }
+}
+
+fn question(verdict: &Verdict<'_>, name: &str, gate: &GateStatus, by: Option<&str>) -> String {
+    let word = if verdict.accepted { "Accept" } else { "Reject" };
+    let by = by.map_or_else(String::new, |by| format!(" as {}", inline(by, 256)));
+    let digest = short_digest(&inline(&gate.output_digest, 80));
+    format!("{word} {}, round {}, {digest}{by}?", inline(name, 1024), gate.round)
+}
+
+/// For the gate exactly as it was shown.
+async fn send(on: &Connection, step: &StepRun, gate: &GateStatus, letter: &Letter) -> Result<Code, Fault> {
+    let refusals = Refusals::before(on, step, DECISION, "DecisionRefused").await;
+    mailbox::post(on, step, letter, |now| unchanged(now, gate)).await?;
     let by = letter.by.as_deref();
     let before = gate.decisions.len();
-    let now = mailbox::latched(on, &step, &refusals, |now| {
+    let now = mailbox::latched(on, step, &refusals, |now| {
         gate_of(now).is_none_or(|g| g.state != GateState::Waiting || mine(g, by, before).is_some())
     })
     .await?;
@@ -66,6 +159,21 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
         print::object(on.output, "StepRun", &now)?;
     }
     outcome(on, &now, by, before)
+}
+
+/// Why a gate that changed since it was shown is not the one that was shown.
+fn unchanged(now: &StepRun, shown: &GateStatus) -> Result<(), String> {
+    let gate = gate_of(now).filter(|_| waits_at_gate(now)).ok_or("its gate is not open any more")?;
+    if gate.output_digest != shown.output_digest || gate.round != shown.round {
+        return Err(format!(
+            "its gate is now about another output, {}, than the one that you were shown",
+            inline(&gate.output_digest, 80)
+        ));
+    }
+    match mailbox::taken(now, DECISION) {
+        Some(other) => Err(format!("a decision by {other} was faster")),
+        None => Ok(()),
+    }
 }
 
 fn gate_of(step: &StepRun) -> Option<&GateStatus> {
@@ -84,11 +192,11 @@ fn open_gate(step: &StepRun) -> Result<GateStatus, Fault> {
         None if step.spec.gate.is_none() => closed(format!("{name} has no gate; nothing is to be decided")),
         None => closed(format!(
             "the gate of {name} is not open yet, its output is not there; see kubectl lockstep watch {}",
-            step.spec.workflow.name
+            quote(&step.spec.workflow.name)
         )),
         Some(gate) if waits_at_gate(step) => Ok(gate.clone()),
         Some(gate) => {
-            let by = gate.decisions.last().map_or_else(String::new, |d| format!(" by {}", inline(&d.decided_by, 256)));
+            let by = gate::decided_by(gate).map_or_else(String::new, |by| format!(" by {}", inline(&by, 1024)));
             let state = match gate.state {
                 GateState::Accepted => format!("was accepted{by}"),
                 GateState::Rejected => format!("was rejected{by}"),
@@ -113,24 +221,6 @@ fn reviewed(given: Option<&str>, now: &str) -> Result<(), Fault> {
         Code::Failed,
         format!("stale review: the output is now {now}; look again with kubectl lockstep show, nothing was decided"),
     ))
-}
-
-async fn preview(on: &Connection, step: &StepRun, gate: &GateStatus) -> Result<String, Fault> {
-    let content = step_page::produced(on, step).await?;
-    let mut text =
-        format!("{}/{}, round {}, {}\n", step.spec.workflow.name, label(step), gate.round, gate.output_digest);
-    let lines: Vec<&str> = content.lines().collect();
-    text.push_str(&indent(&lines[..lines.len().min(10)].join("\n"), "  | "));
-    if lines.len() > 10 {
-        writeln!(
-            text,
-            "  … {} more lines: {}",
-            lines.len() - 10,
-            on.hint("show", &format!("{}/{}", step.spec.workflow.name, label(step)))
-        )
-        .ok();
-    }
-    Ok(text)
 }
 
 fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> Result<Code, Fault> {
@@ -158,6 +248,7 @@ fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_review_is_of_what_is_there_now() {
@@ -173,6 +264,58 @@ mod tests {
         ];
         for (given, fits) in table {
             assert_eq!(reviewed(given, now).is_ok(), fits, "{given:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_decided_that_was_neither_read_nor_named() {
+        let review = || Some("01234567".to_owned());
+        for (review, yes, named, reader, expected) in [
+            (None, false, Named::Step, Reader::AtTerminal, Some(Reading::ToDo)),
+            (None, false, Named::Led, Reader::AtTerminal, Some(Reading::ToDo)),
+            (None, false, Named::Step, Reader::Nobody, None),
+            (None, false, Named::Led, Reader::Nobody, None),
+            (None, true, Named::Step, Reader::AtTerminal, Some(Reading::Done)),
+            (None, true, Named::Step, Reader::Nobody, Some(Reading::Done)),
+            (None, true, Named::Led, Reader::AtTerminal, None),
+            (None, true, Named::Led, Reader::Nobody, None),
+            (review(), false, Named::Step, Reader::Nobody, Some(Reading::Done)),
+            (review(), false, Named::Led, Reader::Nobody, Some(Reading::Done)),
+            (review(), true, Named::Led, Reader::AtTerminal, Some(Reading::Done)),
+        ] {
+            let consent = Consent { review, yes };
+            let found = consent.reading(named, reader, "kubectl lockstep show shop/a");
+            assert_eq!(found.as_ref().ok().copied(), expected, "{consent:?} {named:?} {reader:?}");
+            assert!(found.err().is_none_or(|f| f.code == Code::Usage && f.text.contains("show shop/a")));
+        }
+    }
+
+    #[test]
+    fn a_gate_that_is_not_the_one_that_was_shown_gets_no_decision() {
+        let at = "2026-01-01T00:00:00Z";
+        let step = |state: &str, round: i32, digest: &str, notes: serde_json::Value| -> StepRun {
+            let spec = json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+                "path": "a", "parameters": "{}", "inputDigest": "d", "gate": {"name": "a"}});
+            let gate = json!({"state": state, "round": round, "outputDigest": digest, "openedAt": at, "policy": "p"});
+            serde_json::from_value(json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+                "metadata": {"name": "s", "annotations": notes}, "spec": spec,
+                "status": {"phase": "WaitingForAcceptance", "gate": gate}}))
+            .expect("a step")
+        };
+        let shown = open_gate(&step("Waiting", 1, "sha256:a", json!({}))).expect("it is open");
+        let taken = json!({"lockstep.dev/decision": "rejected", "lockstep.dev/decided-by": "bob"});
+        for (now, why) in [
+            (step("Waiting", 1, "sha256:a", json!({"other": "x"})), None),
+            (step("Waiting", 1, "sha256:b", json!({})), Some("another output, sha256:b")),
+            (step("Waiting", 2, "sha256:a", json!({})), Some("another output")),
+            (step("Closed", 1, "sha256:a", json!({})), Some("not open any more")),
+            (step("Waiting", 1, "sha256:a", taken), Some("by bob was faster")),
+        ] {
+            match (unchanged(&now, &shown), why) {
+                (Ok(()), None) => {}
+                (Err(found), Some(why)) => assert!(found.contains(why), "{found}"),
+                (found, why) => panic!("{found:?}, not {why:?}"),
+            }
         }
     }
 }

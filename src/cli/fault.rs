@@ -14,6 +14,8 @@ pub enum Code {
     Waiting = 3,
     NotFound = 4,
     Api = 5,
+    /// What is there is not what was reported.
+    Exchanged = 6,
     /// Ctrl-C.
     Interrupted = 130,
 }

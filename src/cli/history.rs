@@ -8,8 +8,8 @@ use super::connect::Connection;
 use super::control;
 use super::fault::{Code, Fault};
 use super::print::{self, Format};
-use super::text::{clock, cut, inline, put, short_digest, table};
-use crate::decide::history::{self, Entry, Place, Said, Tried};
+use super::text::{clock, cut, hanging, inline, put, reader, short_digest, table};
+use crate::decide::history::{self, Acted, Entry, Guided, Place, Said, Tried};
 
 /// Show every step of a run with its input and output, or all decisions
 #[derive(clap::Args, Debug)]
@@ -37,7 +37,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     if args.decisions {
         let said = history::said(&places);
         if text {
-            put(&decisions(&said))?;
+            put(&hanging(&decisions(&said), reader()))?;
         } else {
             print::plain(on.output, &value(&said)?)?;
         }
@@ -136,9 +136,23 @@ fn decisions(said: &Said) -> String {
         row[4] = clock(a.at.0);
         rows.push((Some(a.at.clone()), row));
     }
+    for a in &said.actions {
+        let one = &a.action;
+        let mut row = other(&a.step_id, one.action.past(), &one.by, one.comment.as_deref().unwrap_or_default());
+        row[4] = clock(one.at.0);
+        rows.push((Some(one.at.clone()), row));
+    }
     rows.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let guided =
-        said.guidance.iter().map(|g| other(&g.step_id, &format!("said after attempt {}", g.attempt), &g.by, &g.text));
+    // What was said along with an order stands in its row.
+    let is_told = |g: &&Guided| {
+        let told = |a: &Acted| (&a.step_id, a.action.attempt, &a.action.by) == (&g.step_id, g.attempt, &g.by);
+        !said.actions.iter().any(|a| told(a) && a.action.comment.as_ref() == Some(&g.text))
+    };
+    let guided = said
+        .guidance
+        .iter()
+        .filter(is_told)
+        .map(|g| other(&g.step_id, &format!("said after attempt {}", g.attempt), &g.by, &g.text));
     let taken = said.taken_over.iter().map(|t| other(&t.step_id, "taken over", &t.decided_by.join(", "), &t.step_run));
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, row)| row).chain(guided).chain(taken).collect();
     if rows.is_empty() {
@@ -174,6 +188,19 @@ mod tests {
         assert!(wide.contains("  attempt 1, round 1"), "{wide}");
         let said = decisions(&history::said(&places));
         assert!(said.contains("accepted   alice"), "{said}");
+        let action = serde_json::json!({"action": "skip", "wait": "RetriesSpent", "attempt": 1, "by": "eve",
+            "at": "2026-11-21T10:05:00Z", "comment": "not needed"});
+        let guidance = serde_json::json!({"attempt": 1, "by": "eve", "text": "not needed"});
+        for status in steps.iter_mut().filter_map(|s| s.status.as_mut()).filter(|s| s.error.is_some()) {
+            status.actions.extend(serde_json::from_value(action.clone()));
+            status.guidance.extend(serde_json::from_value(guidance.clone()));
+        }
+        let told = decisions(&history::said(&history::places(&run, &steps)));
+        let rows: Vec<&str> = told.lines().filter(|l| l.contains("not needed")).collect();
+        assert!(
+            matches!(rows[..], [row] if row.contains("skipped") && row.contains("eve") && row.contains("2026-11-21T10:05:00Z")),
+            "{told}"
+        );
         assert!(!said.contains('\u{1b}'));
     }
 }

@@ -61,6 +61,11 @@ impl Line {
         self.pieces.iter().map(|(piece, _)| text::width(piece)).sum()
     }
 
+    /// Whether it must be wrapped to be read whole.
+    pub fn is_wider(&self, window: usize) -> bool {
+        !self.whole && self.width() > window
+    }
+
     /// Rows of the window that it takes.
     pub fn rows(&self, view: View) -> usize {
         let width = self.width();

@@ -43,7 +43,7 @@ impl Letter {
 }
 
 /// The user name; none where the cluster does not tell.
-async fn whoami(on: &Connection) -> Result<Option<String>, Fault> {
+pub async fn whoami(on: &Connection) -> Result<Option<String>, Fault> {
     let api: Api<SelfSubjectReview> = Api::all(on.client.clone());
     let ask = SelfSubjectReview::default();
     let told = on.within("ask who you are", api.create(&PostParams::default(), &ask)).await?;
@@ -54,13 +54,13 @@ async fn whoami(on: &Connection) -> Result<Option<String>, Fault> {
     }
 }
 
-/// Puts the letter in, for the step exactly as it was read. `still` tells whether a step that changed in between (its
-/// progress, say) is still the one that was meant.
+/// Puts the letter in, for the step exactly as it was read. `still` tells why a step that changed in between is not the
+/// one that was meant any more; its progress, say, may have changed.
 pub async fn post(
     on: &Connection,
     step: &StepRun,
     letter: &Letter,
-    still: impl Fn(&StepRun) -> bool,
+    still: impl Fn(&StepRun) -> Result<(), String>,
 ) -> Result<StepRun, Fault> {
     let api = on.api::<StepRun>();
     let name = step.name_any();
@@ -77,15 +77,11 @@ pub async fn post(
             Ok(written) => return Ok(written),
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 known = on.call("read the step again", api.get(&name)).await?;
-                if !still(&known) {
-                    return Err(Fault::new(
-                        Code::Failed,
-                        format!(
-                            "{} changed in between, nothing was decided; look again: {}",
-                            label(&known),
-                            on.hint("show", &format!("{}/{}", known.spec.workflow.name, label(&known)))
-                        ),
-                    ));
+                if let Err(why) = still(&known) {
+                    let name = format!("{}/{}", known.spec.workflow.name, label(&known));
+                    let again = on.hint("show", &name);
+                    let text = format!("{name} changed in between: {why}; nothing was sent; look again: {again}");
+                    return Err(Fault::new(Code::Failed, text));
                 }
             }
             Err(wrong) => return Err(Fault::call("write the decision", &wrong)),

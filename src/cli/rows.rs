@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use super::target::{keys, label};
 use super::text::inline;
 use crate::api::condition;
-use crate::api::step_run::GateState;
+use crate::api::step_run::{Act, GateState};
 use crate::api::workflow::{Counts, Phase, StepStatus};
 use crate::api::{StepRun, StepRunStatus, Workflow};
+use crate::decide::gate;
 use crate::decide::history::{Place, places};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,15 +119,20 @@ fn detail(step: &StepRun) -> String {
     if status.attempt > 1 {
         parts.push(format!("attempt {}", status.attempt));
     }
+    // A failure names whoever ordered it.
+    if let Some(last) = status.actions.last().filter(|last| last.action != Act::Fail) {
+        let comment = last.comment.as_deref().map_or_else(String::new, |c| format!(": {c}"));
+        parts.push(inline(&format!("{} by {}{comment}", last.action.past(), last.by), 200));
+    }
     if let Some(gate) = &status.gate {
-        let last = gate.decisions.last();
+        let last = gate.decisions.last().filter(|d| d.round == gate.round);
         match gate.state {
             GateState::Waiting if !phase.is_terminal() => parts.push(gate_waits(step)),
             GateState::NotRequired => parts.push("no decision needed".to_owned()),
             GateState::Waiting | GateState::Closed => {}
             GateState::Accepted | GateState::Rejected => {
                 let word = if gate.state == GateState::Accepted { "accepted" } else { "rejected" };
-                let by = last.map_or("nobody", |d| d.decided_by.as_str());
+                let by = gate::decided_by(gate).unwrap_or_else(|| "nobody".to_owned());
                 let comment = last
                     .and_then(|d| d.comment.as_deref())
                     .filter(|c| !c.trim().is_empty())
@@ -237,12 +243,29 @@ mod tests {
         let question = json!({"phase": "WaitingForInput", "waitingFor": {"id": "1", "kind": "Question",
             "question": "How many?", "options": [], "since": AT}});
         let reuse = json!({"stepRun": "old-a", "uid": "u", "digest": "d"});
-        for (step, expected) in [
+        let action = |word: &str| json!({"action": word, "wait": "RetriesSpent", "attempt": 3, "by": "ann", "at": AT, "comment": "enough"});
+        let accepted = json!({"phase": "Completed", "gate": {"state": "Accepted", "round": 2, "outputDigest": "d",
+            "openedAt": AT, "policy": "p", "decisions": [decision("eve", 1), decision("ann", 2), decision("bob", 2)]}});
+        for (step, expected) in vec![
             (step(std::slice::from_ref(&gate), open(1, one.clone())), "gate a, round 1, 1 of 2 accepted"),
             (step(std::slice::from_ref(&gate), open(2, one)), "gate a, round 2, 0 of 2 accepted"),
             (step(&[], held), "attempt 2; NoSlot: Agent a runs 2 of 2"),
             (step(&[("ask", json!({"name": "a", "question": "How many?"}))], question), "Question: How many?"),
             (step(&[("reuse", reuse)], json!({"phase": "Completed"})), "taken over from old-a"),
+            (step(&[], json!({"phase": "Completed", "actions": [action("skip")]})), "skipped by ann: enough"),
+            (
+                step(&[], json!({"phase": "Running", "attempt": 4, "actions": [action("retry")]})),
+                "attempt 4; retried by ann: enough",
+            ),
+            (
+                step(
+                    &[],
+                    json!({"phase": "Failed", "actions": [action("fail")], "error": {"class": "Retryable",
+                "message": "ann answered that the step fails", "attempt": 3}}),
+                ),
+                "Retryable: ann answered that the step fails",
+            ),
+            (step(std::slice::from_ref(&gate), accepted), "accepted by ann, bob in round 2"),
         ] {
             assert_eq!(detail(&step), expected);
         }

@@ -9,14 +9,16 @@ use super::fault::{Code, Fault};
 use super::line::View;
 use super::rows::{waits_at_gate, waits_for_answer};
 use super::target::{self, Target};
-use super::text::{colours, inline, put, table};
+use super::text::{colours, hanging, inline, put, reader, table};
 use super::{print, step_page, tree};
 use crate::api::{StepRun, Workflow};
 
 /// Show a run, or one step of it with its output and what it waits for
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Text that agents wrote is shown with control characters replaced.
+Text of others is shown as it is, except that what a terminal would obey or hide is written out, as \\u{202e}.
+Output and document are held against what the step reported: if they were exchanged they are not shown, and the exit code
+is 6; so it is where the document that is to be decided on is gone.
 
 Examples:
   kubectl lockstep show shop
@@ -52,9 +54,9 @@ async fn page(on: &Connection, run: &Workflow) -> Result<Code, Fault> {
         print::object(on.output, "Workflow", run)?;
         return Ok(Code::Done);
     }
-    let view = View { colours: colours(), ..View::default() };
+    let view = View { colours: colours(), width: reader(), ..View::default() };
     let drawn = tree::draw(run, &steps, Timestamp::now(), view);
-    put(&format!("{}\n{}", drawn.lines.join("\n"), facts(run)))?;
+    put(&format!("{}\n{}", drawn.lines.join("\n"), hanging(&facts(run), reader())))?;
     Ok(Code::Done)
 }
 

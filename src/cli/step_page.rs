@@ -1,107 +1,225 @@
 //! The page of one step.
 
 use kube::ResourceExt;
-use serde_json::Value;
 use std::fmt::Write as _;
 
 use super::connect::Connection;
+use super::difference::{self, Look};
 use super::fault::{Code, Fault};
-use super::line::View;
+use super::line::{Line, View};
 use super::print;
 use super::rows::{so_far, waits_at_gate, waits_for_answer};
+use super::subject::{self, Subject, Trouble};
 use super::target::label;
-use super::text::{age, block, clock, colours, elapsed, indent, inline, put, seconds_between, short_digest, table};
+use super::text::{
+    age, block, clock, colours, elapsed, framed, hanging, indent, inline, put, reader, seconds_between, short_digest,
+    table,
+};
 use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
-use crate::api::step_run::{Attempt, Decision, Report};
+use crate::api::step_run::{Action, Attempt, Decision, GateState, GateStatus};
 use crate::api::{Document, StepRun, StepRunStatus};
+use crate::decide::gate;
 
 pub async fn show(on: &Connection, step: &StepRun) -> Result<Code, Fault> {
     if !on.output.is_text() {
         print::object(on.output, "StepRun", step)?;
         return Ok(Code::Done);
     }
-    let document = document(on, step).await?;
-    put(&page(step, document.as_ref().map(|d| d.as_ref())))?;
-    Ok(Code::Done)
-}
-
-/// The report that the operator took as the result; none while there is no verdict.
-fn result(step: &StepRun) -> Option<&Report> {
-    let status = step.status.as_ref()?;
-    let report = status.agent.as_ref()?.report.as_ref()?;
-    let verdict = status.result.as_ref()?;
-    (verdict.attempt == report.attempt && verdict.digest == report.digest).then_some(report)
-}
-
-/// The document that the step made; why not, where it should be there.
-async fn document(on: &Connection, step: &StepRun) -> Result<Option<Result<Document, String>>, Fault> {
-    let Some(name) = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(|r| r.document_name.clone()) else {
-        return Ok(None);
-    };
-    let read = on.within("read the document", on.api::<Document>().get_opt(&name)).await?;
-    Ok(Some(match read {
-        Ok(Some(document)) => Ok(document),
-        Ok(None) => Err(format!("the document {name} is gone")),
-        Err(wrong) => Err(Fault::call("read the document", &wrong).text),
-    }))
-}
-
-/// What a reviewer decides on: the document, else the output; harmless text.
-pub async fn produced(on: &Connection, step: &StepRun) -> Result<String, Fault> {
-    match document(on, step).await? {
-        Some(Ok(document)) => Ok(block(&document.spec.content, DOCUMENT_BYTES)),
-        Some(Err(why)) => Ok(format!("({why})")),
-        // An approval alone is about what it was given.
-        None if step.spec.agent_id.is_empty() => Ok(pretty(&step.spec.parameters)),
-        None => Ok(result(step).and_then(|r| r.output.as_deref()).map_or_else(|| "(no output)".to_owned(), pretty)),
+    let subject = subject::load(on, step).await?;
+    put(&page(step, &subject, Look { window: reader(), colours: colours() }))?;
+    match &subject.trouble {
+        Some(trouble @ Trouble::Exchanged(_)) => Err(Fault::new(Code::Exchanged, trouble.text())),
+        Some(trouble @ Trouble::Gone(_)) if waits_at_gate(step) => Err(Fault::new(Code::Exchanged, trouble.text())),
+        _ => Ok(Code::Done),
     }
 }
 
-/// JSON text, indented; as it is where it is none.
-fn pretty(text: &str) -> String {
-    let value: Option<Value> = serde_json::from_str(text).ok();
-    let text = value.and_then(|value| serde_json::to_string_pretty(&value).ok()).unwrap_or_else(|| text.to_owned());
-    block(&text, DOCUMENT_BYTES)
+/// What a reviewer decides on, whole: output and document, and what changed since the round before.
+pub fn under_review(step: &StepRun, subject: &Subject, before: Option<&Document>, look: Look) -> String {
+    let gate = step.spec.gate.as_ref().map_or("", |g| g.name.as_str());
+    let status = step.status.clone().unwrap_or_default();
+    let open = status.gate.as_ref();
+    let mut text = format!(
+        "{}/{}  gate {}, round {}\nreview {}\n",
+        inline(&step.spec.workflow.name, 253),
+        inline(&label(step), 1024),
+        inline(gate, 63),
+        open.map_or(1, |g| g.round),
+        inline(open.map_or("", |g| &g.output_digest), 80),
+    );
+    let message = step.spec.gate.as_ref().and_then(|g| g.message.as_deref());
+    section(&mut text, "ASKED", &framed(&block(message.unwrap_or_default(), 4096), "  ", look.window));
+    section(
+        &mut text,
+        "TAKEN OVER",
+        &taken_over(step).map_or_else(String::new, |taken| framed(&taken, "  ", look.window)),
+    );
+    let alone = step.spec.agent_id.is_empty() && step.spec.ask.is_none() && step.spec.reuse.is_none();
+    let title = if alone { "PARAMETERS" } else { "OUTPUT" };
+    let output = subject.output.as_deref().map(pretty);
+    section(&mut text, title, &framed(&output.unwrap_or_default(), "  ", look.window));
+    text.push_str(&produced(subject, look));
+    let mut text = hanging(&text, look.window);
+    if let (Some(before), Some(now)) = (before, &subject.document) {
+        let title = format!(
+            "CHANGED SINCE ROUND {} (from {})",
+            open.map_or(1, |g| g.round) - 1,
+            inline(&before.name_any(), 253)
+        );
+        let changed = difference::lines(&before.spec.content, &now.spec.content, look);
+        section(&mut text, &title, &changed.unwrap_or_else(|| "  nothing\n".to_owned()));
+    }
+    let decided: String = open.map_or_else(String::new, |g| g.decisions.iter().map(decision).collect());
+    section(&mut text, "DECIDED SO FAR", &hanging(&decided, look.window));
+    text
 }
 
-fn page(step: &StepRun, document: Option<Result<&Document, &String>>) -> String {
+/// JSON text, a member a line, as it is where it is none. Nothing of it is read and written anew: a name that stands
+/// twice is shown twice.
+fn pretty(text: &str) -> String {
+    let lines = serde_json::from_str::<serde::de::IgnoredAny>(text).ok().and_then(|_| spread(text));
+    block(lines.as_deref().unwrap_or(text), usize::MAX)
+}
+
+/// Valid JSON with its line ends; none where indenting would make it far too long.
+fn spread(text: &str) -> Option<String> {
+    let mut out = String::with_capacity(text.len() * 2);
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    let mut chars = text.chars().peekable();
+    let line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("  ", depth));
+    };
+    while let Some(c) = chars.next() {
+        if out.len() > 4 * DOCUMENT_BYTES {
+            return None;
+        }
+        if quoted {
+            out.push(c);
+            quoted = escaped || c != '"';
+            escaped = c == '\\' && !escaped;
+            continue;
+        }
+        match c {
+            ' ' | '\n' | '\r' | '\t' => {}
+            '"' => {
+                quoted = true;
+                out.push(c);
+            }
+            '{' | '[' => {
+                out.push(c);
+                while chars.next_if(char::is_ascii_whitespace).is_some() {}
+                if let Some(end) = chars.next_if(|c| matches!(c, '}' | ']')) {
+                    out.push(end);
+                } else {
+                    depth += 1;
+                    line(&mut out, depth);
+                }
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                line(&mut out, depth);
+                out.push(c);
+            }
+            ',' => {
+                out.push(c);
+                line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            c => out.push(c),
+        }
+    }
+    Some(out)
+}
+
+fn page(step: &StepRun, subject: &Subject, look: Look) -> String {
     let status = step.status.clone().unwrap_or_default();
+    let framed = |text: String| framed(&text, "  ", look.window);
     let mut text = head(step, &status);
     let question = step.spec.ask.as_ref().map(|ask| block(&ask.question, 4096));
-    section(&mut text, "QUESTION", &indent(&question.unwrap_or_default(), "  "));
+    section(&mut text, "QUESTION", &framed(question.unwrap_or_default()));
     let answer =
         status.answer.as_ref().map(|a| format!("{}\nby {} at {}", pretty(&a.value), inline(&a.by, 256), clock(a.at.0)));
-    section(&mut text, "ANSWER", &indent(&answer.unwrap_or_default(), "  "));
-    section(&mut text, "PARAMETERS", &parameters(step));
+    section(&mut text, "ANSWER", &framed(answer.unwrap_or_default()));
+    section(&mut text, "PARAMETERS", &framed(parameters(step)));
     section(&mut text, "DOCUMENTS READ", &documents(step));
     section(&mut text, "ATTEMPTS", &attempts(&status.attempts));
-    if let Some(output) = result(step).and_then(|r| r.output.as_deref()) {
-        section(&mut text, "OUTPUT", &indent(&pretty(output), "  "));
+    section(&mut text, "ORDERED", &status.actions.iter().map(action).collect::<String>());
+    let exchanged = matches!(subject.trouble, Some(Trouble::Exchanged(_)));
+    let given = subject::result(step).is_some() || step.spec.reuse.is_some();
+    if let Some(output) = subject.output.as_deref().filter(|_| given && !exchanged) {
+        section(&mut text, "OUTPUT", &framed(pretty(output)));
     }
-    match document {
-        Some(Ok(document)) => {
+    text.push_str(&produced(subject, look));
+    section(&mut text, "GATE", &gate_facts(step, &status));
+    section(&mut text, "ERROR", &error(&status, look));
+    let mut text = hanging(&text, look.window);
+    if waits_at_gate(step) || waits_for_answer(step) {
+        let unattended = wait::unattended(step).map_or_else(String::new, |line| format!("    {line}\n"));
+        section(&mut text, "WAITS FOR YOU", &format!("{}{unattended}", waits(step, look)));
+    }
+    text
+}
+
+/// What it waits for; commands stay whole, to be copied.
+fn waits(step: &StepRun, look: Look) -> String {
+    let view = View { colours: look.colours, ..View::default() };
+    let row = |line: &Line| {
+        if look.window.is_none_or(|window| !line.is_wider(window)) {
+            return line.text(view) + "\n";
+        }
+        let text = line.text(View::default());
+        match text.strip_prefix(wait::MARGIN) {
+            Some(words) => framed(words, wait::MARGIN, look.window),
+            None => hanging(&text, look.window),
+        }
+    };
+    wait::lines(step).iter().map(row).collect()
+}
+
+/// The document, or why there is none to be shown.
+fn produced(subject: &Subject, look: Look) -> String {
+    let mut text = String::new();
+    match (&subject.trouble, &subject.document) {
+        (Some(trouble), _) => section(&mut text, "DOCUMENT", &format!("  {}\n", inline(trouble.text(), 600))),
+        (None, Some(document)) => {
             let digest = document.status.as_ref().and_then(|s| s.digest.as_deref());
             let title = format!(
                 "DOCUMENT {} ({}, {}{})",
                 inline(&document.spec.document_type, 63),
                 document.name_any(),
                 document.status.as_ref().and_then(|s| s.phase).map_or_else(|| "new".to_owned(), |p| format!("{p:?}")),
-                digest.map_or_else(String::new, |d| format!(", {}", short_digest(d)))
+                digest.map_or_else(String::new, |d| format!(", {}", short_digest(&inline(d, 80))))
             );
-            let content = block(&document.spec.content, DOCUMENT_BYTES);
-            section(&mut text, &title, &indent(&content, "  | "));
+            let content = block(&document.spec.content, usize::MAX);
+            section(&mut text, &title, &framed(&content, "  | ", look.window));
         }
-        Some(Err(why)) => section(&mut text, "DOCUMENT", &format!("  {}\n", inline(why, 400))),
-        None => {}
-    }
-    section(&mut text, "GATE", &gate(step, &status));
-    section(&mut text, "ERROR", &error(&status));
-    if waits_at_gate(step) || waits_for_answer(step) {
-        let view = View { colours: colours(), ..View::default() };
-        section(&mut text, "WAITS FOR YOU", &wait::text(step, view));
+        (None, None) => {}
     }
     text
+}
+
+/// Whose work it was, and who accepted it there.
+fn taken_over(step: &StepRun) -> Option<String> {
+    let reuse = step.spec.reuse.as_ref()?;
+    let by = match reuse.decided_by.as_slice() {
+        [] => "nobody decided on it there".to_owned(),
+        names => format!("accepted there by {}", inline(&names.join(", "), 1024)),
+    };
+    Some(format!("from StepRun {} ({}), {by}", inline(&reuse.step_run, 253), inline(&reuse.uid, 64)))
+}
+
+fn action(one: &Action) -> String {
+    let comment = one.comment.as_deref().map_or_else(String::new, |c| format!(": {}", inline(c, 4096)));
+    format!(
+        "  {} by {} at {}, after attempt {} ({:?}){comment}\n",
+        one.action.past(),
+        inline(&one.by, 256),
+        clock(one.at.0),
+        one.attempt,
+        one.wait
+    )
 }
 
 fn section(text: &mut String, title: &str, body: &str) {
@@ -118,7 +236,7 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
     };
     let mut text = format!(
         "{}/{}  {}{took}\n\n",
-        step.spec.workflow.name,
+        inline(&step.spec.workflow.name, 253),
         inline(&label(step), 1024),
         status.phase.unwrap_or_default()
     );
@@ -131,7 +249,7 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
     let people = if step.spec.ask.is_some() { "nobody but who answers" } else { "nobody but who accepts" };
     let runs = !step.spec.agent_id.is_empty();
     fact("Agent", Some(if runs { step.spec.agent_id.clone() } else { people.to_owned() }));
-    fact("Taken over", step.spec.reuse.as_ref().map(|r| r.step_run.clone()));
+    fact("Taken over", taken_over(step));
     fact("Attempt", Some(status.attempt.to_string()).filter(|_| runs));
     fact("Round", Some(status.round.to_string()).filter(|_| status.round > 1));
     let agent = status.agent.clone().unwrap_or_default();
@@ -145,7 +263,7 @@ fn head(step: &StepRun, status: &StepRunStatus) -> String {
 fn parameters(step: &StepRun) -> String {
     match step.spec.parameters.trim() {
         "" | "{}" | "null" => String::new(),
-        text => indent(&pretty(text), "  "),
+        text => pretty(text),
     }
 }
 
@@ -195,7 +313,7 @@ fn attempts(all: &[Attempt]) -> String {
     indent(&table(&heads, &rows), "  ")
 }
 
-fn gate(step: &StepRun, status: &StepRunStatus) -> String {
+fn gate_facts(step: &StepRun, status: &StepRunStatus) -> String {
     let Some(spec) = &step.spec.gate else {
         return String::new();
     };
@@ -211,8 +329,20 @@ fn gate(step: &StepRun, status: &StepRunStatus) -> String {
         clock(gate.opened_at.0),
         inline(&gate.output_digest, 80)
     );
+    text.extend(settled(gate));
     text.extend(gate.decisions.iter().map(decision));
     text
+}
+
+/// All who made the gate what it is, in one line.
+fn settled(open: &GateStatus) -> Option<String> {
+    let word = match open.state {
+        GateState::Accepted => "accepted",
+        GateState::Rejected => "rejected",
+        GateState::Waiting | GateState::Closed | GateState::NotRequired => return None,
+    };
+    let by = gate::decided_by(open).unwrap_or_else(|| "nobody: its time ran out".to_owned());
+    Some(format!("  {word} by {}\n", inline(&by, 1024)))
 }
 
 fn decision(one: &Decision) -> String {
@@ -230,14 +360,116 @@ fn decision(one: &Decision) -> String {
     )
 }
 
-fn error(status: &StepRunStatus) -> String {
+fn error(status: &StepRunStatus, look: Look) -> String {
     let Some(error) = &status.error else {
         return String::new();
     };
     let code = error.exit_code.map_or_else(String::new, |c| format!(", exit {c}"));
     let mut text = format!("  {} in attempt {}{code}: {}\n", error.class, error.attempt, inline(&error.message, 1024));
     if let Some(tail) = &error.log_tail {
-        text.push_str(&indent(&block(tail, 8192), "  | "));
+        text.push_str(&framed(&block(tail, 8192), "  | ", look.window));
     }
     text
+}
+
+#[cfg(test)]
+#[expect(clippy::needless_pass_by_value, reason = "objects are built in place")]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn step(more: Value, status: Value) -> StepRun {
+        let mut spec = json!({"workflow": {"name": "shop", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+            "path": "plan", "agentId": "planner", "parameters": "{}", "inputDigest": "d"});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        serde_json::from_value(json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+            "metadata": {"name": "shop-plan-1", "namespace": "n", "uid": "s"}, "spec": spec, "status": status}))
+        .expect("a step")
+    }
+
+    fn document(content: &str) -> Document {
+        let spec = json!({"type": "plan", "scope": "Workflow", "content": content});
+        serde_json::from_value(json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Document",
+            "metadata": {"name": "doc"}, "spec": spec}))
+        .expect("a document")
+    }
+
+    const AT: &str = "2026-11-21T10:00:00Z";
+
+    #[test]
+    fn json_is_spread_and_nothing_of_it_lost() {
+        for (text, expected) in [
+            (r#"{"a":1,"a":[2,{}],"b":[ ]}"#, "{\n  \"a\": 1,\n  \"a\": [\n    2,\n    {}\n  ],\n  \"b\": []\n}"),
+            (
+                r#"{"a, {b":"\",[","n":12345678901234567890123}"#,
+                "{\n  \"a, {b\": \"\\\",[\",\n  \"n\": 12345678901234567890123\n}",
+            ),
+            ("not JSON, {", "not JSON, {"),
+            ("\"\u{202e}x\"", "\"\\u{202e}x\""),
+            ("7", "7"),
+        ] {
+            assert_eq!(pretty(text), expected);
+        }
+        let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+        assert!(pretty(&deep).lines().count() > 100);
+        let wide = format!("{}{}{}", "[".repeat(100), vec!["1"; 200_000].join(","), "]".repeat(100));
+        assert_eq!(pretty(&wide), wide, "indented it would be a hundred times as long");
+    }
+
+    #[test]
+    fn the_page_says_who_did_what() {
+        let decision = |by: &str| {
+            json!({"documentType": "plan", "scopeID": "u", "accepted": true, "decidedBy": by,
+            "decidedAt": AT, "digest": "sha256:r", "round": 1})
+        };
+        let status = json!({"phase": "Completed",
+            "gate": {"state": "Accepted", "round": 1, "outputDigest": "sha256:review", "openedAt": AT, "policy": "p",
+                "decisions": [decision("ann"), decision("bob")]},
+            "actions": [{"action": "retry", "wait": "RetriesSpent", "attempt": 3, "by": "eve", "at": AT, "comment": "try \u{202e}v2"}]});
+        let spec = json!({"gate": {"name": "plan", "approvals": 2},
+            "reuse": {"stepRun": "old-plan-1", "uid": "o", "digest": "d", "decidedBy": ["carl", "dora"]}});
+        let page = page(&step(spec, status), &Subject::default(), Look::default());
+        for line in [
+            "Taken over  from StepRun old-plan-1 (o), accepted there by carl, dora",
+            "  retried by eve at 2026-11-21T10:00:00Z, after attempt 3 (RetriesSpent): try \\u{202e}v2",
+            "  review sha256:review",
+            "  accepted by ann, bob",
+        ] {
+            assert!(page.lines().any(|l| l == line), "{line}\n{page}");
+        }
+    }
+
+    #[test]
+    fn what_is_under_review_is_shown_whole_and_what_was_exchanged_is_not() {
+        let gate =
+            json!({"state": "Waiting", "round": 2, "outputDigest": "sha256:review", "openedAt": AT, "policy": "p"});
+        let step = step(
+            json!({"gate": {"name": "plan", "message": "Is it right?"}}),
+            json!({"phase": "WaitingForAcceptance", "gate": gate}),
+        );
+        let long = (0..2000).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n") + "\n";
+        let mut subject =
+            Subject { output: Some("{\"a\":1}".to_owned()), document: Some(document(&long)), trouble: None };
+        let before = document(&long.replace("line 7\n", "line seven\n"));
+        let text = under_review(&step, &subject, Some(&before), Look { window: Some(40), colours: false });
+        for line in [
+            "shop/plan  gate plan, round 2",
+            "review sha256:review",
+            "  Is it right?",
+            "    \"a\": 1",
+            "  | line 0",
+            "  | line 1999",
+            "CHANGED SINCE ROUND 1 (from doc)",
+            "  - line seven",
+            "  + line 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}");
+        }
+        subject.trouble = Some(Trouble::Exchanged("it was exchanged".to_owned()));
+        for text in [page(&step, &subject, Look::default()), under_review(&step, &subject, None, Look::default())] {
+            assert!(text.contains("it was exchanged") && !text.contains("line 1999"));
+        }
+    }
 }

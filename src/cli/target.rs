@@ -2,6 +2,7 @@
 
 use super::connect::Connection;
 use super::fault::Fault;
+use super::rows::{waits_at_gate, waits_for_answer};
 use crate::api::StepRun;
 pub use crate::decide::history::{keys, label};
 
@@ -56,15 +57,34 @@ pub fn matching<'a>(wanted: &str, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
         .collect()
 }
 
+/// Whether the words named the step, or only led to it: a run with one wait, a step of which one item waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    Step,
+    Led,
+}
+
 /// The one StepRun that is meant. `wanting` is true for those that the verb is for: where several fit, they win.
 pub async fn find(on: &Connection, target: &Target, wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
+    find_named(on, target, wanting).await.map(|(step, _)| step)
+}
+
+/// The same, and whether it was named: what nobody named is not decided unseen.
+pub async fn find_named(
+    on: &Connection,
+    target: &Target,
+    wanting: impl Fn(&StepRun) -> bool,
+) -> Result<(StepRun, Named), Fault> {
     let (run, wanted) = match target {
         Target::Name(name) => {
             let found = on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await?;
-            return match found {
-                Some(step) => Ok(step),
-                None => whole_run(on, name, wanting).await,
-            };
+            if let Some(step) = found {
+                return Ok((step, Named::Step));
+            }
+            let run = on.workflow(name).await?;
+            let mut steps = on.step_runs(name).await?;
+            steps.retain(|step| run.metadata.uid.as_deref() == Some(&step.spec.workflow.uid));
+            return whole_run(name, &steps, wanting).map(|step| (step, Named::Led));
         }
         Target::Step(run, wanted) => (run, wanted),
     };
@@ -75,13 +95,20 @@ pub async fn find(on: &Connection, target: &Target, wanting: impl Fn(&StepRun) -
     one(run, wanted, &steps, wanting)
 }
 
-fn one(run: &str, wanted: &str, steps: &[StepRun], wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
+fn one(
+    run: &str,
+    wanted: &str,
+    steps: &[StepRun],
+    wanting: impl Fn(&StepRun) -> bool,
+) -> Result<(StepRun, Named), Fault> {
     let mut found = matching(wanted, steps);
+    let mut how = Named::Step;
     if found.len() > 1 && found.iter().filter(|s| wanting(s)).count() == 1 {
         found.retain(|s| wanting(s));
+        how = Named::Led;
     }
     match found.as_slice() {
-        [step] => Ok((*step).clone()),
+        [step] => Ok(((*step).clone(), how)),
         [] => {
             let labels: Vec<String> = steps.iter().map(label).collect();
             let close = near(wanted, &labels);
@@ -100,19 +127,19 @@ fn one(run: &str, wanted: &str, steps: &[StepRun], wanting: impl Fn(&StepRun) ->
     }
 }
 
-/// A run's name where a step is expected: good enough when exactly one of its steps is meant.
-async fn whole_run(on: &Connection, name: &str, wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
-    on.workflow(name).await?;
-    let steps = on.step_runs(name).await?;
-    let open: Vec<&StepRun> = steps.iter().filter(|s| wanting(s)).collect();
+/// A run's name where a step is expected: good enough where one wait is all that there is, of whatever kind.
+fn whole_run(run: &str, steps: &[StepRun], wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
+    let open: Vec<&StepRun> = steps.iter().filter(|s| waits_at_gate(s) || waits_for_answer(s)).collect();
     match open.as_slice() {
-        [step] => Ok((*step).clone()),
-        [] => {
-            Err(Fault::missing(format!("no step of the run {name} waits for this; see kubectl lockstep show {name}")))
+        [step] if wanting(step) => Ok((*step).clone()),
+        [] | [_] => {
+            Err(Fault::missing(format!("no step of the run {run} waits for this; see kubectl lockstep show {run}")))
         }
         several => {
-            let names: Vec<String> = several.iter().map(|s| format!("{name}/{}", label(s))).collect();
-            Err(Fault::missing(format!("several steps of the run {name} wait; name one of {}", listed(&names))))
+            let what = |s: &StepRun| if waits_at_gate(s) { "at its gate" } else { "for an answer" };
+            let names: Vec<String> =
+                several.iter().map(|s| format!("{run}/{} (waits {})", label(s), what(s))).collect();
+            Err(Fault::missing(format!("several steps of the run {run} wait; name one of {}", listed(&names))))
         }
     }
 }
@@ -226,8 +253,42 @@ mod tests {
         assert_eq!(text("arch"), "shop/arch is more than one step; name one of shop/arch/E1, shop/arch/E2");
         assert_eq!(text("discvery"), "the run shop has no started step discvery; did you mean discovery?");
         assert_eq!(text("zzz"), "the run shop has no started step zzz; it has discovery, arch/E1, arch/E2");
-        let only_e2 = one("shop", "arch", &steps, |s| label(s) == "arch/E2").map(|s| label(&s));
-        assert_eq!(only_e2.as_deref(), Ok("arch/E2"));
+        let found = |wanted: &str| one("shop", wanted, &steps, |s| label(s) == "arch/E2").ok();
+        let found = |wanted: &str| found(wanted).map(|(step, named)| (label(&step), named));
+        assert_eq!(found("arch"), Some(("arch/E2".to_owned(), Named::Led)));
+        assert_eq!(found("arch/E2"), Some(("arch/E2".to_owned(), Named::Step)));
+        assert_eq!(found("discovery"), Some(("discovery".to_owned(), Named::Step)));
+    }
+
+    #[test]
+    fn a_run_stands_for_its_only_wait() {
+        let waits = |path: &str, status: serde_json::Value| StepRun {
+            status: serde_json::from_value(status).expect("a status"),
+            ..step(path, &[])
+        };
+        let at = "2026-01-01T00:00:00Z";
+        let gate = |path: &str| {
+            let open =
+                serde_json::json!({"state": "Waiting", "round": 1, "outputDigest": "d", "openedAt": at, "policy": "p"});
+            waits(path, serde_json::json!({"phase": "WaitingForAcceptance", "gate": open}))
+        };
+        let question = waits(
+            "budget",
+            serde_json::json!({"phase": "WaitingForInput",
+                "waitingFor": {"id": "1", "kind": "Question", "question": "How much?", "options": [], "since": at}}),
+        );
+        let told = |steps: &[StepRun]| match whole_run("shop", steps, waits_at_gate) {
+            Ok(step) => label(&step),
+            Err(fault) => fault.text,
+        };
+        assert_eq!(told(&[step("a", &[]), gate("b")]), "b");
+        assert_eq!(
+            told(&[gate("b"), question.clone()]),
+            "several steps of the run shop wait; name one of shop/b (waits at its gate), shop/budget (waits for an answer)"
+        );
+        assert!(told(&[gate("b"), gate("c")]).starts_with("several steps"));
+        assert!(told(&[question]).starts_with("no step of the run shop waits for this"));
+        assert!(told(&[]).starts_with("no step of the run shop waits for this"));
     }
 
     #[test]

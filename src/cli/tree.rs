@@ -249,10 +249,10 @@ mod tests {
     fn a_run_is_a_tree() {
         let golden = "\
 shop  Running  5m03s  waits for 1 gate
-  ✓ discovery     Completed             2m00s   accepted by alice: good\u{fffd}[31m
+  ✓ discovery     Completed             2m00s   accepted by alice: good\\u{1b}[31m
   ◆ backlog       WaitingForAcceptance  3m03s   gate backlog, round 1
   ● architecture  Running               2m03s   0/3 done, 1 failed, 1 under way, 1 queued
-    ✗ E1          Failed                1m00s   Unrecoverable (exit 3): no such\u{fffd} epic
+    ✗ E1          Failed                1m00s   Unrecoverable (exit 3): no such\\u{202e} epic
     ● E2          Running               2m03s   attempt 2; 40% writing
   ○ report        Pending
 ◆ shop/backlog waits for acceptance by group product, who may approve gates/backlog

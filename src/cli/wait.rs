@@ -10,6 +10,9 @@ use crate::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step_run::WaitKind;
 use crate::api::{StepRun, Workflow};
 
+/// Before what the author of the run says: it stands among commands, and is none.
+pub const MARGIN: &str = "    | ";
+
 /// The steps of this run that wait for people.
 pub fn open<'a>(run: &Workflow, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
     let uid = run.uid().unwrap_or_default();
@@ -45,7 +48,7 @@ pub fn lines(step: &StepRun) -> Vec<Line> {
             (inline(&who(step), 600), Style::Plain),
         ]));
         let message = step.spec.gate.as_ref().and_then(|g| g.message.as_deref());
-        lines.extend(message.map(|m| Line::plain(format!("    {}", inline(m, 1024)))));
+        lines.extend(message.map(|m| Line::plain(format!("{MARGIN}{}", inline(m, 1024)))));
     } else if let Some(wait) = step.status.as_ref().and_then(|s| s.waiting_for.as_ref()) {
         lines.push(Line::of(vec![
             ("? ".to_owned(), Style::Wait),
@@ -108,6 +111,13 @@ fn commands(step: &StepRun) -> Vec<String> {
         commands.push(format!("{own} answer {target} {first}"));
     }
     commands
+}
+
+/// How to accept where nobody can be asked: with the digest of what was read.
+pub fn unattended(step: &StepRun) -> Option<String> {
+    let gate = step.status.as_ref()?.gate.as_ref().filter(|_| waits_at_gate(step))?;
+    let (_, own, target) = callers(step);
+    Some(format!("where nobody can be asked: {own} approve {target} --review {}", quote(&gate.output_digest)))
 }
 
 /// What else may be said, in words: shells differ in whether a pasted comment is one.

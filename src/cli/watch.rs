@@ -269,7 +269,7 @@ impl Shown {
 
     fn measure(&mut self) {
         if self.live {
-            let (height, width) = window();
+            let (height, width) = text::window();
             self.view = View { width: Some(width), height: Some(height), colours: text::colours() };
             self.dirty = true;
         }
@@ -334,25 +334,6 @@ impl Shown {
         }
         let steps = scene.steps();
         wait::open(&scene.run, &steps).into_iter().try_for_each(|step| put(&wait::text(step, self.view)))
-    }
-}
-
-/// Rows and columns of the window. `stty` knows them; asking the kernel ourselves would take unsafe code or a crate.
-fn window() -> (usize, usize) {
-    let told = std::fs::File::open("/dev/tty").ok().and_then(|tty| {
-        let out = std::process::Command::new("stty")
-            .arg("size")
-            .stdin(tty)
-            .stderr(std::process::Stdio::null())
-            .output()
-            .ok()?;
-        let text = String::from_utf8(out.stdout).ok()?;
-        let (rows, columns) = text.trim().split_once(' ')?;
-        Some((rows.parse().ok()?, columns.parse().ok()?))
-    });
-    match told {
-        Some((rows, columns)) if rows > 0 && columns > 0 => (rows, columns),
-        _ => (24, 80),
     }
 }
 

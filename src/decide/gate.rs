@@ -87,19 +87,39 @@ pub fn output(step_run: &StepRun) -> Option<Value> {
     output_of(step_run, step_run.status.as_ref()?)
 }
 
-/// As `output`, with a status that is not stored yet. Names and comments of several people are joined.
+/// As `output`, with a status that is not stored yet.
 pub fn output_of(step_run: &StepRun, status: &StepRunStatus) -> Option<Value> {
     let gate = status.gate.as_ref().filter(|_| is_approval_alone(step_run))?;
-    if !can_proceed(step_run.spec.gate.as_ref(), Some(gate)) {
-        return None;
-    }
-    let joined = |words: Vec<&str>, by: &str| if words.is_empty() { Value::Null } else { words.join(by).into() };
-    let round = || gate.decisions.iter().filter(|d| d.round == gate.round);
-    Some(Value::from_iter([
-        ("accepted", Value::Bool(true)),
-        ("decidedBy", joined(round().map(|d| d.decided_by.as_str()).collect(), ", ")),
-        ("comment", joined(round().filter_map(|d| d.comment.as_deref()).collect(), "\n")),
-    ]))
+    can_proceed(step_run.spec.gate.as_ref(), Some(gate)).then(|| told(gate))
+}
+
+/// What the history says of a step that is an approval alone: its output, or that it was rejected, and by whom.
+pub fn verdict(step_run: &StepRun, status: &StepRunStatus) -> Option<Value> {
+    let rejected = || status.gate.as_ref().filter(|g| is_approval_alone(step_run) && g.state == GateState::Rejected);
+    output_of(step_run, status).or_else(|| rejected().map(told))
+}
+
+fn told(gate: &GateStatus) -> Value {
+    let comments: Vec<&str> = deciding(gate).filter_map(|d| d.comment.as_deref()).collect();
+    Value::from_iter([
+        ("accepted", Value::Bool(gate.state != GateState::Rejected)),
+        ("decidedBy", decided_by(gate).map_or(Value::Null, Value::from)),
+        ("comment", if comments.is_empty() { Value::Null } else { comments.join("\n").into() }),
+    ])
+}
+
+/// Who made the gate what it is, the same everywhere: in the order of their decisions, joined by a comma. Who accepted a
+/// round that somebody else rejected has not decided it.
+pub fn decided_by(gate: &GateStatus) -> Option<String> {
+    let is_decided = matches!(gate.state, GateState::Accepted | GateState::Rejected);
+    let names: Vec<&str> = deciding(gate).filter(|_| is_decided).map(|d| d.decided_by.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// The decisions that count in the round that the gate is in.
+fn deciding(gate: &GateStatus) -> impl Iterator<Item = &Decision> {
+    let accepted = gate.state != GateState::Rejected;
+    gate.decisions.iter().filter(move |d| d.round == gate.round && d.accepted == accepted)
 }
 
 /// Whether that person has decided this round.

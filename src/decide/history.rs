@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::api::step_run::{Attempt, Decision, GateState, GateStatus, StepRun, StepRunStatus};
+use super::gate;
+use crate::api::step_run::{Action, Attempt, Decision, StepRun, StepRunStatus};
 use crate::api::workflow::{Phase, StepStatus, Workflow};
 
 /// A step of the run, or one item of it: what the run says of it, and its StepRun.
@@ -55,6 +56,7 @@ pub struct Said {
     pub decisions: Vec<Decided>,
     pub answers: Vec<Answered>,
     pub guidance: Vec<Guided>,
+    pub actions: Vec<Acted>,
     pub taken_over: Vec<TakenOver>,
 }
 
@@ -86,6 +88,15 @@ pub struct Guided {
     pub attempt: i32,
     pub by: String,
     pub text: String,
+}
+
+/// A retry, a skip or a failure that somebody ordered.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+pub struct Acted {
+    #[serde(rename = "StepId")]
+    pub step_id: String,
+    #[serde(flatten)]
+    pub action: Action,
 }
 
 /// Decided in the run that this one goes on from.
@@ -222,6 +233,7 @@ pub fn said(places: &[Place<'_>]) -> Said {
             by: g.by.clone(),
             text: g.text.clone(),
         }));
+        said.actions.extend(status.actions.iter().map(|a| Acted { step_id: id.clone(), action: a.clone() }));
     }
     said
 }
@@ -255,7 +267,7 @@ pub fn output(step: &StepRun) -> Value {
         return json(&answer.value);
     }
     let Some(verdict) = &status.result else {
-        return approval(step, status.gate.as_ref());
+        return approval(step, status);
     };
     let report = status.agent.as_ref().and_then(|agent| agent.report.as_ref());
     let report = report.filter(|r| r.attempt == verdict.attempt && r.digest == verdict.digest);
@@ -263,26 +275,20 @@ pub fn output(step: &StepRun) -> Value {
     match report.and_then(|r| r.output.as_deref()) {
         Some(text) => json(text),
         None => match carried(apart.or(verdict.document_name.as_deref()), &verdict.digest) {
-            Value::Null => approval(step, status.gate.as_ref()),
+            Value::Null => approval(step, status),
             document => document,
         },
     }
 }
 
+/// Of a manual approval: what was decided.
+fn approval(step: &StepRun, status: &StepRunStatus) -> Value {
+    gate::verdict(step, status).unwrap_or_default()
+}
+
 fn carried(document: Option<&str>, digest: &str) -> Value {
     let text = |text: &str| Value::String(text.to_owned());
     document.map_or(Value::Null, |name| object([("documentName", text(name)), ("digest", text(digest))]))
-}
-
-/// Of a manual approval: the decision that ended it.
-fn approval(step: &StepRun, gate: Option<&GateStatus>) -> Value {
-    let alone = step.spec.agent_id.is_empty() && step.spec.ask.is_none();
-    let last = gate.filter(|g| alone && matches!(g.state, GateState::Accepted | GateState::Rejected));
-    last.and_then(|g| g.decisions.last()).map_or(Value::Null, |d| {
-        let comment = d.comment.clone().map_or(Value::Null, Value::String);
-        let by = Value::String(d.decided_by.clone());
-        object([("accepted", Value::Bool(d.accepted)), ("decidedBy", by), ("comment", comment)])
-    })
 }
 
 #[cfg(test)]

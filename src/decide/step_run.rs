@@ -29,8 +29,9 @@ use crate::api::limits::{
 use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step::{Gate, OnFailure, Step};
 use crate::api::step_run::{
-    Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance, Report,
-    ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind, WaitingFor,
+    Act, Action, Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance,
+    Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind,
+    WaitingFor,
 };
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};

@@ -16,6 +16,7 @@ mod crds;
 mod gateway;
 mod lease;
 mod observe;
+mod plugin;
 mod policies;
 mod support;
 mod toy;

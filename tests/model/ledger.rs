@@ -337,6 +337,7 @@ fn alike(mut status: StepRunStatus) -> StepRunStatus {
         error.message = blank();
     }
     status.guidance.clear();
+    status.actions.clear();
     status
 }
 

@@ -208,6 +208,9 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     if let Some(answer) = &status.answer {
         words += &format!(", answered {} by {}", answer.value, answer.by);
     }
+    if let Some(last) = status.actions.last() {
+        words += &format!(", {} by {}", last.action.past(), last.by);
+    }
     for kind in ["Started", "GatePolicyInstalled"] {
         if let Some(c) = condition::get(&status.conditions, kind).filter(|c| c.status == "False") {
             words += &format!("; {}: {}", c.reason, c.message);

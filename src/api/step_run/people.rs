@@ -118,3 +118,52 @@ pub struct Guidance {
     #[schemars(length(max = 4096))]
     pub text: String,
 }
+
+/// What a person ordered for a step that could not go on.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Action {
+    pub action: Act,
+    /// What was waited for.
+    pub wait: WaitKind,
+    /// The attempt that it is about.
+    pub attempt: i32,
+    /// Proven by admission.
+    #[schemars(length(max = 512))]
+    pub by: String,
+    pub at: Time,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub comment: Option<String>,
+}
+
+/// The words of the annotation `lockstep.dev/action`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Act {
+    Retry,
+    Skip,
+    Fail,
+}
+
+impl Act {
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Retry, Self::Skip, Self::Fail].into_iter().find(|act| act.word() == word)
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Skip => "skip",
+            Self::Fail => "fail",
+        }
+    }
+
+    /// As it is told: `skipped by ann`.
+    pub fn past(self) -> &'static str {
+        match self {
+            Self::Retry => "retried",
+            Self::Skip => "skipped",
+            Self::Fail => "failed",
+        }
+    }
+}

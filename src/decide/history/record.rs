@@ -7,13 +7,16 @@ use serde_json::Value;
 
 use super::{Place, keys, places};
 use crate::api::condition::{self, clip};
-use crate::api::step_run::{AttemptResult, StepRun};
+use crate::api::step_run::{Act, AttemptResult, GateState, StepRun};
 use crate::api::workflow::{Counts, Phase, RetryOf, Workflow};
+use crate::decide::gate;
 
 /// Bytes of a record as JSON text.
 pub const RECORD_BYTES: usize = 64 * 1024;
 /// Items that failed, of one step.
 const FAILED_ITEMS: usize = 5;
+/// Acts of people, of one step and all its items.
+const ACTIONS: usize = 10;
 const KEY_BYTES: usize = 80;
 const MESSAGE_BYTES: usize = 400;
 
@@ -70,6 +73,29 @@ struct Step {
     counts: Option<Counts>,
     #[serde(rename = "failedItems", skip_serializing_if = "Vec::is_empty")]
     failed_items: Vec<FailedItem>,
+    /// Of items the StepRuns tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gate: Option<GateState>,
+    /// Who made the gate what it is.
+    #[serde(rename = "decidedBy", skip_serializing_if = "Option::is_none")]
+    decided_by: Option<String>,
+    /// What people ordered for the step and its items.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    actions: Vec<Acted>,
+    #[serde(rename = "actionsLeftOut", skip_serializing_if = "is_zero")]
+    actions_left_out: usize,
+}
+
+#[derive(Serialize)]
+struct Acted {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    action: Act,
+    attempt: i32,
+    by: String,
+    at: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    comment: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -142,15 +168,40 @@ fn steps(places: &[Place<'_>]) -> Vec<Step> {
         let item = place.step_run.filter(|s| s.spec.item.is_some());
         if let (None, Some(item), Some(at)) = (place.listed, item, counts) {
             let failed = place.phase() == Phase::Failed;
-            if let Some(step) = steps.get_mut(at).filter(|s| failed && s.failed_items.len() < FAILED_ITEMS) {
-                step.failed_items.push(failed_item(item));
+            if let Some(step) = steps.get_mut(at) {
+                if failed && step.failed_items.len() < FAILED_ITEMS {
+                    step.failed_items.push(failed_item(item));
+                }
+                step.acts_of(item);
             }
         } else {
-            steps.push(step(place));
+            let mut step = step(place);
+            place.step_run.into_iter().for_each(|own| step.acts_of(own));
+            steps.push(step);
             counts = place.listed.map(|_| steps.len() - 1);
         }
     }
     steps
+}
+
+impl Step {
+    fn acts_of(&mut self, step_run: &StepRun) {
+        let keys = keys(step_run).join("/");
+        for action in step_run.status.iter().flat_map(|s| &s.actions) {
+            if self.actions.len() == ACTIONS {
+                self.actions_left_out += 1;
+                continue;
+            }
+            self.actions.push(Acted {
+                key: Some(clip(&keys, KEY_BYTES)).filter(|key| !key.is_empty()),
+                action: action.action,
+                attempt: action.attempt,
+                by: action.by.clone(),
+                at: action.at.clone(),
+                comment: action.comment.as_deref().map(|c| clip(c, MESSAGE_BYTES)),
+            });
+        }
+    }
 }
 
 fn failed_item(item: &StepRun) -> FailedItem {
@@ -177,5 +228,9 @@ fn step(place: &Place<'_>) -> Step {
         output: reused.or_else(|| status.and_then(|s| s.result.as_ref()).map(|r| r.digest.clone())),
         counts: place.listed.and_then(|l| l.counts),
         failed_items: Vec::new(),
+        gate: status.and_then(|s| s.gate.as_ref()).map(|g| g.state),
+        decided_by: status.and_then(|s| s.gate.as_ref()).and_then(gate::decided_by),
+        actions: Vec::new(),
+        actions_left_out: 0,
     }
 }

@@ -124,6 +124,74 @@ fn every_step_has_its_line() {
 }
 
 #[test]
+fn who_decided_is_told_the_same_everywhere() {
+    let decision = |by: &str, accepted: bool, round: i32, comment: Value| {
+        json!({"documentType": "sign", "scopeID": "uid", "accepted": accepted, "comment": comment, "decidedBy": by,
+            "decidedAt": at(2), "digest": "sha256:r", "round": round})
+    };
+    let none = Value::Null;
+    let two = [decision("zoe", true, 1, json!("fine")), decision("ann", true, 1, none.clone())];
+    let no = [decision("zoe", true, 1, json!("fine")), decision("ann", false, 1, json!("not yet"))];
+    for (state, decisions, expected) in [
+        ("Accepted", &two[..], json!({"accepted": true, "decidedBy": "zoe, ann", "comment": "fine"})),
+        ("Rejected", &no[..], json!({"accepted": false, "decidedBy": "ann", "comment": "not yet"})),
+        // Nobody decided in time.
+        ("Rejected", &two[..1], json!({"accepted": false, "decidedBy": null, "comment": null})),
+        ("NotRequired", &[], json!({"accepted": true, "decidedBy": null, "comment": null})),
+        ("Waiting", &two[..1], none.clone()),
+        ("Closed", &two[..1], none),
+    ] {
+        let gate = json!({"state": state, "round": 1, "outputDigest": "sha256:r", "openedAt": at(1), "policy": "p",
+            "decisions": decisions});
+        let phase = if state == "Waiting" { "WaitingForAcceptance" } else { "Completed" };
+        let sign = step(
+            json!({"path": "sign", "gate": {"name": "sign", "approvals": 2}}),
+            json!({"phase": phase, "gate": gate}),
+        );
+        assert_eq!(output(&sign), expected, "{state}");
+        if state == "Accepted" {
+            assert_eq!(gate::output(&sign).as_ref(), Some(&expected), "what expressions see");
+        }
+        let listed = run(json!({"phase": phase, "steps": [{"path": "sign", "phase": phase}]}));
+        let recorded = &record(&listed, [&sign])["steps"][0];
+        let decided = expected.get("decidedBy").filter(|by| by.is_string());
+        assert_eq!((recorded.get("decidedBy"), recorded["gate"].as_str()), (decided, Some(state)));
+    }
+}
+
+#[test]
+fn what_people_ordered_is_told_and_recorded() {
+    let action = |word: &str, attempt: i32| json!({"action": word, "wait": "RetriesSpent", "attempt": attempt, "by": "carol", "at": at(5), "comment": "x".repeat(1000)});
+    let item = |key: &str, index: i32, actions: Vec<Value>| {
+        let spec = json!({"path": "arch", "agentId": "a", "item": {"key": key, "index": index, "value": null},
+            "scopeChain": [{"scope": "epic", "scopeID": format!("uid/{key}")}]});
+        step(spec, json!({"phase": "Completed", "actions": actions}))
+    };
+    let steps = [
+        step(
+            json!({"path": "plan", "agentId": "a"}),
+            json!({"phase": "Completed", "actions": [action("retry", 3), action("skip", 6)]}),
+        ),
+        item("E1", 0, vec![action("skip", 1)]),
+        item("E2", 1, (1..=10).map(|n| action("retry", n)).collect()),
+    ];
+    let counts = json!({"total": 2, "started": 2, "done": 2, "failed": 0});
+    let run = run(json!({"phase": "Completed", "steps": [{"path": "plan", "phase": "Completed"},
+        {"path": "arch", "phase": "Completed", "counts": counts}]}));
+    let said = serde_json::to_value(said(&places(&run, &steps))).expect("JSON");
+    let first = &said["actions"][0];
+    assert_eq!((&first["StepId"], &first["action"], &first["by"]), (&json!("plan"), &json!("retry"), &json!("carol")));
+    assert_eq!(said["actions"].as_array().map(Vec::len), Some(13));
+    let record = record(&run, &steps);
+    let (plan, arch) = (&record["steps"][0], &record["steps"][1]);
+    assert_eq!(plan["actions"][1]["action"], json!("skip"));
+    assert_eq!((plan["actions"][1].get("key"), plan.get("actionsLeftOut")), (None, None));
+    assert!(plan["actions"][0]["comment"].as_str().is_some_and(|c| c.len() <= 403), "{plan}");
+    assert_eq!((&arch["actions"][0]["key"], &arch["actions"][1]["key"]), (&json!("E1"), &json!("E2")));
+    assert_eq!((arch["actions"].as_array().map(Vec::len), &arch["actionsLeftOut"]), (Some(10), &json!(1)));
+}
+
+#[test]
 fn only_the_report_that_the_verdict_names_is_the_output() {
     let mut late = step(
         json!({"path": "a", "agentId": "a"}),
@@ -166,10 +234,11 @@ fn a_finished_run_is_one_record() {
         "durationSeconds": 540.0,
         "steps": [
             {"StepId": "discovery", "StartedAt": at(0), "CompletedAt": at(2), "Status": "Completed", "attempts": 1,
-             "Input": "sha256:in", "Output": "sha256:out"},
+             "Input": "sha256:in", "Output": "sha256:out", "gate": "Accepted", "decidedBy": "alice"},
             {"StepId": "extra", "StartedAt": null, "CompletedAt": at(2), "Status": "Skipped"},
             {"StepId": "ask", "StartedAt": at(2), "CompletedAt": at(3), "Status": "Completed", "Input": "sha256:in"},
-            {"StepId": "sign", "StartedAt": at(3), "CompletedAt": at(4), "Status": "Completed", "Input": "sha256:in"},
+            {"StepId": "sign", "StartedAt": at(3), "CompletedAt": at(4), "Status": "Completed", "Input": "sha256:in",
+             "gate": "Accepted", "decidedBy": "alice"},
             {"StepId": "arch", "StartedAt": at(4), "CompletedAt": at(9), "Status": "Failed",
              "counts": {"total": 3, "started": 2, "done": 1, "failed": 1},
              "failedItems": [{"key": "E2", "error": "Unrecoverable"}]},

@@ -4,9 +4,9 @@
 use serde_json::Value;
 
 use super::{
-    ACTION, ANSWER, Answer, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Effect, GUARD_AGAIN,
-    GateState, Guard, Guidance, MESSAGE_BYTES, Pass, Phase, REVIEW, ResultRef, StepRunAsk, WaitKind, WaitingFor, after,
-    clip, name, schema,
+    ACTION, ANSWER, ATTEMPTS_KEPT, Act, Action, Answer, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION,
+    Effect, GUARD_AGAIN, GateState, Guard, Guidance, MESSAGE_BYTES, Pass, Phase, REVIEW, ResultRef, StepRunAsk,
+    WaitKind, WaitingFor, after, clip, name, schema,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::mutant::{self, Mutant};
@@ -105,24 +105,26 @@ impl Pass<'_> {
             }
         };
         let comment = annotations.get(COMMENT);
-        match (wait.kind, action.map(String::as_str), text) {
-            (WaitKind::Question, None, Some(text)) => self.take_answer(&by, text),
-            (WaitKind::Question, Some("fail"), None) => {
-                let words = comment.map(|c| format!(": {c}")).unwrap_or_default();
+        let act = action.and_then(|word| Act::parse(word)).filter(|_| text.is_none());
+        match (wait.kind, act, text) {
+            (WaitKind::Question, None, Some(text)) if action.is_none() => self.take_answer(&by, text),
+            (WaitKind::Question, Some(Act::Fail), _) => {
+                self.keep_action(Act::Fail, &wait, &by, comment);
                 self.status.waiting_for = None;
-                self.fail(AttemptResult::Unrecoverable, &format!("{by} answered that the step fails{words}"));
+                self.fail(AttemptResult::Unrecoverable, &failed_by(&by, comment));
             }
-            (kind, Some(action), None) if wait.options.iter().any(|o| o == action) => {
+            (_, Some(act), _) if wait.options.iter().any(|o| o == act.word()) => {
                 if let Some(text) = comment {
                     self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096) });
                 }
-                self.plan.notice("Answered", format!("{action} by {by}"));
+                self.plan.notice("Answered", format!("{} by {by}", act.word()));
                 if mutant::on(Mutant::MailboxFirst) {
                     self.empty_mailbox(vec![ACTION, COMMENT, DECIDED_BY]);
                 }
-                self.act(kind, action);
+                self.keep_action(act, &wait, &by, comment);
+                self.act(act, &wait, &failed_by(&by, comment));
             }
-            (_, action, _) => {
+            _ => {
                 let word = action.map_or("a text", |a| a);
                 self.refuse_answer(&format!("{} is no answer to this question", clip(word, 40)));
             }
@@ -144,22 +146,43 @@ impl Pass<'_> {
     }
 
     /// Latched in this pass, taken out of the mailbox in the next: a crash in between loses nothing.
-    fn act(&mut self, kind: WaitKind, action: &str) {
+    fn act(&mut self, act: Act, wait: &WaitingFor, failed_by: &str) {
         self.status.waiting_for = None;
         let answers = self.status.counts.answers + 1;
-        match action {
-            "retry" if kind == WaitKind::RoundsSpent => self.next_round(),
-            "retry" => {
+        match act {
+            Act::Retry if wait.kind == WaitKind::RoundsSpent => self.next_round(),
+            Act::Retry => {
                 self.status.counts = AttemptCounts { answers, ..AttemptCounts::default() };
                 self.next_attempt(None);
             }
-            "skip" => {
+            Act::Skip => {
                 self.status.counts.answers = answers;
                 self.status.error = None;
                 self.conclude(Phase::Completed);
             }
-            _ => self.conclude(Phase::Failed),
+            Act::Fail => {
+                // The class stays that of the failure that the person was asked about.
+                if let Some(error) = &mut self.status.error {
+                    let why = clip(&error.message, MESSAGE_BYTES / 2);
+                    error.message = clip(&format!("{failed_by}; before that: {why}"), MESSAGE_BYTES);
+                }
+                self.conclude(Phase::Failed);
+            }
         }
+    }
+
+    /// Who ordered what, for good: an Event is gone after an hour.
+    fn keep_action(&mut self, action: Act, wait: &WaitingFor, by: &str, comment: Option<&String>) {
+        self.status.actions.push(Action {
+            action,
+            wait: wait.kind,
+            attempt: self.status.attempt,
+            by: by.to_owned(),
+            at: self.o.now.clone(),
+            comment: comment.filter(|c| !c.trim().is_empty()).map(|c| clip(c, 4096)),
+        });
+        let surplus = self.status.actions.len().saturating_sub(ATTEMPTS_KEPT);
+        self.status.actions.drain(..surplus);
     }
 
     fn take_answer(&mut self, by: &str, text: &str) {
@@ -230,6 +253,12 @@ impl Pass<'_> {
             keys,
         });
     }
+}
+
+/// Short enough to leave room for what failed before.
+fn failed_by(by: &str, comment: Option<&String>) -> String {
+    let words = comment.map(|c| format!(": {}", clip(c, MESSAGE_BYTES / 4))).unwrap_or_default();
+    format!("{} answered that the step fails{words}", clip(by, MESSAGE_BYTES / 8))
 }
 
 /// An answer as JSON text: as it stands where it is JSON that the schema takes, else the words as a string.

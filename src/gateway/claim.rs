@@ -24,7 +24,7 @@ const READS_AT_ONCE: usize = 8;
 
 pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) -> Result<Claimed> {
     let who = &request.attempt;
-    auth::pod(&gateway.client, caller, who, Act::Claim).await?;
+    let job = auth::pod(&gateway.client, caller, who, Act::Claim).await?;
     let id = attempt::id_digest(who);
     let asker = attempt::asker(who, caller, &id);
     for _ in 0..ROUNDS {
@@ -34,6 +34,7 @@ pub async fn claim(gateway: &Gateway, caller: &Caller, request: ClaimRequest) ->
             Answer::Again => true,
             Answer::Refused(why) => return Err(why.into()),
         };
+        auth::of_the_job(&job, &step_run, who.attempt, Act::Claim)?;
         // Before the write: an attempt whose input cannot be had must not be spent.
         let answer = input(gateway, who, &step_run).await?;
         if !again {

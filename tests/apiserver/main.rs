@@ -16,5 +16,6 @@ mod crds;
 mod lease;
 mod observe;
 mod policies;
+mod strangers;
 mod support;
 mod toy;

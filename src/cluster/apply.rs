@@ -58,12 +58,7 @@ pub async fn apply(
     Ok(applied)
 }
 
-async fn one(
-    client: &Client,
-    namespace: &str,
-    effect: &Effect,
-    consistency: &Consistency,
-) -> Result<Applied, Error> {
+async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Consistency) -> Result<Applied, Error> {
     match effect {
         Effect::CreateRevision(object) => {
             create(client, namespace, "ControllerRevision", object.as_ref()).await?;

@@ -339,13 +339,11 @@ impl Observer {
     }
 
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {
-        match ours.iter().find(|j| j.name_any() == name) {
-            Some(job) => seen::job(job),
-            None => {
-                let labelled = self.world.jobs.get(namespace, name).map(|job| seen::holder(&job.metadata));
-                labelled.or_else(|| self.taken.of(namespace, name)).map_or(JobSeen::Absent, JobSeen::Foreign)
-            }
+        if let Some(job) = ours.iter().find(|j| j.name_any() == name) {
+            return seen::job(job);
         }
+        let labelled = self.world.jobs.get(namespace, name).map(|job| seen::holder(&job.metadata));
+        labelled.or_else(|| self.taken.of(namespace, name)).map_or(JobSeen::Absent, JobSeen::Foreign)
     }
 
     async fn pod(

@@ -13,10 +13,10 @@ use kube::core::ObjectMeta;
 use super::agent::CONTAINER;
 use super::build::{self, ANNOTATION_AGENT_GENERATION};
 use super::step_run::{Hold, JobSeen, PodSeen, was_launched};
+use crate::api::condition::clip;
 use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
-use crate::api::condition::clip;
 use crate::api::{StepRun, Workflow};
 
 /// Seconds after which a pod that should be gone is not waited for.
@@ -243,7 +243,8 @@ mod tests {
             ("not controlled", owner("Job", "batch/v1", "third", false), false),
             ("nobody's", json!([]), false),
         ] {
-            let pod = json!({"metadata": {"name": "p", "labels": {LABEL_STEP_RUN: "shop-a"}, "ownerReferences": owners}});
+            let pod =
+                json!({"metadata": {"name": "p", "labels": {LABEL_STEP_RUN: "shop-a"}, "ownerReferences": owners}});
             let pod: Pod = serde_json::from_value(pod).expect("a pod");
             assert_eq!(is_own_pod(&pod, &jobs), own, "{what}");
         }

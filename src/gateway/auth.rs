@@ -287,8 +287,16 @@ mod tests {
             (pod("uid", "Running", "another", true, false), false, false),
             // Adopted by the Job, of an earlier attempt, of a ReplicaSet.
             (changed(|p| p.metadata.labels = None), false, false),
-            (changed(|p| drop(p.metadata.labels.as_mut().expect("labels").insert(LABEL_ATTEMPT.into(), "1".into()))), false, false),
-            (changed(|p| p.metadata.owner_references.as_mut().expect("owners")[0].kind = "ReplicaSet".into()), false, false),
+            (
+                changed(|p| drop(p.metadata.labels.as_mut().expect("labels").insert(LABEL_ATTEMPT.into(), "1".into()))),
+                false,
+                false,
+            ),
+            (
+                changed(|p| p.metadata.owner_references.as_mut().expect("owners")[0].kind = "ReplicaSet".into()),
+                false,
+                false,
+            ),
             (changed(|p| p.metadata.owner_references = None), false, false),
         ] {
             assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(), claim, "{pod:?}");

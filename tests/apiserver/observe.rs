@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, ResourceExt};
 use lockstep::api::{Agent, StepRun, Workflow, name};
+use lockstep::cluster::Error;
 use lockstep::cluster::apply::apply;
 use lockstep::cluster::consistency::Consistency;
 use lockstep::cluster::contents::{Contents, Memory};
@@ -15,10 +16,9 @@ use lockstep::cluster::observe::Observer;
 use lockstep::cluster::refusals::Refusals;
 use lockstep::cluster::slots::Slots;
 use lockstep::cluster::world::World;
-use lockstep::cluster::Error;
+use lockstep::decide::Effect;
 use lockstep::decide::build::{self, Surroundings};
 use lockstep::decide::step_run::{self, Hold, JobSeen};
-use lockstep::decide::Effect;
 use serde_json::{Value, json};
 
 use crate::support::{Ask, GATEWAY, OPERATOR, Team, document, policies_whole, until, workflow};
@@ -114,7 +114,8 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let (observer, agent) = (observer(&team)?, writer()?);
     let job = |step_run: &StepRun| {
         let status = step_run.status.clone().unwrap_or_default();
-        let job = build::job(step_run, &status, &agent, None, &Surroundings::default());
+        let around = Surroundings { image: "none".to_owned(), ..Surroundings::default() };
+        let job = build::job(step_run, &status, &agent, None, &around);
         job.map(|job| Effect::CreateJob(Box::new(job))).map_err(anyhow::Error::msg)
     };
     let Effect::CreateJob(first) = job(&step_run)? else { bail!("no Job") };
@@ -125,10 +126,8 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
 
     let client = team.operator.client();
     let effects = [Effect::CreateJob(first)];
-    let Err(Error::NotOurs { name, holder, .. }) = apply(&client, &team.namespace, &effects, &observer.consistency).await
-    else {
-        bail!("the stranger's Job was taken for ours");
-    };
+    let taken = apply(&client, &team.namespace, &effects, &observer.consistency).await;
+    let Err(Error::NotOurs { name, holder, .. }) = taken else { bail!("not told from ours: {taken:?}") };
     assert!(holder.contains(uid(&squatter)) && holder.contains("owner StepRun shop-a"), "{holder}");
     observer.taken.remember(&team.namespace, &name, &holder);
     let mut seen = observer.step_run(Arc::new(step_run.clone())).await?;
@@ -137,7 +136,11 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let plan = step_run::step_run(&seen);
     let status = plan.status.context("a status")?;
     assert_eq!((status.attempt, status.counts.retryable, status.completed_at.is_some()), (2, 0, false));
-    assert!(plan.notices.iter().any(|n| n.reason == "NameTaken" && n.note.contains(uid(&squatter))), "{:?}", plan.notices);
+    assert!(
+        plan.notices.iter().any(|n| n.reason == "NameTaken" && n.note.contains(uid(&squatter))),
+        "{:?}",
+        plan.notices
+    );
     step_run.status = Some(status);
 
     let second = [job(&step_run)?];
@@ -145,7 +148,11 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let jobs: Api<Job> = Api::namespaced(team.admin.client(), &team.namespace);
     let live = jobs.get(&ours.name).await?;
     assert_eq!((live.uid().as_deref(), ours.attempt), (Some(ours.uid.as_str()), 2));
-    assert_ne!(ours.name, name::job("shop-a", step_run.uid().as_deref().unwrap_or_default(), 2), "nobody could foresee it");
+    assert_ne!(
+        ours.name,
+        name::job("shop-a", step_run.uid().as_deref().unwrap_or_default(), 2),
+        "nobody could foresee it"
+    );
     // As after a lost reply.
     let again = apply(&client, &team.namespace, &second, &observer.consistency).await?.job;
     assert_eq!(again, Some(ours.clone()));

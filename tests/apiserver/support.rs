@@ -14,7 +14,7 @@ pub const OPERATOR: &str = "system:serviceaccount:lockstep-system:lockstep-opera
 pub const GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gateway";
 pub const JOB_CONTROLLER: &str = "system:serviceaccount:kube-system:job-controller";
 /// How long anything may take that the API server does in its own time.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Held for reading by tests that need the policies whole, for writing by those that take them apart.
 static POLICIES: RwLock<()> = RwLock::const_new(());

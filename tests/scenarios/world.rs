@@ -190,7 +190,9 @@ impl World {
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
                 None => JobSeen::Absent,
-                Some(work) if work.step_run.as_deref() != Some(own_name) => JobSeen::Foreign(format!("uid {}", work.uid)),
+                Some(work) if work.step_run.as_deref() != Some(own_name) => {
+                    JobSeen::Foreign(format!("uid {}", work.uid))
+                }
                 Some(work) => JobSeen::Present {
                     uid: work.uid.clone(),
                     created: Some(work.created.clone()),

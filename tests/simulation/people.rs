@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use lockstep::api::name::{ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
 use lockstep::api::StepRun;
+use lockstep::api::name::{ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
 use lockstep::decide::seen;
 use serde_json::{Value, json};
 

@@ -51,7 +51,9 @@ pub fn faults(template: &PodTemplateSpec) -> Vec<String> {
 fn labels(template: &PodTemplateSpec, faults: &mut Vec<String>) {
     let labels = template.metadata.as_ref().and_then(|meta| meta.labels.as_ref());
     for key in labels.into_iter().flat_map(|labels| labels.keys()).filter(|key| key.starts_with(OUR_LABELS)) {
-        faults.push(format!("spec.template.metadata.labels[{key}]: labels that begin with {OUR_LABELS} are Lockstep's own"));
+        faults.push(format!(
+            "spec.template.metadata.labels[{key}]: labels that begin with {OUR_LABELS} are Lockstep's own"
+        ));
     }
 }
 
@@ -109,7 +111,8 @@ fn agent(container: &Container, place: &str, faults: &mut Vec<String>) {
 
 /// Whether a path is a folder, or lies in it.
 fn lies_in(path: &str, folder: &str) -> bool {
-    let parts = |text: &str| text.split('/').filter(|p| !p.is_empty() && *p != ".").map(str::to_owned).collect::<Vec<_>>();
+    let parts =
+        |text: &str| text.split('/').filter(|p| !p.is_empty() && *p != ".").map(str::to_owned).collect::<Vec<_>>();
     parts(path).starts_with(&parts(folder))
 }
 
@@ -228,8 +231,7 @@ mod tests {
                 t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/lockstep/bin");
             }),
             ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /var/run//secrets/./lockstep.dev: ", |t| {
-                t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] =
-                    json!("/var/run//secrets/./lockstep.dev");
+                t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/var/run//secrets/./lockstep.dev");
             }),
             ("spec.template.spec.initContainers[0].name: ", |t| {
                 t["spec"]["initContainers"][0]["name"] = json!("lockstep-install");

@@ -93,7 +93,8 @@ impl Pass<'_> {
         let salt = name::digest([self.uid().as_bytes(), version.as_bytes(), now.as_bytes()]);
         self.status.job_salt = Some(salt[salt.len() - 16..].to_owned());
         // Whoever reads the status knows the next name too. Who does so again and again is not raced for ever.
-        let in_a_row = self.status.attempts.iter().rev().take_while(|a| a.result == AttemptResult::NameConflict).count();
+        let in_a_row =
+            self.status.attempts.iter().rev().take_while(|a| a.result == AttemptResult::NameConflict).count();
         let again = i32::try_from(in_a_row).unwrap_or(i32::MAX) - NAMES_AT_ONCE;
         let wait = (again > 0).then(|| failure::backoff(self.policy, again, &salt));
         self.next_attempt(wait.map(|wait| Time(self.o.now.0 + SignedDuration::try_from(wait).unwrap_or_default())));

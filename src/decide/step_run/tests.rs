@@ -88,9 +88,7 @@ fn a_name_that_is_taken_costs_an_attempt_and_nothing_else() {
 
 #[test]
 fn who_takes_one_name_after_the_other_is_not_raced_for_ever() {
-    let taken = |number: i32| {
-        json!({"number": number, "round": 1, "result": "NameConflict", "completedAt": "1970-01-01T00:00:00Z"})
-    };
+    let taken = |number: i32| json!({"number": number, "round": 1, "result": "NameConflict", "completedAt": "1970-01-01T00:00:00Z"});
     for (before, waits) in [(0, false), (2, false), (3, true), (9, true)] {
         let attempts: Vec<_> = (1..=before).map(taken).collect();
         let mut o = ready(&json!({"attempt": before + 1, "attempts": attempts}));

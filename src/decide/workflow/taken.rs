@@ -15,7 +15,8 @@ pub fn name_taken(workflow: &Workflow, what: &str, now: &Time) -> Plan<WorkflowS
     let mut plan = Plan::default();
     let mut status = workflow.status.clone().unwrap_or_default();
     let message = clip(&format!("{what}; delete it and the run goes on, or rename the run"), MESSAGE_BYTES);
-    let told = condition::get(&status.conditions, "Succeeded").is_some_and(|c| c.reason == REASON && c.message == message);
+    let told =
+        condition::get(&status.conditions, "Succeeded").is_some_and(|c| c.reason == REASON && c.message == message);
     if told || status.completed_at.is_some() {
         return plan;
     }
@@ -43,7 +44,10 @@ mod tests {
         let status = plan.status.expect("a status");
         let told = condition::get(&status.conditions, "Succeeded").expect("a condition");
         assert_eq!((told.status.as_str(), told.reason.as_str()), ("Unknown", "NameTaken"));
-        assert!(told.message.contains("uid u by kubectl-create") && told.message.contains("rename the run"), "{told:?}");
+        assert!(
+            told.message.contains("uid u by kubectl-create") && told.message.contains("rename the run"),
+            "{told:?}"
+        );
         assert_eq!((plan.notices.len(), status.phase), (1, Some(Phase::Pending)));
         run.status = Some(status);
         let again = |what: &str| name_taken(&run, what, &now);

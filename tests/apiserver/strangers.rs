@@ -130,7 +130,7 @@ pub async fn cases(team: &Team) -> Result<Vec<Case>> {
     let pods = |name: &str| format!("{}/{name}", team.core("pods"));
     add(p, "only the Job controller creates", admin, Ask::post(team.core("pods"), pod("forged", &ours(), &owned)));
     add(p, "only the Job controller creates", &operator, Ask::post(team.core("pods"), pod("forged", &ours(), &owned)));
-    add(p, "only the Job controller creates", &sets, Ask::post(team.core("pods"), pod("forged", &json!({"lockstep.dev/any": "x"}), &owned)));
+    add(p, "only the Job controller creates", &sets, Ask::post(team.core("pods"), pod("forged", &json!({STEP_RUN: "x"}), &owned)));
     add(p, "the controller of a pod with", &controller, Ask::post(team.core("pods"), pod("forged", &ours(), &json!([]))));
     add(p, "the controller of a pod with", &controller, Ask::post(team.core("pods"), pod("forged", &ours(), &json!([
         {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "held", "uid": "y", "controller": true}]))));

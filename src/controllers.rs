@@ -27,7 +27,7 @@ use crate::cluster::client::bounded;
 use crate::cluster::consistency::Consistency;
 use crate::cluster::contents::{Contents, Memory};
 use crate::cluster::evaluator::Evaluator;
-use crate::cluster::guard::{Accounts, PolicyGuard};
+use crate::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
 use crate::cluster::lease::{Elector, Standing};
 use crate::cluster::observe::Observer;
 use crate::cluster::refusals::Refusals;
@@ -71,6 +71,9 @@ pub struct Options {
         default_value = "system:serviceaccount:lockstep-system:lockstep-gateway"
     )]
     pub gateway_account: String,
+    /// Who makes the pods of Jobs, as the API server names them.
+    #[arg(long, env = "LOCKSTEP_JOB_CONTROLLER_ACCOUNT", default_value = JOB_CONTROLLER)]
+    pub job_controller_account: String,
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "LOCKSTEP_METRICS_LISTEN", default_value = "0.0.0.0:8080")]
     pub metrics_listen: SocketAddr,
@@ -113,7 +116,11 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     };
     let surroundings = Arc::new(surroundings);
     let renewing = renew(client.clone(), options.clone(), names);
-    let accounts = Accounts { operator: options.operator_account.clone(), gateway: options.gateway_account.clone() };
+    let accounts = Accounts {
+        operator: options.operator_account.clone(),
+        gateway: options.gateway_account.clone(),
+        job_controller: options.job_controller_account.clone(),
+    };
     let observer = Observer {
         client: client.clone(),
         world: World::default(),
@@ -125,6 +132,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         evaluator: if options.isolate_expressions { Evaluator::isolated() } else { Evaluator::InProcess },
         slots: Slots::new(options.max_concurrent_per_namespace),
         refusals: Refusals::default(),
+        taken: Refusals::default(),
     };
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });

@@ -73,7 +73,14 @@ pub fn step_run(workflow: &str, workflow_uid: &str, path: &str, keys: &[String])
 
 /// The Job of one attempt; its pods and labels take the same name, hence at most 52 characters.
 pub fn job(step_run: &str, step_run_uid: &str, attempt: i32) -> String {
-    let hash = hex([step_run_uid.as_bytes(), attempt.to_string().as_bytes()]);
+    salted_job(step_run, step_run_uid, attempt, "")
+}
+
+/// The Job of one attempt, where somebody has taken a name that could be foreseen; no salt is no part of it.
+pub fn salted_job(step_run: &str, step_run_uid: &str, attempt: i32, salt: &str) -> String {
+    let number = attempt.to_string();
+    let parts = [step_run_uid.as_bytes(), number.as_bytes(), salt.as_bytes()];
+    let hash = hex(parts.into_iter().take(if salt.is_empty() { 2 } else { 3 }));
     let readable = step_run.rsplit_once('-').map_or(step_run, |(readable, _)| readable);
     legal(&format!("{}-{attempt}", head(readable, 24)), &hash)
 }
@@ -173,6 +180,8 @@ mod tests {
         assert_ne!(base, step_run("w", "uid", "a/b", &keys(&["x", ""])));
         assert_ne!(step_run("w", "uid", "a", &keys(&["bc"])), step_run("w", "uid", "ab", &keys(&["c"])));
         assert_ne!(job("s-1", "uid", 1), job("s-1", "uid", 2));
+        assert_ne!(job("s-1", "uid", 1), salted_job("s-1", "uid", 1, "x"));
+        assert_ne!(salted_job("s-1", "uid", 1, "y"), salted_job("s-1", "uid", 1, "x"));
     }
 
     #[test]

@@ -236,6 +236,13 @@ pub struct StepRunStatus {
     /// Latched: what the budgets have used.
     #[serde(default)]
     pub counts: AttemptCounts,
+    /// Latched with the launch: the newest Job. A pod may claim its attempt only if that very Job owns it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobRef>,
+    /// Latched where somebody else's Job had the name that an attempt's was to have: part of the names that follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub job_salt: Option<String>,
     /// Latched: the verdict; commits the report's bytes by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ResultRef>,
@@ -281,6 +288,8 @@ impl Default for StepRunStatus {
             completed_at: None,
             attempts: Vec::new(),
             counts: AttemptCounts::default(),
+            job: None,
+            job_salt: None,
             result: None,
             gate: None,
             waiting_for: None,
@@ -332,12 +341,26 @@ pub struct Attempt {
     /// Generation of the Agent at the launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_generation: Option<i64>,
+    /// UID of its Job, by which its pods are known.
+    #[serde(default, rename = "jobUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub job_uid: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
     pub completed_at: Time,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
+}
+
+/// The Job of one attempt.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct JobRef {
+    pub attempt: i32,
+    #[schemars(length(max = 253))]
+    pub name: String,
+    #[schemars(length(max = 64))]
+    pub uid: String,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use futures::stream::{self, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::ObjectMeta;
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -15,26 +16,36 @@ use super::Error;
 use super::client::bounded;
 use super::consistency::Consistency;
 use crate::api::document::DocumentStatus;
-use crate::api::name::OPERATOR;
+use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
+use crate::api::step_run::JobRef;
 use crate::api::{Document, StepRun, Workflow};
-use crate::decide::{Effect, Kept};
+use crate::decide::{Effect, Kept, seen};
 
 /// Creates of one pass that are under way at a time.
 const AT_ONCE: usize = 16;
 
-/// All effects of a plan within one namespace; gives the resourceVersion that the observed object has after them, where
-/// one of them changed it.
+/// What the status that follows must know of the effects.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The resourceVersion that the observed object has after them, where one of them changed it.
+    pub version: Option<String>,
+    /// The Job that was made, or that was there already and is ours.
+    pub job: Option<JobRef>,
+}
+
+/// All effects of a plan within one namespace.
 pub async fn apply(
     client: &Client,
     namespace: &str,
     effects: &[Effect],
     consistency: &Consistency,
-) -> Result<Option<String>, Error> {
-    let mut version = None;
+) -> Result<Applied, Error> {
+    let mut applied = Applied::default();
     let step_runs = |a: &Effect, b: &Effect| matches!((a, b), (Effect::CreateStepRun(_), Effect::CreateStepRun(_)));
     for alike in effects.chunk_by(step_runs) {
         if let [effect] = alike {
-            version = one(client, namespace, effect, consistency).await?.or(version);
+            let one = one(client, namespace, effect, consistency).await?;
+            applied = Applied { version: one.version.or(applied.version), job: one.job.or(applied.job) };
             continue;
         }
         // StepRuns of one pass do not need each other: the items of a forEach are made side by side.
@@ -44,15 +55,10 @@ pub async fn apply(
         })
         .await?;
     }
-    Ok(version)
+    Ok(applied)
 }
 
-async fn one(
-    client: &Client,
-    namespace: &str,
-    effect: &Effect,
-    consistency: &Consistency,
-) -> Result<Option<String>, Error> {
+async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Consistency) -> Result<Applied, Error> {
     match effect {
         Effect::CreateRevision(object) => {
             create(client, namespace, "ControllerRevision", object.as_ref()).await?;
@@ -63,7 +69,10 @@ async fn one(
         Effect::CreateStepRun(object) => {
             create(client, namespace, "StepRun", object.as_ref()).await?;
         }
-        Effect::CreateJob(object) => create_job(client, namespace, object).await?,
+        Effect::CreateJob(object) => {
+            let job = create_job(client, namespace, object).await?;
+            return Ok(Applied { job: Some(seen::job_ref(&job)), version: None });
+        }
         Effect::Delete { what, name, uid } => match what {
             Kept::Job => delete::<Job>(client, namespace, name, uid).await?,
             Kept::StepRun => delete::<StepRun>(client, namespace, name, uid).await?,
@@ -76,13 +85,13 @@ async fn one(
         Effect::EmptyMailbox { step_run, resource_version, keys } => {
             let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
             consistency.wrote(&emptied.metadata);
-            return Ok(emptied.metadata.resource_version);
+            return Ok(Applied { version: emptied.metadata.resource_version, job: None });
         }
     }
-    Ok(None)
+    Ok(Applied::default())
 }
 
-async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<(), Error>
+async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<K, Error>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
         + Clone
@@ -93,18 +102,30 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
     let answer = bounded("POST", api.create(&params, object)).await;
-    let Err(error) = answer else { return Ok(()) };
+    let error = match answer {
+        Ok(made) => return Ok(made),
+        Err(error) => error,
+    };
     if !error.is_already_exists() {
         return Err(error);
     }
     let name = object.meta().name.clone().unwrap_or_default();
     let existing = bounded("GET", api.get(&name)).await?;
     // Never by its content: an Agent edited after a lost reply is no conflict.
-    if owner(existing.meta()) == owner(object.meta()) { Ok(()) } else { Err(Error::NotOurs { kind, name }) }
+    if is_same(existing.meta(), object.meta()) {
+        return Ok(existing);
+    }
+    Err(Error::NotOurs { kind, name, holder: seen::holder(existing.meta()) })
+}
+
+/// An owner can be claimed by anybody; on a Job, by policy, the label can be set by the operator only.
+fn is_same(existing: &ObjectMeta, ours: &ObjectMeta) -> bool {
+    let label = |meta: &ObjectMeta| meta.labels.as_ref().and_then(|l| l.get(LABEL_STEP_RUN)).cloned();
+    owner(existing) == owner(ours) && label(existing) == label(ours)
 }
 
 /// A refusal is an outcome of the attempt, not of the pass: trying the same again would not help.
-async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<(), Error> {
+async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<Job, Error> {
     create(client, namespace, "Job", job).await.map_err(|error| match error.refusal() {
         Some(message) => {
             Error::JobRefused { name: job.metadata.name.clone().unwrap_or_default(), message: message.to_owned() }
@@ -113,7 +134,7 @@ async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<(), E
     })
 }
 
-fn owner(meta: &kube::core::ObjectMeta) -> Option<&str> {
+fn owner(meta: &ObjectMeta) -> Option<&str> {
     meta.owner_references.as_ref()?.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
 }
 

@@ -10,8 +10,8 @@ pub enum Error {
     Timeout(&'static str, Duration),
     #[error("the API server refused Job {name}: {message}")]
     JobRefused { name: String, message: String },
-    #[error("{kind} {name} exists, but another owns it")]
-    NotOurs { kind: &'static str, name: String },
+    #[error("{kind} {name} is there and is not Lockstep's: {holder}")]
+    NotOurs { kind: &'static str, name: String, holder: String },
     #[error("the cache is behind our own write of {0}")]
     Stale(String),
     #[error("{0}")]

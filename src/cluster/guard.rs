@@ -17,16 +17,20 @@ use crate::api::name::{self, CANARY};
 use crate::decide::gate::Guard;
 
 /// The files that the chart installs, with the accounts of its default release.
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     include_str!("../../charts/lockstep/policies/gate.yaml"),
     include_str!("../../charts/lockstep/policies/status.yaml"),
     include_str!("../../charts/lockstep/policies/spec.yaml"),
     include_str!("../../charts/lockstep/policies/delete.yaml"),
     include_str!("../../charts/lockstep/policies/document.yaml"),
     include_str!("../../charts/lockstep/policies/creator.yaml"),
+    include_str!("../../charts/lockstep/policies/job.yaml"),
+    include_str!("../../charts/lockstep/policies/pod.yaml"),
 ];
 const DEFAULT_OPERATOR: &str = "system:serviceaccount:lockstep-system:lockstep-operator";
 const DEFAULT_GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gateway";
+/// Who makes the pods of Jobs, where the controllers have accounts of their own.
+pub const JOB_CONTROLLER: &str = "system:serviceaccount:kube-system:job-controller";
 /// How long a comparison of the specs may be used again; the canary is fresh every time.
 const REUSE: Duration = Duration::from_secs(2);
 
@@ -35,6 +39,7 @@ const REUSE: Duration = Duration::from_secs(2);
 pub struct Accounts {
     pub operator: String,
     pub gateway: String,
+    pub job_controller: String,
 }
 
 pub struct PolicyGuard {
@@ -47,6 +52,7 @@ impl PolicyGuard {
         let mut expected = Vec::new();
         for file in FILES {
             let text = file.replace(DEFAULT_OPERATOR, &accounts.operator).replace(DEFAULT_GATEWAY, &accounts.gateway);
+            let text = text.replace(JOB_CONTROLLER, &accounts.job_controller);
             expected.extend(serde_saphyr::from_multiple::<Value>(&text)?);
         }
         Ok(Self { expected, last: Mutex::new(None) })
@@ -188,9 +194,12 @@ mod tests {
 
     #[test]
     fn the_built_in_policies_can_be_read() {
-        let accounts = Accounts { operator: "o".into(), gateway: "g".into() };
+        let accounts = Accounts { operator: "o".into(), gateway: "g".into(), job_controller: "j".into() };
         let guard = PolicyGuard::new(&accounts).expect("the files parse");
-        assert!(guard.expected.len() >= 10);
-        assert!(!guard.expected.iter().any(|v| v.to_string().contains(DEFAULT_OPERATOR)));
+        assert_eq!(guard.expected.len(), 2 * FILES.len());
+        for account in [DEFAULT_OPERATOR, DEFAULT_GATEWAY, JOB_CONTROLLER] {
+            assert!(!guard.expected.iter().any(|v| v.to_string().contains(account)), "{account}");
+        }
+        assert!(guard.expected.iter().any(|v| v.to_string().contains("== 'j'")));
     }
 }

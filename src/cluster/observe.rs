@@ -30,6 +30,12 @@ use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use crate::decide::{document, seen, step_run, workflow};
 
+/// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
+fn pods_alive(pods: &[Arc<Pod>]) -> usize {
+    let now = now();
+    pods.iter().filter(|pod| seen::is_alive(pod, &now)).count()
+}
+
 /// Everything that observing needs.
 pub struct Observer {
     pub client: Client,
@@ -42,6 +48,8 @@ pub struct Observer {
     pub evaluator: Evaluator,
     pub slots: Slots,
     pub refusals: Refusals,
+    /// Who holds the name of a Job that was to be made: it is not in the cache, which holds only what bears our label.
+    pub taken: Refusals,
 }
 
 pub fn now() -> Time {
@@ -167,7 +175,6 @@ impl Observer {
     pub async fn step_run(&self, cached: Arc<StepRun>) -> Result<step_run::Observed, Error> {
         let step_run = self.fresh(cached).await?;
         let namespace = step_run.namespace().unwrap_or_default();
-        let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
         let identity = &step_run.spec.workflow;
         let workflow = self.run_of(&namespace, identity).await?;
         let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
@@ -179,9 +186,10 @@ impl Observer {
                 .await?
         };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
-        let job_name = name::job(&own, &uid, attempt);
+        let job_name = seen::job_name(&step_run, attempt);
         let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(&step_run, hold).await?;
+        let pods = self.pods(&step_run, &jobs);
         let looks = !done || self.publishes(&step_run, &namespace);
         let reported = if looks { self.result_document(&step_run, &namespace).await? } else { None };
         let siblings = reported
@@ -194,9 +202,9 @@ impl Observer {
             job: self.job(&namespace, &job_name, &jobs),
             refusal: self.refusals.of(&namespace, &job_name),
             slot: Slot::Yours,
-            pod: self.pod(&step_run, &namespace, attempt, done).await?,
+            pod: self.pod(&step_run, &pods, attempt, done).await?,
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
-            pods_alive: self.pods_alive(&namespace, &own),
+            pods_alive: pods_alive(&pods),
             guard: Guard::NotAsked,
             surroundings: Arc::clone(&self.surroundings),
             now: now(),
@@ -224,25 +232,32 @@ impl Observer {
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.
     async fn jobs(&self, step_run: &StepRun, hold: Hold) -> Result<Vec<Arc<Job>>, Error> {
-        let (own, uid) = (step_run.name_any(), step_run.uid().unwrap_or_default());
-        let mut jobs = self.world.jobs.under(&uid);
-        let Some(name) = seen::decisive_job(step_run, hold).map(|attempt| name::job(&own, &uid, attempt)) else {
+        let mut jobs = self.own_jobs(step_run);
+        let Some(name) = seen::decisive_job(step_run, hold).map(|attempt| seen::job_name(step_run, attempt)) else {
             return Ok(jobs);
         };
         if jobs.iter().all(|j| j.name_any() != name) {
             let api: Api<Job> = Api::namespaced(self.client.clone(), &step_run.namespace().unwrap_or_default());
             let live = bounded("GET jobs", api.get_opt(&name)).await?;
-            let ours = |j: &Job| controller_uid(&j.metadata, "StepRun").as_deref() == Some(&uid);
-            jobs.extend(live.filter(ours).map(Arc::new));
+            jobs.extend(live.filter(|j| seen::is_own_job(j, step_run)).map(Arc::new));
         }
         Ok(jobs)
     }
 
-    /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
-    fn pods_alive(&self, namespace: &str, step_run: &str) -> usize {
-        let now = now();
-        let pods = self.world.pods.under(&format!("{namespace}/{step_run}"));
-        pods.iter().filter(|pod| seen::is_alive(pod, &now)).count()
+    /// Those that the cache knows.
+    fn own_jobs(&self, step_run: &StepRun) -> Vec<Arc<Job>> {
+        let mut jobs = self.world.jobs.under(&step_run.uid().unwrap_or_default());
+        jobs.retain(|job| seen::is_own_job(job, step_run));
+        jobs
+    }
+
+    /// The pods that its Jobs made; what only bears its labels is none.
+    fn pods(&self, step_run: &StepRun, jobs: &[Arc<Job>]) -> Vec<Arc<Pod>> {
+        let made = seen::job_uids(step_run, jobs.iter().map(AsRef::as_ref));
+        let of = format!("{}/{}", step_run.namespace().unwrap_or_default(), step_run.name_any());
+        let mut pods = self.world.pods.under(&of);
+        pods.retain(|pod| seen::is_own_pod(pod, &made));
+        pods
     }
 
     fn slot(&self, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
@@ -295,10 +310,9 @@ impl Observer {
     /// At the start: what runs holds its slot before anybody asks for one.
     pub fn restore_slots(&self) {
         for step_run in self.world.step_runs.store().state() {
-            let (namespace, own) = (step_run.namespace().unwrap_or_default(), step_run.name_any());
+            let namespace = step_run.namespace().unwrap_or_default();
             let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
-            let uid = step_run.uid().unwrap_or_default();
-            let job = self.job(&namespace, &name::job(&own, &uid, attempt), &self.world.jobs.under(&uid));
+            let job = self.job(&namespace, &seen::job_name(&step_run, attempt), &self.own_jobs(&step_run));
             if step_run::holds_slot(&step_run, &job) {
                 let run = self.world.workflows.get(&namespace, &step_run.spec.workflow.name);
                 self.slots.hold(&self.applicant(&step_run, run.as_deref()));
@@ -325,24 +339,23 @@ impl Observer {
     }
 
     fn job(&self, namespace: &str, name: &str, ours: &[Arc<Job>]) -> JobSeen {
-        match ours.iter().find(|j| j.name_any() == name) {
-            Some(job) => seen::job(job),
-            None if self.world.jobs.get(namespace, name).is_some() => JobSeen::Foreign,
-            None => JobSeen::Absent,
+        if let Some(job) = ours.iter().find(|j| j.name_any() == name) {
+            return seen::job(job);
         }
+        let labelled = self.world.jobs.get(namespace, name).map(|job| seen::holder(&job.metadata));
+        labelled.or_else(|| self.taken.of(namespace, name)).map_or(JobSeen::Absent, JobSeen::Foreign)
     }
 
     async fn pod(
         &self,
         step_run: &StepRun,
-        namespace: &str,
+        pods: &[Arc<Pod>],
         attempt: i32,
         done: bool,
     ) -> Result<Option<PodSeen>, Error> {
         if done {
             return Ok(None);
         }
-        let pods = self.world.pods.under(&format!("{namespace}/{}", step_run.name_any()));
         let claim = step_run
             .status
             .as_ref()
@@ -350,13 +363,13 @@ impl Observer {
             .and_then(|a| a.claim.as_ref())
             .filter(|c| c.attempt == attempt);
         let Some(claim) = claim else {
-            return Ok(seen::newest_of(attempt, &pods).map(|p| seen::pod(p)));
+            return Ok(seen::newest_of(attempt, pods).map(|p| seen::pod(p)));
         };
         if let Some(pod) = pods.iter().find(|p| p.uid().as_deref() == Some(&claim.pod_uid)) {
             return Ok(Some(seen::pod(pod)));
         }
         // That the pod is gone decides the attempt's fate: only the API server may say so.
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &step_run.namespace().unwrap_or_default());
         let live = bounded("GET pods", api.get_opt(&claim.pod_name)).await?;
         Ok(live.filter(|p| p.uid().as_deref() == Some(&claim.pod_uid)).map(|p| seen::pod(&p)))
     }

@@ -1,5 +1,5 @@
-//! Jobs that the API server refused to take: quota, admission policy. Kept by name until the next pass makes an attempt
-//! that failed of it; bounded, the oldest goes first and is then simply refused again.
+//! Jobs that the API server refused to take: quota, admission policy; or whose name somebody else holds. Kept by name
+//! until the next pass makes an attempt that failed of it; bounded, the oldest goes first and is then simply refused again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

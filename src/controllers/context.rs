@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 
 use crate::api::Workflow;
+use crate::api::step_run::JobRef;
 use crate::api::workflow::WorkflowStatus;
 use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
@@ -108,7 +109,7 @@ impl Context {
         &self,
         observed: &K,
         plan: Plan<S>,
-        set: impl FnOnce(&mut K, S),
+        set: impl FnOnce(&mut K, S, Option<JobRef>),
     ) -> Result<Action, Error>
     where
         K: Watched + serde::Serialize + Resource<Scope = kube::core::NamespaceResourceScope>,
@@ -116,12 +117,17 @@ impl Context {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
-        let version = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
-            Ok(version) => version,
+        let applied = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
+            Ok(applied) => applied,
             Err(Error::JobRefused { name, message }) => {
                 tracing::warn!(namespace, job = name, message, "the API server refused a Job");
                 cluster.refusals.remember(&namespace, &name, &message);
                 // The next pass sees it, and ends the attempt.
+                return Ok(Action::requeue(Duration::ZERO));
+            }
+            Err(Error::NotOurs { kind: "Job", name, holder }) => {
+                tracing::warn!(namespace, job = name, holder, "somebody else holds the name of a Job");
+                cluster.taken.remember(&namespace, &name, &holder);
                 return Ok(Action::requeue(Duration::ZERO));
             }
             Err(error) => return Err(error),
@@ -130,8 +136,8 @@ impl Context {
             self.metrics.wrote("status");
             // An effect on the object itself moved its version, by compare-and-swap: nobody wrote in between.
             let write = |object: &mut K| {
-                object.meta_mut().resource_version = version.or(object.meta_mut().resource_version.take());
-                set(object, status);
+                object.meta_mut().resource_version = applied.version.or(object.meta_mut().resource_version.take());
+                set(object, status, applied.job);
             };
             publish::status(&cluster.client, observed, write, &cluster.consistency).await?;
         }

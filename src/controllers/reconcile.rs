@@ -17,12 +17,13 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let (observed, plan) = context.decided(observed).await?;
     let plan = context.paced(&observed.workflow, plan);
     let ended = history::ending(&observed.workflow, plan.status.as_ref());
-    context
-        .carry_out(observed.workflow.as_ref(), plan, |object, status| {
-            object.status = Some(status);
-        })
-        .await
-        .inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
+    let write = |object: &mut Workflow, status, _| object.status = Some(status);
+    let done = context.carry_out(observed.workflow.as_ref(), plan, write).await;
+    if let Err(taken @ Error::NotOurs { .. }) = &done {
+        let plan = decide::workflow::name_taken(&observed.workflow, &taken.to_string(), &now());
+        context.carry_out(observed.workflow.as_ref(), plan, write).await?;
+    }
+    done.inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
 }
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {
@@ -30,7 +31,9 @@ pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<A
     let plan = decide::step_run::step_run(&observed);
     let lost: Vec<_> = history::lost(&observed.step_run, plan.status.as_ref());
     context
-        .carry_out(observed.step_run.as_ref(), plan, |object, status| {
+        .carry_out(observed.step_run.as_ref(), plan, |object, mut status, job| {
+            // Its UID is known only now that it is made; no write of its own.
+            status.job = job.or(status.job);
             object.status = Some(status);
         })
         .await
@@ -41,7 +44,7 @@ pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, E
     let status = decide::agent::agent_status(&agent, &now());
     let plan = Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() };
     context
-        .carry_out(agent.as_ref(), plan, |object, status| {
+        .carry_out(agent.as_ref(), plan, |object, status, _| {
             object.status = Some(status);
         })
         .await
@@ -51,7 +54,7 @@ pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) ->
     let status = decide::agent::template_status(&template, &now());
     let plan = Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() };
     context
-        .carry_out(template.as_ref(), plan, |object, status| {
+        .carry_out(template.as_ref(), plan, |object, status, _| {
             object.status = Some(status);
         })
         .await
@@ -62,5 +65,5 @@ pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<
     let status = decide::document::standing(&observed.0, &observed.1);
     let effects =
         status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
-    context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, ()| {}).await
+    context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, (), _| {}).await
 }

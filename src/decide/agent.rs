@@ -1,5 +1,7 @@
 //! What is wrong with an Agent, each fault with its path.
 
+mod template;
+
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 
@@ -12,7 +14,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Name of the container that is the agent.
 pub const CONTAINER: &str = "agent";
-const OURS: &str = "lockstep";
 
 /// All faults of an Agent.
 pub fn faults(agent: &Agent) -> Vec<String> {
@@ -25,67 +26,9 @@ pub fn faults(agent: &Agent) -> Vec<String> {
     }
     match serde_json::from_value::<PodTemplateSpec>(Value::Object(spec.template.clone())) {
         Err(e) => faults.push(format!("spec.template: is not a PodTemplateSpec: {e}")),
-        Ok(template) => template_faults(&template, &mut faults),
+        Ok(template) => faults.extend(template::faults(&template)),
     }
     faults
-}
-
-fn template_faults(template: &PodTemplateSpec, faults: &mut Vec<String>) {
-    let Some(pod) = &template.spec else {
-        faults.push("spec.template.spec: is required".to_owned());
-        return;
-    };
-    let place = "spec.template.spec";
-    if pod.restart_policy.as_deref().is_some_and(|p| p != "Never") {
-        faults.push(format!("{place}.restartPolicy: must be Never or absent; Lockstep repeats attempts itself"));
-    }
-    if pod.automount_service_account_token == Some(true) {
-        faults.push(format!(
-            "{place}.automountServiceAccountToken: must not be true; agents get no credentials for the API server"
-        ));
-    }
-    for (flag, set) in [("hostNetwork", pod.host_network), ("hostPID", pod.host_pid), ("hostIPC", pod.host_ipc)] {
-        if set == Some(true) {
-            faults.push(format!("{place}.{flag}: must not be true"));
-        }
-    }
-    match pod.containers.iter().position(|c| c.name == CONTAINER) {
-        None => faults.push(format!("{place}.containers: one must be named {CONTAINER}")),
-        Some(index) => {
-            let container = &pod.containers[index];
-            if container.command.as_ref().is_none_or(Vec::is_empty) {
-                faults.push(format!(
-                    "{place}.containers[{index}].command: is required, because Kubernetes does not tell an image's entrypoint; find it with: skopeo inspect --config docker://IMAGE"
-                ));
-            }
-            for (n, variable) in
-                container.env.iter().flatten().enumerate().filter(|(_, v)| v.name.starts_with("LOCKSTEP_"))
-            {
-                faults.push(format!(
-                    "{place}.containers[{index}].env[{n}].name: {}: names that begin with LOCKSTEP_ are Lockstep's own",
-                    variable.name
-                ));
-            }
-            if container.image.as_ref().is_none_or(String::is_empty) {
-                faults.push(format!("{place}.containers[{index}].image: is required"));
-            }
-        }
-    }
-    for (index, container) in pod.containers.iter().enumerate() {
-        if container.restart_policy.is_some() {
-            faults.push(format!(
-                "{place}.containers[{index}].restartPolicy: is not allowed; a restart would start the agent twice"
-            ));
-        }
-    }
-    for (index, volume) in pod.volumes.iter().flatten().enumerate() {
-        if volume.name.starts_with(OURS) {
-            faults.push(format!("{place}.volumes[{index}].name: names that begin with {OURS} are Lockstep's own"));
-        }
-        if volume.host_path.is_some() {
-            faults.push(format!("{place}.volumes[{index}].hostPath: is not allowed"));
-        }
-    }
 }
 
 /// The status of an Agent: `Ready`, with every fault.

@@ -151,6 +151,13 @@ pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[S
     step_run
 }
 
+/// What the Job of an attempt is called.
+pub fn job_name(step_run: &StepRun, status: &StepRunStatus, attempt: i32) -> String {
+    let meta = &step_run.metadata;
+    let (own, uid) = (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
+    name::salted_job(own, uid, attempt, status.job_salt.as_deref().unwrap_or_default())
+}
+
 /// The Job of the current attempt.
 pub fn job(
     step_run: &StepRun,
@@ -160,7 +167,7 @@ pub fn job(
     around: &Surroundings,
 ) -> Result<Job, String> {
     let meta = &step_run.metadata;
-    let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+    let own = meta.name.clone().unwrap_or_default();
     let attempt = status.attempt;
     let session = meta.labels.as_ref().and_then(|l| l.get(LABEL_SESSION)).cloned().unwrap_or_default();
     let labels = labels([
@@ -175,7 +182,7 @@ pub fn job(
     let template = pod_template(step_run, attempt, agent, around, &labels)?;
     Ok(Job {
         metadata: ObjectMeta {
-            name: Some(name::job(&own, &uid, attempt)),
+            name: Some(job_name(step_run, status, attempt)),
             namespace: meta.namespace.clone(),
             labels: Some(labels),
             annotations: Some(

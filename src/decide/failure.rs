@@ -114,13 +114,14 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
             let spent = counts.retryable >= policy.max_attempts;
             (counts, if spent { Next::Ask(WaitKind::RetriesSpent) } else { Next::Again })
         }
+        // Nothing ran: it takes another name.
+        R::NameConflict => (counts, Next::Again),
         R::Succeeded
         | R::Unrecoverable
         | R::Rejected
         | R::InvalidParameters
         | R::ExpressionError
         | R::OutputTooLarge
-        | R::NameConflict
         | R::StepRunLost
         | R::GateNotProven
         | R::Cancelled => (counts, Next::Fail),
@@ -157,6 +158,7 @@ mod tests {
             POLICY,
             Next::Ask(WaitKind::InfrastructureSpent),
         );
+        check(R::NameConflict, AttemptCounts { retryable: 2, infrastructure: 5, answers: 0 }, POLICY, Next::Again);
         check(R::OutcomeUnknown, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
         check(R::OutputLost, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
         let idempotent = Policy { idempotent: true, ..POLICY };
@@ -168,7 +170,6 @@ mod tests {
             R::InvalidParameters,
             R::ExpressionError,
             R::OutputTooLarge,
-            R::NameConflict,
             R::StepRunLost,
             R::GateNotProven,
             R::Cancelled,

@@ -1,18 +1,21 @@
 //! What a decision reads of the objects around a run or a StepRun, and when a cache does not do. Whoever gathers them, the
 //! operator or the simulation, reads them with these.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
+use kube::core::ObjectMeta;
 
 use super::agent::CONTAINER;
-use super::build::ANNOTATION_AGENT_GENERATION;
+use super::build::{self, ANNOTATION_AGENT_GENERATION};
 use super::step_run::{Hold, JobSeen, PodSeen, was_launched};
-use crate::api::name::LABEL_ATTEMPT;
-use crate::api::step_run::AttemptResult;
+use crate::api::condition::clip;
+use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
+use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
 
@@ -108,9 +111,60 @@ pub fn decisive_job(step_run: &StepRun, hold: Hold) -> Option<i32> {
     }
 }
 
+/// What the Job of an attempt is called.
+pub fn job_name(step_run: &StepRun, attempt: i32) -> String {
+    build::job_name(step_run, &step_run.status.clone().unwrap_or_default(), attempt)
+}
+
+/// A Job as the status names it.
+pub fn job_ref(job: &Job) -> JobRef {
+    let (name, uid, attempt) = identity(job);
+    JobRef { attempt, name, uid }
+}
+
+/// Whether the operator made this Job for that StepRun: an owner can be claimed by anybody, but by policy only the
+/// operator sets our labels.
+pub fn is_own_job(job: &Job, step_run: &StepRun) -> bool {
+    let uid = controller(&job.metadata, "StepRun").filter(|(version, _)| version.starts_with("lockstep.dev/"));
+    uid.map(|(_, uid)| uid) == step_run.metadata.uid.as_deref()
+        && job.labels().get(LABEL_STEP_RUN).map(String::as_str) == step_run.metadata.name.as_deref()
+}
+
+/// Whether one of these Jobs made the pod.
+pub fn is_own_pod(pod: &Pod, jobs: &BTreeSet<String>) -> bool {
+    controller(&pod.metadata, "Job").is_some_and(|(version, uid)| version == "batch/v1" && jobs.contains(uid))
+}
+
+/// UIDs of the Jobs of a StepRun: those that are there, and those that its status remembers while their pods still end.
+pub fn job_uids<'a>(step_run: &StepRun, jobs: impl IntoIterator<Item = &'a Job>) -> BTreeSet<String> {
+    let status = step_run.status.as_ref();
+    let newest = status.and_then(|s| s.job.as_ref()).map(|j| j.uid.clone());
+    let before = status.iter().flat_map(|s| &s.attempts).filter_map(|a| a.job_uid.clone());
+    jobs.into_iter().filter_map(ResourceExt::uid).chain(newest).chain(before).collect()
+}
+
+/// API version and UID of the controller, if it is of that kind.
+fn controller<'a>(meta: &'a ObjectMeta, kind: &str) -> Option<(&'a str, &'a str)> {
+    let mut owners = meta.owner_references.iter().flatten();
+    owners.find(|o| o.controller == Some(true) && o.kind == kind).map(|o| (o.api_version.as_str(), o.uid.as_str()))
+}
+
+/// Who holds a name that one of ours was to have, for people: what it is owned by, when it was made, who wrote it.
+pub fn holder(meta: &ObjectMeta) -> String {
+    let uid = meta.uid.as_deref().unwrap_or_default();
+    let owner = meta.owner_references.iter().flatten().next();
+    let owner = owner.map(|o| format!(", owner {} {}", o.kind, o.name)).unwrap_or_default();
+    let made = meta.creation_timestamp.as_ref().map(|at| format!(", created {}", at.0)).unwrap_or_default();
+    // The first entry is whoever made it, as a rule.
+    let manager = meta.managed_fields.iter().flatten().find_map(|f| f.manager.as_deref());
+    let manager = manager.map(|m| format!(" by {m}")).unwrap_or_default();
+    clip(&format!("uid {uid}{made}{manager}{owner}"), 400)
+}
+
 /// A Job of ours.
 pub fn job(job: &Job) -> JobSeen {
     JobSeen::Present {
+        uid: job.uid().unwrap_or_default(),
         created: job.creation_timestamp(),
         deleting: job.metadata.deletion_timestamp.is_some(),
         ended: has_ended(job),
@@ -135,4 +189,73 @@ pub fn newest_of(attempt: i32, pods: &[Arc<Pod>]) -> Option<&Arc<Pod>> {
     let own = attempt.to_string();
     let of_attempt = pods.iter().filter(|p| p.labels().get(LABEL_ATTEMPT) == Some(&own));
     of_attempt.max_by_key(|p| p.creation_timestamp().map(|t| t.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn step_run(status: &Value) -> StepRun {
+        let mut step_run = StepRun::new("shop-a", crate::api::StepRunSpec::default());
+        step_run.metadata.uid = Some("s".into());
+        step_run.status = serde_json::from_value(status.clone()).expect("a status");
+        step_run
+    }
+
+    fn owner(kind: &str, version: &str, uid: &str, controller: bool) -> Value {
+        json!([{"apiVersion": version, "kind": kind, "name": "n", "uid": uid, "controller": controller}])
+    }
+
+    #[test]
+    fn an_owner_that_is_claimed_makes_no_job_of_ours() {
+        let v1 = "lockstep.dev/v1alpha1";
+        let ours = || json!({LABEL_STEP_RUN: "shop-a"});
+        for (what, labels, owners, own) in [
+            ("the operator's", ours(), owner("StepRun", v1, "s", true), true),
+            ("a stranger's: our labels only the operator sets", json!({}), owner("StepRun", v1, "s", true), false),
+            ("of another StepRun", json!({LABEL_STEP_RUN: "shop-b"}), owner("StepRun", v1, "s", true), false),
+            ("of another of that name", ours(), owner("StepRun", v1, "t", true), false),
+            ("not controlled", ours(), owner("StepRun", v1, "s", false), false),
+            ("of another kind", ours(), owner("Workflow", v1, "s", true), false),
+            ("of another group", ours(), owner("StepRun", "example.com/v1", "s", true), false),
+            ("nobody's", ours(), json!([]), false),
+        ] {
+            let job = json!({"metadata": {"name": "j", "labels": labels, "ownerReferences": owners}});
+            let job: Job = serde_json::from_value(job).expect("a Job");
+            assert_eq!(is_own_job(&job, &step_run(&json!(null))), own, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pod_counts_by_the_uid_of_its_job() {
+        let status = json!({"attempt": 3, "job": {"attempt": 3, "name": "n", "uid": "third"}, "attempts": [
+            {"number": 2, "round": 1, "result": "Retryable", "completedAt": "1970-01-01T00:00:00Z", "jobUID": "second"}]});
+        let cached: Job = serde_json::from_value(json!({"metadata": {"name": "n", "uid": "seen"}})).expect("a Job");
+        let jobs = job_uids(&step_run(&status), [&cached]);
+        assert_eq!(jobs.iter().map(String::as_str).collect::<Vec<_>>(), ["second", "seen", "third"]);
+        for (what, owners, own) in [
+            ("of a Job that is there", owner("Job", "batch/v1", "seen", true), true),
+            ("of the attempt's Job", owner("Job", "batch/v1", "third", true), true),
+            ("of the Job of an attempt before, gone by now", owner("Job", "batch/v1", "second", true), true),
+            ("of somebody's Job, with our labels", owner("Job", "batch/v1", "other", true), false),
+            ("of a ReplicaSet", owner("ReplicaSet", "apps/v1", "third", true), false),
+            ("not controlled", owner("Job", "batch/v1", "third", false), false),
+            ("nobody's", json!([]), false),
+        ] {
+            let pod =
+                json!({"metadata": {"name": "p", "labels": {LABEL_STEP_RUN: "shop-a"}, "ownerReferences": owners}});
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            assert_eq!(is_own_pod(&pod, &jobs), own, "{what}");
+        }
+    }
+
+    #[test]
+    fn who_holds_a_name_is_told_in_words() {
+        let meta = json!({"name": "n", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
+            "ownerReferences": owner("CronJob", "batch/v1", "c", true), "managedFields": [{"manager": "kubectl-create"}]});
+        let meta: ObjectMeta = serde_json::from_value(meta).expect("metadata");
+        assert_eq!(holder(&meta), "uid u, created 2026-01-01T00:00:00Z by kubectl-create, owner CronJob n");
+        assert_eq!(holder(&ObjectMeta::default()), "uid ");
+    }
 }

@@ -30,8 +30,8 @@ use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVI
 use crate::api::step::{Gate, OnFailure, Step};
 use crate::api::step_run::{
     Act, Action, Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance,
-    Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus, WaitKind,
-    WaitingFor,
+    JobRef, Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus,
+    WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};
@@ -77,9 +77,10 @@ pub struct Observed {
 pub enum JobSeen {
     /// After the launch only if the API server says so: then it is an end, not a cache that is behind.
     Absent,
-    /// Somebody else's, under our name.
-    Foreign,
+    /// Somebody else's, under our name: who holds it, in words.
+    Foreign(String),
     Present {
+        uid: String,
         created: Option<Time>,
         deleting: bool,
         ended: bool,
@@ -129,6 +130,7 @@ impl<'a> Pass<'a> {
     }
 
     fn advance(&mut self) {
+        self.latch_job();
         self.drop_stray_mail();
         let closing = self.closing();
         if self.gate_is(GateState::Waiting) {
@@ -150,6 +152,17 @@ impl<'a> Pass<'a> {
             (None, None) if closing && !mutant::on(Mutant::ClosingLaunches) => self.cancel(),
             (None, None) if hold::was_stopped(&self.status) => self.stay_stopped(),
             (None, None) => self.launch(),
+        }
+    }
+
+    /// Its Job, where the pass that made it did not get to write it down.
+    fn latch_job(&mut self) {
+        let attempt = self.status.attempt;
+        if let JobSeen::Present { uid, .. } = &self.o.job
+            && self.status.job.as_ref().is_none_or(|job| job.attempt != attempt)
+        {
+            let name = build::job_name(&self.o.step_run, &self.status, attempt);
+            self.status.job = Some(JobRef { attempt, name, uid: uid.clone() });
         }
     }
 

@@ -4,6 +4,7 @@ mod committed;
 mod finished;
 mod needs;
 mod start;
+mod taken;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use k8s_openapi::jiff::SignedDuration;
 
 pub use committed::{Committed, committed};
 pub use needs::agent_names;
+pub use taken::name_taken;
 
 use super::graph::{self, Failure, Stand};
 pub use super::observed::{Observed, StepRuns};

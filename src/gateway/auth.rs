@@ -1,4 +1,5 @@
-//! Who calls: the token's audience names the attempt, TokenReview names the pod, the pod's owner is the attempt's Job.
+//! Who calls: the token's audience names the attempt, TokenReview names the pod, the pod's labels and its owner say that
+//! the Job controller made it for the attempt's Job.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,7 +14,8 @@ use kube::api::PostParams;
 use super::metrics::Review;
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, cluster};
-use crate::api::name;
+use crate::api::StepRun;
+use crate::api::name::{self, LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::cluster::fair::Fair;
 use crate::protocol::{AttemptRef, header};
 use crate::server::rate::{Rate, Rates};
@@ -208,14 +210,15 @@ pub enum Act {
     Report,
 }
 
-/// Whether the caller's pod lives and is of the attempt's Job. Tokens outlive both for some seconds.
-pub async fn pod(client: &kube::Client, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<()> {
+/// Whether the caller's pod lives and was made for the attempt; the UID of the Job that owns it. Tokens outlive both for
+/// some seconds.
+pub async fn pod(client: &kube::Client, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<String> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &attempt.namespace);
     let pod = cluster::find(|| api.get(&caller.pod_name)).await?;
     judge_pod(pod.as_ref(), caller, attempt, act)
 }
 
-fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<()> {
+fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<String> {
     let refuse = |why: &str| Err(Refusal::new(Reason::WrongPod, why));
     let Some(pod) = pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&caller.pod_uid)) else {
         return refuse("the pod is gone");
@@ -227,11 +230,39 @@ fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act)
     if act == Act::Claim && pod.metadata.deletion_timestamp.is_some() {
         return refuse("the pod is being deleted");
     }
-    let job = name::job(&attempt.step_run, &attempt.uid, attempt.attempt);
-    let owned = pod.metadata.owner_references.iter().flatten().any(|owner| {
-        owner.controller == Some(true) && owner.kind == "Job" && owner.api_version == "batch/v1" && owner.name == job
-    });
-    if owned { Ok(()) } else { refuse("the pod is not of the attempt's Job") }
+    // A Job adopts any pod that bears its controller-uid; our labels only the Job controller sets, and only at birth.
+    let label = |key: &str| pod.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    let made_for = label(LABEL_STEP_RUN) == Some(attempt.step_run.as_str())
+        && label(LABEL_ATTEMPT) == Some(attempt.attempt.to_string().as_str());
+    let mut owners = pod.metadata.owner_references.iter().flatten();
+    let job = owners.find(|o| o.controller == Some(true) && o.kind == "Job" && o.api_version == "batch/v1");
+    match job {
+        Some(job) if made_for => Ok(job.uid.clone()),
+        _ => refuse("the pod is not of the attempt's Job"),
+    }
+}
+
+/// Whether the Job that owns the pod is the one that the operator made for the attempt. What is not the current attempt
+/// is the fence's business.
+pub fn of_the_job(job_uid: &str, step_run: &StepRun, attempt: i32, act: Act) -> Result<()> {
+    let Some(status) = step_run.status.as_ref().filter(|status| status.attempt == attempt) else {
+        return match (&step_run.status, act) {
+            (None, Act::Claim) => Err(not_yet()),
+            _ => Ok(()),
+        };
+    };
+    match status.job.as_ref().filter(|job| job.attempt == attempt) {
+        Some(job) if job.uid == job_uid => Ok(()),
+        Some(_) => Err(Refusal::new(Reason::WrongPod, "the Job of the pod is not the one that the operator made")),
+        // A report is held to the pod that has claimed.
+        None if act == Act::Report => Ok(()),
+        None => Err(not_yet()),
+    }
+}
+
+/// A pod can be faster than the write that follows the creation of its Job.
+fn not_yet() -> Refusal {
+    Refusal::unavailable("the attempt's Job is not recorded yet")
 }
 
 #[cfg(test)]
@@ -293,31 +324,76 @@ mod tests {
     fn only_the_living_pod_of_the_attempts_job_counts() {
         let attempt = attempt();
         let caller = Caller { pod_name: "pod".to_owned(), pod_uid: "uid".to_owned() };
-        let job = name::job(&attempt.step_run, &attempt.uid, 2);
-        let pod = |uid: &str, phase: &str, owner: &str, controller: bool, deleted: bool| -> Pod {
-            let mut pod = json!({"metadata": {"name": "pod", "uid": uid, "ownerReferences": [
-                {"apiVersion": "batch/v1", "kind": "Job", "name": owner, "uid": "j", "controller": controller}]},
+        let own = attempt.step_run.as_str();
+        let pod = |uid: &str, phase: &str, step_run: &str, controller: bool, deleted: bool| -> Pod {
+            let mut pod = json!({"metadata": {"name": "pod", "uid": uid,
+                "labels": {LABEL_STEP_RUN: step_run, LABEL_ATTEMPT: "2"}, "ownerReferences": [
+                {"apiVersion": "batch/v1", "kind": "Job", "name": "job", "uid": "j", "controller": controller}]},
                 "status": {"phase": phase}});
             if deleted {
                 pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             }
             serde_json::from_value(pod).expect("a pod")
         };
-        let other = name::job(&attempt.step_run, &attempt.uid, 1);
+        let changed = |change: fn(&mut Pod)| {
+            let mut pod = pod("uid", "Running", own, true, false);
+            change(&mut pod);
+            pod
+        };
         for (pod, claim, report) in [
-            (pod("uid", "Running", &job, true, false), true, true),
-            (pod("uid", "Pending", &job, true, false), true, true),
-            (pod("uid", "Running", &job, true, true), false, true),
-            (pod("new", "Running", &job, true, false), false, false),
-            (pod("uid", "Succeeded", &job, true, false), false, false),
-            (pod("uid", "Failed", &job, true, false), false, false),
-            (pod("uid", "Running", &job, false, false), false, false),
-            (pod("uid", "Running", &other, true, false), false, false),
+            (pod("uid", "Running", own, true, false), true, true),
+            (pod("uid", "Pending", own, true, false), true, true),
+            (pod("uid", "Running", own, true, true), false, true),
+            (pod("new", "Running", own, true, false), false, false),
+            (pod("uid", "Succeeded", own, true, false), false, false),
+            (pod("uid", "Failed", own, true, false), false, false),
+            (pod("uid", "Running", own, false, false), false, false),
+            (pod("uid", "Running", "another", true, false), false, false),
+            // Adopted by the Job, of an earlier attempt, of a ReplicaSet.
+            (changed(|p| p.metadata.labels = None), false, false),
+            (
+                changed(|p| drop(p.metadata.labels.as_mut().expect("labels").insert(LABEL_ATTEMPT.into(), "1".into()))),
+                false,
+                false,
+            ),
+            (
+                changed(|p| p.metadata.owner_references.as_mut().expect("owners")[0].kind = "ReplicaSet".into()),
+                false,
+                false,
+            ),
+            (changed(|p| p.metadata.owner_references = None), false, false),
         ] {
             assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(), claim, "{pod:?}");
             assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Report).is_ok(), report, "{pod:?}");
         }
         assert!(judge_pod(None, &caller, &attempt, Act::Report).is_err());
+        assert_eq!(judge_pod(Some(&changed(|_| {})), &caller, &attempt, Act::Claim), Ok("j".to_owned()));
+    }
+
+    #[test]
+    fn only_a_pod_of_the_job_that_the_operator_made_claims() {
+        use Reason::{Unavailable, WrongPod};
+        let seen = |status: Value| -> StepRun {
+            let spec = json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+                "path": "p", "parameters": "{}", "inputDigest": "d"});
+            let object = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun", "metadata": {"name": "s"},
+                "spec": spec, "status": status});
+            serde_json::from_value(object).expect("a StepRun")
+        };
+        let job = |attempt: i32, uid: &str| json!({"attempt": attempt, "name": "n", "uid": uid});
+        for (what, status, claim, report) in [
+            ("the operator's", json!({"attempt": 2, "job": job(2, "j")}), Ok(()), Ok(())),
+            ("a stranger's", json!({"attempt": 2, "job": job(2, "k")}), Err(WrongPod), Err(WrongPod)),
+            ("not written yet", json!(null), Err(Unavailable), Ok(())),
+            ("not recorded yet", json!({"attempt": 2}), Err(Unavailable), Ok(())),
+            ("of the attempt before", json!({"attempt": 2, "job": job(1, "j")}), Err(Unavailable), Ok(())),
+            ("fenced", json!({"attempt": 3, "job": job(3, "k")}), Ok(()), Ok(())),
+        ] {
+            let step_run = seen(status);
+            for (act, expected) in [(Act::Claim, claim), (Act::Report, report)] {
+                assert_eq!(of_the_job("j", &step_run, 2, act).map_err(|r| r.reason), expected, "{what}: {act:?}");
+            }
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ const READS_AT_ONCE: usize = 4;
 
 pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimRequest>) -> Result<Claimed> {
     let who = &request.attempt;
-    auth::pod(&gateway.client, caller, who, Act::Claim).await?;
+    let job = auth::pod(&gateway.client, caller, who, Act::Claim).await?;
     let id = attempt::id_digest(who);
     let asker = attempt::asker(who, caller, &id);
     for _ in 0..ROUNDS {
@@ -36,6 +36,7 @@ pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimReque
             Answer::Again => true,
             Answer::Refused(why) => return Err(why.into()),
         };
+        auth::of_the_job(&job, &step_run, who.attempt, Act::Claim)?;
         // Before the write: an attempt whose input cannot be had must not be spent.
         let answer = input(gateway, who, &step_run).await?;
         if !again {

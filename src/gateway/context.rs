@@ -129,8 +129,11 @@ pub fn rejected_path(produces: &Produces) -> String {
 }
 
 fn earlier<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (i32, String)> + use<'a> {
-    let failed =
-        |attempt: &&Attempt| attempt.number < parts.attempt.attempt && attempt.result != AttemptResult::Succeeded;
+    // Where somebody held the name of the Job nothing ran: no news for an agent.
+    let failed = |attempt: &&Attempt| {
+        let none = matches!(attempt.result, AttemptResult::Succeeded | AttemptResult::NameConflict);
+        attempt.number < parts.attempt.attempt && !none
+    };
     parts.status.attempts.iter().filter(failed).map(|attempt| {
         let text = attempt.message.clone().filter(|text| !text.is_empty());
         let text = text.unwrap_or_else(|| match attempt.exit_code {

@@ -33,7 +33,7 @@ pub async fn check(gateway: &Gateway, caller: &Caller, request: Asked<CheckReque
 /// Commits the attempt's end; a repeated report gets the answer of the first.
 pub async fn report(gateway: &Gateway, caller: &Caller, request: Asked<ReportRequest>) -> Result<Checked> {
     let who = &request.attempt;
-    auth::pod(&gateway.client, caller, who, Act::Report).await?;
+    let job = auth::pod(&gateway.client, caller, who, Act::Report).await?;
     let id = attempt::id_digest(who);
     let asker = attempt::asker(who, caller, &id);
     let mut made: Option<(Report, Checked)> = None;
@@ -44,6 +44,7 @@ pub async fn report(gateway: &Gateway, caller: &Caller, request: Asked<ReportReq
             Answer::Again => return Ok(earlier(&step_run, who.attempt)),
             Answer::Refused(why) => return Err(why.into()),
         }
+        auth::of_the_job(&job, &step_run, who.attempt, Act::Report)?;
         let (report, checked) = match made.take() {
             Some(made) => made,
             None => compose(gateway, &request, &step_run.spec).await?,

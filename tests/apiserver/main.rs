@@ -18,5 +18,6 @@ mod lease;
 mod observe;
 mod plugin;
 mod policies;
+mod strangers;
 mod support;
 mod toy;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use crate::strangers;
 use crate::support::{
     Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole, refused, stamps, step_run,
     until, workflow,
@@ -17,13 +18,13 @@ const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissio
 const STAMPS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings";
 
 /// A request that exactly one rule refuses; `words` are in that rule's message and in no other's.
-struct Case {
-    policy: &'static str,
-    words: &'static str,
-    who: Who,
-    ask: Ask,
+pub struct Case {
+    pub policy: &'static str,
+    pub words: &'static str,
+    pub who: Who,
+    pub ask: Ask,
     /// Where the server stamps names, the fault is gone before the rule looks.
-    unstamped_only: bool,
+    pub unstamped_only: bool,
 }
 
 fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
@@ -36,6 +37,17 @@ fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
         .collect();
     json!({"phase": "WaitingForAcceptance", "gate": {"state": state, "round": round, "outputDigest": "sha256:a",
         "openedAt": "2026-01-01T00:00:00Z", "policy": "p", "decisions": decisions}})
+}
+
+/// The owner reference of what a run controls.
+pub fn owner(run: &Value) -> Value {
+    json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "name": run["metadata"]["name"],
+        "uid": run["metadata"]["uid"], "controller": true}])
+}
+
+/// So many keys.
+pub fn flood(keys: usize) -> Value {
+    (0..keys).map(|n| (format!("k{n:x}"), json!(""))).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn accepted(by: &str) -> Value {
@@ -76,7 +88,11 @@ async fn stage(team: &Team) -> Result<()> {
     team.step_run("pending", guarded(), gate("Waiting", 1, &[])).await?;
     let carol = Who::user("carol", &[]).await?;
     carol.gets(&Ask::annotate(team.one("stepruns", "pending"), accepted("carol"))).await?;
-    team.admin.gets(&Ask::post(team.all("workflows"), workflow("renaming", &json!({"parameters": {"a": 1}})))).await?;
+    let renaming = workflow("renaming", &json!({"parameters": {"a": 1}}));
+    let run = team.admin.gets(&Ask::post(team.all("workflows"), renaming)).await?;
+    let mut owned = step_run("owned", &json!({}));
+    owned["metadata"]["ownerReferences"] = owner(&run);
+    team.operator.gets(&Ask::post(team.all("stepruns"), owned)).await?;
     Ok(())
 }
 
@@ -153,10 +169,14 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "say what to change", alice, mark("revising", with(with(accepted("alice"), "decision", "rejected"), "comment", " ")));
     add(g, "has already decided this round", alice, mark("several", accepted("alice")));
     add(g, "has already decided this round", alice, mark("decided", accepted("alice")));
-    add(g, "belong to the operator", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
-    add(g, "belong to the operator", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
-    add(g, "belong to the operator", bob, Ask::patch(steps("open"), json!({"metadata": {"ownerReferences": [
-        {"apiVersion": "v1", "kind": "Namespace", "name": "x", "uid": "y"}]}})));
+    add(g, "labels and finalizers", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
+    add(g, "labels and finalizers", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
+    let adopted = || json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": "x", "uid": "y"}]}});
+    add(g, "the owners of a StepRun", bob, Ask::patch(steps("open"), adopted()));
+    add(g, "the owners of a StepRun", admin, Ask::patch(steps("open"), adopted()));
+    add(g, "the owners of a StepRun", admin, Ask::patch(steps("owned"), json!({"metadata": {"ownerReferences": null}})));
+    add(g, "a StepRun may have 1000", bob, Ask::annotate(steps("open"), flood(1001)));
+    add(g, "a StepRun may have 1000", admin, Ask::patch(steps("open"), json!({"metadata": {"labels": flood(1001)}})));
 
     let s = "lockstep-status";
     let phase = || json!({"status": {"phase": "Completed"}});
@@ -174,16 +194,11 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
         Ask::patch(team.one("workflows", "renaming"), json!({"spec": {"parameters": {"a": null, "b": 1}}})));
     add("lockstep-spec", "is immutable", admin,
         Ask::patch(team.one("workflows", "renaming"), json!({"spec": {"suspend": true, "parameters": {"a": null, "b": 1}}})));
-    add("lockstep-delete", "never alone", admin, Ask::delete(steps("open")));
-
-    let d = "lockstep-document";
-    let put = |more: Value| Ask::post(team.all("documents"), document("forged", &more));
-    add(d, "put by Lockstep", bob, put(json!({"scope": "Workflow"})));
-    add(d, "put by Lockstep", bob, put(json!({"scope": "Item"})));
-    add(d, "only Lockstep may set them", bob, put(json!({"scopeID": "u-1"})));
-    add(d, "only Lockstep may set them", bob, put(json!({"workflow": "shop"})));
-    add(d, "only Lockstep may set them", bob, put(json!({"path": "discovery"})));
-    add(d, "only Lockstep may set them", bob, put(json!({"round": 1})));
+    add("lockstep-delete", "never alone", admin, Ask::delete(steps("owned")));
+    for key in ["decision", "action", "answer", "review", "comment", "decided-by"] {
+        let astray = json!({format!("lockstep.dev/{key}"): "accepted"});
+        add("lockstep-creator", "decides nothing", bob, Ask::annotate(team.one("workflows", "renaming"), astray));
+    }
 
     let mut unstamped = |policy: &'static str, words: &'static str, who: &Who, ask: Ask| {
         cases.push(Case { policy, words, who: who.clone(), ask, unstamped_only: true });
@@ -194,6 +209,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     let c = "lockstep-creator";
     unstamped(c, "must be your own name", bob, Ask::post(team.all("workflows"), forged_creator));
     unstamped(c, "cannot be changed", bob, Ask::annotate(team.one("workflows", "nobodys"), json!({"lockstep.dev/created-by": "bob"})));
+    cases.extend(strangers::cases(team).await?);
     Ok(cases)
 }
 
@@ -208,6 +224,7 @@ async fn every_rule_refuses() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("rules").await?;
     stage(&team).await?;
+    strangers::stage(&team).await?;
     let stamping = stamps(&team.admin).await?;
     for case in cases(&team).await?.iter().filter(|case| !(stamping && case.unstamped_only)) {
         let words = case.words.trim_end_matches(" '");
@@ -225,6 +242,7 @@ async fn every_rule_alone_refuses() -> Result<()> {
     let _mine = policies_mine().await;
     let team = Team::open("alone").await?;
     stage(&team).await?;
+    strangers::stage(&team).await?;
     let kept = without_stamps(&team).await?;
     let outcome = take_rules_out(&team).await;
     for binding in kept {
@@ -349,7 +367,7 @@ async fn the_server_stores_the_policies_as_the_files_have_them() -> Result<()> {
             compared += 1;
         }
     }
-    ensure!(compared == 12, "compared {compared}");
+    ensure!(compared == 18, "compared {compared}");
     Ok(())
 }
 
@@ -549,11 +567,7 @@ async fn runs_and_namespaces_go_with_all_they_hold() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("gone").await?;
     stage(&team).await?;
-    let run = team.admin.gets(&Ask::get(team.one("workflows", "renaming"))).await?;
-    let mut owned = step_run("owned", &json!({}));
-    owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
-        "name": "renaming", "uid": run["metadata"]["uid"], "controller": true}]);
-    team.operator.gets(&Ask::post(team.all("stepruns"), owned)).await?;
+    strangers::stage(&team).await?;
     let all = Ask::delete(team.all("stepruns"));
     team.admin.is_refused(&all, 403, "never alone").await?;
     team.admin.gets(&Ask::delete(team.one("workflows", "renaming"))).await?;
@@ -577,7 +591,7 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
     let team = Team::open("roles").await?;
     let roles = team.admin.gets(&Ask::get("/apis/rbac.authorization.k8s.io/v1/clusterroles?labelSelector=app.kubernetes.io%2Fpart-of%3Dlockstep")).await?;
     let roles = roles["items"].as_array().context("no roles")?;
-    ensure!(roles.len() == 6, "{} roles", roles.len());
+    ensure!(roles.len() == 7, "{} roles", roles.len());
     for role in roles {
         ensure!(!role["rules"].to_string().contains('*'), "{} has a wildcard", role["metadata"]["name"]);
     }

@@ -12,8 +12,9 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub const OPERATOR: &str = "system:serviceaccount:lockstep-system:lockstep-operator";
 pub const GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gateway";
+pub const JOB_CONTROLLER: &str = "system:serviceaccount:kube-system:job-controller";
 /// How long anything may take that the API server does in its own time.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Held for reading by tests that need the policies whole, for writing by those that take them apart.
 static POLICIES: RwLock<()> = RwLock::const_new(());
@@ -58,6 +59,17 @@ impl Ask {
 
     pub fn patch(path: impl Into<String>, body: Value) -> Self {
         Self::new(Method::PATCH, path, "application/merge-patch+json", Some(body))
+    }
+
+    /// A JSON patch: lists as they are, nothing else touched.
+    pub fn edit(path: impl Into<String>, operations: Value) -> Self {
+        Self::new(Method::PATCH, path, "application/json-patch+json", Some(operations))
+    }
+
+    /// As `kubectl delete --cascade=orphan`.
+    pub fn orphan(path: impl Into<String>) -> Self {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Orphan"});
+        Self::new(Method::DELETE, path, "application/json", Some(options))
     }
 
     /// Always with a propagation policy: a Job without one would leave its pods behind.
@@ -256,7 +268,21 @@ impl Team {
         Ok(())
     }
 
-    async fn bind(&self, role: &str, subjects: Value) -> Result<()> {
+    /// A Role of that name with these rules, bound to one user.
+    pub async fn grant(&self, user: &str, role: &str, rules: Value) -> Result<()> {
+        let base = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}", self.namespace);
+        let made = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": role}, "rules": rules});
+        self.admin.gets(&Ask::post(format!("{base}/roles"), made)).await?;
+        let binding = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+        });
+        self.admin.gets(&Ask::post(format!("{base}/rolebindings"), binding)).await?;
+        Ok(())
+    }
+
+    pub async fn bind(&self, role: &str, subjects: Value) -> Result<()> {
         let path = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings", self.namespace);
         let body = json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": role},
@@ -312,6 +338,10 @@ impl Team {
     /// Of one object, or with `/status` behind its name.
     pub fn one(&self, plural: &str, name: &str) -> String {
         format!("{}/{name}", self.all(plural))
+    }
+
+    pub fn jobs(&self) -> String {
+        format!("/apis/batch/v1/namespaces/{}/jobs", self.namespace)
     }
 
     pub fn core(&self, plural: &str) -> String {

@@ -159,7 +159,7 @@ impl Ledger {
             pods_alive: 0,
             definition: None,
             agent: Some(Arc::clone(&self.agent)),
-            job: job_seen(usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
+            job: job_seen(attempt - 1, usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
             pod: view.pod.map(|(pod, object)| pod_seen(pod, object)),
             unfinished: unfinished(&view.jobs),
             document: None,
@@ -264,9 +264,10 @@ fn job_name(slot: usize) -> String {
     name::job(NAME, UID, i32::try_from(slot).expect("small") + 1)
 }
 
-fn job_seen(job: Option<Job>) -> JobSeen {
+fn job_seen(slot: i32, job: Option<Job>) -> JobSeen {
+    let uid = format!("uid-of-{slot}");
     let present =
-        |deleting, ended| JobSeen::Present { created: Some(time(0)), deleting, ended, agent_generation: None };
+        |deleting, ended| JobSeen::Present { uid, created: Some(time(0)), deleting, ended, agent_generation: None };
     match job {
         None | Some(Job::Absent) => JobSeen::Absent,
         Some(Job::Live) => present(false, false),
@@ -327,6 +328,7 @@ fn alike(mut status: StepRunStatus) -> StepRunStatus {
         attempt.started_at = attempt.started_at.take().map(|_| then.clone());
         attempt.completed_at = then.clone();
         attempt.message = None;
+        attempt.job_uid = None;
     }
     if let Some(waiting) = &mut status.waiting_for {
         waiting.since = then.clone();
@@ -338,6 +340,8 @@ fn alike(mut status: StepRunStatus) -> StepRunStatus {
     }
     status.guidance.clear();
     status.actions.clear();
+    // Written by whoever makes the Job, read by the gateway alone, whose look at pods is no part of this model.
+    status.job = None;
     status
 }
 

@@ -10,6 +10,7 @@ use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::Slots;
 use lockstep::decide::build;
 use lockstep::decide::gate::Guard;
+use lockstep::decide::seen;
 use lockstep::decide::step_run::PodSeen;
 use serde_json::{Map, Value, json};
 
@@ -378,8 +379,7 @@ impl Teller {
         let name = self.find(of);
         let found = &self.world.step_runs[&name];
         let attempt = found.status.as_ref().map_or(1, |s| s.attempt);
-        let uid = found.metadata.uid.clone().unwrap_or_default();
-        name::job(&name, &uid, attempt)
+        seen::job_name(found, attempt)
     }
 
     fn work(&mut self, of: &str) -> &mut crate::world::Work {

@@ -11,6 +11,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
 use lockstep::api::document::{Document, DocumentPhase, DocumentStatus};
 use lockstep::api::step::Step;
+use lockstep::api::step_run::JobRef;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::{Applicant, Slots, Turn};
@@ -18,7 +19,7 @@ use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
 use lockstep::decide::gate::{self, Guard};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
-use lockstep::decide::{Effect, Kept, Notice, Plan, document, step_run, workflow};
+use lockstep::decide::{Effect, Kept, Notice, Plan, document, seen, step_run, workflow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -173,8 +174,7 @@ impl World {
     fn observe_step_run(&self, own_name: &str, step_run: &StepRun) -> step_run::Observed {
         let run = self.run_of(step_run);
         let status = step_run.status.clone().unwrap_or_default();
-        let uid = step_run.metadata.uid.clone().unwrap_or_default();
-        let job_name = lockstep::api::name::job(own_name, &uid, status.attempt);
+        let job_name = seen::job_name(step_run, status.attempt);
         let job = self.jobs.get(&job_name);
         let agent = status.agent.clone().unwrap_or_default();
         let claimed = agent.claim.filter(|c| c.attempt == status.attempt);
@@ -190,8 +190,11 @@ impl World {
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
                 None => JobSeen::Absent,
-                Some(work) if work.step_run.as_deref() != Some(own_name) => JobSeen::Foreign,
+                Some(work) if work.step_run.as_deref() != Some(own_name) => {
+                    JobSeen::Foreign(format!("uid {}", work.uid))
+                }
                 Some(work) => JobSeen::Present {
+                    uid: work.uid.clone(),
                     created: Some(work.created.clone()),
                     deleting: false,
                     ended: work.ended,
@@ -336,14 +339,19 @@ impl World {
         if step_run::needs_guard(&observed) {
             observed.guard = self.guard.clone();
         }
-        let plan = step_run::step_run(&observed);
+        let mut plan = step_run::step_run(&observed);
         for effect in plan.effects {
             if let (Effect::CreateJob(job), Some(why)) = (&effect, &self.quota) {
                 // The pass ends there; the next one sees what was said.
                 self.refused.insert(own(&job.metadata), why.clone());
                 return (Some(Duration::ZERO), true);
             }
+            let made = if let Effect::CreateJob(job) = &effect { Some(own(&job.metadata)) } else { None };
             self.carry_out(effect, log);
+            if let (Some(name), Some(status)) = (made, &mut plan.status) {
+                let uid = self.jobs[&name].uid.clone();
+                status.job = Some(JobRef { attempt: status.attempt, name, uid });
+            }
         }
         let wrote = plan.status.is_some();
         if let Some(status) = plan.status {

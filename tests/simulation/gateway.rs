@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use lockstep::api::document::{Document, DocumentSpec, Scope};
-use lockstep::api::name;
+use lockstep::api::name::{self, LABEL_ATTEMPT, LABEL_STEP_RUN};
 use lockstep::api::step::WiderScope;
 use lockstep::api::{StepRun, Workflow};
 use lockstep::decide::claim::{self, Answer, Held};
@@ -44,16 +44,21 @@ impl Process {
 impl World {
     /// Whether the pod may claim, and the write that does it.
     pub fn claim_verdict(&mut self, process: &Process) -> Verdict {
-        if let Err(why) = self.pod_speaks(process, Act::Claim) {
-            return Verdict::Refused(why.into());
-        }
+        let job = match self.pod_speaks(process, Act::Claim) {
+            Ok(job) => job,
+            Err(why) => return Verdict::Refused(why.into()),
+        };
         let Some(found) = self.live(Kind::StepRun, &process.step_run, &process.step_uid) else {
             return Verdict::Refused("there is no such StepRun".into());
         };
         let step_run: Arc<StepRun> = found.typed();
         let id = id_digest(process);
         match claim::admit(&step_run, &process.asker(&id)) {
-            Answer::Free => Verdict::Write(Box::new(self.claim_patch(process, &step_run))),
+            Answer::Free => match made_by(&step_run, process.attempt) {
+                Some(made) if made == job => Verdict::Write(Box::new(self.claim_patch(process, &step_run))),
+                Some(_) => Verdict::Refused("the Job of the pod is not the one that the operator made".into()),
+                None => Verdict::Unavailable,
+            },
             Answer::Again => Verdict::Again,
             Answer::Refused(why) => Verdict::Refused(why.to_string()),
         }
@@ -130,7 +135,7 @@ impl World {
     }
 
     /// TokenReview and the pod's owner.
-    fn pod_speaks(&self, process: &Process, act: Act) -> Result<(), &'static str> {
+    fn pod_speaks(&self, process: &Process, act: Act) -> Result<String, &'static str> {
         let pod = self.live(Kind::Pod, &process.pod, &process.uid).ok_or("the pod is gone")?;
         if !matches!(pod.value["status"]["phase"].as_str(), Some("Pending" | "Running")) {
             return Err("the pod has ended");
@@ -138,10 +143,12 @@ impl World {
         if act == Act::Claim && pod.is_deleting() {
             return Err("the pod is being deleted");
         }
-        let job = name::job(&process.step_run, &process.step_uid, process.attempt);
+        let labelled = pod.label(LABEL_STEP_RUN) == Some(process.step_run.as_str())
+            && pod.label(LABEL_ATTEMPT) == Some(process.attempt.to_string().as_str());
         let owners = pod.meta("ownerReferences").as_array();
-        let owned = owners.into_iter().flatten().any(|o| o["controller"] == true && o["name"] == job.as_str());
-        if owned { Ok(()) } else { Err("the pod is not of the attempt's Job") }
+        let job = owners.into_iter().flatten().find(|o| o["controller"] == true && o["kind"] == "Job");
+        let job = job.and_then(|o| o["uid"].as_str()).filter(|_| labelled);
+        job.map(str::to_owned).ok_or("the pod is not of the attempt's Job")
     }
 
     /// As `gateway/document.rs` makes it.
@@ -193,6 +200,12 @@ impl World {
             Err(_) => None,
         }
     }
+}
+
+/// UID of the Job that the operator made for the attempt.
+fn made_by(step_run: &StepRun, attempt: i32) -> Option<String> {
+    let job = step_run.status.as_ref()?.job.as_ref()?;
+    (job.attempt == attempt).then(|| job.uid.clone())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

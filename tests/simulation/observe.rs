@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::definition::Definition;
-use lockstep::api::name::{self, LABEL_STEP_RUN};
+use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
@@ -186,10 +187,11 @@ impl World {
         let revision = &step_run.spec.definition.revision_name;
         let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
-        let job_name = name::job(&object.name, &object.uid, attempt);
+        let job_name = seen::job_name(&step_run, attempt);
         let run = run.map(|w| w.typed::<Workflow>());
         let hold = run.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(op, object, &step_run, hold)?;
+        let pods = self.pods_of(op, &step_run, &jobs);
         let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
         let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
         let publishes = step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
@@ -200,10 +202,10 @@ impl World {
             hold,
             refusal: None,
             slot: Slot::Yours,
-            pods_alive: self.pods_of(op, &object.name).iter().filter(|p| seen::is_alive(p, &now)).count(),
+            pods_alive: pods.iter().filter(|p| seen::is_alive(p, &now)).count(),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
             job: self.job_seen(op, &job_name, &jobs),
-            pod: self.pod(op, &step_run, attempt, done)?,
+            pod: if done { None } else { self.pod(op, &step_run, attempt, &pods)? },
             unfinished: jobs
                 .iter()
                 .map(|j| j.typed())
@@ -233,23 +235,26 @@ impl World {
         step_run: &StepRun,
         hold: Hold,
     ) -> Result<Vec<Arc<Object>>, Trouble> {
-        let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &object.uid));
-        let mut jobs: Vec<Arc<Object>> = own.cloned().collect();
-        let Some(name) =
-            seen::decisive_job(step_run, hold).map(|attempt| name::job(&object.name, &object.uid, attempt))
-        else {
+        let own = |j: &Arc<Object>| {
+            j.is_controlled_by("StepRun", &object.uid) && j.label(LABEL_STEP_RUN) == Some(object.name.as_str())
+        };
+        let mut jobs: Vec<Arc<Object>> = self.cached_all(op, Kind::Job).filter(|j| own(j)).cloned().collect();
+        let Some(name) = seen::decisive_job(step_run, hold).map(|attempt| seen::job_name(step_run, attempt)) else {
             return Ok(jobs);
         };
         if jobs.iter().all(|j| j.name != name) {
             let live = self.get(op, Kind::Job, &name)?;
-            jobs.extend(live.filter(|j| j.is_controlled_by("StepRun", &object.uid)));
+            jobs.extend(live.filter(own));
         }
         Ok(jobs)
     }
 
-    fn pods_of(&self, op: usize, step_run: &str) -> Vec<Arc<Pod>> {
-        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(LABEL_STEP_RUN) == Some(step_run));
-        pods.map(|p| p.typed()).collect()
+    fn pods_of(&self, op: usize, step_run: &StepRun, jobs: &[Arc<Object>]) -> Vec<Arc<Pod>> {
+        let jobs: Vec<Arc<Job>> = jobs.iter().map(|j| j.typed()).collect();
+        let made = seen::job_uids(step_run, jobs.iter().map(AsRef::as_ref));
+        let of = step_run.metadata.name.as_deref();
+        let pods = self.cached_all(op, Kind::Pod).filter(|p| p.label(LABEL_STEP_RUN) == of);
+        pods.map(|p| p.typed()).filter(|p: &Arc<Pod>| seen::is_own_pod(p, &made)).collect()
     }
 
     fn guard(&self) -> Guard {
@@ -268,19 +273,24 @@ impl World {
     pub fn job_seen(&self, op: usize, name: &str, ours: &[Arc<Object>]) -> JobSeen {
         match ours.iter().find(|j| j.name == name) {
             Some(job) => seen::job(&job.typed()),
-            None if self.cached(op, Kind::Job, name).is_some() => JobSeen::Foreign,
-            None => JobSeen::Absent,
+            // The watch tells only of Jobs that bear our label.
+            None => match self.cached(op, Kind::Job, name).filter(|j| j.label(LABEL_STEP_RUN).is_some()) {
+                Some(job) => JobSeen::Foreign(format!("uid {}", job.uid)),
+                None => self.operators[op].taken.get(name).cloned().map_or(JobSeen::Absent, JobSeen::Foreign),
+            },
         }
     }
 
-    fn pod(&mut self, op: usize, step_run: &StepRun, attempt: i32, done: bool) -> Result<Option<PodSeen>, Trouble> {
-        if done {
-            return Ok(None);
-        }
-        let pods = self.pods_of(op, step_run.metadata.name.as_deref().unwrap_or_default());
+    fn pod(
+        &mut self,
+        op: usize,
+        step_run: &StepRun,
+        attempt: i32,
+        pods: &[Arc<Pod>],
+    ) -> Result<Option<PodSeen>, Trouble> {
         let claim = step_run.status.as_ref().and_then(|s| s.agent.as_ref()).and_then(|a| a.claim.as_ref());
         let Some(claim) = claim.filter(|c| c.attempt == attempt) else {
-            return Ok(seen::newest_of(attempt, &pods).map(|p| seen::pod(p)));
+            return Ok(seen::newest_of(attempt, pods).map(|p| seen::pod(p)));
         };
         if let Some(pod) = pods.iter().find(|p| p.metadata.uid.as_ref() == Some(&claim.pod_uid)) {
             return Ok(Some(seen::pod(pod)));

@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use k8s_openapi::api::batch::v1::Job;
 use lockstep::api::definition::Definition;
+use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Document, Workflow};
 use lockstep::cluster::slots::Slots;
 use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::step_run::Hold;
-use lockstep::decide::{self, Effect, Kept, Notice, Plan};
+use lockstep::decide::{self, Effect, Kept, Notice, Plan, seen};
 use serde_json::{Map, Value, json};
 
 use super::server::{Kind, Object, Part, Propagation, Request};
@@ -73,6 +75,8 @@ pub struct Operator {
     running: BTreeMap<Key, Running>,
     dirty: BTreeSet<Key>,
     failures: BTreeMap<String, u32>,
+    /// Names of Jobs that somebody else holds, and who.
+    pub taken: BTreeMap<String, String>,
     paces: BTreeMap<String, i64>,
 }
 
@@ -437,16 +441,25 @@ impl World {
 
     fn carry_out(&mut self, op: usize, effect: &Effect, running: &mut Running) -> Result<(), Trouble> {
         match effect {
-            Effect::CreateRevision(object) => self.create(op, Kind::Revision, json_of(object)),
-            Effect::CreateDocument(object) => self.create(op, Kind::Document, json_of(object)),
-            Effect::CreateStepRun(object) => self.create(op, Kind::StepRun, json_of(object)),
+            Effect::CreateRevision(object) => self.create(op, Kind::Revision, json_of(object)).map(drop),
+            Effect::CreateDocument(object) => self.create(op, Kind::Document, json_of(object)).map(drop),
+            Effect::CreateStepRun(object) => self.create(op, Kind::StepRun, json_of(object)).map(drop),
             Effect::CreateJob(job) => {
                 // What is in the pod is not simulated, and large.
                 let mut job = job.clone();
                 if let Some(spec) = &mut job.spec {
                     spec.template = k8s_openapi::api::core::v1::PodTemplateSpec::default();
                 }
-                self.create(op, Kind::Job, json_of(&job))
+                let made = self.create(op, Kind::Job, json_of(&job));
+                if let (Err(Trouble::NotOurs), Some(name)) = (&made, &job.metadata.name) {
+                    self.operators[op].taken.insert(name.clone(), "somebody's".into());
+                }
+                // Known only now that it is made; no write of its own.
+                let made = seen::job_ref(&made?.typed::<Job>());
+                if let Some(status) = &mut running.status {
+                    status["job"] = json_of(&made);
+                }
+                Ok(())
             }
             Effect::Delete { what, name, uid } => {
                 let (kind, name, uid) = (kind_of(*what), name.clone(), Some(uid.clone()));
@@ -479,15 +492,17 @@ impl World {
         }
     }
 
-    fn create(&mut self, op: usize, kind: Kind, value: Value) -> Result<(), Trouble> {
+    fn create(&mut self, op: usize, kind: Kind, value: Value) -> Result<Arc<Object>, Trouble> {
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let wanted = Object::controller_of(&value);
+        let label = value["metadata"]["labels"][LABEL_STEP_RUN].as_str().map(str::to_owned);
         match self.attempt(op, &Request::Create(kind, value)) {
-            Ok(_) => Ok(()),
+            Ok(made) => Ok(made),
             Err(Trouble::NotOurs) => {
                 let existing = self.ask(Who::Operator(op), &Request::Get(kind, name)).map_err(|_| Trouble::Api)?;
-                let same = existing.controller.as_ref().map(|c| &c.1) == wanted.as_ref();
-                if same { Ok(()) } else { Err(Trouble::NotOurs) }
+                let same = existing.controller.as_ref().map(|c| &c.1) == wanted.as_ref()
+                    && existing.label(LABEL_STEP_RUN) == label.as_deref();
+                if same { Ok(existing) } else { Err(Trouble::NotOurs) }
             }
             Err(other) => Err(other),
         }

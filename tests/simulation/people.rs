@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
+use lockstep::api::StepRun;
+use lockstep::api::name::{ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, LABEL_STEP_RUN, REVIEW};
+use lockstep::decide::seen;
 use serde_json::{Value, json};
 
 use super::server::{Kind, Object, Part, Propagation, Refused, Request, refused};
@@ -295,8 +297,12 @@ impl World {
         let Some(found) = self.some(Kind::StepRun) else { return };
         let attempt = found.value["status"]["attempt"].as_i64().unwrap_or(1);
         let attempt = i32::try_from(attempt).unwrap_or(1) + 1;
-        let object = json!({"metadata": {"name": name::job(&found.name, &found.uid, attempt),
-            "labels": {"planted": "yes", LABEL_STEP_RUN: found.name}}});
+        let name = seen::job_name(&found.typed::<StepRun>(), attempt);
+        let mut object = json!({"metadata": {"name": name, "labels": {"planted": "yes"}}});
+        // Our label is the policies' to refuse: without it no watch tells of the Job.
+        if !self.policies.standing || self.chance.percent(30) {
+            object["metadata"]["labels"][LABEL_STEP_RUN] = found.name.clone().into();
+        }
         if let Ok(made) = self.ask(Who::Person, &Request::Create(Kind::Job, object)) {
             self.judge.planted.push(made);
         }

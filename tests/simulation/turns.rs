@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use lockstep::api::{Agent, StepRun, Workflow, name};
+use lockstep::api::{Agent, StepRun, Workflow};
 use lockstep::cluster::slots::{Applicant, Turn};
+use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Need, Slot};
 
 use super::server::{Kind, Object};
@@ -57,7 +58,7 @@ impl World {
             let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
             let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &cached.uid));
             let own: Vec<Arc<Object>> = own.cloned().collect();
-            let job = self.job_seen(op, &name::job(&cached.name, &cached.uid, attempt), &own);
+            let job = self.job_seen(op, &seen::job_name(&step_run, attempt), &own);
             if step_run::holds_slot(&step_run, &job) {
                 let run = self.cached(op, Kind::Workflow, &step_run.spec.workflow.name);
                 let run = run.map(|r| r.typed::<Workflow>());

@@ -18,9 +18,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 system:serviceaccount:{{ .root.Release.Namespace }}:lockstep-{{ .part }}
 {{- end }}
 
-{{/* A policy file with the accounts of this release: the files name those of the namespace lockstep-system. */}}
+{{/* A policy file with the accounts of this release: the files name those of the namespace lockstep-system, and the Job controller's own. */}}
 {{- define "lockstep.policy" -}}
-{{ .root.Files.Get .file | replace "system:serviceaccount:lockstep-system:" (printf "system:serviceaccount:%s:" .root.Release.Namespace) }}
+{{ .root.Files.Get .file | replace "system:serviceaccount:lockstep-system:" (printf "system:serviceaccount:%s:" .root.Release.Namespace) | replace "system:serviceaccount:kube-system:job-controller" .root.Values.policies.jobControllerAccount }}
 {{- end }}
 
 {{- define "lockstep.containerSecurity" -}}

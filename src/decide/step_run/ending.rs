@@ -118,6 +118,7 @@ impl Pass<'_> {
             result,
             exit_code: report.and_then(|r| r.exit_code),
             agent_generation,
+            job_uid: self.status.job.as_ref().filter(|job| job.attempt == self.status.attempt).map(|j| j.uid.clone()),
             started_at: self.claim().map(|c| c.at),
             completed_at: report.map_or_else(|| self.o.now.clone(), |r| r.at.clone()),
             message: message.map(|m| clip(m, MESSAGE_BYTES)),

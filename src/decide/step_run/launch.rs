@@ -1,12 +1,14 @@
 //! Before an attempt runs: what it waits for, its Job, its start.
 
 use super::{
-    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, Slot,
-    TIMEOUT_SECONDS, Time, Truth, after, build, condition, schema, slot,
+    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, SignedDuration,
+    Slot, TIMEOUT_SECONDS, Time, Truth, after, build, condition, failure, name, schema, slot,
 };
 
 use crate::mutant::{self, Mutant};
 
+/// Names that are tried one after the other without a pause.
+const NAMES_AT_ONCE: i32 = 3;
 const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 impl Pass<'_> {
@@ -24,7 +26,7 @@ impl Pass<'_> {
             JobSeen::Present { created, .. } => self.starting(created),
             // That it was launched is stored after the Job was made: it is gone, and not to be made twice in one attempt.
             JobSeen::Absent if self.was_launched() => self.lost("the Job was deleted before the agent started"),
-            JobSeen::Absent | JobSeen::Foreign => self.prepare(),
+            JobSeen::Absent | JobSeen::Foreign(_) => self.prepare(),
         }
     }
 
@@ -64,9 +66,8 @@ impl Pass<'_> {
             self.status.phase = Some(Phase::Running);
             return self.wake_at(&not_before);
         }
-        if self.o.job == JobSeen::Foreign {
-            let why = "a Job of that name exists and is not ours; delete it or rename the run";
-            return self.end_attempt(AttemptResult::NameConflict, None, why);
+        if let JobSeen::Foreign(holder) = &self.o.job {
+            return self.name_taken(holder);
         }
         if let Some(why) = &self.o.refusal {
             return self.lost(&format!("the API server refused the Job: {why}"));
@@ -76,6 +77,27 @@ impl Pass<'_> {
             Slot::Wait { .. } if mutant::on(Mutant::TurnNotAwaited) => self.create_job(&agent),
             Slot::Wait { ahead } => self.wait_for_slot(ahead),
         }
+    }
+
+    /// Somebody else's Job has the name. The names of attempts can be foreseen, so the next has something in it that nobody
+    /// could know. Nothing ran, and it is not the agent's doing: no budget is spent.
+    fn name_taken(&mut self, holder: &str) {
+        let attempt = self.status.attempt;
+        let name = build::job_name(&self.o.step_run, &self.status, attempt);
+        let why = format!("Job {name} is there and is not Lockstep's: {holder}");
+        self.plan.warn("NameTaken", format!("attempt {attempt}: {why}; the next attempt takes another name"));
+        self.record(AttemptResult::NameConflict, None, Some(&why));
+        condition::clear(&mut self.status.conditions, "Started");
+        let version = self.o.step_run.metadata.resource_version.as_deref().unwrap_or_default();
+        let now = self.o.now.0.to_string();
+        let salt = name::digest([self.uid().as_bytes(), version.as_bytes(), now.as_bytes()]);
+        self.status.job_salt = Some(salt[salt.len() - 16..].to_owned());
+        // Whoever reads the status knows the next name too. Who does so again and again is not raced for ever.
+        let in_a_row =
+            self.status.attempts.iter().rev().take_while(|a| a.result == AttemptResult::NameConflict).count();
+        let again = i32::try_from(in_a_row).unwrap_or(i32::MAX) - NAMES_AT_ONCE;
+        let wait = (again > 0).then(|| failure::backoff(self.policy, again, &salt));
+        self.next_attempt(wait.map(|wait| Time(self.o.now.0 + SignedDuration::try_from(wait).unwrap_or_default())));
     }
 
     /// Its place in the queue is told once: a queue that moves must not write to all that wait in it.

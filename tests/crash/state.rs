@@ -16,7 +16,7 @@ pub struct End {
 }
 
 /// Fields that hold times, identities, or digests over identities.
-const PASSING: [&str; 26] = [
+const PASSING: [&str; 27] = [
     "lastTransitionTime",
     "startedAt",
     "completedAt",
@@ -28,6 +28,7 @@ const PASSING: [&str; 26] = [
     "notBefore",
     "uid",
     "podUID",
+    "jobUID",
     "podName",
     "id",
     "creationTimestamp",
@@ -125,6 +126,10 @@ fn strip(value: &mut Value, kind: &str) {
             // Over the definition with the run's UID in it; over the review with the StepRun's.
             if kind == "Workflow" && fields.contains_key("steps") {
                 fields.remove("definition");
+            }
+            // Its name is made of the StepRun's UID.
+            if let Some(job) = fields.get_mut("job").and_then(Value::as_object_mut) {
+                job.remove("name");
             }
             if fields.contains_key("decidedBy") {
                 fields.remove("digest");

@@ -10,8 +10,9 @@ use crate::protocol::path;
 /// Volumes, containers and labels that begin so are Lockstep's.
 const OURS: &str = "lockstep";
 const OUR_LABELS: &str = "lockstep.dev/";
-/// Where the shim and its token lie in the agent's container.
-const OUR_PATHS: [&str; 2] = [path::ROOT, "/var/run/secrets/lockstep.dev"];
+/// Where the shim and its token lie in the agent's container; the folders of input, output and work are the agent's to lay
+/// something over.
+const OUR_PATHS: [&str; 2] = ["/lockstep/bin", "/var/run/secrets/lockstep.dev"];
 const PLACE: &str = "spec.template.spec";
 
 /// All faults of the template, each with its path.
@@ -103,7 +104,8 @@ fn agent(container: &Container, place: &str, faults: &mut Vec<String>) {
         ));
     }
     for (n, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        if let Some(ours) = OUR_PATHS.iter().find(|ours| lies_in(&mount.mount_path, ours)) {
+        let whole = lies_in(path::ROOT, &mount.mount_path).then_some(&path::ROOT);
+        if let Some(ours) = OUR_PATHS.iter().find(|ours| lies_in(&mount.mount_path, ours)).or(whole) {
             faults.push(format!("{place}.volumeMounts[{n}].mountPath: {}: {ours} is Lockstep's own", mount.mount_path));
         }
     }
@@ -162,7 +164,7 @@ mod tests {
                 {"name": "agent", "image": "i", "command": ["run"], "env": [{"name": "MODEL", "value": "m"}],
                     "envFrom": [{"secretRef": {"name": "keys"}}], "lifecycle": {"preStop": {"exec": {"command": ["save"]}}},
                     "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "keys", "mountPath": "/var/run/secrets/keys"},
-                        {"name": "data", "mountPath": "/lockstep-data"}]},
+                        {"name": "data", "mountPath": "/lockstep-data"}, {"name": "data", "mountPath": "/lockstep/work"}]},
                 {"name": "cache", "image": "i", "lifecycle": {"postStart": {"exec": {"command": ["warm-up"]}}},
                     "volumeMounts": [{"name": "data", "mountPath": "/lockstep"}]}],
             "volumes": [
@@ -229,6 +231,9 @@ mod tests {
             }),
             ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /lockstep/bin: ", |t| {
                 t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/lockstep/bin");
+            }),
+            ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /lockstep/: /lockstep is", |t| {
+                t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/lockstep/");
             }),
             ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /var/run//secrets/./lockstep.dev: ", |t| {
                 t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/var/run//secrets/./lockstep.dev");

@@ -1,7 +1,7 @@
 //! The hands: what the cluster looks like, and acts upon it. Decides nothing.
 //!
 //! `world` holds the caches, `observe` gathers what a decision needs, `evaluator` works its expressions out, `apply` carries effects out, `publish` writes
-//! status and Events.
+//! status and Events; `fair` shares out places between namespaces.
 
 pub mod apply;
 pub mod cache;
@@ -10,6 +10,7 @@ pub mod consistency;
 pub mod contents;
 pub mod error;
 pub mod evaluator;
+pub mod fair;
 pub mod guard;
 pub mod lease;
 pub mod observe;

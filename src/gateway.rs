@@ -12,6 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
+use crate::cluster::evaluator::Evaluator;
+
 mod attempt;
 mod auth;
 mod claim;
@@ -47,6 +49,9 @@ pub struct Options {
     /// The own namespace.
     #[arg(long, env = "LOCKSTEP_NAMESPACE")]
     pub namespace: String,
+    /// Processes that check outputs against schemas at once, one of them what takes long; a spare one stands ready.
+    #[arg(long, env = "LOCKSTEP_EVALUATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=16))]
+    pub evaluators: u16,
 }
 
 /// What all calls share. Caches only: every decision is made on objects that were just read.
@@ -58,11 +63,12 @@ struct Gateway {
     metrics: metrics::Metrics,
     large: Arc<Semaphore>,
     judges: Arc<Semaphore>,
+    evaluator: Evaluator,
     ready: AtomicBool,
 }
 
 impl Gateway {
-    fn new(client: kube::Client) -> Self {
+    fn new(client: kube::Client, evaluator: Evaluator) -> Self {
         Self {
             client,
             verdicts: auth::Verdicts::default(),
@@ -71,6 +77,7 @@ impl Gateway {
             metrics: metrics::Metrics::default(),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
             judges: Arc::new(Semaphore::new(JUDGED_AT_ONCE)),
+            evaluator,
             ready: AtomicBool::new(false),
         }
     }
@@ -82,7 +89,7 @@ impl Gateway {
 
 /// Serves until SIGTERM.
 pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
-    let gateway = Arc::new(Gateway::new(client.clone()));
+    let gateway = Arc::new(Gateway::new(client.clone(), Evaluator::new(options.evaluators)));
     let (stopper, mut stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;

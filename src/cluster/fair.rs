@@ -301,7 +301,10 @@ mod tests {
         let mut early = waits(&fair, "a");
         drop(first.pop());
         let mut late = waits(&fair, "a");
-        assert!(look(&mut early).is_some() && look(&mut late).is_none());
+        let granted = look(&mut early);
+        assert!(granted.is_some() && look(&mut late).is_none());
+        drop(granted);
+        assert!(look(&mut late).is_some());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

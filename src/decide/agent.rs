@@ -104,11 +104,7 @@ pub fn agent_status(agent: &Agent, evaluator: &dyn Evaluate, now: &Time) -> Agen
 }
 
 /// The status of a WorkflowTemplate: `Ready`, with every fault.
-pub fn template_status(
-    template: &WorkflowTemplate,
-    evaluator: &dyn Evaluate,
-    now: &Time,
-) -> WorkflowTemplateStatus {
+pub fn template_status(template: &WorkflowTemplate, evaluator: &dyn Evaluate, now: &Time) -> WorkflowTemplateStatus {
     let mut status = template.status.clone().unwrap_or_default();
     status.observed_generation = template.metadata.generation.unwrap_or_default();
     let faults = validate::template(&template.spec, evaluator);

@@ -340,9 +340,18 @@ mod tests {
             (json!({"description": "x".repeat(40_000)}), "the limit is 32768"),
             (doubling(15), "written out"),
             (wide(40, 80), "the schemas have more than 20000 members"),
-            (json!({"patternProperties": numbered(101, |n| (format!("^a{n}$"), json!(true)))}), "more than 100 different patterns"),
-            (json!({"properties": numbered(101, |n| (format!("p{n}"), json!({"pattern": format!("^a{n}$")})))}), "more than 100 different patterns"),
-            (json!({"properties": numbered(12, |n| (format!("p{n}"), json!({"pattern": format!(r"^\w{{1,{}}}$", n + 20)})))}), "come to more than 4096 KiB"),
+            (
+                json!({"patternProperties": numbered(101, |n| (format!("^a{n}$"), json!(true)))}),
+                "more than 100 different patterns",
+            ),
+            (
+                json!({"properties": numbered(101, |n| (format!("p{n}"), json!({"pattern": format!("^a{n}$")})))}),
+                "more than 100 different patterns",
+            ),
+            (
+                json!({"properties": numbered(12, |n| (format!("p{n}"), json!({"pattern": format!(r"^\w{{1,{}}}$", n + 300)})))}),
+                "come to more than 4096 KiB",
+            ),
             (json!({"$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}), "recursive"),
             (json!({"type": "strin"}), "/type: "),
             (json!({"properties": {"a": {"pattern": "("}}}), "/properties/a/pattern"),

@@ -85,12 +85,7 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
     }
 }
 
-fn result_faults(
-    contract: &Contract,
-    result: Option<&str>,
-    has_file: bool,
-    evaluator: &dyn Evaluate,
-) -> Vec<Fault> {
+fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool, evaluator: &dyn Evaluate) -> Vec<Fault> {
     let Some(text) = result else {
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || has_file);
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };

@@ -248,12 +248,7 @@ async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output:
 }
 
 /// Judges off the async threads, a few at a time. A place is not held while an answer of the evaluator is waited for.
-async fn judge_against(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    contract: Contract,
-    output: Output,
-) -> Result<Judgement> {
+async fn judge_against(gateway: &Gateway, who: &AttemptRef, contract: Contract, output: Output) -> Result<Judgement> {
     let judged = Arc::new((contract, output));
     // Each schema may take long once.
     for _ in 0..=judged.0.schemas.len() {

@@ -77,8 +77,10 @@ impl Place {
 
     /// From its creation to its end.
     async fn honest_chain(&self, name: &str) -> Result<Duration> {
-        let step = |n: usize| json!({"name": format!("s{n}"), "gate": {"when": "parameters.n > 100"},
-            "parameters": {"n": format!("${{ parameters.n + {n} }}")}});
+        let step = |n: usize| {
+            json!({"name": format!("s{n}"), "gate": {"when": "parameters.n > 100"},
+            "parameters": {"n": format!("${{ parameters.n + {n} }}")}})
+        };
         let spec = json!({"parameters": {"n": 1}, "steps": (0..STEPS).map(step).collect::<Vec<_>>()});
         let (began, space) = (Instant::now(), self.honest());
         self.make(&space, name, &spec).await?;

@@ -74,7 +74,9 @@ pub fn object(value: &Value, templates: &Templates) -> Found {
     let further = match kind {
         "WorkflowTemplate" => typed(&value, &found.faults, of_template),
         "Workflow" => typed(&value, &found.faults, |run: &Workflow| of_workflow(run, templates.get(&place(run)))),
-        "Agent" => typed(&value, &found.faults, |agent: &Agent| (agent::faults(agent, &InProcess), warn::of_agent(agent))),
+        "Agent" => {
+            typed(&value, &found.faults, |agent: &Agent| (agent::faults(agent, &InProcess), warn::of_agent(agent)))
+        }
         _ => typed(&value, &found.faults, |_: &Document| (Vec::new(), Vec::new())),
     };
     let (faults, warnings) = further;

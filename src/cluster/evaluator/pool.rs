@@ -1,7 +1,10 @@
 //! The processes, and who gets one. A question has a moment on a quick process first; one that takes longer ends that
 //! process and goes to the thorough one, which gives each its whole time and starts afresh each time, so that what ends it
-//! there is its own fault. A spare process stands ready in place of one that was ended. Both queues are fair between
+//! there is its own fault. A spare process stands ready in place of one that was ended. All queues are fair between
 //! namespaces. Nobody waits for a thorough answer in a pass: it is remembered, and whoever asked is told.
+//!
+//! A namespace whose last question was answered quickly is proven: it has the processes that are kept. Others come one at
+//! a time, each with a process of its own, so that however many they are, a proven one waits for one of them at most.
 
 use std::collections::HashSet;
 use std::io;
@@ -19,7 +22,7 @@ use super::process::{Bound, End, Running};
 use super::wire::{Answer, QUESTION_BYTES, Question, line};
 use super::{Asker, Subject};
 use crate::api::limits::{EXPRESSION_MEMORY_BYTES, EXPRESSION_SECONDS};
-use crate::cluster::fair::Fair;
+use crate::cluster::fair::{Fair, Full};
 
 /// Milliseconds of processor time that a question has while others wait for the same process, and bytes of it that give
 /// it one more. Ordinary ones take one or two; without optimization everything takes longer.
@@ -28,6 +31,8 @@ const QUICK_BYTES: usize = 16 << 10;
 /// Passes of one namespace that wait for a quick process at once. Below the passes that run at once, so that one
 /// namespace cannot hold all of them.
 const WAITING: usize = 14;
+/// Namespaces that are known to ask what is answered quickly.
+const PROVEN: usize = 4096;
 /// More than are ever underway: `memory` bounds them.
 const UNDERWAY: usize = 256;
 
@@ -35,8 +40,13 @@ const UNDERWAY: usize = 256;
 pub struct Pool {
     program: PathBuf,
     quick: Fair,
+    /// What needs a process that has answered nothing yet.
+    unproven: Fair,
     thorough: Fair,
+    /// Namespaces whose last question was answered quickly.
+    proven: Mutex<HashSet<Arc<str>>>,
     idle: Mutex<Vec<Running>>,
+    places: usize,
     spare: Mutex<Option<mpsc::Receiver<io::Result<Running>>>>,
     memory: Mutex<Memory>,
     /// Who waits for an answer that has come.
@@ -57,12 +67,15 @@ pub enum Reply {
 impl Pool {
     /// So many processes at once, two at least, and a spare one.
     pub fn of(program: PathBuf, processes: u16) -> Self {
-        let quick = usize::from(processes.saturating_sub(1).max(1));
+        let places = usize::from(processes.saturating_sub(1).max(1));
         Self {
             program,
-            quick: Fair::new(quick, WAITING),
+            quick: Fair::new(places, WAITING),
+            unproven: Fair::new(1, WAITING),
             thorough: Fair::new(1, UNDERWAY),
+            proven: Mutex::default(),
             idle: Mutex::default(),
+            places,
             spare: Mutex::default(),
             memory: Mutex::default(),
             told: Mutex::default(),
@@ -93,11 +106,11 @@ impl Pool {
             Recalled::Slow => return self.defer(&runtime, asker, work),
             Recalled::Unknown => {}
         }
-        let Ok(place) = runtime.block_on(self.quick.acquire(namespace)) else {
-            return Reply::Trouble(format!("too many passes of {namespace} wait for it already"));
+        let end = match runtime.block_on(self.quickly(&asker.namespace, &work)) {
+            Ok(end) => end,
+            Err(Full) => return Reply::Trouble(format!("too many passes of {namespace} wait for it already")),
         };
-        let end = self.quickly(&work);
-        drop(place);
+        self.prove(&asker.namespace, &end);
         match end {
             Ok(answer) => {
                 // What a schema is worth is asked at every pass.
@@ -111,13 +124,60 @@ impl Pool {
         }
     }
 
-    fn quickly(&self, work: &Work) -> Result<Answer, End> {
-        let kept = lock(&self.idle).pop();
-        let process = kept.map_or_else(|| self.fresh(), Ok)?;
+    /// On a kept process where there is one for it, else on a fresh one. It blocks its thread as `ask` does.
+    async fn quickly(&self, namespace: &Arc<str>, work: &Work) -> Result<Result<Answer, End>, Full> {
+        if let Some(end) = self.kept(namespace, work).await? {
+            return Ok(end);
+        }
+        let _turn = self.unproven.acquire(namespace).await?;
+        // Another one may have proven it meanwhile.
+        if let Some(end) = self.kept(namespace, work).await? {
+            return Ok(end);
+        }
+        // No place is held while a process starts.
+        let process = match self.fresh() {
+            Ok(process) => process,
+            Err(end) => return Ok(Err(end)),
+        };
+        let _place = self.quick.acquire(namespace).await?;
+        Ok(self.answered(process, work))
+    }
+
+    /// For a proven namespace only.
+    async fn kept(&self, namespace: &Arc<str>, work: &Work) -> Result<Option<Result<Answer, End>>, Full> {
+        if !lock(&self.proven).contains(namespace) {
+            return Ok(None);
+        }
+        let _place = self.quick.acquire(namespace).await?;
+        let process = lock(&self.idle).pop();
+        Ok(process.map(|process| self.answered(process, work)))
+    }
+
+    fn answered(&self, process: Running, work: &Work) -> Result<Answer, End> {
         let more = u64::try_from(work.text.len() / QUICK_BYTES).unwrap_or_default();
         let (process, answer) = self.exchange(process, &line(QUICK + more, &work.text))?;
-        lock(&self.idle).push(process);
+        let mut idle = lock(&self.idle);
+        if idle.len() < self.places {
+            idle.push(process);
+        }
         Ok(answer)
+    }
+
+    fn prove(&self, namespace: &Arc<str>, end: &Result<Answer, End>) {
+        let mut proven = lock(&self.proven);
+        match end {
+            Ok(_) => {
+                // Forgetting costs a namespace one start of a process.
+                if proven.len() >= PROVEN {
+                    proven.clear();
+                }
+                proven.insert(Arc::clone(namespace));
+            }
+            Err(End::Killed(_)) => {
+                proven.remove(namespace);
+            }
+            Err(End::Trouble(_)) => {}
+        }
     }
 
     /// From the beginning, with all the time that there is.
@@ -255,13 +315,29 @@ fn of(question: &Question<'_>) -> Of {
 fn words(bound: Bound, of: Of) -> String {
     let (seconds, megabytes) = (EXPRESSION_SECONDS, EXPRESSION_MEMORY_BYTES >> 20);
     let (limit, remedy) = match (bound, of) {
-        (Bound::Time, Of::Expression) => (format!("took longer than {seconds} s of processor time"), "let it read less, or loop less"),
-        (Bound::Memory, Of::Expression) => (format!("needed more than {megabytes} MB of memory"), "let it read less, or build fewer and smaller lists"),
-        (Bound::Stack, Of::Expression) => ("nests too deep to be evaluated".to_owned(), "let a step before compute a part of it"),
-        (Bound::Time, Of::Schema) => (format!("took longer than {seconds} s of processor time to compile"), "make the schema smaller"),
-        (Bound::Memory, Of::Schema) => (format!("needed more than {megabytes} MB of memory to compile"), "make the schema smaller"),
-        (Bound::Time, Of::Instance) => (format!("took longer than {seconds} s of processor time to check"), "make the schema simpler, or give it less to check"),
-        (Bound::Memory, Of::Instance) => (format!("needed more than {megabytes} MB of memory to check"), "make the schema simpler, or give it less to check"),
+        (Bound::Time, Of::Expression) => {
+            (format!("took longer than {seconds} s of processor time"), "let it read less, or loop less")
+        }
+        (Bound::Memory, Of::Expression) => {
+            (format!("needed more than {megabytes} MB of memory"), "let it read less, or build fewer and smaller lists")
+        }
+        (Bound::Stack, Of::Expression) => {
+            ("nests too deep to be evaluated".to_owned(), "let a step before compute a part of it")
+        }
+        (Bound::Time, Of::Schema) => {
+            (format!("took longer than {seconds} s of processor time to compile"), "make the schema smaller")
+        }
+        (Bound::Memory, Of::Schema) => {
+            (format!("needed more than {megabytes} MB of memory to compile"), "make the schema smaller")
+        }
+        (Bound::Time, Of::Instance) => (
+            format!("took longer than {seconds} s of processor time to check"),
+            "make the schema simpler, or give it less to check",
+        ),
+        (Bound::Memory, Of::Instance) => (
+            format!("needed more than {megabytes} MB of memory to check"),
+            "make the schema simpler, or give it less to check",
+        ),
         (Bound::Stack, Of::Schema | Of::Instance) => ("nests too deep".to_owned(), "make the schema flatter"),
     };
     format!("{limit}; {remedy}")

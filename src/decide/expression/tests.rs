@@ -138,8 +138,8 @@ fn what_is_read_is_known() {
 
 #[test]
 fn sizes_are_bounded_and_said() {
-    let scope =
-        Scope::in_process().with("x", json!({"a": "y".repeat(70_000), "b": "y".repeat(600_000), "c": "y".repeat(40_000)}));
+    let scope = Scope::in_process()
+        .with("x", json!({"a": "y".repeat(70_000), "b": "y".repeat(600_000), "c": "y".repeat(40_000)}));
     let fault = |source: &str| Expression::parse(source).and_then(|e| e.evaluate(&scope)).map(|v| size(&v));
     assert_eq!(fault("x.a"), Ok(70_002));
     assert_eq!(fault("x.?a.orValue('')"), Ok(70_002));

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::names::{Maker, Visible};
 use super::Walk;
+use super::names::{Maker, Visible};
 use crate::api::step::{Ask, ForEach, Gate, OnFailure, OnReject, Step};
 use crate::decide::document::OUTPUT_TYPE;
 use crate::decide::expression::{Expression, expressions};

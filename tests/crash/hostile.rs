@@ -38,7 +38,8 @@ impl Place {
         let here = Self { plane, operator, listens, prefix };
         until("the operator is ready", || async { here.is_ready() }).await?;
         let spaces = (0..NAMESPACES).map(|n| here.space(n)).chain([here.honest()]);
-        try_join_all(spaces.map(|space| async { here.plane.namespace(&space.clone()).await })).await?;
+        let plane = &here.plane;
+        try_join_all(spaces.map(|space| async move { plane.namespace(&space).await })).await?;
         Ok(here)
     }
 

@@ -158,7 +158,7 @@ async fn schemas_that_hurt_end_and_the_next_is_answered() {
         .collect();
     defs.insert(format!("l{levels}"), json!({"type": "string"}));
     let bomb = json!({"$defs": defs, "items": {"$ref": "#/$defs/l0"}});
-    let patterns: Vec<Value> = (0..90).map(|n| json!({"pattern": format!("a[ab]{{150}}[^ab]{{{}}}", n + 1)})).collect();
+    let patterns: Vec<Value> = (0..50).map(|n| json!({"pattern": format!("a[ab]{{150}}[^ab]{{{}}}", n + 1)})).collect();
     let slow = json!({"allOf": patterns});
     let zeros = Value::Array(vec![json!(0); DOCUMENT_BYTES / 2]);
     let text = json!("ab".repeat(DOCUMENT_BYTES / 2 - 1));

@@ -71,11 +71,11 @@ pub enum Begun {
 impl Memory {
     /// Whoever asks while it is being worked out is told of the end.
     pub fn recall(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>) -> Recalled {
-        let Some(shelf) = self.shelves.get_mut(namespace) else { return Recalled::Unknown };
-        if let Some(ends) = shelf.join(digest, asked_by) {
+        let Some(own) = self.shelves.get_mut(namespace) else { return Recalled::Unknown };
+        if let Some(ends) = own.join(digest, asked_by) {
             return Recalled::Underway(ends);
         }
-        match shelf.known.get(digest) {
+        match own.known.get(digest) {
             None => Recalled::Unknown,
             Some(Known::Slow) => Recalled::Slow,
             Some(Known::Answer(text)) => serde_json::from_str(text).map_or(Recalled::Unknown, Recalled::Answer),
@@ -83,24 +83,24 @@ impl Memory {
     }
 
     pub fn begin(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>) -> Begun {
-        let shelf = self.shelves.entry(namespace.into()).or_default();
-        if let Some(ends) = shelf.join(digest, asked_by) {
+        let own = self.shelves.entry(namespace.into()).or_default();
+        if let Some(ends) = own.join(digest, asked_by) {
             return Begun::Another(ends);
         }
-        if shelf.underway.len() >= UNDERWAY.0 || self.underway >= UNDERWAY.1 {
+        if own.underway.len() >= UNDERWAY.0 || self.underway >= UNDERWAY.1 {
             self.insert(namespace, *digest, Known::Slow);
             return Begun::Full;
         }
         let (work, ends) = watch::channel(());
         let asked_by = asked_by.into_iter().cloned().collect();
-        shelf.underway.insert(*digest, Underway { ends: ends.clone(), asked_by });
+        own.underway.insert(*digest, Underway { ends: ends.clone(), asked_by });
         self.underway += 1;
         Begun::Yours(work, ends)
     }
 
     /// It has ended, with an answer or without; gives whoever waits.
     pub fn end(&mut self, namespace: &str, digest: &Digest, answer: Option<&Answer>) -> Vec<Subject> {
-        let ended = self.shelves.get_mut(namespace).and_then(|shelf| shelf.underway.remove(digest));
+        let ended = self.shelves.get_mut(namespace).and_then(|own| own.underway.remove(digest));
         self.underway -= usize::from(ended.is_some());
         match answer {
             Some(answer) => self.keep(namespace, *digest, answer),
@@ -117,36 +117,36 @@ impl Memory {
 
     fn insert(&mut self, namespace: &str, digest: Digest, known: Known) {
         self.remove(namespace, &digest);
-        let shelf = self.shelves.entry(namespace.into()).or_default();
+        let own = self.shelves.entry(namespace.into()).or_default();
         let bytes = known.bytes();
-        shelf.known.insert(digest, known);
-        shelf.order.push_back(digest);
-        shelf.bytes += bytes;
+        own.known.insert(digest, known);
+        own.order.push_back(digest);
+        own.bytes += bytes;
         self.bytes += bytes;
         self.entries += 1;
         while self.shelves.get(namespace).is_some_and(|s| s.order.len() > ENTRIES.0 || s.bytes > BYTES.0) {
             self.forget_oldest(namespace);
         }
         while self.entries > ENTRIES.1 || self.bytes > BYTES.1 {
-            let largest = self.shelves.iter().max_by_key(|(_, shelf)| shelf.bytes).map(|(name, _)| Arc::clone(name));
+            let largest = self.shelves.iter().max_by_key(|(_, own)| own.bytes).map(|(name, _)| Arc::clone(name));
             let Some(largest) = largest else { break };
             self.forget_oldest(&largest);
         }
     }
 
     fn forget_oldest(&mut self, namespace: &str) {
-        let oldest = self.shelves.get(namespace).and_then(|shelf| shelf.order.front().copied());
+        let oldest = self.shelves.get(namespace).and_then(|own| own.order.front().copied());
         if let Some(oldest) = oldest {
             self.remove(namespace, &oldest);
         }
     }
 
     fn remove(&mut self, namespace: &str, digest: &Digest) {
-        if let Some(shelf) = self.shelves.get_mut(namespace)
-            && let Some(known) = shelf.known.remove(digest)
+        if let Some(own) = self.shelves.get_mut(namespace)
+            && let Some(known) = own.known.remove(digest)
         {
-            shelf.order.retain(|other| other != digest);
-            shelf.bytes -= known.bytes();
+            own.order.retain(|other| other != digest);
+            own.bytes -= known.bytes();
             self.bytes -= known.bytes();
             self.entries -= 1;
         }
@@ -155,7 +155,7 @@ impl Memory {
 
     /// A namespace of which nothing is known takes no memory.
     fn sweep(&mut self, namespace: &str) {
-        if self.shelves.get(namespace).is_some_and(|shelf| shelf.known.is_empty() && shelf.underway.is_empty()) {
+        if self.shelves.get(namespace).is_some_and(|own| own.known.is_empty() && own.underway.is_empty()) {
             self.shelves.remove(namespace);
         }
     }

@@ -86,10 +86,9 @@ pub struct Options {
     /// Passes that may run at once, for each kind.
     #[arg(long, env = "LOCKSTEP_CONCURRENCY", default_value_t = 16)]
     pub concurrency: u16,
-    /// Evaluates expressions in a process of their own, bounded in time and memory. Without it whoever may write a
-    /// workflow can stop the operator.
-    #[arg(long, env = "LOCKSTEP_ISOLATE_EXPRESSIONS", default_value_t = true, action = clap::ArgAction::Set)]
-    pub isolate_expressions: bool,
+    /// Processes that evaluate expressions and schemas at once, one of them what takes long; a spare one stands ready.
+    #[arg(long, env = "LOCKSTEP_EVALUATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=16))]
+    pub evaluators: u16,
     /// Attempts that may run at once in one namespace, the oldest run first; 0 for no limit.
     #[arg(long, env = "LOCKSTEP_MAX_CONCURRENT_PER_NAMESPACE", default_value_t = 0)]
     pub max_concurrent_per_namespace: usize,
@@ -129,7 +128,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         settled: Memory::default(),
         guard: PolicyGuard::new(&accounts)?,
         surroundings,
-        evaluator: if options.isolate_expressions { Evaluator::isolated() } else { Evaluator::InProcess },
+        evaluator: Evaluator::new(options.evaluators),
         slots: Slots::new(options.max_concurrent_per_namespace),
         refusals: Refusals::default(),
         taken: Refusals::default(),
@@ -235,6 +234,7 @@ async fn supervise(
         () = drive("WorkflowTemplate", &world.templates, queues.templates, (&context, n), reconcile::template) => {}
         () = drive("Document", &world.documents, queues.documents, (&context, n), reconcile::document) => {}
         () = triggers.turns(&context.observer.slots) => {}
+        () = triggers.answers(&context.observer.evaluator) => {}
         _ = watching => {}
     }
     "a controller or a watch ended".to_owned()

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::cluster::evaluator::Evaluator;
 use crate::cluster::fair::Fair;
 use crate::server::rate::Rate;
 use crate::server::{self, Limits, Security, Server};
@@ -55,6 +56,9 @@ pub struct Options {
     /// The own namespace.
     #[arg(long, env = "LOCKSTEP_NAMESPACE")]
     pub namespace: String,
+    /// Processes that check outputs against schemas at once, one of them what takes long; a spare one stands ready.
+    #[arg(long, env = "LOCKSTEP_EVALUATORS", default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=16))]
+    pub evaluators: u16,
     #[command(flatten)]
     pub bounds: Bounds,
 }
@@ -112,11 +116,12 @@ struct Gateway {
     inputs: Fair,
     outputs: Fair,
     judges: Fair,
+    evaluator: Evaluator,
     ready: AtomicBool,
 }
 
 impl Gateway {
-    fn new(client: kube::Client, bounds: &Bounds) -> Self {
+    fn new(client: kube::Client, bounds: &Bounds, evaluator: Evaluator) -> Self {
         Self {
             client,
             verdicts: auth::Verdicts::default(),
@@ -126,6 +131,7 @@ impl Gateway {
             inputs: Fair::new(bounds.max_inputs, QUEUED),
             outputs: Fair::new(bounds.max_outputs, QUEUED),
             judges: Fair::new(JUDGED_AT_ONCE, QUEUED),
+            evaluator,
             ready: AtomicBool::new(false),
         }
     }
@@ -137,7 +143,7 @@ impl Gateway {
 
 /// Serves until SIGTERM.
 pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
-    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds));
+    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds, Evaluator::new(options.evaluators)));
     let (stopper, mut stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;

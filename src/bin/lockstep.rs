@@ -29,7 +29,7 @@ enum Command {
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
     },
-    /// Evaluates expressions for the operator, a line of JSON each.
+    /// Evaluates expressions and schemas for the operator or the gateway, a line of JSON each.
     #[command(hide = true)]
     Evaluate,
 }

@@ -18,7 +18,7 @@ use crate::api::definition::Definition;
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::name::{ACTION, ANSWER, COMMENT};
 use crate::api::step_run::WaitingFor;
-use crate::decide::schema;
+use crate::decide::expression::{Evaluate, InProcess};
 
 /// Answer a step's question, or retry, skip or fail a step that waits for input
 #[derive(clap::Args, Debug)]
@@ -146,8 +146,8 @@ async fn schema_of(on: &Connection, step: &StepRun) -> Option<Map<String, Value>
 fn faults(schema: &Map<String, Value>, value: &str) -> Vec<String> {
     let text = Value::String(value.to_owned());
     let json = serde_json::from_str(value).unwrap_or_else(|_| text.clone());
-    let found = schema::faults(schema, &json).unwrap_or_default();
-    if found.is_empty() || schema::faults(schema, &text).is_ok_and(|found| found.is_empty()) {
+    let found = InProcess.faults(schema, &json).unwrap_or_default();
+    if found.is_empty() || InProcess.faults(schema, &text).is_ok_and(|found| found.is_empty()) {
         return Vec::new();
     }
     let shown = |fault: &crate::protocol::Fault| format!("{} {}", fault.pointer, fault.message).trim().to_owned();

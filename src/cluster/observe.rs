@@ -16,7 +16,7 @@ use super::cache::Table;
 use super::client::bounded;
 use super::consistency::{Consistency, Freshness};
 use super::contents::{Contents, Memory};
-use super::evaluator::Evaluator;
+use super::evaluator::{Evaluator, Kind};
 use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
@@ -94,7 +94,7 @@ impl Observer {
             contents: BTreeMap::new(),
             previous: of.map(|of| self.world.step_runs.table(&of.uid)),
             settled,
-            evaluator: self.evaluator.for_decision(),
+            evaluator: self.evaluator.for_pass(Kind::Workflow, &namespace, &workflow.name_any()),
             now: now(),
             workflow,
         })
@@ -207,6 +207,7 @@ impl Observer {
             pods_alive: pods_alive(&pods),
             guard: Guard::NotAsked,
             surroundings: Arc::clone(&self.surroundings),
+            evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
             now: now(),
             definition,
             document: reported,

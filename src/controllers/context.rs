@@ -17,6 +17,7 @@ use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
 use crate::cluster::{Error, apply, evaluator, publish};
+use crate::decide::expression::Evaluate;
 use crate::decide::status::differs_by_progress_only;
 use crate::decide::{Effect, Kept, Notice, Plan, workflow};
 use crate::telemetry::Metrics;
@@ -58,14 +59,11 @@ impl Context {
     ) -> Result<(workflow::Observed, Plan<WorkflowStatus>), Error> {
         let uid = observed.workflow.metadata.uid.clone().unwrap_or_default();
         for _ in 0..READS {
-            // Expressions wait for the process that evaluates them.
-            let deciding = tokio::task::spawn_blocking(move || {
-                let decided = workflow::decide(&observed);
-                (observed, decided)
-            });
             let decided;
-            (observed, decided) = deciding.await.map_err(|e| Error::Panic(e.to_string()))?;
-            evaluator::sound(&observed.evaluator)?;
+            (observed, decided) = elsewhere(observed, workflow::decide).await?;
+            if !evaluator::sound(observed.evaluator.as_ref())? {
+                return Ok((observed, Plan::default()));
+            }
             self.observer.settled.keep(&uid, &decided.settled);
             if decided.unread.is_empty() {
                 return Ok((observed, decided.plan));
@@ -80,6 +78,22 @@ impl Context {
         if tokio::time::timeout(QUIET, quiet(&self.passes)).await.is_err() {
             tracing::warn!(waited = ?QUIET, "a pass is still at work; the lease is given back all the same");
         }
+    }
+
+    /// Decides about anything else. While an answer of the evaluator is still to come nothing is to be done.
+    pub async fn decided_with<O, S>(
+        &self,
+        observed: (O, Arc<dyn Evaluate>),
+        decide: impl FnOnce(&O, &dyn Evaluate) -> Plan<S> + Send + 'static,
+    ) -> Result<(O, Plan<S>), Error>
+    where
+        O: Send + 'static,
+        S: Send + 'static,
+    {
+        let ((observed, evaluator), plan) =
+            elsewhere(observed, |(observed, evaluator)| decide(observed, evaluator.as_ref())).await?;
+        let sound = evaluator::sound(evaluator.as_ref())?;
+        Ok((observed, if sound { plan } else { Plan::default() }))
     }
 
     /// From now on this process writes.
@@ -185,6 +199,19 @@ impl Context {
             self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         }
     }
+}
+
+/// Decides on a thread that may block: expressions and schemas wait for the processes that evaluate them.
+async fn elsewhere<O, D>(observed: O, decide: impl FnOnce(&O) -> D + Send + 'static) -> Result<(O, D), Error>
+where
+    O: Send + 'static,
+    D: Send + 'static,
+{
+    let deciding = tokio::task::spawn_blocking(move || {
+        let decided = decide(&observed);
+        (observed, decided)
+    });
+    deciding.await.map_err(|e| Error::Panic(e.to_string()))
 }
 
 fn label(effect: &Effect) -> &'static str {

@@ -9,7 +9,9 @@ use super::context::Context;
 use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
+use crate::cluster::evaluator::Kind;
 use crate::cluster::observe::now;
+use crate::decide::expression::Evaluate;
 use crate::decide::{self, Effect, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
@@ -28,7 +30,8 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
 
 pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<Action, Error> {
     let observed = context.observer.step_run(step_run).await?;
-    let plan = decide::step_run::step_run(&observed);
+    let evaluator = Arc::clone(&observed.evaluator);
+    let (observed, plan) = context.decided_with((observed, evaluator), |o, _| decide::step_run::step_run(o)).await?;
     let lost: Vec<_> = history::lost(&observed.step_run, plan.status.as_ref());
     context
         .carry_out(observed.step_run.as_ref(), plan, |object, mut status, job| {
@@ -41,8 +44,13 @@ pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<A
 }
 
 pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, Error> {
-    let status = decide::agent::agent_status(&agent, &now());
-    let plan = Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() };
+    let evaluator = evaluator(&context, Kind::Agent, agent.as_ref());
+    let (agent, plan) = context
+        .decided_with((agent, evaluator), |agent, evaluator| {
+            let status = decide::agent::agent_status(agent, evaluator, &now());
+            Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() }
+        })
+        .await?;
     context
         .carry_out(agent.as_ref(), plan, |object, status, _| {
             object.status = Some(status);
@@ -51,13 +59,22 @@ pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, E
 }
 
 pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) -> Result<Action, Error> {
-    let status = decide::agent::template_status(&template, &now());
-    let plan = Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() };
+    let evaluator = evaluator(&context, Kind::WorkflowTemplate, template.as_ref());
+    let (template, plan) = context
+        .decided_with((template, evaluator), |template, evaluator| {
+            let status = decide::agent::template_status(template, evaluator, &now());
+            Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() }
+        })
+        .await?;
     context
         .carry_out(template.as_ref(), plan, |object, status, _| {
             object.status = Some(status);
         })
         .await
+}
+
+fn evaluator(context: &Context, kind: Kind, of: &impl ResourceExt) -> Arc<dyn Evaluate> {
+    context.observer.evaluator.for_pass(kind, &of.namespace().unwrap_or_default(), &of.name_any())
 }
 
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {

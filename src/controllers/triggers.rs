@@ -11,6 +11,7 @@ use crate::api::name::{LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::workflow::Phase;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
+use crate::cluster::evaluator::{Evaluator, Kind};
 use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
 use crate::decide::document;
@@ -101,6 +102,22 @@ impl Triggers {
         loop {
             for (namespace, name) in slots.granted().await {
                 send(&self.step_runs, ObjectRef::new(&name).within(&namespace)).await;
+            }
+        }
+    }
+
+    /// Those whose answers have come from the processes that evaluate, for ever.
+    pub async fn answers(&self, evaluator: &Evaluator) {
+        loop {
+            for of in evaluator.told().await {
+                match of.kind {
+                    Kind::Workflow => send(&self.workflows, ObjectRef::new(&of.name).within(&of.namespace)).await,
+                    Kind::StepRun => send(&self.step_runs, ObjectRef::new(&of.name).within(&of.namespace)).await,
+                    Kind::Agent => send(&self.agents, ObjectRef::new(&of.name).within(&of.namespace)).await,
+                    Kind::WorkflowTemplate => {
+                        send(&self.templates, ObjectRef::new(&of.name).within(&of.namespace)).await;
+                    }
+                }
             }
         }
     }

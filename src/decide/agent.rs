@@ -5,7 +5,7 @@ mod template;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 
-use super::schema;
+use super::expression::Evaluate;
 use super::validate;
 use crate::api::agent::{Agent, AgentStatus};
 use crate::api::condition::{self, Truth};
@@ -16,15 +16,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 pub const CONTAINER: &str = "agent";
 
 /// All faults of an Agent.
-pub fn faults(agent: &Agent) -> Vec<String> {
+pub fn faults(agent: &Agent, evaluator: &dyn Evaluate) -> Vec<String> {
     let mut faults = Vec::new();
     let spec = &agent.spec;
     for (field, schema) in [("parametersSchema", &spec.parameters_schema), ("outputSchema", &spec.output_schema)] {
-        if let Some(Err(fault)) = schema.as_ref().map(schema::check) {
+        if let Some(Err(fault)) = schema.as_ref().map(|schema| evaluator.check(schema)) {
             faults.push(format!("spec.{field}: {fault}"));
         }
     }
-    match serde_json::from_value::<PodTemplateSpec>(Value::Object(spec.template.clone())) {
+    faults.extend(pod_faults(agent));
+    faults
+}
+
+/// The faults of its pod template alone: nothing has to be evaluated for them.
+pub fn pod_faults(agent: &Agent) -> Vec<String> {
+    let mut faults = Vec::new();
+    match serde_json::from_value::<PodTemplateSpec>(Value::Object(agent.spec.template.clone())) {
         Err(e) => faults.push(format!("spec.template: is not a PodTemplateSpec: {e}")),
         Ok(template) => faults.extend(template::faults(&template)),
     }
@@ -32,20 +39,26 @@ pub fn faults(agent: &Agent) -> Vec<String> {
 }
 
 /// The status of an Agent: `Ready`, with every fault.
-pub fn agent_status(agent: &Agent, now: &Time) -> AgentStatus {
+pub fn agent_status(agent: &Agent, evaluator: &dyn Evaluate, now: &Time) -> AgentStatus {
     let mut status = agent.status.clone().unwrap_or_default();
     status.observed_generation = agent.metadata.generation.unwrap_or_default();
-    ready(&mut status.conditions, &faults(agent), (now, status.observed_generation));
+    ready(&mut status.conditions, &faults(agent, evaluator), (now, status.observed_generation));
     status
 }
 
 /// The status of a WorkflowTemplate: `Ready`, with every fault.
-pub fn template_status(template: &WorkflowTemplate, now: &Time) -> WorkflowTemplateStatus {
+pub fn template_status(template: &WorkflowTemplate, evaluator: &dyn Evaluate, now: &Time) -> WorkflowTemplateStatus {
     let mut status = template.status.clone().unwrap_or_default();
     status.observed_generation = template.metadata.generation.unwrap_or_default();
-    let faults = validate::template(&template.spec);
+    let faults = validate::template(&template.spec, evaluator);
     ready(&mut status.conditions, &faults, (now, status.observed_generation));
     status
+}
+
+/// Whether its status says of this very spec that it has faults.
+pub fn is_known_faulty(agent: &Agent) -> bool {
+    let current = agent.status.as_ref().filter(|s| Some(s.observed_generation) == agent.metadata.generation);
+    current.and_then(|s| condition::get(&s.conditions, "Ready")).is_some_and(|ready| ready.status == "False")
 }
 
 fn ready(

@@ -16,6 +16,7 @@ use kube::Resource;
 use serde_json::Value;
 
 use super::agent::CONTAINER;
+use super::expression::Evaluate;
 use crate::api::agent::Agent;
 use crate::api::condition;
 use crate::api::definition::Definition;
@@ -47,8 +48,8 @@ pub struct Surroundings {
 }
 
 /// Why an Agent cannot be launched; a status that is behind its spec says nothing.
-pub fn not_ready(agent: &Agent) -> Option<String> {
-    let faults = super::agent::faults(agent);
+pub fn not_ready(agent: &Agent, evaluator: &dyn Evaluate) -> Option<String> {
+    let faults = super::agent::faults(agent, evaluator);
     (!faults.is_empty()).then(|| condition::clip(&faults.join("; "), 600))
 }
 

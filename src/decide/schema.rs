@@ -1,5 +1,6 @@
 //! JSON Schema (2020-12) of users: refused where it could hurt, then used to judge outputs and parameters.
-//! Nothing is ever fetched, and what a schema may cost is bounded before it is compiled.
+//! Nothing is ever fetched, and what a schema may cost is bounded before it is compiled. Compiling and judging are for
+//! whoever `expression::Evaluate` leads to; `bounded` is for everybody.
 
 use serde_json::{Map, Value};
 
@@ -14,48 +15,101 @@ const JSON_DEPTH: usize = 96;
 const SUBSCHEMAS: usize = 200;
 /// Chains of `anyOf` with two equal references double at each level: what they come to is counted, written out.
 const EXPANDED: usize = 1000;
+/// Members of all subschemas, with every reference written out: what the walk itself costs.
+const EXPANDED_MEMBERS: usize = 20_000;
+const PATTERNS: usize = 100;
+/// One pattern, compiled.
 const REGEX_BYTES: usize = 1 << 20;
+/// All patterns of a schema, compiled.
+const PATTERNS_BYTES: usize = 4 << 20;
+/// What matching remembers of one pattern; with less it only takes longer.
+const DFA_BYTES: usize = 256 << 10;
+/// Of a compiled schema, for each byte of its text; a guess on the large side.
+const PER_BYTE: usize = 40;
 const FAULTS: usize = 20;
 const FAULT_BYTES: usize = 256;
 
-/// Whether the schema is valid and within limits; the error names the place.
-pub fn check(schema: &Map<String, Value>) -> Result<(), String> {
-    compile(schema).map(drop)
+/// A schema that was compiled. Only those who may spend time and memory without a bound make one: the processes that
+/// evaluate, and the person's own in `lint`.
+#[derive(Debug)]
+pub struct Compiled {
+    validator: jsonschema::Validator,
+    bytes: usize,
 }
 
-/// What is wrong with the instance, at most 20 faults; an error where the schema itself is unusable.
-pub fn faults(schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String> {
-    let validator = compile(schema)?;
-    if validator.is_valid(instance) {
-        return Ok(Vec::new());
+impl Compiled {
+    /// An error says what is wrong with the schema, and names the place.
+    pub fn of(schema: &Map<String, Value>) -> Result<Self, String> {
+        let schema = Value::Object(schema.clone());
+        let size = measured(&schema)?;
+        let patterns = patterns_bytes(&size.patterns)?;
+        let validator = options(REGEX_BYTES).build(&schema).map_err(|error| {
+            let place = place(error.instance_path().as_str());
+            format!("{place}: {}", clip(&error.to_string(), FAULT_BYTES))
+        })?;
+        Ok(Self { validator, bytes: size.bytes * PER_BYTE + patterns })
     }
-    Ok(validator
-        .iter_errors(instance)
-        .take(FAULTS)
-        .map(|error| Fault {
+
+    /// At most 20 faults.
+    pub fn faults(&self, instance: &Value) -> Vec<Fault> {
+        if self.validator.is_valid(instance) {
+            return Vec::new();
+        }
+        let told = self.validator.iter_errors(instance).take(FAULTS).map(|error| Fault {
             pointer: clip(error.instance_path().as_str(), FAULT_BYTES),
             // Masked: faults land in statuses, which more people read than the output.
             message: clip(&error.masked().to_string(), FAULT_BYTES),
-        })
-        .collect())
+        });
+        told.collect()
+    }
+
+    /// What it takes of memory, near enough.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
-fn compile(schema: &Map<String, Value>) -> Result<jsonschema::Validator, String> {
-    let schema = Value::Object(schema.clone());
-    bounded(&schema)?;
+fn options<'i>(regex_bytes: usize) -> jsonschema::ValidationOptions<'i> {
+    let patterns = jsonschema::PatternOptions::regex().size_limit(regex_bytes).dfa_size_limit(DFA_BYTES);
     jsonschema::options()
         .offline()
         .with_draft(jsonschema::Draft::Draft202012)
         .should_validate_formats(true)
-        .with_pattern_options(jsonschema::PatternOptions::regex().size_limit(REGEX_BYTES))
-        .build(&schema)
-        .map_err(|error| {
-            let place = place(error.instance_path().as_str());
-            format!("{place}: {}", clip(&error.to_string(), FAULT_BYTES))
-        })
+        .with_pattern_options(patterns)
 }
 
-fn bounded(schema: &Value) -> Result<(), String> {
+/// What the patterns come to once they are compiled, each rounded up to a power of four.
+fn patterns_bytes(patterns: &[(String, &str)]) -> Result<usize, String> {
+    let mut all = 0;
+    for (place, pattern) in patterns {
+        let rule = Value::from_iter([("pattern", *pattern)]);
+        let fits = |bytes: &usize| options(*bytes).build(&rule).is_ok();
+        let steps = std::iter::successors(Some(REGEX_BYTES >> 8), |bytes| Some(bytes << 2));
+        // One that is too large for itself, or no pattern, is told with the whole schema.
+        all += steps.take_while(|bytes| *bytes <= REGEX_BYTES).find(fits).unwrap_or_default();
+        if all > PATTERNS_BYTES {
+            return Err(format!(
+                "{place}: the patterns of the schema come to more than {} KiB once they are compiled; use fewer or simpler ones: bounds such as {{1,500}} and classes such as \\p{{L}} are large",
+                PATTERNS_BYTES >> 10
+            ));
+        }
+    }
+    Ok(all)
+}
+
+/// The limits that hold for a schema as it is written. The work is bounded by the limits themselves, and nothing is
+/// compiled: this may run anywhere.
+pub fn bounded(schema: &Map<String, Value>) -> Result<(), String> {
+    measured(&Value::Object(schema.clone())).map(drop)
+}
+
+struct Size<'a> {
+    bytes: usize,
+    /// Each once, with its place.
+    patterns: Vec<(String, &'a str)>,
+}
+
+fn measured(schema: &Value) -> Result<Size<'_>, String> {
     if json_depth(schema, JSON_DEPTH).is_none() {
         return Err(format!("/: deeper than {JSON_DEPTH} levels of JSON"));
     }
@@ -65,7 +119,13 @@ fn bounded(schema: &Value) -> Result<(), String> {
     }
     let mut written = Walk::new(schema, false);
     written.visit(schema, "", 0)?;
-    Walk::new(schema, true).visit(schema, "", 0)
+    let mut expanded = Walk::new(schema, true);
+    expanded.visit(schema, "", 0)?;
+    let mut patterns = written.patterns;
+    patterns.extend(expanded.patterns);
+    patterns.sort_by_key(|(_, pattern)| *pattern);
+    patterns.dedup_by_key(|(_, pattern)| *pattern);
+    Ok(Size { bytes, patterns })
 }
 
 /// `None` where the value is deeper than that.
@@ -83,9 +143,11 @@ struct Walk<'a> {
     root: &'a Value,
     expand: bool,
     seen: usize,
+    members: usize,
     references: usize,
     /// The references that are being followed.
     trail: Vec<&'a str>,
+    patterns: Vec<(String, &'a str)>,
 }
 
 const ONE: [&str; 12] = [
@@ -109,7 +171,7 @@ const REFUSED: [&str; 5] = ["$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$
 
 impl<'a> Walk<'a> {
     fn new(root: &'a Value, expand: bool) -> Self {
-        Self { root, expand, seen: 0, references: 0, trail: Vec::new() }
+        Self { root, expand, seen: 0, members: 0, references: 0, trail: Vec::new(), patterns: Vec::new() }
     }
 
     fn visit(&mut self, schema: &'a Value, at: &str, depth: usize) -> Result<(), String> {
@@ -123,6 +185,13 @@ impl<'a> Walk<'a> {
         if self.seen > SUBSCHEMAS && !self.expand {
             return Err(format!("{}: more than {SUBSCHEMAS} subschemas", place(at)));
         }
+        self.members += 1 + object.len();
+        if self.members > EXPANDED_MEMBERS {
+            return Err(format!(
+                "{}: with every reference written out, the schemas have more than {EXPANDED_MEMBERS} members",
+                place(at)
+            ));
+        }
         if let Some(keyword) = REFUSED.iter().find(|keyword| object.contains_key(**keyword)) {
             return Err(format!("{at}/{keyword}: not supported"));
         }
@@ -130,27 +199,45 @@ impl<'a> Walk<'a> {
             return Err(format!("{at}/$id: only the whole schema may have one"));
         }
         for (key, member) in object {
-            let at = format!("{at}/{}", escape(key));
+            let at = || format!("{at}/{}", escape(key));
             match member {
                 Value::Object(_) if ONE.contains(&key.as_str()) => {
-                    self.visit(member, &at, depth + 1)?;
+                    self.visit(member, &at(), depth + 1)?;
                 }
                 Value::Array(items) if LIST.contains(&key.as_str()) => {
+                    self.members += items.len();
                     for (index, item) in items.iter().enumerate() {
-                        self.visit(item, &format!("{at}/{index}"), depth + 1)?;
+                        self.visit(item, &format!("{}/{index}", at()), depth + 1)?;
                     }
                 }
                 // Definitions cost nothing until something refers to them.
                 Value::Object(_) if self.expand && matches!(key.as_str(), "$defs" | "definitions") => {}
                 Value::Object(members) if MAP.contains(&key.as_str()) => {
+                    self.members += members.len();
                     for (name, item) in members {
-                        self.visit(item, &format!("{at}/{}", escape(name)), depth + 1)?;
+                        let at = format!("{}/{}", at(), escape(name));
+                        if key == "patternProperties" {
+                            self.pattern(&at, name)?;
+                        }
+                        self.visit(item, &at, depth + 1)?;
                     }
                 }
-                Value::String(reference) if key == "$ref" => self.follow(reference, &at, depth)?,
+                Value::String(reference) if key == "$ref" => self.follow(reference, &at(), depth)?,
+                Value::String(pattern) if key == "pattern" => self.pattern(&at(), pattern)?,
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    fn pattern(&mut self, at: &str, pattern: &'a str) -> Result<(), String> {
+        if self.patterns.iter().any(|(_, known)| *known == pattern) {
+            return Ok(());
+        }
+        if self.patterns.len() == PATTERNS {
+            return Err(format!("{at}: more than {PATTERNS} different patterns"));
+        }
+        self.patterns.push((at.to_owned(), pattern));
         Ok(())
     }
 
@@ -196,6 +283,14 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn check(schema: &Map<String, Value>) -> Result<(), String> {
+        Compiled::of(schema).map(drop)
+    }
+
+    fn faults(schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String> {
+        Compiled::of(schema).map(|compiled| compiled.faults(instance))
+    }
+
     fn object(value: Value) -> Map<String, Value> {
         match value {
             Value::Object(object) => object,
@@ -211,6 +306,17 @@ mod tests {
         }
         defs.insert(format!("l{levels}"), json!({"type": "string"}));
         json!({"$defs": defs, "$ref": "#/$defs/l0"})
+    }
+
+    fn numbered(number: usize, member: impl Fn(usize) -> (String, Value)) -> Map<String, Value> {
+        (0..number).map(member).collect()
+    }
+
+    /// A definition with many members that is referred to often.
+    fn wide(references: usize, members: usize) -> Value {
+        let many = numbered(members * 10, |n| (format!("p{n}"), json!(true)));
+        let refer = vec![json!({"$ref": "#/$defs/many"}); references];
+        json!({"$defs": {"many": {"properties": many}}, "allOf": refer})
     }
 
     fn nested(levels: usize) -> Value {
@@ -233,6 +339,19 @@ mod tests {
             (json!({"properties": many}), "more than 200"),
             (json!({"description": "x".repeat(40_000)}), "the limit is 32768"),
             (doubling(15), "written out"),
+            (wide(40, 80), "the schemas have more than 20000 members"),
+            (
+                json!({"patternProperties": numbered(101, |n| (format!("^a{n}$"), json!(true)))}),
+                "more than 100 different patterns",
+            ),
+            (
+                json!({"properties": numbered(101, |n| (format!("p{n}"), json!({"pattern": format!("^a{n}$")})))}),
+                "more than 100 different patterns",
+            ),
+            (
+                json!({"properties": numbered(90, |n| (format!("p{n}"), json!({"pattern": format!(r"^\p{{L}}{{1,20}}a{{{n}}}$")})))}),
+                "come to more than 4096 KiB",
+            ),
             (json!({"$defs": {"n": {"properties": {"c": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"}), "recursive"),
             (json!({"type": "strin"}), "/type: "),
             (json!({"properties": {"a": {"pattern": "("}}}), "/properties/a/pattern"),
@@ -254,8 +373,24 @@ mod tests {
             json!({"enum": [{"$ref": "http://example.com"}]}),
             doubling(8),
             nested(20),
+            json!({"properties": numbered(100, |n| (format!("p{n}"), json!({"pattern": format!("^[a-z]{{1,{}}}$", n + 1)})))}),
+            json!({"properties": numbered(190, |n| (format!("p{n}"), json!({"pattern": "^[0-9a-f]{8}-[0-9a-f]{4}$"})))}),
         ] {
             assert_eq!(check(&object(schema)), Ok(()));
+        }
+    }
+
+    /// What the operator and the gateway look at themselves.
+    #[test]
+    fn the_limits_are_told_without_compiling() {
+        for (schema, told) in [
+            (nested(40), true),
+            (doubling(15), true),
+            (wide(40, 80), true),
+            (json!({"pattern": "("}), false),
+            (json!({"type": "strin"}), false),
+        ] {
+            assert_eq!(bounded(&object(schema.clone())).is_err(), told, "{schema}");
         }
     }
 

@@ -16,9 +16,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::build::{self, Surroundings};
+use super::expression::Evaluate;
 use super::failure::{self, Next, Policy};
 use super::gate::{self, Guard};
-use super::{Effect, Kept, Plan, document, schema};
+use super::{Effect, Kept, Plan, document};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
 use crate::api::definition::Definition;
@@ -69,6 +70,7 @@ pub struct Observed {
     pub siblings: Vec<Arc<Document>>,
     pub guard: Guard,
     pub surroundings: Arc<Surroundings>,
+    pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
 }
 

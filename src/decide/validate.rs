@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Map, Value};
 
-use super::expression::Expression;
-use super::{order, schema};
+use super::expression::{Evaluate, Expression};
+use super::order;
 use crate::api::limits::{ALL_STEPS, WORKFLOW_DOCUMENTS_BYTES};
 use crate::api::step::{Order, Step};
 use crate::api::workflow::WorkflowSpec;
@@ -27,23 +27,25 @@ struct Written<'a> {
 }
 
 /// Faults of a template.
-pub fn template(spec: &WorkflowTemplateSpec) -> Vec<String> {
-    definition(Written {
+pub fn template(spec: &WorkflowTemplateSpec, evaluator: &dyn Evaluate) -> Vec<String> {
+    let written = Written {
         steps: &spec.steps,
         order: spec.order.unwrap_or_default(),
         output: spec.output.as_deref(),
         parameters_schema: spec.parameters_schema.as_ref(),
-    })
+    };
+    definition(written, evaluator)
 }
 
 /// Faults of a Workflow itself, its own steps included.
-pub fn workflow(spec: &WorkflowSpec) -> Vec<String> {
-    let mut faults = definition(Written {
+pub fn workflow(spec: &WorkflowSpec, evaluator: &dyn Evaluate) -> Vec<String> {
+    let written = Written {
         steps: &spec.steps,
         order: spec.order.unwrap_or_default(),
         output: spec.output.as_deref(),
         parameters_schema: spec.parameters_schema.as_ref(),
-    });
+    };
+    let mut faults = definition(written, evaluator);
     let bytes: usize = spec.documents.iter().map(|d| d.content.len()).sum();
     if bytes > WORKFLOW_DOCUMENTS_BYTES {
         faults.push(format!("spec.documents: {bytes} bytes in all, at most {WORKFLOW_DOCUMENTS_BYTES} are allowed; put a Document of session scope instead"));
@@ -51,10 +53,10 @@ pub fn workflow(spec: &WorkflowSpec) -> Vec<String> {
     faults
 }
 
-fn definition(written: Written<'_>) -> Vec<String> {
+fn definition(written: Written<'_>, evaluator: &dyn Evaluate) -> Vec<String> {
     let mut faults = Vec::new();
     if let Some(schema) = written.parameters_schema
-        && let Err(fault) = schema::check(schema)
+        && let Err(fault) = evaluator.check(schema)
     {
         faults.push(format!("spec.parametersSchema: {fault}"));
     }
@@ -64,7 +66,7 @@ fn definition(written: Written<'_>) -> Vec<String> {
             "spec.steps: {all} steps in all, at most {ALL_STEPS} are allowed; move a part into a workflow of its own"
         ));
     }
-    let mut walk = Walk { faults, names: BTreeSet::new(), produced: Vec::new(), makers: Vec::new() };
+    let mut walk = Walk { evaluator, faults, names: BTreeSet::new(), produced: Vec::new(), makers: Vec::new() };
     names::producers(written.steps, &mut Vec::new(), &mut walk.produced);
     let inside = walk.list((written.steps, written.order), "spec.steps", &Visible::default());
     walk.one_after_the_other();
@@ -117,6 +119,7 @@ pub fn tolerated(tolerate: Option<&IntOrString>, items: usize) -> usize {
 pub fn parameters(
     given: &Map<String, Value>,
     parameters_schema: Option<&Map<String, Value>>,
+    evaluator: &dyn Evaluate,
 ) -> (Map<String, Value>, Vec<String>) {
     let mut filled = given.clone();
     let Some(schema) = parameters_schema else {
@@ -129,7 +132,7 @@ pub fn parameters(
             }
         }
     }
-    let faults = match schema::faults(schema, &Value::Object(filled.clone())) {
+    let faults = match evaluator.faults(schema, &Value::Object(filled.clone())) {
         Ok(faults) => {
             faults.iter().map(|f| format!("spec.parameters{}: {}", f.pointer.replace('/', "."), f.message)).collect()
         }
@@ -138,14 +141,15 @@ pub fn parameters(
     (filled, faults)
 }
 
-struct Walk {
+struct Walk<'a> {
+    evaluator: &'a dyn Evaluate,
     faults: Vec<String>,
     names: BTreeSet<String>,
     produced: Vec<Producer>,
     makers: Vec<Maker>,
 }
 
-impl Walk {
+impl Walk<'_> {
     /// Looks at the steps of a list; gives what can be seen behind all of them.
     fn list(&mut self, (steps, order): (&[Step], Order), place: &str, outer: &Visible) -> Visible {
         for (index, step) in steps.iter().enumerate() {
@@ -193,11 +197,13 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::expression::InProcess;
     use serde_json::json;
 
     fn check(steps: Value, expected: &[&str]) {
         let steps: Vec<Step> = serde_json::from_value(steps).unwrap_or_default();
-        let faults = definition(Written { steps: &steps, order: Order::Chain, output: None, parameters_schema: None });
+        let written = Written { steps: &steps, order: Order::Chain, output: None, parameters_schema: None };
+        let faults = definition(written, &InProcess);
         assert_eq!(faults.len(), expected.len(), "{faults:#?}");
         for (fault, part) in faults.iter().zip(expected) {
             assert!(fault.contains(part), "{fault} lacks {part}");
@@ -250,7 +256,7 @@ mod tests {
                 ..Default::default()
             };
             let spec = WorkflowSpec { documents: vec![document("a"), document("b")], ..WorkflowSpec::default() };
-            assert_eq!(workflow(&spec).len(), faults, "{bytes}");
+            assert_eq!(workflow(&spec, &InProcess).len(), faults, "{bytes}");
         }
     }
 
@@ -268,7 +274,7 @@ mod tests {
             (json!({"hero": "h", "villain": "v"}), &["villain"][..]),
         ] {
             let Value::Object(given) = given else { return };
-            let (_, faults) = parameters(&given, Some(&schema));
+            let (_, faults) = parameters(&given, Some(&schema), &InProcess);
             assert_eq!(faults.len(), expected.len(), "{faults:?}");
             for (fault, part) in faults.iter().zip(expected) {
                 assert!(fault.contains(part), "{fault} lacks {part}");
@@ -282,7 +288,7 @@ mod tests {
         let Value::Object(schema) = schema else {
             return;
         };
-        let (filled, faults) = parameters(&Map::new(), Some(&schema));
+        let (filled, faults) = parameters(&Map::new(), Some(&schema), &InProcess);
         assert_eq!((Value::Object(filled), faults.len()), (json!({"depth": 2}), 0));
     }
 }

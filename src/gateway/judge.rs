@@ -9,7 +9,7 @@ use crate::api::condition::clip;
 use crate::api::limits::{DOCUMENT_BYTES, MESSAGE_BYTES, OUTPUT_INLINE_BYTES};
 use crate::api::step::{Format, Produces};
 use crate::api::step_run::ReportClass;
-use crate::decide::schema;
+use crate::decide::expression::Evaluate;
 use crate::protocol::{Fault, Output};
 
 const FAULTS: usize = 20;
@@ -50,7 +50,7 @@ pub fn document_file(produces: &Produces) -> String {
     format!("{}.{}", produces.document_type, produces.format.extension())
 }
 
-pub fn judge(contract: &Contract, output: &Output) -> Judgement {
+pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> Judgement {
     let produces = contract.produces.as_ref();
     // A file that the step does not produce is nothing.
     let file = output.document.as_deref().filter(|_| produces.is_some());
@@ -65,7 +65,7 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
         }
     }
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
-    let mut faults = result_faults(contract, result, file.is_some());
+    let mut faults = result_faults(contract, result, file.is_some(), evaluator);
     if let Some(produces) = produces.filter(|_| !result_is_document) {
         faults.extend(document_faults(produces, file));
     }
@@ -85,7 +85,7 @@ pub fn judge(contract: &Contract, output: &Output) -> Judgement {
     }
 }
 
-fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> Vec<Fault> {
+fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool, evaluator: &dyn Evaluate) -> Vec<Fault> {
     let Some(text) = result else {
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || has_file);
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
@@ -96,7 +96,7 @@ fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool) -> V
     };
     let mut faults = Vec::new();
     for (whose, rules) in &contract.schemas {
-        match schema::faults(rules, &value) {
+        match evaluator.faults(rules, &value) {
             Ok(found) => faults.extend(found),
             Err(error) => faults.push(whole(format!("outputSchema of the {whose} cannot be used: {error}"))),
         }
@@ -264,6 +264,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::expression::InProcess;
     use ReportClass::{InvalidOutput, OutputTooLarge, Succeeded};
     use serde_json::json;
 
@@ -324,7 +325,7 @@ mod tests {
         ];
         for (produces, schema, result, document, class, part, kept, made) in table {
             let case = format!("{produces:?} {schema:?} {result:.40?} {document:.40?}");
-            let judgement = judge(&contract(produces, schema), &output(result, document));
+            let judgement = judge(&contract(produces, schema), &output(result, document), &InProcess);
             assert_eq!(judgement.class, class, "{case}");
             assert_eq!(judgement.faults.is_empty(), class == Succeeded, "{case}");
             if let Some(fault) = judgement.faults.first() {
@@ -369,12 +370,12 @@ mod tests {
         ];
         for (link, pointers) in table {
             let text = link.to_string();
-            let judgement = judge(&contract(Some(Format::Link), None), &output(None, Some(&text)));
+            let judgement = judge(&contract(Some(Format::Link), None), &output(None, Some(&text)), &InProcess);
             let found: Vec<&str> = judgement.faults.iter().map(|fault| fault.pointer.as_str()).collect();
             assert_eq!(found, pointers, "{link}");
             assert_eq!(judgement.document.is_some(), pointers.is_empty(), "{link}");
         }
-        let judgement = judge(&contract(Some(Format::Link), None), &output(Some("{}"), None));
+        let judgement = judge(&contract(Some(Format::Link), None), &output(Some("{}"), None), &InProcess);
         assert!(judgement.faults[0].message.contains("no plan.json"), "result.json is no link");
     }
 
@@ -384,7 +385,7 @@ mod tests {
         let mut contract = Contract::default();
         contract.schemas.push(("step", schema(json!({"required": ["a"]}))));
         contract.schemas.push(("Agent", schema(json!({"required": ["a", "b"]}))));
-        let judgement = judge(&contract, &output(Some("{}"), None));
+        let judgement = judge(&contract, &output(Some("{}"), None), &InProcess);
         assert_eq!(judgement.faults.len(), 2);
         let message = message(&judgement.faults).expect("a message");
         assert_eq!(message.lines().count(), 2);

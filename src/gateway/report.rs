@@ -1,5 +1,6 @@
 //! Report: the end of an attempt, written once. Check: the same judgement, written nowhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::attempt::Asked;
@@ -14,11 +15,13 @@ use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::step_run::{Report, ReportClass, StepRunSpec};
 use crate::api::{StepRun, name};
 use crate::decide::claim::{self as rules, Answer};
+use crate::decide::expression::{Evaluate, Trouble};
 use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
 
 const ROUNDS: usize = 5;
-/// A schema and an output within their limits can still cost much together.
-const JUDGE: Duration = Duration::from_secs(10);
+/// How long a call waits, its output in memory, for a schema that takes long. Then it is to come again: the answer is
+/// remembered meanwhile.
+const JUDGE: Duration = Duration::from_millis(500);
 
 /// Judges what there is so far.
 pub async fn check(gateway: &Gateway, caller: &Caller, request: Asked<CheckRequest>) -> Result<Checked> {
@@ -231,7 +234,6 @@ async fn definition(
     gateway.definitions.get(&gateway.client, &who.namespace, spec).await
 }
 
-/// Judges off the async threads, a few at a time, within a time limit.
 async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output: Output) -> Result<Judgement> {
     let definition = definition(gateway, who, spec).await?;
     let step = claim::step(&definition, spec)?;
@@ -244,22 +246,37 @@ async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output:
         produces: step.produces.clone(),
         schemas: schemas.into_iter().filter_map(|(whose, schema)| Some((whose, schema?))).collect(),
     };
-    let permit = gateway.judges.acquire(&who.namespace).await?;
-    let work = tokio::task::spawn_blocking(move || {
-        // Held until the work ends, not until somebody stops waiting for it.
-        let _permit = permit;
-        judge::judge(&contract, &output)
-    });
-    match tokio::time::timeout(JUDGE, work).await {
-        Ok(Ok(judgement)) => Ok(judgement),
-        Ok(Err(error)) => {
+    judge_against(gateway, who, contract, output).await
+}
+
+/// Judges off the async threads, a few at a time. A place is not held while an answer of the evaluator is waited for.
+async fn judge_against(gateway: &Gateway, who: &AttemptRef, contract: Contract, output: Output) -> Result<Judgement> {
+    let judged = Arc::new((contract, output));
+    // Each schema may take long once.
+    for _ in 0..=judged.0.schemas.len() {
+        let evaluator = gateway.evaluator.for_namespace(&who.namespace);
+        let permit = gateway.judges.acquire(&who.namespace).await?;
+        let (asked, judged) = (Arc::clone(&evaluator), Arc::clone(&judged));
+        let work = tokio::task::spawn_blocking(move || {
+            // Held until the work ends, not until somebody stops waiting for it.
+            let _permit = permit;
+            judge::judge(&judged.0, &judged.1, asked.as_ref())
+        });
+        let judgement = work.await.map_err(|error| {
             tracing::error!(%error, stepRun = who.step_run, "an output could not be judged");
-            Err(Refusal::new(Reason::Internal, "the output could not be judged"))
-        }
-        Err(_) => {
-            Ok(refused(format!("the output could not be checked against the schema within {} s", JUDGE.as_secs())))
+            Refusal::new(Reason::Internal, "the output could not be judged")
+        })?;
+        match evaluator.trouble() {
+            None => return Ok(judgement),
+            Some(Trouble::Broken(why)) => {
+                tracing::warn!(why, stepRun = who.step_run, "an output could not be judged yet");
+                break;
+            }
+            Some(Trouble::Waits) if tokio::time::timeout(JUDGE, evaluator.answered()).await.is_err() => break,
+            Some(Trouble::Waits) => {}
         }
     }
+    Err(Refusal::unavailable("the output could not be checked against the schema yet; try again"))
 }
 
 #[cfg(test)]

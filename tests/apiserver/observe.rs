@@ -38,7 +38,7 @@ fn observer(team: &Team) -> Result<Observer> {
         settled: Memory::default(),
         guard: PolicyGuard::new(&accounts)?,
         surroundings: Arc::new(Surroundings::default()),
-        evaluator: Evaluator::InProcess,
+        evaluator: Evaluator::of("/bin/false", 2),
         slots: Slots::new(0),
         refusals: Refusals::default(),
         taken: Refusals::default(),

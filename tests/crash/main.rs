@@ -2,6 +2,8 @@
 //! objects, each made once, each attempt started once. A real control plane without nodes (KUBECONFIG, rights of an
 //! administrator, the chart installed), the real operator as a child process behind a proxy, a fake kubelet.
 //!
+//! Beside it, with the same operator: hostile runs cost themselves only (`hostile`).
+//!
 //!     LOCKSTEP_CRASH_SECONDS=300                    how long rounds are begun; 0: until all are done
 //!     LOCKSTEP_CRASH_POSITIONS=all                  each write at all three positions, not at one in turn
 //!     LOCKSTEP_CRASH_SEED=1                         the order of the writes
@@ -15,6 +17,7 @@
     reason = "a test ends by panicking, and a table is as long as its cases"
 )]
 
+mod hostile;
 mod kubelet;
 mod observer;
 mod operator;
@@ -32,8 +35,12 @@ use anyhow::{Result, ensure};
 use rounds::{Often, Table, one, planned};
 use stage::Stage;
 
+/// Two operators at once would do each other's work.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_changes_nothing() -> Result<()> {
+    let _alone = ALONE.lock().await;
     let began = Instant::now();
     let budget: u64 = setting("LOCKSTEP_CRASH_SECONDS").map_or(Ok(300), |s| s.parse())?;
     let seed: u64 = setting("LOCKSTEP_CRASH_SEED").map_or(Ok(1), |s| s.parse())?;

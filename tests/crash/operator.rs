@@ -27,6 +27,11 @@ impl Operator {
     }
 
     pub fn start(&self) -> Result<()> {
+        self.start_listening(([127, 0, 0, 1], 0).into())
+    }
+
+    /// With its probes at that address.
+    pub fn start_listening(&self, probes: std::net::SocketAddr) -> Result<()> {
         let log = OpenOptions::new().append(true).open(self.log())?;
         let child = Command::new(&self.binary)
             .arg("operator")
@@ -34,7 +39,7 @@ impl Operator {
             .env("LOCKSTEP_IMAGE", "lockstep:nobody-pulls-it")
             // One alone, as the chart has it: a Lease would be held by the dead one for its 15 s.
             .env("LOCKSTEP_LEADER_ELECT", "false")
-            .env("LOCKSTEP_METRICS_LISTEN", "127.0.0.1:0")
+            .env("LOCKSTEP_METRICS_LISTEN", probes.to_string())
             .env("LOCKSTEP_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

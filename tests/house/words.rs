@@ -84,6 +84,18 @@ const MAY_JSON: &[(&str, &str)] = &[
     ("src/shim/local.rs", "answers to the agent's calls"),
 ];
 
+/// Ways to evaluate an expression, or to compile a schema, on one's own stack.
+const EVALUATES: [&str; 3] = ["InProcess", "in_process", "Compiled"];
+const MAY_EVALUATE: &[(&str, &str)] = &[
+    ("src/cli/answer.rs", "on the machine of whoever answers"),
+    ("src/cli/lint/check.rs", "on the author's own machine"),
+    ("src/cli/lint/structure.rs", "on the author's own machine, and the rules are those of our CRDs"),
+    ("src/cluster/evaluator/serve.rs", "the process that evaluates"),
+    ("src/decide/expression.rs", "where it is defined"),
+    ("src/decide/expression/evaluate.rs", "where it is defined"),
+    ("src/decide/schema.rs", "where it is defined"),
+];
+
 fn never(files: &[File]) -> Vec<String> {
     let mut refusals = Vec::new();
     for file in files {
@@ -164,6 +176,12 @@ fn json_is_listed() {
     none(&listed(&files(rust), &["json!"], MAY_JSON));
 }
 
+/// What authors wrote is evaluated by processes of their own, never by the operator or the gateway.
+#[test]
+fn evaluating_is_listed() {
+    none(&listed(&files(rust), &EVALUATES, MAY_EVALUATE));
+}
+
 #[test]
 fn nothing_is_left_to_nobody() {
     none(&left_to_do(&files(|_| true)));
@@ -191,6 +209,7 @@ fn what_may_not_stand_there_is_refused() {
         (&SLEEP[..], "tokio::time::sleep(d)"),
         (&CHANCE[..], "rand::random()"),
         (&["json!"][..], "json!({})"),
+        (&EVALUATES[..], "InProcess.evaluate(source, variables)"),
     ] {
         refused(&listed(&one("src/x.rs", text), words, &[]), "src/x.rs:1");
         none(&listed(&one("src/x.rs", text), words, &[("src/x.rs", "a reason")]));

@@ -166,6 +166,7 @@ impl Ledger {
             siblings: Vec::new(),
             guard: Guard::Proven("policies".into()),
             surroundings: Arc::new(Surroundings::default()),
+            evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: time(match view.clock {
                 Clock::Early => 0,
                 Clock::AfterBackoff => WHILE_SECONDS,

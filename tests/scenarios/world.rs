@@ -212,6 +212,7 @@ impl World {
             document: document.cloned().map(Arc::new),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
+            evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }

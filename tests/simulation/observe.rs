@@ -214,6 +214,7 @@ impl World {
                 .collect(),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
+            evaluator: Arc::new(InProcess),
             now,
             definition,
             document: reported,

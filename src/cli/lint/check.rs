@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{structure, warn};
 use crate::api::{Agent, Document, Workflow, WorkflowTemplate};
+use crate::decide::expression::InProcess;
 use crate::decide::{agent, validate};
 
 pub const GROUP: &str = "lockstep.dev";
@@ -73,7 +74,9 @@ pub fn object(value: &Value, templates: &Templates) -> Found {
     let further = match kind {
         "WorkflowTemplate" => typed(&value, &found.faults, of_template),
         "Workflow" => typed(&value, &found.faults, |run: &Workflow| of_workflow(run, templates.get(&place(run)))),
-        "Agent" => typed(&value, &found.faults, |agent: &Agent| (agent::faults(agent), warn::of_agent(agent))),
+        "Agent" => {
+            typed(&value, &found.faults, |agent: &Agent| (agent::faults(agent, &InProcess), warn::of_agent(agent)))
+        }
         _ => typed(&value, &found.faults, |_: &Document| (Vec::new(), Vec::new())),
     };
     let (faults, warnings) = further;
@@ -113,17 +116,17 @@ fn typed<K: DeserializeOwned>(value: &Value, told: &[String], judge: impl Fn(&K)
 
 fn of_template(template: &WorkflowTemplate) -> Judged {
     let spec = &template.spec;
-    (validate::template(spec), validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
+    (validate::template(spec, &InProcess), validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
 }
 
 fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged {
     let spec = &run.spec;
-    let mut faults = validate::workflow(spec);
+    let mut faults = validate::workflow(spec, &InProcess);
     let schema = template.or(spec.parameters_schema.as_ref());
     let broken = faults.iter().any(|fault| super::path(fault) == "spec.parametersSchema");
     // Without its template a run's parameters cannot be judged.
     if !broken && (spec.template_ref.is_none() || template.is_some()) {
-        faults.extend(validate::parameters(&spec.parameters.clone().unwrap_or_default(), schema).1);
+        faults.extend(validate::parameters(&spec.parameters.clone().unwrap_or_default(), schema, &InProcess).1);
     }
     (faults, validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
 }

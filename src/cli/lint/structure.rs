@@ -4,8 +4,7 @@
 use serde_json::{Map, Value};
 
 use crate::cli::target::near;
-use crate::decide::expression::{Expression, Scope};
-use crate::decide::schema;
+use crate::decide::expression::{Evaluate, Expression, InProcess, Scope};
 
 /// The schema of a kind; none for a kind that is not ours.
 pub fn of_kind(kind: &str) -> Option<Value> {
@@ -141,7 +140,7 @@ fn string(schema: &Value, text: &str, path: &str, faults: &mut Vec<String>) {
     limit(schema, "minLength", text.chars().count(), (path, "characters"), faults);
     if let Some(pattern) = schema.get("pattern") {
         let rule = Map::from_iter([("pattern".to_owned(), pattern.clone())]);
-        let fits = schema::faults(&rule, &Value::String(text.to_owned())).is_ok_and(|found| found.is_empty());
+        let fits = InProcess.faults(&rule, &Value::String(text.to_owned())).is_ok_and(|found| found.is_empty());
         if !fits {
             let shown = crate::cli::text::inline(text, 80);
             faults.push(format!("{path}: {shown:?} does not match {}", pattern.as_str().unwrap_or_default()));
@@ -175,7 +174,7 @@ fn rules(schema: &Value, value: &Value, path: &str, faults: &mut Vec<String>) {
         if text("rule").contains("oldSelf") {
             continue;
         }
-        let scope = Scope::default().with("self", shallow(value, 2));
+        let scope = Scope::in_process().with("self", shallow(value, 2));
         let verdict = Expression::parse(text("rule")).and_then(|rule| rule.evaluate(&scope));
         if verdict == Ok(Value::Bool(false)) {
             // The rules of the whole object are about its name, and say so.
@@ -254,7 +253,7 @@ mod tests {
                             *found += 1;
                             let value = serde_json::json!({"metadata": {"name": "x"}, "scope": "Item"});
                             let verdict = Expression::parse(rule)
-                                .and_then(|rule| rule.evaluate(&Scope::default().with("self", value)));
+                                .and_then(|rule| rule.evaluate(&Scope::in_process().with("self", value)));
                             assert!(matches!(verdict, Ok(Value::Bool(_))), "{rule}: {verdict:?}");
                         }
                     }

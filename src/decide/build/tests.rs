@@ -1,6 +1,7 @@
 use super::*;
 use crate::api::agent::AgentSpec;
 use crate::api::step_run::{Item, ScopeLink, WorkflowIdentity};
+use crate::decide::expression::InProcess;
 use serde_json::json;
 
 fn step_run_of(parameters: &str) -> StepRun {
@@ -215,6 +216,6 @@ fn a_template_without_an_agent_or_a_command_is_a_fault() {
         let agent = agent(pod);
         let status = StepRunStatus::default();
         assert!(job(&step_run_of("{}"), &status, &agent, None, &around()).is_err());
-        assert!(not_ready(&agent).is_some());
+        assert!(not_ready(&agent, &InProcess).is_some());
     }
 }

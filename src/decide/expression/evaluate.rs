@@ -1,5 +1,5 @@
-//! Values for CEL and back, and who evaluates: `InProcess` is pure and unguarded; the operator has another one in a
-//! process of its own, where neither time nor memory can hurt it.
+//! Values for CEL and back, and who evaluates: `InProcess` is pure and unguarded, for what a person does on their own
+//! machine; operator and gateway ask processes of their own, where neither time nor memory can hurt them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -9,6 +9,8 @@ use cel::{Context, Env, extensions};
 use serde_json::{Map, Number, Value};
 
 use crate::api::limits::EXPRESSION_DATA_BYTES;
+use crate::decide::schema;
+use crate::protocol::Fault;
 
 /// The language: the standard one, with optional values and the extensions for texts, lists, numbers and base64.
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
@@ -20,18 +22,33 @@ static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     Arc::new(env)
 });
 
-/// Evaluates an expression over its variables.
+/// Evaluates what the authors of workflows wrote: expressions, and JSON Schemas.
 pub trait Evaluate: Send + Sync + std::fmt::Debug {
     /// An error is a fault of the expression, in words.
     fn evaluate(&self, source: &str, variables: &Map<String, Value>) -> Result<Value, String>;
 
-    /// Set once an evaluation failed for a reason that no expression can mend: what was decided with it is void.
-    fn trouble(&self) -> Option<String> {
+    /// Whether a schema can be used; the error names the place.
+    fn check(&self, schema: &Map<String, Value>) -> Result<(), String>;
+
+    /// What is wrong with the instance; an error where the schema itself cannot be used.
+    fn faults(&self, schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String>;
+
+    /// Set once an answer is missing for a reason that no author can mend: what was decided with it is void.
+    fn trouble(&self) -> Option<Trouble> {
         None
     }
 }
 
-/// On the caller's own stack, without a bound of time or memory: only behind the static filter, or for the trusted.
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It is being worked out: whoever asks again later finds it.
+    Waits,
+    /// The node, or somebody on it.
+    Broken(String),
+}
+
+/// On the caller's own stack, without a bound of time or memory: only for what the caller wrote, or trusts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InProcess;
 
@@ -50,6 +67,14 @@ impl Evaluate for InProcess {
             ));
         }
         from_cel(&value)
+    }
+
+    fn check(&self, schema: &Map<String, Value>) -> Result<(), String> {
+        schema::Compiled::of(schema).map(drop)
+    }
+
+    fn faults(&self, schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String> {
+        Ok(schema::Compiled::of(schema)?.faults(instance))
     }
 }
 

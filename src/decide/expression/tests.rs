@@ -6,7 +6,7 @@ use super::*;
 use serde_json::json;
 
 fn scope() -> Scope {
-    Scope::default()
+    Scope::in_process()
         .with("parameters", json!({"depth": 2, "name": "x"}))
         .with("documents", json!({"backlog": {"epics": [{"id": "a"}, {"id": "b"}]}, "brief": "text"}))
 }
@@ -53,7 +53,7 @@ fn templates() {
     assert_eq!(expand("${ {'a': '}'}['a'] }"), Ok(json!("}")));
     assert_eq!(expand("${ parameters"), Err("has a ${ without its }".to_owned()));
     assert_eq!(
-        expand_text("${ parameters.name }", &Scope::default().with("parameters", json!({"name": "${ 1 + 1 }"}))),
+        expand_text("${ parameters.name }", &Scope::in_process().with("parameters", json!({"name": "${ 1 + 1 }"}))),
         Ok(json!("${ 1 + 1 }"))
     );
 }
@@ -95,7 +95,7 @@ fn the_filter_says_what_to_do() {
 
 #[test]
 fn integers_are_integers() {
-    let scope = Scope::default().with("n", json!({"i": 50, "d": 3.0, "big": u64::MAX, "list": [1, 2]}));
+    let scope = Scope::in_process().with("n", json!({"i": 50, "d": 3.0, "big": u64::MAX, "list": [1, 2]}));
     for (source, expected) in [
         ("n.i == 50 && n.i - 51 == -1 && -n.i < 0", json!(true)),
         ("n.i + 1", json!(51)),
@@ -118,7 +118,7 @@ fn integers_are_integers() {
 #[test]
 fn names_with_hyphens_have_two_spellings() {
     let step = json!({"phase": "Completed", "output": 1});
-    let scope = Scope::default().with("steps", json!({"epic-backlog": step, "epic_backlog": step}));
+    let scope = Scope::in_process().with("steps", json!({"epic-backlog": step, "epic_backlog": step}));
     for source in ["steps.epic_backlog.output", "steps['epic-backlog'].output", "steps['epic-backlog'].output + 0"] {
         assert_eq!(Expression::parse(source).and_then(|e| e.evaluate(&scope)), Ok(json!(1)), "{source}");
     }
@@ -138,8 +138,8 @@ fn what_is_read_is_known() {
 
 #[test]
 fn sizes_are_bounded_and_said() {
-    let scope =
-        Scope::default().with("x", json!({"a": "y".repeat(70_000), "b": "y".repeat(600_000), "c": "y".repeat(40_000)}));
+    let scope = Scope::in_process()
+        .with("x", json!({"a": "y".repeat(70_000), "b": "y".repeat(600_000), "c": "y".repeat(40_000)}));
     let fault = |source: &str| Expression::parse(source).and_then(|e| e.evaluate(&scope)).map(|v| size(&v));
     assert_eq!(fault("x.a"), Ok(70_002));
     assert_eq!(fault("x.?a.orValue('')"), Ok(70_002));
@@ -211,7 +211,7 @@ fn every_known_function_is_there() {
         "'a'.upperAscii()",
     ];
     for call in calls {
-        let got = Expression::parse(call).and_then(|e| e.evaluate(&Scope::default()));
+        let got = Expression::parse(call).and_then(|e| e.evaluate(&Scope::in_process()));
         assert!(got.is_ok(), "{call}: {got:?}");
     }
     for name in filter::FUNCTIONS {

@@ -338,7 +338,7 @@ impl Pass<'_> {
 
     fn scope(&self, output: Value) -> Scope {
         let spec = &self.o.step_run.spec;
-        let mut scope = Scope::default().with("output", output);
+        let mut scope = Scope::new(&self.o.evaluator).with("output", output);
         if let Some(d) = self.o.definition.as_deref() {
             let parameters = Value::Object(d.parameters.clone());
             let workflow = [

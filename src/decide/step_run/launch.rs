@@ -2,7 +2,7 @@
 
 use super::{
     Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, SignedDuration,
-    Slot, TIMEOUT_SECONDS, Time, Truth, after, build, condition, failure, name, schema, slot,
+    Slot, TIMEOUT_SECONDS, Time, Truth, after, build, condition, failure, name, slot,
 };
 
 use crate::mutant::{self, Mutant};
@@ -55,7 +55,7 @@ impl Pass<'_> {
             let why = format!("Agent {name} does not exist in this namespace; it starts when it does");
             return self.pend("AgentNotFound", &why);
         };
-        if let Some(faults) = build::not_ready(&agent) {
+        if let Some(faults) = build::not_ready(&agent, self.o.evaluator.as_ref()) {
             return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
         }
         if let Some(not_before) = self.status.not_before.clone()
@@ -129,7 +129,7 @@ impl Pass<'_> {
     pub(super) fn parameter_faults(&self, agent: &Agent) -> Option<String> {
         let wanted = agent.spec.parameters_schema.as_ref()?;
         let parameters = serde_json::from_str(&self.o.step_run.spec.parameters).ok()?;
-        let faults = match schema::faults(wanted, &parameters) {
+        let faults = match self.o.evaluator.faults(wanted, &parameters) {
             Ok(faults) => faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
             Err(fault) => vec![fault],
         };

@@ -6,9 +6,10 @@ use serde_json::Value;
 use super::{
     ACTION, ANSWER, ATTEMPTS_KEPT, Act, Action, Answer, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION,
     Effect, GUARD_AGAIN, GateState, Guard, Guidance, MESSAGE_BYTES, Pass, Phase, REVIEW, ResultRef, StepRunAsk,
-    WaitKind, WaitingFor, after, clip, name, schema,
+    WaitKind, WaitingFor, after, clip, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
+use crate::decide::expression::Evaluate;
 use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
@@ -189,7 +190,7 @@ impl Pass<'_> {
         // Without the definition nobody knows the schema.
         let Some(step) = self.step else { return self.plan.look_again(GUARD_AGAIN) };
         let wanted = step.ask.as_ref().and_then(|a| a.schema.as_ref());
-        let value = match read(text, wanted) {
+        let value = match read(text, wanted, self.o.evaluator.as_ref()) {
             Ok(value) => value,
             Err(fault) => return self.refuse_answer(&format!("the answer was not recorded: {fault}; answer again")),
         };
@@ -262,9 +263,13 @@ fn failed_by(by: &str, comment: Option<&String>) -> String {
 }
 
 /// An answer as JSON text: as it stands where it is JSON that the schema takes, else the words as a string.
-fn read(text: &str, wanted: Option<&serde_json::Map<String, Value>>) -> Result<String, String> {
+fn read(
+    text: &str,
+    wanted: Option<&serde_json::Map<String, Value>>,
+    evaluator: &dyn Evaluate,
+) -> Result<String, String> {
     let words = Value::String(text.to_owned());
-    let faults = |value: &Value| match wanted.map(|wanted| schema::faults(wanted, value)) {
+    let faults = |value: &Value| match wanted.map(|wanted| evaluator.faults(wanted, value)) {
         None => Ok(()),
         Some(Ok(faults)) if faults.is_empty() => Ok(()),
         Some(Ok(faults)) => Err(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
@@ -288,6 +293,7 @@ fn read(text: &str, wanted: Option<&serde_json::Map<String, Value>>) -> Result<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::expression::InProcess;
 
     #[test]
     fn an_answer_is_json_or_words() {
@@ -311,13 +317,13 @@ mod tests {
             ("{\"budget\": 1}", Some(&object), Ok("{\"budget\": 1}")),
             ("{}", Some(&object), Err("budget")),
         ] {
-            match (read(text, wanted), expected) {
+            match (read(text, wanted, &InProcess), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{text}"),
                 (Err(found), Err(words)) => assert!(found.contains(words), "{text}: {found}"),
                 (found, _) => panic!("{text}: {found:?}"),
             }
         }
-        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES), None).is_err(), "the quotes count");
-        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES - 2), None).is_ok());
+        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES), None, &InProcess).is_err(), "the quotes count");
+        assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES - 2), None, &InProcess).is_ok());
     }
 }

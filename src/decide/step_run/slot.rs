@@ -1,7 +1,8 @@
 //! Where attempts are limited: whether this StepRun needs a slot now. One is held from the launch to the end of an attempt,
 //! never while people are waited for or a back-off runs.
 
-use super::{Hold, JobSeen, Observed, StepRun, StepRunStatus, build, condition, gate, hold};
+use super::{Agent, Hold, JobSeen, Observed, StepRun, StepRunStatus, condition, gate, hold};
+use crate::decide::agent;
 
 /// Whether an attempt may be launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +55,9 @@ pub fn need(o: &Observed) -> Need {
     if holds_slot(&o.step_run, &o.job) {
         return Need::Holds;
     }
-    let ready = o.agent.as_deref().is_some_and(|agent| build::not_ready(agent).is_none());
+    // Looked at where nothing may be evaluated: what is wrong with its schemas its status says, and the pass finds out.
+    let sound = |agent: &Agent| agent::pod_faults(agent).is_empty() && !agent::is_known_faulty(agent);
+    let ready = o.agent.as_deref().is_some_and(sound);
     let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
     let free = o.job == JobSeen::Absent && o.refusal.is_none();
     let wanted = may_run(&o.step_run, &status) && ready && due && free && o.hold == Hold::No;

@@ -28,6 +28,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         siblings: Vec::new(),
         guard: Guard::Proven("p".into()),
         surroundings: Arc::default(),
+        evaluator: Arc::new(crate::decide::expression::InProcess),
         now: NOW,
     }
 }

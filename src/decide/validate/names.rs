@@ -50,7 +50,7 @@ pub(super) fn producers(steps: &[Step], around: &mut Vec<String>, found: &mut Ve
     }
 }
 
-impl Walk {
+impl Walk<'_> {
     pub(super) fn expression(&mut self, place: &str, parsed: Result<Expression, String>, seen: &Visible) {
         let expression = match parsed {
             Ok(expression) => expression,

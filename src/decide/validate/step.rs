@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
+use super::Walk;
 use super::names::{Maker, Visible};
-use super::{Walk, schema};
 use crate::api::step::{Ask, ForEach, Gate, OnFailure, OnReject, Step};
 use crate::decide::document::OUTPUT_TYPE;
 use crate::decide::expression::{Expression, expressions};
 
-impl Walk {
+impl Walk<'_> {
     pub(super) fn step(&mut self, step: &Step, place: &str, seen: &Visible) {
         if !self.names.insert(step.name.clone()) {
             self.fault(format!(
@@ -29,7 +29,7 @@ impl Walk {
         }
         self.parameters(step, place, &inside);
         if let Some(schema) = &step.output_schema
-            && let Err(fault) = schema::check(schema)
+            && let Err(fault) = self.evaluator.check(schema)
         {
             self.fault(format!("{place}.outputSchema: {fault}"));
         }
@@ -128,7 +128,7 @@ impl Walk {
 
     fn ask(&mut self, ask: &Ask, step: &Step, place: &str) {
         if let Some(schema) = &ask.schema
-            && let Err(fault) = schema::check(schema)
+            && let Err(fault) = self.evaluator.check(schema)
         {
             self.fault(format!("{place}.ask.schema: {fault}"));
         }

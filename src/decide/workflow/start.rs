@@ -19,7 +19,7 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
     let spec = &o.workflow.spec;
     status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
     let at = (&o.now, status.observed_generation);
-    let own_faults = validate::workflow(spec);
+    let own_faults = validate::workflow(spec, o.evaluator.as_ref());
     if !own_faults.is_empty() {
         status::invalid(&mut status, "InvalidWorkflow", &own_faults.join("; "), at);
         plan.warn("InvalidWorkflow", clip(&own_faults.join("; "), 900));
@@ -35,7 +35,7 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
         }
     };
     let given = spec.parameters.clone().unwrap_or_default();
-    let (parameters, faults) = validate::parameters(&given, source.parameters_schema.as_ref());
+    let (parameters, faults) = validate::parameters(&given, source.parameters_schema.as_ref(), o.evaluator.as_ref());
     if !faults.is_empty() {
         status::invalid(&mut status, "InvalidParameters", &faults.join("; "), at);
         plan.warn("InvalidParameters", clip(&faults.join("; "), 900));
@@ -77,7 +77,7 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
                     ),
                 ));
             };
-            let faults = validate::template(&template.spec);
+            let faults = validate::template(&template.spec, o.evaluator.as_ref());
             if !faults.is_empty() {
                 return Err((
                     "TemplateInvalid",

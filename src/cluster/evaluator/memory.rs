@@ -1,0 +1,274 @@
+//! What was found out and took long, by a digest of the question: nobody's time is burnt for it again. Bounded for each
+//! namespace and in all; a namespace that asks much pushes out what was its own.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::Subject;
+use super::wire::Answer;
+
+/// Entries, and bytes of answers, of one namespace and of all.
+const ENTRIES: (usize, usize) = (256, 4096);
+const BYTES: (usize, usize) = (1 << 20, 16 << 20);
+/// Questions that are being worked out at length, of one namespace and of all.
+const UNDERWAY: (usize, usize) = (8, 256);
+/// A key and what is kept beside an answer.
+const ENTRY_BYTES: usize = 128;
+
+pub type Digest = [u8; 32];
+
+#[derive(Debug, Default)]
+pub struct Memory {
+    shelves: HashMap<Arc<str>, Shelf>,
+    entries: usize,
+    bytes: usize,
+    underway: usize,
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    known: HashMap<Digest, Known>,
+    /// Of what is known, the oldest in front.
+    order: VecDeque<Digest>,
+    bytes: usize,
+    underway: HashMap<Digest, Underway>,
+}
+
+#[derive(Debug)]
+enum Known {
+    /// It takes long; how it ends is not known.
+    Slow,
+    /// As JSON text.
+    Answer(String),
+}
+
+#[derive(Debug)]
+struct Underway {
+    /// Closed at the end.
+    ends: watch::Receiver<()>,
+    asked_by: Vec<Subject>,
+}
+
+#[derive(Debug)]
+pub enum Recalled {
+    Unknown,
+    Slow,
+    Underway(watch::Receiver<()>),
+    Answer(Answer),
+}
+
+/// Whoever has the sender is to work it out, and drops it at the end.
+#[derive(Debug)]
+pub enum Begun {
+    Yours(watch::Sender<()>, watch::Receiver<()>),
+    Another(watch::Receiver<()>),
+    /// As many are underway as may be.
+    Full,
+}
+
+impl Memory {
+    /// Whoever asks while it is being worked out is told of the end.
+    pub fn recall(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>) -> Recalled {
+        let Some(own) = self.shelves.get_mut(namespace) else { return Recalled::Unknown };
+        if let Some(ends) = own.join(digest, asked_by) {
+            return Recalled::Underway(ends);
+        }
+        match own.known.get(digest) {
+            None => Recalled::Unknown,
+            Some(Known::Slow) => Recalled::Slow,
+            Some(Known::Answer(text)) => serde_json::from_str(text).map_or(Recalled::Unknown, Recalled::Answer),
+        }
+    }
+
+    pub fn begin(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>) -> Begun {
+        let own = self.shelves.entry(namespace.into()).or_default();
+        if let Some(ends) = own.join(digest, asked_by) {
+            return Begun::Another(ends);
+        }
+        if own.underway.len() >= UNDERWAY.0 || self.underway >= UNDERWAY.1 {
+            self.insert(namespace, *digest, Known::Slow);
+            return Begun::Full;
+        }
+        let (work, ends) = watch::channel(());
+        let asked_by = asked_by.into_iter().cloned().collect();
+        own.underway.insert(*digest, Underway { ends: ends.clone(), asked_by });
+        self.underway += 1;
+        Begun::Yours(work, ends)
+    }
+
+    /// It has ended, with an answer or without; gives whoever waits.
+    pub fn end(&mut self, namespace: &str, digest: &Digest, answer: Option<&Answer>) -> Vec<Subject> {
+        let ended = self.shelves.get_mut(namespace).and_then(|own| own.underway.remove(digest));
+        self.underway -= usize::from(ended.is_some());
+        match answer {
+            Some(answer) => self.keep(namespace, *digest, answer),
+            None => self.sweep(namespace),
+        }
+        ended.map(|underway| underway.asked_by).unwrap_or_default()
+    }
+
+    pub fn keep(&mut self, namespace: &str, digest: Digest, answer: &Answer) {
+        if let Ok(text) = serde_json::to_string(answer) {
+            self.insert(namespace, digest, Known::Answer(text));
+        }
+    }
+
+    fn insert(&mut self, namespace: &str, digest: Digest, known: Known) {
+        self.remove(namespace, &digest);
+        let own = self.shelves.entry(namespace.into()).or_default();
+        let bytes = known.bytes();
+        own.known.insert(digest, known);
+        own.order.push_back(digest);
+        own.bytes += bytes;
+        self.bytes += bytes;
+        self.entries += 1;
+        while self.shelves.get(namespace).is_some_and(|s| s.order.len() > ENTRIES.0 || s.bytes > BYTES.0) {
+            self.forget_oldest(namespace);
+        }
+        while self.entries > ENTRIES.1 || self.bytes > BYTES.1 {
+            let largest = self.shelves.iter().max_by_key(|(_, own)| own.bytes).map(|(name, _)| Arc::clone(name));
+            let Some(largest) = largest else { break };
+            self.forget_oldest(&largest);
+        }
+    }
+
+    fn forget_oldest(&mut self, namespace: &str) {
+        let oldest = self.shelves.get(namespace).and_then(|own| own.order.front().copied());
+        if let Some(oldest) = oldest {
+            self.remove(namespace, &oldest);
+        }
+    }
+
+    fn remove(&mut self, namespace: &str, digest: &Digest) {
+        if let Some(own) = self.shelves.get_mut(namespace)
+            && let Some(known) = own.known.remove(digest)
+        {
+            own.order.retain(|other| other != digest);
+            own.bytes -= known.bytes();
+            self.bytes -= known.bytes();
+            self.entries -= 1;
+        }
+        self.sweep(namespace);
+    }
+
+    /// A namespace of which nothing is known takes no memory.
+    fn sweep(&mut self, namespace: &str) {
+        if self.shelves.get(namespace).is_some_and(|own| own.known.is_empty() && own.underway.is_empty()) {
+            self.shelves.remove(namespace);
+        }
+    }
+}
+
+impl Shelf {
+    fn join(&mut self, digest: &Digest, asked_by: Option<&Subject>) -> Option<watch::Receiver<()>> {
+        let underway = self.underway.get_mut(digest)?;
+        if let Some(subject) = asked_by.filter(|subject| !underway.asked_by.contains(subject)) {
+            underway.asked_by.push(subject.clone());
+        }
+        Some(underway.ends.clone())
+    }
+}
+
+impl Known {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Slow => ENTRY_BYTES,
+            Self::Answer(text) => ENTRY_BYTES + text.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::evaluator::Kind;
+
+    fn digest(n: usize) -> Digest {
+        let mut digest = [0; 32];
+        digest[..8].copy_from_slice(&n.to_le_bytes());
+        digest
+    }
+
+    fn subject(name: &str) -> Subject {
+        Subject { kind: Kind::Workflow, namespace: "a".to_owned(), name: name.to_owned() }
+    }
+
+    fn answer(memory: &mut Memory, namespace: &str, n: usize) -> Option<Answer> {
+        match memory.recall(namespace, &digest(n), None) {
+            Recalled::Answer(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_namespace_pushes_out_its_own_only() {
+        let mut memory = Memory::default();
+        memory.keep("honest", digest(1), &Answer::Fine);
+        for n in 0..ENTRIES.0 + 5 {
+            memory.keep("hostile", digest(n), &Answer::Fine);
+        }
+        assert_eq!(memory.entries, ENTRIES.0 + 1);
+        assert_eq!(answer(&mut memory, "honest", 1), Some(Answer::Fine));
+        assert_eq!(answer(&mut memory, "hostile", 4), None, "the oldest are gone");
+        assert_eq!(answer(&mut memory, "hostile", 5), Some(Answer::Fine));
+        let long = Answer::Error("x".repeat(60_000));
+        for n in 0..40 {
+            memory.keep("hostile", digest(1000 + n), &long);
+        }
+        assert!(memory.shelves["hostile"].bytes <= BYTES.0);
+        // Many namespaces together: the largest one loses.
+        for namespace in 0..ENTRIES.1 + 10 {
+            memory.keep(&format!("n{namespace}"), digest(0), &Answer::Fine);
+        }
+        assert!(memory.entries <= ENTRIES.1 && memory.bytes <= BYTES.1);
+        assert_eq!(answer(&mut memory, "honest", 1), Some(Answer::Fine));
+    }
+
+    #[test]
+    fn the_same_answer_counts_once() {
+        let mut memory = Memory::default();
+        for _ in 0..10 {
+            memory.keep("a", digest(1), &Answer::Fine);
+        }
+        assert_eq!((memory.entries, memory.shelves["a"].order.len()), (1, 1));
+        memory.remove("a", &digest(1));
+        assert_eq!((memory.entries, memory.bytes, memory.shelves.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_underway_is_begun_once_and_tells_all_who_asked() {
+        let mut memory = Memory::default();
+        let Begun::Yours(work, ends) = memory.begin("a", &digest(1), Some(&subject("x"))) else { panic!("mine") };
+        assert!(matches!(memory.begin("a", &digest(1), Some(&subject("y"))), Begun::Another(_)));
+        assert!(matches!(memory.recall("a", &digest(1), Some(&subject("x"))), Recalled::Underway(_)));
+        assert!(matches!(memory.recall("b", &digest(1), None), Recalled::Unknown), "of another namespace");
+        assert_eq!(memory.end("a", &digest(1), Some(&Answer::Fine)), [subject("x"), subject("y")]);
+        drop(work);
+        assert!(ends.has_changed().is_err(), "it is closed");
+        assert_eq!(answer(&mut memory, "a", 1), Some(Answer::Fine));
+        assert_eq!(memory.underway, 0);
+    }
+
+    #[test]
+    fn what_is_underway_is_bounded_and_known_to_be_slow() {
+        let mut memory = Memory::default();
+        let mut begun = Vec::new();
+        for n in 0..UNDERWAY.0 {
+            begun.push(memory.begin("a", &digest(n), None));
+        }
+        assert!(begun.iter().all(|b| matches!(b, Begun::Yours(..))));
+        assert!(matches!(memory.begin("a", &digest(99), None), Begun::Full));
+        assert!(matches!(memory.recall("a", &digest(99), None), Recalled::Slow));
+        let mut others = 0;
+        while let Begun::Yours(..) = memory.begin(&format!("n{}", others / UNDERWAY.0), &digest(others), None) {
+            others += 1;
+        }
+        assert_eq!(others + UNDERWAY.0, UNDERWAY.1);
+        // One that ends without an answer leaves nothing behind.
+        assert!(memory.end("a", &digest(0), None).is_empty());
+        assert!(matches!(memory.recall("a", &digest(0), None), Recalled::Unknown));
+        assert!(matches!(memory.begin("a", &digest(99), None), Begun::Yours(..)));
+    }
+}

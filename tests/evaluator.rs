@@ -4,6 +4,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test ends by panicking")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -167,8 +168,8 @@ async fn schemas_that_hurt_end_and_the_next_is_answered() {
         let fault = faults(&evaluator, schema, instance).await.map_err(|fault| {
             assert!(fault.contains("took longer than 1 s") || fault.contains("needed more than 256 MB"), "{fault}");
         });
-        // An optimized build may be through with it; then it is only long.
-        assert!(fault.is_err() || !cfg!(debug_assertions), "{name}");
+        // The crate that matches patterns is optimized, and may be through with them; then it is only long.
+        assert!(fault.is_err() || name == "patterns", "{name}");
         assert_eq!(faults(&evaluator, &json!({"type": "integer"}), &json!(1)).await, Ok(Vec::new()), "after {name}");
     }
     // Items are told apart in a time that grows with their number, and a large output is no hostile one.
@@ -207,7 +208,11 @@ async fn it_inherits_nothing_and_starts_when_it_is_needed() {
     let environment = std::fs::read(format!("{place}/environ")).expect("its environment");
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
     let files = std::fs::read_dir(format!("{place}/fd")).expect("its files").flatten();
-    let mut files: Vec<String> = files.filter_map(|f| f.file_name().into_string().ok()).collect();
+    let mut files: Vec<String> = files
+        // A static binary opens this one itself, to seed its hash maps.
+        .filter(|f| std::fs::read_link(f.path()).is_ok_and(|to| to != Path::new("/dev/urandom")))
+        .filter_map(|f| f.file_name().into_string().ok())
+        .collect();
     files.sort();
     assert_eq!(files, ["0", "1", "2"]);
     let limits = std::fs::read_to_string(format!("{place}/limits")).expect("its limits");

@@ -132,7 +132,8 @@ async fn what_hurts_ends_and_the_next_is_answered() {
     let texts: Vec<String> = numbers.iter().map(|n| format!("{n:0100}")).collect();
     let doubled = format!("optional.of('xxxxxxxx'){}.orValue('')", ".optMap(x, x + x)".repeat(40));
     let cases = [
-        (HOSTILE.to_owned(), json!({}), "took longer than 1 s"),
+        // Its lists are so large that either bound may be met first.
+        (HOSTILE.to_owned(), json!({}), "; let it read less"),
         ("d.all(a, d.all(b, d.all(c, d.all(e, true))))".to_owned(), json!({"d": numbers}), "took longer than 1 s"),
         ("d.map(i, d.map(j, d))".to_owned(), json!({"d": texts}), "needed more than 256 MB"),
         ("lists.range(1000000).map(i, d)".to_owned(), json!({"d": texts}), "needed more than 256 MB"),
@@ -272,7 +273,7 @@ async fn a_pass_is_told_when_a_long_answer_has_come() {
     let subject = |name: &str| Subject { kind: Kind::StepRun, namespace: "team".to_owned(), name: name.to_owned() };
     assert_eq!(told, [subject("a"), subject("b")]);
     let (answer, sound) = asks("a").await.expect("no panic");
-    assert!(answer.is_err_and(|fault| fault.contains("took longer than 1 s")) && sound);
+    assert!(answer.is_err_and(|fault| fault.contains("; let it read less")) && sound);
 }
 
 /// Asked from a thread that runs tasks, it would hold up all of them: such a caller does not get through.

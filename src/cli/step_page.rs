@@ -3,6 +3,7 @@
 use kube::ResourceExt;
 use serde_json::Value;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
@@ -15,6 +16,7 @@ use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step_run::{Attempt, Decision, Report};
 use crate::api::{Document, StepRun, StepRunStatus};
+use crate::decide::content::{self, Content, Loaded};
 
 pub async fn show(on: &Connection, step: &StepRun) -> Result<Code, Fault> {
     if !on.output.is_text() {
@@ -36,13 +38,16 @@ fn result(step: &StepRun) -> Option<&Report> {
 
 /// The document that the step made; why not, where it should be there.
 async fn document(on: &Connection, step: &StepRun) -> Result<Option<Result<Document, String>>, Fault> {
-    let Some(name) = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(|r| r.document_name.clone()) else {
+    let Some(pin) = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(content::document_of) else {
         return Ok(None);
     };
-    let read = on.within("read the document", on.api::<Document>().get_opt(&name)).await?;
+    let read = on.within("read the document", on.api::<Document>().get_opt(&pin.name)).await?;
     Ok(Some(match read {
-        Ok(Some(document)) => Ok(document),
-        Ok(None) => Err(format!("the document {name} is gone")),
+        Ok(found) => {
+            let found = found.map(|document| Loaded::new(Arc::new(document)));
+            let content = Content::of(&pin, found.as_ref()).map_err(|changed| changed.to_string());
+            content.map(|content| content.document().as_ref().clone())
+        }
         Err(wrong) => Err(Fault::call("read the document", &wrong).text),
     }))
 }

@@ -60,7 +60,6 @@ pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) ->
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
     let observed = context.observer.put_document(document).await?;
     let status = decide::document::standing(&observed.0, &observed.1);
-    let effects =
-        status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
+    let effects = status.into_iter().map(|status| decide::document::set_status(&observed.0, status)).collect();
     context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, ()| {}).await
 }

@@ -122,6 +122,7 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
         | R::OutputTooLarge
         | R::NameConflict
         | R::StepRunLost
+        | R::DocumentChanged
         | R::GateNotProven
         | R::Cancelled => (counts, Next::Fail),
     }
@@ -170,6 +171,7 @@ mod tests {
             R::OutputTooLarge,
             R::NameConflict,
             R::StepRunLost,
+            R::DocumentChanged,
             R::GateNotProven,
             R::Cancelled,
         ] {

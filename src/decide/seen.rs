@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::agent::CONTAINER;
-use super::build::ANNOTATION_AGENT_GENERATION;
-use super::step_run::{Hold, JobSeen, PodSeen, was_launched};
+use super::build::{ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID};
+use super::step_run::{Hold, JobSeen, PodSeen, Ran, was_launched};
 use crate::api::name::LABEL_ATTEMPT;
 use crate::api::step_run::AttemptResult;
 use crate::api::workflow::StepStatus;
@@ -115,6 +115,10 @@ pub fn job(job: &Job) -> JobSeen {
         deleting: job.metadata.deletion_timestamp.is_some(),
         ended: has_ended(job),
         agent_generation: job.annotations().get(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
+        ran: Ran {
+            uid: job.annotations().get(ANNOTATION_AGENT_UID).cloned(),
+            digest: job.annotations().get(ANNOTATION_AGENT_DIGEST).cloned(),
+        },
     }
 }
 

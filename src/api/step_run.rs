@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::schema::free_value;
 use super::step::Acceptors;
 use super::workflow::{DefinitionRef, Phase};
-pub use made::{Binding, Reuse, ReusedGate};
+pub use made::{Binding, Comparison, Reuse, ReusedGate};
 pub use people::{Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
 use super::context::Context;
@@ -10,7 +9,7 @@ use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::observe::now;
-use crate::decide::{self, Effect, Plan};
+use crate::decide::{self, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;

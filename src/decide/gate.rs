@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use crate::api::step_run::{Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus};
+use crate::api::step_run::{Comparison, Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus};
 use crate::mutant::{self, Mutant};
 
 /// Decisions kept, the newest; the API server's audit log has them all.
@@ -164,7 +164,7 @@ pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About
 /// The decisions that another run's gate was accepted with, as far as they count at this one: it asks for the same, a
 /// person counts once, and whoever made this run not at all. When they were made, and over what, stays as it was.
 pub fn taken_over(wanted: Option<&StepRunGate>, reuse: &Reuse) -> Vec<Decision> {
-    let Some(gate) = reuse.gate.as_ref().filter(|gate| gate.same) else {
+    let Some(gate) = reuse.gate.as_ref().filter(|gate| gate.compares == Comparison::Same) else {
         return Vec::new();
     };
     let mut decisions: Vec<Decision> = Vec::new();
@@ -181,10 +181,10 @@ pub fn taken_over(wanted: Option<&StepRunGate>, reuse: &Reuse) -> Vec<Decision> 
 }
 
 /// What of another gate a StepRun carries with it: the acceptances of its last round.
-pub fn reused(gate: &GateStatus, same: bool) -> ReusedGate {
+pub fn reused(gate: &GateStatus, compares: Comparison) -> ReusedGate {
     let accepted = gate.decisions.iter().filter(|d| d.accepted && d.round == gate.round).take(16);
     let brief = |d: &Decision| Decision { comment: d.comment.as_deref().map(|c| clip(c, 1024)), ..d.clone() };
-    ReusedGate { same, decisions: accepted.map(brief).collect() }
+    ReusedGate { compares, decisions: accepted.map(brief).collect() }
 }
 
 /// Whether what was decided there opens this gate, too.
@@ -193,15 +193,15 @@ pub fn still_opens(wanted: Option<&StepRunGate>, reuse: &Reuse) -> bool {
 }
 
 /// What is said of a result that is taken over.
-pub fn told(step_run: &StepRun, reuse: &Reuse, accepted: bool) -> String {
+pub fn told(step_run: &StepRun, reuse: &Reuse) -> String {
     let from = format!("the result of StepRun {} ({})", reuse.step_run, reuse.uid);
     let Some(wanted) = &step_run.spec.gate else { return from };
     let then: Vec<String> = reuse.gate.iter().flat_map(|g| &g.decisions).map(|d| format!("{} at {}", d.decided_by, d.decided_at.0)).collect();
     let then = if then.is_empty() { "accepted by nobody".to_owned() } else { format!("accepted by {}", then.join(", ")) };
-    let gate = match reuse.gate.as_ref().is_some_and(|g| g.same) {
-        _ if accepted => "and counts here: the gate asks for the same",
-        true => "but that is not enough here, so the gate opens again",
-        false => "but the gate asks for something else here, so it opens again",
+    let gate = match reuse.gate.as_ref().map(|g| g.compares) {
+        Some(Comparison::Same) if still_opens(Some(wanted), reuse) => "which counts here: the gate asks for the same",
+        Some(Comparison::Same) => "which is not enough for this run, so it is asked for anew",
+        _ => "but the gate asks for something else here, so it is asked for anew",
     };
     clip(&format!("{from}; gate {}: it was {then} there, {gate}", wanted.name), 900)
 }

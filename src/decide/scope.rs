@@ -115,7 +115,6 @@ impl Sources<'_> {
 
     /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before.
     pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Result<Scope, Fault> {
-        let before = self.unread.borrow().len();
         let d = self.definition;
         let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
         let mut scope = Scope::new(self.evaluator)
@@ -134,7 +133,7 @@ impl Sources<'_> {
         if let (Some(key), Some(entity)) = (frame.keys.last(), frame.items.last()) {
             scope = scope.with("item", json!({"key": key, "index": entity.index}));
         }
-        if self.unread.borrow().len() > before { Err(Fault::Unread) } else { Ok(scope) }
+        Ok(scope)
     }
 
     fn steps(&self, frame: &Frame, used: &[&Expression]) -> Result<Value, Fault> {
@@ -216,7 +215,7 @@ impl Sources<'_> {
 
     fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Result<Value, Fault> {
         let from = self.viewpoint(frame);
-        let mut found = Map::new();
+        let (mut found, mut unread) = (Map::new(), false);
         for kind in document::types(self.documents) {
             let spellings: Vec<String> =
                 [kind.to_owned(), underscored(kind)].into_iter().filter(|s| wanted.has(s)).collect();
@@ -229,7 +228,10 @@ impl Sources<'_> {
             };
             let content = match self.content(&Pin::published(chosen)) {
                 // All that is wanted is asked for at once.
-                Err(Fault::Unread) => continue,
+                Err(Fault::Unread) => {
+                    unread = true;
+                    continue;
+                }
                 other => other?,
             };
             let value = match content.document().spec.format {
@@ -240,7 +242,7 @@ impl Sources<'_> {
                 found.insert(spelling, value.clone());
             }
         }
-        Ok(Value::Object(found))
+        if unread { Err(Fault::Unread) } else { Ok(Value::Object(found)) }
     }
 }
 

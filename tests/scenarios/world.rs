@@ -350,7 +350,6 @@ impl World {
             if decided.unread.is_empty() {
                 return decided;
             }
-            observed.settled = decided.settled;
             observed.contents.extend(decided.unread.into_iter().map(|pin| (pin.clone(), self.content(&pin))));
         }
         panic!("it reads for ever")

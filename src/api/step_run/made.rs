@@ -1,6 +1,7 @@
 //! What a StepRun made, bound to the Documents that hold it; what it takes over from another run.
 
 use kube::KubeSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::people::Decision;
@@ -63,11 +64,20 @@ pub struct Reuse {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReusedGate {
-    /// Whether this run's gate asks for all that the old one asked for, and for nothing else. If not, it opens again over
-    /// the result that is there.
-    pub same: bool,
+    /// How this run's gate compares with that one.
+    pub compares: Comparison,
     /// The acceptances, as they were recorded then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub decisions: Vec<Decision>,
+}
+
+/// How a gate compares with the one that a result was accepted at.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Comparison {
+    /// It asks for the same, in everything: what was accepted there may count here.
+    Same,
+    /// It asks for something else: it opens again over the result that is there.
+    #[default]
+    Differs,
 }

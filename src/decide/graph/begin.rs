@@ -10,7 +10,7 @@ use crate::api::agent::Agent;
 use crate::api::document::{Document, DocumentStatus, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
-use crate::api::step_run::{Binding, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity};
+use crate::api::step_run::{Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity};
 use crate::api::workflow::Phase;
 use crate::decide::expression;
 use crate::decide::{agent, build, content, gate, scope};
@@ -195,13 +195,16 @@ impl Walk<'_> {
         let whole = |old: &&Arc<StepRun>| !from && !fresh && theirs(old) && was_completed(old, &begun.spec);
         let Some(old) = found.filter(whole).cloned() else { return Ok(begun) };
         let then = previous.definition.as_deref().and_then(|d| d.step(path));
-        let same_gate = then.is_some_and(|then| then.gate == step.gate) && asks_for_the_same(&old.spec, &begun.spec);
+        let gate = match then {
+            Some(then) if then.gate == step.gate => compare(&old.spec, &begun.spec),
+            _ => Comparison::Differs,
+        };
         let other_question = step.ask.is_some() && then.is_none_or(|then| then.ask != step.ask);
         let agent = self.o.agents.get(&begun.spec.agent_id);
         if other_question || !of.keep_results && agent.is_some_and(|agent| works_otherwise(&old, agent)) {
             return Ok(begun);
         }
-        let mut taken = reuse(&old, same_gate);
+        let mut taken = reuse(&old, gate);
         // An approval alone has nothing but its decisions: where they do not count, it is asked for anew.
         let alone = begun.spec.agent_id.is_empty() && begun.spec.ask.is_none();
         let opens = begun.spec.gate.is_none() || gate::still_opens(begun.spec.gate.as_ref(), &taken);
@@ -278,10 +281,11 @@ fn was_completed(old: &StepRun, spec: &StepRunSpec) -> bool {
         && !has_changed(old)
 }
 
-/// Whether two gates ask for the same, whoever made the runs.
-fn asks_for_the_same(old: &StepRunSpec, new: &StepRunSpec) -> bool {
+/// How two gates compare, whoever made the runs.
+fn compare(old: &StepRunSpec, new: &StepRunSpec) -> Comparison {
     let bare = |gate: &StepRunGate| StepRunGate { not_by: None, ..gate.clone() };
-    old.gate.as_ref().map(bare) == new.gate.as_ref().map(bare)
+    let same = old.gate.as_ref().map(bare) == new.gate.as_ref().map(bare);
+    if same { Comparison::Same } else { Comparison::Differs }
 }
 
 /// Whether the Agent's work is shaped otherwise than when the result was made. What is not known counts as changed.
@@ -299,13 +303,13 @@ fn agent_digest(old: &StepRun) -> Option<String> {
     made.and_then(|a| a.agent_digest.clone()).or_else(|| old.spec.reuse.as_ref()?.agent_digest.clone())
 }
 
-fn reuse(old: &StepRun, same_gate: bool) -> Reuse {
+fn reuse(old: &StepRun, compares: Comparison) -> Reuse {
     let status = old.status.clone().unwrap_or_default();
     let report = status.agent.as_ref().and_then(|a| a.report.as_ref()).and_then(|r| r.output.clone());
     let answer = status.answer.as_ref().map(|a| a.value.clone());
     let approval = gate::output(old).map(|value| value.to_string());
     let earlier = old.spec.reuse.as_ref().and_then(|r| r.output.clone());
-    let gate = status.gate.as_ref().map(|gate| gate::reused(gate, same_gate));
+    let gate = status.gate.as_ref().map(|gate| gate::reused(gate, compares));
     Reuse {
         step_run: old.metadata.name.clone().unwrap_or_default(),
         uid: old.metadata.uid.clone().unwrap_or_default(),

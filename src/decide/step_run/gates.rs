@@ -274,7 +274,7 @@ impl Pass<'_> {
                 self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
             }
         }
-        self.plan.notice("TakenOver", gate::told(&self.o.step_run, reuse, self.gate_is(GateState::Accepted)));
+        self.plan.notice("TakenOver", gate::told(&self.o.step_run, reuse));
         self.open_gate();
     }
 

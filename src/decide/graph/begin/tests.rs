@@ -89,8 +89,8 @@ impl Again {
     }
 
     fn document(&mut self, name: &str, uid: &str, kind: &str, content: &str) -> Arc<Document> {
-        let mut made = Document::default();
-        (made.metadata.name, made.metadata.uid) = (Some(name.into()), Some(uid.into()));
+        let mut made = Document::new(name, crate::api::document::DocumentSpec::default());
+        made.metadata.uid = Some(uid.into());
         (made.spec.document_type, made.spec.content) = (kind.into(), content.into());
         (made.spec.scope, made.spec.scope_id) = (Scope::Workflow, Some("old-uid".into()));
         let made = Arc::new(made);
@@ -130,7 +130,7 @@ fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
         ("another when", |a| gate_of(a).when = Some("output > 0".into()), [true, false, false]),
         ("another message", |a| gate_of(a).message = Some("sure?".into()), [true, false, false]),
         ("the old definition is gone", |a| a.then.steps.clear(), [true, false, false]),
-        ("the old gate is another's, by the StepRun", |a| a.old.spec.gate.iter_mut().for_each(|g| g.name = "low".into()), [true, false, false]),
+        ("the old gate is another's, by the StepRun", |a| a.old.spec.gate.iter_mut().for_each(|g| g.name = "else".into()), [true, false, false]),
         ("the Agent is another", |a| agent_is(a, agent("two")), [false; 3]),
         ("the Agent is another, and results are kept", |a| {
             agent_is(a, agent("two"));
@@ -157,7 +157,7 @@ fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
         let reuse = begun.spec.reuse.as_ref();
         let gate = reuse.and_then(|r| r.gate.as_ref());
         let counts = reuse.is_some_and(|r| gate::still_opens(begun.spec.gate.as_ref(), r));
-        assert_eq!([reuse.is_some(), gate.is_some_and(|g| g.same), counts], expected, "{what}");
+        assert_eq!([reuse.is_some(), gate.is_some_and(|g| g.compares == Comparison::Same), counts], expected, "{what}");
         if let Some(gate) = gate {
             // Who decided then, when and over what is said, whether it counts or not.
             let then = &gate.decisions[0];
@@ -182,7 +182,7 @@ fn four_eyes_look_at_who_made_the_new_run() {
         Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").creator = Some(creator.into());
         let begun = a.begun();
         let reuse = begun.spec.reuse.as_ref().expect("it is taken over");
-        assert!(reuse.gate.as_ref().is_some_and(|g| g.same));
+        assert!(reuse.gate.as_ref().is_some_and(|g| g.compares == Comparison::Same));
         assert_eq!(gate::still_opens(begun.spec.gate.as_ref(), reuse), counts, "{creator}");
         assert_eq!(gate::taken_over(begun.spec.gate.as_ref(), reuse).len(), usize::from(counts));
     }
@@ -275,7 +275,9 @@ fn what_was_exchanged_runs_again() {
     ] {
         let mut a = with_documents();
         let keys: Vec<String> = a.o.documents.iter().filter(|(_, d)| d.metadata.name.as_deref() == Some(gone)).map(|(k, _)| k.clone()).collect();
-        keys.iter().for_each(|key| drop(a.o.documents.remove_mut(key)));
+        for key in &keys {
+            a.o.documents.remove_mut(key);
+        }
         if let Some((uid, kind, content)) = made {
             a.document(gone, uid, kind, content);
         }

@@ -256,6 +256,10 @@ impl Observer {
         };
         observed.slot = self.slot(&observed, workflow.as_deref());
         if step_run::need(&observed) == Need::Launch {
+            // The run's own pass finds the same, and ends it.
+            if observed.definition.is_none() {
+                return Err(Error::Unusable(format!("the pinned definition of {own} is gone, or is another one")));
+            }
             observed.changed_input = self.changed_input(&observed).await?;
         }
         if step_run::needs_guard(&observed) {

@@ -145,11 +145,12 @@ impl<'a> Pass<'a> {
         self.drop_stray_mail();
         let closing = self.closing();
         if self.gate_is(GateState::Waiting) {
-            return match closing {
-                true => self.cancel(),
-                false if self.holds() => self.review(),
-                false => {}
-            };
+            if closing {
+                self.cancel();
+            } else if self.holds() {
+                self.review();
+            }
+            return;
         }
         if self.status.waiting_for.is_some() {
             return if closing { self.cancel() } else { self.answer() };

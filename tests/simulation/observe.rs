@@ -268,6 +268,9 @@ impl World {
         };
         observed.slot = self.slot(op, &observed, run.as_deref());
         if step_run::need(&observed) == Need::Launch {
+            if observed.definition.is_none() {
+                return Err(Trouble::Api);
+            }
             observed.changed_input = self.changed_input(op, &observed)?;
         }
         if step_run::needs_guard(&observed) {

@@ -361,3 +361,56 @@ fn what_was_skipped_stays_so_after_a_failure() {
     let walked = stand(&o, &definition, Start::May);
     assert!(skipped(&walked), "{:?}", walked.stand.steps);
 }
+
+/// Reads what it is asked to from these Documents: name, UID, content.
+fn read_from(o: &mut Observed, definition: &Definition, there: &[(&str, &str, &str)]) -> Walked {
+    use crate::decide::content::{Content, Loaded};
+    for _ in 0..5 {
+        let walked = stand(o, definition, Start::May);
+        if walked.unread.is_empty() {
+            return walked;
+        }
+        for pin in walked.unread {
+            let found = there.iter().find(|(name, ..)| *name == pin.name).map(|(name, uid, content)| {
+                let mut made = Document::new(name, crate::api::document::DocumentSpec::default());
+                (made.metadata.uid, made.spec.content) = (Some((*uid).into()), (*content).into());
+                Loaded::new(Arc::new(made))
+            });
+            o.contents.insert(pin.clone(), Content::of(&pin, found.as_ref()));
+        }
+    }
+    panic!("it reads for ever")
+}
+
+#[test]
+fn an_output_that_lies_apart_is_read_as_it_was_reported() {
+    let steps = json!([{"name": "a", "agentId": "x"},
+        {"name": "b", "agentId": "x", "parameters": {"seen": "${ steps.a.output.text }"}}]);
+    let whole = r#"{"text": "true"}"#;
+    for (what, there, given) in [
+        ("it", vec![("out", "o1", whole)], Some("true")),
+        ("gone", vec![], None),
+        ("made again", vec![("out", "o2", whole)], None),
+        ("other bytes", vec![("out", "o1", r#"{"text": "forged"}"#)], None),
+    ] {
+        let (mut o, definition) = run(&steps, &json!({}));
+        step_on(&mut o, &definition);
+        change(&mut o, "a", None, |status| {
+            let bound = crate::api::step_run::Binding {
+                uid: Some("o1".into()),
+                digest: name::digest_bytes(br#"{"text": "true"}"#),
+            };
+            status.result = Some(ResultRef {
+                output_document: Some("out".into()),
+                output_binding: Some(bound),
+                ..status.result.clone().unwrap_or_default()
+            });
+            status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report").output = None;
+        });
+        let walked = read_from(&mut o, &definition, &there);
+        let parameters = walked.stand.creates.first().map(|b| b.spec.parameters.clone());
+        assert_eq!(parameters, given.map(|text| json!({"seen": text}).to_string()), "{what}");
+        let failure = walked.stand.failure.map(|f| (f.class, f.message.contains("Document out")));
+        assert_eq!(failure, given.is_none().then_some((AttemptResult::DocumentChanged, true)), "{what}");
+    }
+}

@@ -133,7 +133,8 @@ mod tests {
     fn a_retry_wishes_the_same_and_names_what_it_goes_on_from() {
         let old = old();
         let new = again(&old, Some("g/b".into()));
-        let retry_of = RetryOf { name: "shop".into(), uid: "uid".into(), from: Some("g/b".into()), keep_results: false };
+        let retry_of =
+            RetryOf { name: "shop".into(), uid: "uid".into(), from: Some("g/b".into()), keep_results: false };
         assert_eq!(
             new.spec,
             WorkflowSpec { retry_of: Some(retry_of), cancel: None, suspend: None, ..old.spec.clone() }

@@ -98,7 +98,8 @@ impl Observer {
     /// says so. Later it may go, and takes what it had with it.
     async fn previous(&self, workflow: &Workflow, namespace: &str) -> Result<Option<Previous>, Error> {
         let status = workflow.status.as_ref();
-        let Some(of) = workflow.spec.retry_of.as_ref().filter(|_| status.is_none_or(|s| s.completed_at.is_none())) else {
+        let Some(of) = workflow.spec.retry_of.as_ref().filter(|_| status.is_none_or(|s| s.completed_at.is_none()))
+        else {
             return Ok(None);
         };
         let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), creator: None };

@@ -73,7 +73,10 @@ impl Triggers {
     pub async fn workflow(&self, world: &World, workflow: &Workflow) {
         send(&self.workflows, ObjectRef::from_obj(workflow)).await;
         if self.concerns_steps(world, workflow) {
-            for step_run in world.step_runs.under(&run_key(&workflow.namespace().unwrap_or_default(), &workflow.uid().unwrap_or_default())) {
+            for step_run in world
+                .step_runs
+                .under(&run_key(&workflow.namespace().unwrap_or_default(), &workflow.uid().unwrap_or_default()))
+            {
                 send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
             }
         }

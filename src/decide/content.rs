@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use crate::api::document::Document;
 use crate::api::name;
-use crate::api::step_run::{Attempt, AttemptResult, Binding, DocumentRef, Report, ResultRef, Reuse, StepRun, StepRunStatus};
+use crate::api::step_run::{
+    Attempt, AttemptResult, Binding, DocumentRef, Report, ResultRef, Reuse, StepRun, StepRunStatus,
+};
 use crate::mutant::{self, Mutant};
 
 /// Which Document is meant. Only objects that older versions wrote leave UID and digest out.
@@ -276,7 +278,9 @@ mod tests {
             ("gone, of an older version", pin(None, None), None, Some("was deleted")),
         ] {
             match (Content::of(&pin, found.as_ref()), wrong) {
-                (Ok(content), None) => assert_eq!((content.text(), content.digest()), ("text", digest.as_str()), "{what}"),
+                (Ok(content), None) => {
+                    assert_eq!((content.text(), content.digest()), ("text", digest.as_str()), "{what}")
+                }
                 (Err(changed), Some(wrong)) => {
                     let said = changed.to_string();
                     assert!(said.contains(wrong) && said.contains("Document plan"), "{what}: {said}");

@@ -175,11 +175,7 @@ fn put(document: &Document, digest: String, siblings: &[Arc<Document>]) -> Docum
         .map(|d| revision(d))
         .max()
         .unwrap_or_default();
-    DocumentStatus {
-        phase: Some(DocumentPhase::Published),
-        revision: Some(last + 1),
-        digest: Some(digest),
-    }
+    DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(last + 1), digest: Some(digest) }
 }
 
 /// Writes a status to the very object that was decided on.

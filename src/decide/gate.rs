@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use crate::api::step_run::{Comparison, Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus};
+use crate::api::step_run::{
+    Comparison, Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus,
+};
 use crate::mutant::{self, Mutant};
 
 /// Decisions kept, the newest; the API server's audit log has them all.
@@ -196,8 +198,14 @@ pub fn still_opens(wanted: Option<&StepRunGate>, reuse: &Reuse) -> bool {
 pub fn told(step_run: &StepRun, reuse: &Reuse) -> String {
     let from = format!("the result of StepRun {} ({})", reuse.step_run, reuse.uid);
     let Some(wanted) = &step_run.spec.gate else { return from };
-    let then: Vec<String> = reuse.gate.iter().flat_map(|g| &g.decisions).map(|d| format!("{} at {}", d.decided_by, d.decided_at.0)).collect();
-    let then = if then.is_empty() { "accepted by nobody".to_owned() } else { format!("accepted by {}", then.join(", ")) };
+    let then: Vec<String> = reuse
+        .gate
+        .iter()
+        .flat_map(|g| &g.decisions)
+        .map(|d| format!("{} at {}", d.decided_by, d.decided_at.0))
+        .collect();
+    let then =
+        if then.is_empty() { "accepted by nobody".to_owned() } else { format!("accepted by {}", then.join(", ")) };
     let gate = match reuse.gate.as_ref().map(|g| g.compares) {
         Some(Comparison::Same) if still_opens(Some(wanted), reuse) => "which counts here: the gate asks for the same",
         Some(Comparison::Same) => "which is not enough for this run, so it is asked for anew",

@@ -34,7 +34,15 @@ fn awkward() -> Value {
 async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
     let _whole = policies_whole().await;
     let team = Team::open("binding").await?;
-    team.admin.gets(&Ask::post(team.all("workflows"), workflow("shop", &json!({"templateRef": null, "steps": [{"name": "a", "agentId": "x"}], "parameters": awkward()})))).await?;
+    team.admin
+        .gets(&Ask::post(
+            team.all("workflows"),
+            workflow(
+                "shop",
+                &json!({"templateRef": null, "steps": [{"name": "a", "agentId": "x"}], "parameters": awkward()}),
+            ),
+        ))
+        .await?;
     let client = team.operator.client();
     let run: Workflow = Api::namespaced(client.clone(), &team.namespace).get("shop").await?;
     let uid = run.metadata.uid.clone().context("a UID")?;

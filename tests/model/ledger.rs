@@ -270,8 +270,13 @@ fn job_name(slot: usize) -> String {
 }
 
 fn job_seen(job: Option<Job>) -> JobSeen {
-    let present =
-        |deleting, ended| JobSeen::Present { created: Some(time(0)), deleting, ended, agent_generation: None, ran: Ran::default() };
+    let present = |deleting, ended| JobSeen::Present {
+        created: Some(time(0)),
+        deleting,
+        ended,
+        agent_generation: None,
+        ran: Ran::default(),
+    };
     match job {
         None | Some(Job::Absent) => JobSeen::Absent,
         Some(Job::Live) => present(false, false),

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use lockstep::api::step::WiderScope;
-use lockstep::api::step_run::{Binding, AgentReport, Claim, Report, ReportClass};
+use lockstep::api::step_run::{AgentReport, Binding, Claim, Report, ReportClass};
 use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::Slots;
 use lockstep::decide::build;

@@ -160,7 +160,8 @@ impl World {
             own.map(|(name, s)| (name.clone(), Arc::new(s.clone()))).collect()
         };
         let of = workflow.spec.retry_of.as_ref();
-        let there = of.and_then(|of| self.workflows.get(&of.name)).filter(|w| w.metadata.uid.as_ref() == of.map(|of| &of.uid));
+        let there =
+            of.and_then(|of| self.workflows.get(&of.name)).filter(|w| w.metadata.uid.as_ref() == of.map(|of| &of.uid));
         let previous = of.filter(|_| there.is_some() || definition.is_some()).map(|of| workflow::Previous {
             step_runs: table(Some(&of.uid)),
             definition: there.and_then(|w| self.definition(w)).map(Arc::new),

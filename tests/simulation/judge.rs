@@ -123,7 +123,8 @@ impl World {
             Kind::Workflow => &status["output"],
             _ => return,
         };
-        let stands = after.kind != Kind::Document || matches!(status["phase"].as_str(), Some("Published" | "Superseded"));
+        let stands =
+            after.kind != Kind::Document || matches!(status["phase"].as_str(), Some("Published" | "Superseded"));
         let forged = stands && read.to_string().contains(people::FORGED);
         self.uphold(!forged, || format!("{:?} {}: what was forged counts", after.kind, after.name));
     }

@@ -318,7 +318,8 @@ impl World {
     /// nobody watches the door.
     fn exchange(&mut self) {
         let all = self.all(Kind::Document);
-        let made: Vec<_> = all.iter().filter(|d| !d.value["spec"]["path"].is_null() && !d.is_deleting()).collect();
+        let made = all.into_iter().filter(|d| !d.value["spec"]["path"].is_null() && !d.is_deleting());
+        let made: Vec<Arc<Object>> = made.collect();
         if made.is_empty() {
             return;
         }

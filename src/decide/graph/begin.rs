@@ -10,7 +10,9 @@ use crate::api::agent::Agent;
 use crate::api::document::{Document, DocumentStatus, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
-use crate::api::step_run::{Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity};
+use crate::api::step_run::{
+    Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
+};
 use crate::api::workflow::Phase;
 use crate::decide::expression;
 use crate::decide::{agent, build, content, gate, scope};
@@ -178,13 +180,7 @@ impl Walk<'_> {
     // ---- what a finished run did already
 
     /// The same, if the run that this one goes on from completed it with the same input and nothing before it is new.
-    fn taken_over(
-        &mut self,
-        spec: StepRunSpec,
-        step: &Step,
-        path: &str,
-        frame: &Frame,
-    ) -> Result<Beginning, Refused> {
+    fn taken_over(&mut self, spec: StepRunSpec, step: &Step, path: &str, frame: &Frame) -> Result<Beginning, Refused> {
         let mut begun = Beginning { spec, keys: frame.keys.clone(), copies: Vec::new() };
         let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(begun) };
         let from = of.from.as_deref().is_some_and(|from| from == path || path.starts_with(&format!("{from}/")));

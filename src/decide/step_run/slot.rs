@@ -148,7 +148,13 @@ mod tests {
     #[test]
     fn nothing_is_asked_for_that_would_not_be_launched() {
         type Change = fn(&mut Observed);
-        let job = |ended| JobSeen::Present { created: None, deleting: false, ended, agent_generation: None, ran: Ran::default() };
+        let job = |ended| JobSeen::Present {
+            created: None,
+            deleting: false,
+            ended,
+            agent_generation: None,
+            ran: Ran::default(),
+        };
         let mut o = observed(&json!(null));
         o.job = job(false);
         assert_eq!(need(&o), Need::Holds, "its Job is there, though the status does not say so yet");

@@ -82,9 +82,7 @@ fn with_document(status: serde_json::Value, gated: bool, found: Option<(&str, &s
 #[test]
 fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
     let at = "1970-01-01T00:00:00Z";
-    let gate = |state: &str, decisions: serde_json::Value| {
-        json!({"state": state, "round": 1, "outputDigest": "o", "openedAt": at, "policy": "p", "decisions": decisions})
-    };
+    let gate = |state: &str, decisions: serde_json::Value| json!({"state": state, "round": 1, "outputDigest": "o", "openedAt": at, "policy": "p", "decisions": decisions});
     let accepted = json!([{"documentType": "plan", "scopeID": "w", "accepted": true, "decidedBy": "ann", "decidedAt": at,
         "digest": "o", "round": 1}]);
     for (what, found) in [

@@ -161,8 +161,7 @@ fn pin(
         plan.effects.extend(document::create(made, published));
     }
     status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
-    status.definition =
-        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: definition.digest() });
+    status.definition = Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: definition.digest() });
     status.session = Some(SessionStatus {
         id: definition.session.clone(),
         phase: SessionPhase::Initiated,

@@ -123,32 +123,61 @@ fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
         ("of another namespace", |a| a.old.metadata.namespace = Some("other".into()), [false; 3]),
         ("of another run", |a| a.old.spec.workflow.uid = "else".into(), [false; 3]),
         ("more approvals", |a| gate_of(a).approvals = Some(2), [true, false, false]),
-        ("other acceptors", |a| gate_of(a).acceptors = serde_json::from_value(json!({"users": ["ann"]})).ok(), [true, false, false]),
+        (
+            "other acceptors",
+            |a| gate_of(a).acceptors = serde_json::from_value(json!({"users": ["ann"]})).ok(),
+            [true, false, false],
+        ),
         ("another name", |a| gate_of(a).name = Some("high".into()), [true, false, false]),
         ("a review asked for", |a| gate_of(a).require_review = true, [true, false, false]),
         ("four eyes asked for", |a| gate_of(a).four_eyes = true, [true, false, false]),
         ("another when", |a| gate_of(a).when = Some("output > 0".into()), [true, false, false]),
         ("another message", |a| gate_of(a).message = Some("sure?".into()), [true, false, false]),
         ("the old definition is gone", |a| a.then.steps.clear(), [true, false, false]),
-        ("the old gate is another's, by the StepRun", |a| a.old.spec.gate.iter_mut().for_each(|g| g.name = "else".into()), [true, false, false]),
+        (
+            "the old gate is another's, by the StepRun",
+            |a| a.old.spec.gate.iter_mut().for_each(|g| g.name = "else".into()),
+            [true, false, false],
+        ),
         ("the Agent is another", |a| agent_is(a, agent("two")), [false; 3]),
-        ("the Agent is another, and results are kept", |a| {
-            agent_is(a, agent("two"));
-            a.of().keep_results = true;
-        }, [true, true, true]),
-        ("the Agent may run more often", |a| {
-            let mut more = agent("one");
-            (more.spec.max_concurrent, more.metadata.generation) = (Some(9), Some(2));
-            agent_is(a, more);
-        }, [true, true, true]),
-        ("of an older version, the same generation", |a| a.status().attempts[0].agent_digest = None, [true, true, true]),
-        ("of an older version, another generation", |a| {
-            a.status().attempts[0].agent_digest = None;
-            a.status().attempts[0].agent_generation = Some(7);
-        }, [false; 3]),
-        ("exchanged after it was accepted", |a| {
-            a.status().error = serde_json::from_value(json!({"class": "DocumentChanged", "message": "", "attempt": 1})).ok();
-        }, [false; 3]),
+        (
+            "the Agent is another, and results are kept",
+            |a| {
+                agent_is(a, agent("two"));
+                a.of().keep_results = true;
+            },
+            [true, true, true],
+        ),
+        (
+            "the Agent may run more often",
+            |a| {
+                let mut more = agent("one");
+                (more.spec.max_concurrent, more.metadata.generation) = (Some(9), Some(2));
+                agent_is(a, more);
+            },
+            [true, true, true],
+        ),
+        (
+            "of an older version, the same generation",
+            |a| a.status().attempts[0].agent_digest = None,
+            [true, true, true],
+        ),
+        (
+            "of an older version, another generation",
+            |a| {
+                a.status().attempts[0].agent_digest = None;
+                a.status().attempts[0].agent_generation = Some(7);
+            },
+            [false; 3],
+        ),
+        (
+            "exchanged after it was accepted",
+            |a| {
+                a.status().error =
+                    serde_json::from_value(json!({"class": "DocumentChanged", "message": "", "attempt": 1})).ok();
+            },
+            [false; 3],
+        ),
     ];
     for (what, change, expected) in cases {
         let mut a = again(&gated(json!({"name": "low"})));
@@ -274,7 +303,12 @@ fn what_was_exchanged_runs_again() {
         ("other bytes of the output", "o", Some(("o1", document::OUTPUT_TYPE, "[2]"))),
     ] {
         let mut a = with_documents();
-        let keys: Vec<String> = a.o.documents.iter().filter(|(_, d)| d.metadata.name.as_deref() == Some(gone)).map(|(k, _)| k.clone()).collect();
+        let keys: Vec<String> =
+            a.o.documents
+                .iter()
+                .filter(|(_, d)| d.metadata.name.as_deref() == Some(gone))
+                .map(|(k, _)| k.clone())
+                .collect();
         for key in &keys {
             a.o.documents.remove_mut(key);
         }
@@ -304,7 +338,8 @@ fn what_is_held_back_leaves_no_copies() {
         let walked = read(&mut a);
         assert_eq!(walked.stand.failure.is_some(), copied == 0, "{parameter}");
         a.o.definition = Some(Arc::new(a.definition.clone()));
-        Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").definition = Some(crate::api::workflow::DefinitionRef::default());
+        Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").definition =
+            Some(crate::api::workflow::DefinitionRef::default());
         let plan = workflow::workflow(&a.o);
         let made = plan.effects.iter().filter(|e| matches!(e, Effect::CreateDocument(_))).count();
         let written = plan.effects.iter().filter(|e| matches!(e, Effect::SetDocumentStatus { .. })).count();

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_definition_is_the_pinned_one_however_it_is_spelt() {
-        let parameters = json!({"b": [1, 1.5, -0.0, 1e21, u64::MAX, i64::MIN, 0.1, 100.0, 1.2345678901234567e18], "a": {"ö": "\u{1f600}<&>", "n": null}});
+        let parameters = json!({"b": [1, 1.5, -0.0, 1e21, u64::MAX, i64::MIN, 0.1, 100.0, 1.234_567_890_123_456_7e18], "a": {"ö": "\u{1f600}<&>", "n": null}});
         let definition = Definition {
             workflow: "shop".into(),
             parameters: parameters.as_object().cloned().unwrap_or_default(),
@@ -155,7 +155,7 @@ mod tests {
         for change in [
             json!({"workflow": "other"}),
             json!({"steps": [{"name": "a"}]}),
-            json!({"parameters": {"b": [1.0000001]}}),
+            json!({"parameters": {"b": [1.000_000_1]}}),
             json!({"unknown": true}),
         ] {
             let mut changed = data.clone();

@@ -279,7 +279,7 @@ mod tests {
         ] {
             match (Content::of(&pin, found.as_ref()), wrong) {
                 (Ok(content), None) => {
-                    assert_eq!((content.text(), content.digest()), ("text", digest.as_str()), "{what}")
+                    assert_eq!((content.text(), content.digest()), ("text", digest.as_str()), "{what}");
                 }
                 (Err(changed), Some(wrong)) => {
                     let said = changed.to_string();

@@ -110,15 +110,15 @@ impl Again {
     }
 }
 
-fn gated(gate: Value) -> Value {
+fn gated(gate: &Value) -> Value {
     json!([{"name": "a", "agentId": "x", "gate": gate}])
 }
 
-#[test]
-fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
-    type Change = fn(&mut Again);
-    // Whether the result is taken over, whether the gates are the same, whether ann's acceptance counts.
-    let cases: [(&str, Change, [bool; 3]); 18] = [
+type Change = fn(&mut Again);
+
+/// Whether the result is taken over, whether the gates are the same, whether ann's acceptance counts.
+fn cases() -> [(&'static str, Change, [bool; 3]); 18] {
+    [
         ("the same", |_| {}, [true, true, true]),
         ("of another namespace", |a| a.old.metadata.namespace = Some("other".into()), [false; 3]),
         ("of another run", |a| a.old.spec.workflow.uid = "else".into(), [false; 3]),
@@ -178,9 +178,13 @@ fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
             },
             [false; 3],
         ),
-    ];
-    for (what, change, expected) in cases {
-        let mut a = again(&gated(json!({"name": "low"})));
+    ]
+}
+
+#[test]
+fn work_is_taken_over_and_authority_only_where_it_is_the_same() {
+    for (what, change, expected) in cases() {
+        let mut a = again(&gated(&json!({"name": "low"})));
         change(&mut a);
         let begun = a.begun();
         let reuse = begun.spec.reuse.as_ref();
@@ -207,7 +211,7 @@ fn agent_is(a: &mut Again, agent: Agent) {
 #[test]
 fn four_eyes_look_at_who_made_the_new_run() {
     for (creator, counts) in [("ann", false), ("bob", true)] {
-        let mut a = again(&gated(json!({"fourEyes": true})));
+        let mut a = again(&gated(&json!({"fourEyes": true})));
         Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").creator = Some(creator.into());
         let begun = a.begun();
         let reuse = begun.spec.reuse.as_ref().expect("it is taken over");

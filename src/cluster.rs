@@ -4,6 +4,7 @@
 //! status and Events; `fair` shares out places between namespaces.
 
 pub mod apply;
+pub mod bounded;
 pub mod cache;
 pub mod client;
 pub mod consistency;

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod build;
 pub mod claim;
+pub mod content;
 pub mod document;
 pub mod expression;
 pub mod failure;

@@ -60,10 +60,12 @@ pub enum Mutant {
     ReuseUnchecked,
     /// Attempts of an Agent start however many run.
     TurnNotAwaited,
+    /// A Document is taken for the one that was pinned, whatever it holds.
+    ContentUnchecked,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::ClaimIdNotCompared,
         Self::ClaimUnconditional,
         Self::ClaimTakenOver,
@@ -93,6 +95,7 @@ impl Mutant {
         Self::ToleranceMiscounted,
         Self::ReuseUnchecked,
         Self::TurnNotAwaited,
+        Self::ContentUnchecked,
     ];
 }
 

@@ -1,6 +1,7 @@
 //! StepRun: one execution of one step, for one item. Made by the operator only; attempts and reviews happen inside.
 //! Its status has two writers with disjoint fields: `status.agent` is the gateway's, everything else the operator's.
 
+mod made;
 mod people;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -12,6 +13,7 @@ use serde_json::Value;
 use super::schema::free_value;
 use super::step::Acceptors;
 use super::workflow::{DefinitionRef, Phase};
+pub use made::{Binding, Comparison, Reuse, ReusedGate};
 pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -126,6 +128,10 @@ pub struct DocumentRef {
     pub name: String,
     #[schemars(length(max = 80))]
     pub digest: String,
+    /// UID of the Document; absent for the members of a fan-in, whose digests say enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
     /// Set for the members of a fan-in (`type/*`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
@@ -144,30 +150,6 @@ pub struct StepRunAsk {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub deadline_seconds: Option<i64>,
-}
-
-/// The result of the StepRun of another run, taken over with its digest.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Reuse {
-    #[schemars(length(max = 253))]
-    pub step_run: String,
-    #[schemars(length(max = 64))]
-    pub uid: String,
-    #[schemars(length(max = 80))]
-    pub digest: String,
-    /// JSON text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16_384))]
-    pub output: Option<String>,
-    /// This run's copy of the document.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub document_name: Option<String>,
-    /// Who decided the gate then.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 512)))]
-    pub decided_by: Vec<String>,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -320,6 +302,8 @@ pub enum AttemptResult {
     NameConflict,
     StepRunLost,
     GateNotProven,
+    /// A Document is not what it was when it was reported, pinned or accepted, or it is gone.
+    DocumentChanged,
     /// Ended because the run was.
     Cancelled,
 }
@@ -345,6 +329,17 @@ pub struct Attempt {
     #[serde(default, rename = "jobUID", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub job_uid: Option<String>,
+    /// UID of the Agent at the launch.
+    #[serde(default, rename = "agentUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_uid: Option<String>,
+    /// `sha256:...` of what shapes the Agent's work, at the launch: its template and schemas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub agent_digest: Option<String>,
+    /// The document that the attempt made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_binding: Option<Binding>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
     pub completed_at: Time,
@@ -385,6 +380,16 @@ pub struct ResultRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub document_name: Option<String>,
+    /// What the document was when it was reported: nothing else is reviewed, accepted, published or read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_binding: Option<Binding>,
+    /// The internal Document that carries an output of more than 16 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub output_document: Option<String>,
+    /// What that Document was when it was reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_binding: Option<Binding>,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -457,10 +462,16 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub output_document: Option<String>,
+    /// What that Document was when the gateway made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_binding: Option<Binding>,
     /// The Document that the gateway made before it wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub document_name: Option<String>,
+    /// What that Document was when the gateway made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_binding: Option<Binding>,
     /// Why it failed: the agent's words, or the faults of its output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

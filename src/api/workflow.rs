@@ -99,7 +99,7 @@ pub struct WorkflowSpec {
     pub ttl_seconds_after_finished: Option<i64>,
 }
 
-/// The run that this one goes on from.
+/// The run that this one goes on from: of the same namespace, with that UID.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct RetryOf {
     #[schemars(length(min = 1, max = 52))]
@@ -110,6 +110,9 @@ pub struct RetryOf {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub from: Option<String>,
+    /// Takes results over though the Agent's template or schemas are not those that they were made with.
+    #[serde(default, rename = "keepResults", skip_serializing_if = "std::ops::Not::not")]
+    pub keep_results: bool,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

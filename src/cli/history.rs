@@ -153,7 +153,10 @@ fn decisions(said: &Said) -> String {
         .iter()
         .filter(is_told)
         .map(|g| other(&g.step_id, &format!("said after attempt {}", g.attempt), &g.by, &g.text));
-    let taken = said.taken_over.iter().map(|t| other(&t.step_id, "taken over", &t.decided_by.join(", "), &t.step_run));
+    let taken = said.taken_over.iter().map(|t| {
+        let word = if t.counts { "taken over" } else { "accepted before" };
+        other(&t.step_id, word, &t.decided_by.join(", "), &t.step_run)
+    });
     let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, row)| row).chain(guided).chain(taken).collect();
     if rows.is_empty() {
         return "nobody has decided anything in this run\n".to_owned();

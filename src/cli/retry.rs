@@ -14,8 +14,9 @@ use crate::api::{Workflow, WorkflowSpec};
 /// Run again what did not complete in a finished run, as a new run
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-Outputs, documents and decisions of what completed are taken over; the first step that did not complete starts. The
-finished run stays as it is.
+Outputs and documents of what completed are taken over; the first step that did not complete starts. So are decisions,
+where the gate asks for the same as then; else it opens again over what is there. A step whose Agent has another template
+or other schemas by now runs again, unless --keep-results. The finished run stays as it is.
 
 Examples:
   kubectl lockstep retry shop
@@ -26,6 +27,9 @@ pub struct Args {
     /// Step to start from, even if it completed
     #[arg(long, value_name = "STEP")]
     from: Option<String>,
+    /// Take results over though their Agent's template or schemas were changed since
+    #[arg(long)]
+    keep_results: bool,
     /// Name of the new run; RUN-r2, RUN-r3 ... unless told
     #[arg(long)]
     name: Option<String>,
@@ -51,7 +55,10 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
         ));
     }
     let from = args.from.as_deref().map(|step| path_of(&old, step)).transpose()?;
-    let wanted = again(&old, from);
+    let mut wanted = again(&old, from);
+    if let Some(of) = &mut wanted.spec.retry_of {
+        of.keep_results = args.keep_results;
+    }
     let mut number = number_of(&name).map_or(1, |(_, n)| n);
     let naming = match &args.name {
         Some(own) => Naming::Given(own.clone()),
@@ -83,7 +90,7 @@ fn path_of(old: &Workflow, wanted: &str) -> Result<String, Fault> {
 
 /// The same wish once more: what was said of the old run's course is left out.
 fn again(old: &Workflow, from: Option<String>) -> Workflow {
-    let retry_of = RetryOf { name: old.name_any(), uid: old.uid().unwrap_or_default(), from };
+    let retry_of = RetryOf { name: old.name_any(), uid: old.uid().unwrap_or_default(), from, keep_results: false };
     Workflow::new("", WorkflowSpec { retry_of: Some(retry_of), suspend: None, cancel: None, ..old.spec.clone() })
 }
 
@@ -126,7 +133,8 @@ mod tests {
     fn a_retry_wishes_the_same_and_names_what_it_goes_on_from() {
         let old = old();
         let new = again(&old, Some("g/b".into()));
-        let retry_of = RetryOf { name: "shop".into(), uid: "uid".into(), from: Some("g/b".into()) };
+        let retry_of =
+            RetryOf { name: "shop".into(), uid: "uid".into(), from: Some("g/b".into()), keep_results: false };
         assert_eq!(
             new.spec,
             WorkflowSpec { retry_of: Some(retry_of), cancel: None, suspend: None, ..old.spec.clone() }

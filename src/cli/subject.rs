@@ -1,11 +1,14 @@
 //! What a decision at a gate is about: output and document, read whole and held against the digests that the StepRun
 //! pins. Documents lie beside it, where others may write; what does not fit is never shown as what was reported.
 
+use std::sync::Arc;
+
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use crate::api::name;
 use crate::api::step_run::{AttemptResult, GateState, GateStatus, Report};
 use crate::api::{Document, StepRun, StepRunStatus};
+use crate::decide::content::{self, Content, Loaded};
 use crate::decide::document::OUTPUT_TYPE;
 use crate::decide::gate;
 
@@ -48,7 +51,10 @@ pub async fn load(on: &Connection, step: &StepRun) -> Result<Subject, Fault> {
         let read = on.within("read the document", on.api::<Document>().get_opt(&name)).await?;
         match read {
             Ok(Some(found)) if found.spec.document_type == OUTPUT_TYPE => subject.output = Some(found.spec.content),
-            Ok(Some(found)) => subject.document = Some(found),
+            Ok(Some(found)) => {
+                subject.trouble = exchanged(step, &found).or(subject.trouble);
+                subject.document = Some(found);
+            }
             Ok(None) => subject.trouble = Some(Trouble::Gone(format!("the document {name} is gone"))),
             Err(wrong) => subject.trouble = Some(Trouble::Unreadable(Fault::call("read the document", &wrong).text)),
         }
@@ -58,6 +64,13 @@ pub async fn load(on: &Connection, step: &StepRun) -> Result<Subject, Fault> {
         subject.trouble = unbound(step, subject.output.as_deref(), document).map(Trouble::Exchanged);
     }
     Ok(subject)
+}
+
+/// Whether another Document lies under the name of the one that was reported.
+fn exchanged(step: &StepRun, found: &Document) -> Option<Trouble> {
+    let pin = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(content::document_of)?;
+    let loaded = Loaded::new(Arc::new(found.clone()));
+    Content::of(&pin, Some(&loaded)).err().map(|changed| Trouble::Exchanged(changed.to_string()))
 }
 
 /// The document of the round before, where this one makes another: what a second look is compared with.

@@ -289,7 +289,12 @@ shop  Running  5m03s  waits for 1 gate
     #[test]
     fn the_course_of_a_run_is_told() {
         let (mut run, _) = sample::shop();
-        let old = crate::api::workflow::RetryOf { name: "old".into(), uid: "u".into(), from: Some("b".into()) };
+        let old = crate::api::workflow::RetryOf {
+            name: "old".into(),
+            uid: "u".into(),
+            from: Some("b".into()),
+            ..Default::default()
+        };
         run.spec = crate::api::WorkflowSpec { suspend: Some(true), retry_of: Some(old), ..Default::default() };
         let open = course(&run, Phase::Suspended);
         assert_eq!(open, ["suspended, nothing new starts until kubectl lockstep resume shop", "retry of old from b"]);

@@ -1,13 +1,14 @@
 //! Carries effects out, in order, up to the first failure. Doing it twice is the same as once: names come from identity,
 //! AlreadyExists under our owner is success, NotFound on delete is success.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 
 use futures::stream::{self, TryStreamExt};
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::ObjectMeta;
-use kube::{Api, Client, Resource};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -19,7 +20,8 @@ use crate::api::document::DocumentStatus;
 use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::api::step_run::JobRef;
 use crate::api::{Document, StepRun, Workflow};
-use crate::decide::{Effect, Kept, seen};
+use crate::decide::plan::Seen;
+use crate::decide::{Effect, Kept, document, seen};
 
 /// Creates of one pass that are under way at a time.
 const AT_ONCE: usize = 16;
@@ -41,8 +43,31 @@ pub async fn apply(
     consistency: &Consistency,
 ) -> Result<Applied, Error> {
     let mut applied = Applied::default();
+    // Documents that this plan made, as the API server gave them back.
+    let mut made: HashMap<String, Document> = HashMap::new();
     let step_runs = |a: &Effect, b: &Effect| matches!((a, b), (Effect::CreateStepRun(_), Effect::CreateStepRun(_)));
     for alike in effects.chunk_by(step_runs) {
+        if let [Effect::CreateDocument(object)] = alike {
+            let there = create(client, namespace, "Document", object.as_ref()).await?;
+            made.insert(there.name_any(), there);
+            continue;
+        }
+        if let [Effect::SetDocumentStatus { name, seen, status }] = alike {
+            let at = match (seen, made.get(name)) {
+                (Some(seen), _) => Some(seen.clone()),
+                // An earlier pass came further than its status write: it stands as it was published then.
+                (None, Some(there)) if document::has_standing(there) => None,
+                (None, Some(there)) => Some(Seen {
+                    uid: there.uid().unwrap_or_default(),
+                    resource_version: there.resource_version().unwrap_or_default(),
+                }),
+                (None, None) => None,
+            };
+            if let Some(at) = at {
+                set_document_status(client, namespace, (name, &at), status).await?;
+            }
+            continue;
+        }
         if let [effect] = alike {
             let one = one(client, namespace, effect, consistency).await?;
             applied = Applied { version: one.version.or(applied.version), job: one.job.or(applied.job) };
@@ -63,9 +88,8 @@ async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Co
         Effect::CreateRevision(object) => {
             create(client, namespace, "ControllerRevision", object.as_ref()).await?;
         }
-        Effect::CreateDocument(object) => {
-            create(client, namespace, "Document", object.as_ref()).await?;
-        }
+        // In order, by `apply`: the second is about what the first gave.
+        Effect::CreateDocument(_) | Effect::SetDocumentStatus { .. } => {}
         Effect::CreateStepRun(object) => {
             create(client, namespace, "StepRun", object.as_ref()).await?;
         }
@@ -79,9 +103,6 @@ async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Co
             Kept::Document => delete::<Document>(client, namespace, name, uid).await?,
             Kept::Workflow => delete::<Workflow>(client, namespace, name, uid).await?,
         },
-        Effect::SetDocumentStatus { name, status } => {
-            set_document_status(client, namespace, name, status).await?;
-        }
         Effect::EmptyMailbox { step_run, resource_version, keys } => {
             let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
             consistency.wrote(&emptied.metadata);
@@ -91,6 +112,7 @@ async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Co
     Ok(Applied::default())
 }
 
+/// What is there then.
 async fn create<K>(client: &Client, namespace: &str, kind: &'static str, object: &K) -> Result<K, Error>
 where
     K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -155,17 +177,19 @@ where
     }
 }
 
+/// By compare-and-swap: what was deleted, made again or written to since is decided on anew.
 async fn set_document_status(
     client: &Client,
     namespace: &str,
-    name: &str,
+    (name, at): (&str, &Seen),
     status: &DocumentStatus,
 ) -> Result<(), Error> {
     let api: Api<Document> = Api::namespaced(client.clone(), namespace);
-    let patch = Patch::Merge(json!({"status": status}));
+    let patch =
+        Patch::Merge(json!({"metadata": {"uid": at.uid, "resourceVersion": at.resource_version}, "status": status}));
     match bounded("PATCH documents/status", api.patch_status(name, &PatchParams::default(), &patch)).await {
         Ok(_) => Ok(()),
-        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) if error.is_not_found() => Err(Error::Stale(name.to_owned())),
         Err(error) => Err(error),
     }
 }

@@ -1,38 +1,34 @@
 //! Contents of Documents and pinned definitions: immutable, fetched when needed, kept within a byte bound.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::{Api, Client};
 
 use super::Error;
+use super::bounded::Bounded;
 use super::client::bounded;
 use crate::api::Document;
 use crate::api::definition::Definition;
+use crate::api::workflow::DefinitionRef;
+use crate::decide::content::{Changed, Content, Loaded, Pin};
 use crate::decide::settled::Settled;
 
-const BYTES: usize = 32 * 1024 * 1024;
-const DEFINITIONS: usize = 256;
+const CONTENT_BYTES: usize = 32 * 1024 * 1024;
+const DEFINITION_BYTES: usize = 16 * 1024 * 1024;
 
-/// Bounded stores, the oldest goes first. Keyed by UID: what a UID once held never changes.
-#[derive(Default)]
+/// What was fetched, with its digest. Contents by the UID of their Document, definitions by that of their run and by the
+/// digest that they were compared with: what a UID once held never changes, and what is kept was verified.
 pub struct Contents {
-    texts: Mutex<Texts>,
-    definitions: Mutex<Definitions>,
+    texts: Bounded<Loaded>,
+    definitions: Bounded<Definition>,
 }
 
-#[derive(Default)]
-struct Texts {
-    by_uid: HashMap<String, Arc<str>>,
-    order: VecDeque<String>,
-    bytes: usize,
-}
-
-#[derive(Default)]
-struct Definitions {
-    by_uid: HashMap<String, Arc<Definition>>,
-    order: VecDeque<String>,
+impl Default for Contents {
+    fn default() -> Self {
+        Self { texts: Bounded::new(CONTENT_BYTES), definitions: Bounded::new(DEFINITION_BYTES) }
+    }
 }
 
 /// What passes found to be settled, by the run's UID; the run that was looked at longest ago goes first.
@@ -74,36 +70,44 @@ impl Memory {
 }
 
 impl Contents {
-    /// The content of a Document, none if it is gone.
-    pub async fn text(&self, client: &Client, document: &Document) -> Result<Option<Arc<str>>, Error> {
-        let meta = &document.metadata;
-        let (Some(uid), Some(name), Some(namespace)) = (&meta.uid, &meta.name, &meta.namespace) else {
-            return Ok(None);
-        };
-        if let Some(found) = self.texts.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(uid) {
-            return Ok(Some(Arc::clone(found)));
+    /// The content of the Document that is meant; the error says what is there instead.
+    pub async fn content(
+        &self,
+        client: &Client,
+        namespace: &str,
+        pin: &Pin,
+    ) -> Result<std::result::Result<Content, Changed>, Error> {
+        let kept = pin.uid.as_ref().and_then(|uid| self.texts.get(uid));
+        if let Some(Ok(content)) = kept.map(|kept| Content::of(pin, Some(&kept))) {
+            return Ok(Ok(content));
         }
         let api: Api<Document> = Api::namespaced(client.clone(), namespace);
-        let found = bounded("GET documents", api.get_opt(name)).await?.filter(|d| d.metadata.uid.as_ref() == Some(uid));
-        let Some(found) = found else { return Ok(None) };
-        let text: Arc<str> = found.spec.content.into();
-        self.texts.lock().unwrap_or_else(PoisonError::into_inner).keep(uid, &text);
-        Ok(Some(text))
+        let found = bounded("GET documents", api.get_opt(&pin.name)).await?;
+        let loaded = found.map(|document| Loaded::new(Arc::new(document)));
+        let content = Content::of(pin, loaded.as_ref());
+        if let (Ok(_), Some(loaded)) = (&content, loaded)
+            && let Some(uid) = loaded.document().metadata.uid.clone()
+        {
+            let bytes = loaded.bytes();
+            self.texts.keep(uid, Arc::new(loaded), bytes);
+        }
+        Ok(content)
     }
 
-    /// The definition that a run pinned: owned by it, none if it is gone or another's.
+    /// The definition that a run pinned: owned by it and with the pinned digest; none if it is gone or another.
     pub async fn definition(
         &self,
         client: &Client,
         namespace: &str,
-        revision: &str,
+        pinned: &DefinitionRef,
         workflow_uid: &str,
     ) -> Result<Option<Arc<Definition>>, Error> {
-        if let Some(found) = self.definitions.lock().unwrap_or_else(PoisonError::into_inner).by_uid.get(workflow_uid) {
-            return Ok(Some(Arc::clone(found)));
+        let key = format!("{namespace}/{workflow_uid}/{}", pinned.digest);
+        if let Some(found) = self.definitions.get(&key) {
+            return Ok(Some(found));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let Some(found) = bounded("GET controllerrevisions", api.get_opt(revision)).await? else {
+        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&pinned.revision_name)).await? else {
             return Ok(None);
         };
         let ours = found
@@ -112,40 +116,20 @@ impl Contents {
             .iter()
             .flatten()
             .any(|o| o.controller == Some(true) && o.uid == workflow_uid);
-        let definition = found.data.filter(|_| ours).and_then(|data| serde_json::from_value::<Definition>(data.0).ok());
-        let Some(definition) = definition else {
+        let Some(data) = found.data.filter(|_| ours).map(|data| data.0) else {
             return Ok(None);
         };
-        let definition = Arc::new(definition);
-        self.definitions.lock().unwrap_or_else(PoisonError::into_inner).keep(workflow_uid, &definition);
-        Ok(Some(definition))
-    }
-}
-
-impl Texts {
-    fn keep(&mut self, uid: &str, text: &Arc<str>) {
-        self.bytes += text.len();
-        self.order.push_back(uid.to_owned());
-        self.by_uid.insert(uid.to_owned(), Arc::clone(text));
-        while self.bytes > BYTES {
-            let Some(oldest) = self.order.pop_front() else {
-                break;
-            };
-            if let Some(gone) = self.by_uid.remove(&oldest) {
-                self.bytes -= gone.len();
+        let bytes = data.to_string().len();
+        match Definition::pinned(data, &pinned.digest) {
+            Ok(definition) => {
+                let definition = Arc::new(definition);
+                self.definitions.keep(key, Arc::clone(&definition), bytes);
+                Ok(Some(definition))
             }
-        }
-    }
-}
-
-impl Definitions {
-    fn keep(&mut self, uid: &str, definition: &Arc<Definition>) {
-        self.order.push_back(uid.to_owned());
-        self.by_uid.insert(uid.to_owned(), Arc::clone(definition));
-        if self.order.len() > DEFINITIONS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.by_uid.remove(&oldest);
+            Err(why) => {
+                tracing::error!(namespace, revision = pinned.revision_name, %why, "a definition is not the pinned one");
+                Ok(None)
+            }
         }
     }
 }

@@ -20,14 +20,16 @@ use super::evaluator::{Evaluator, Kind};
 use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
-use super::world::{World, controller_uid};
+use super::world::{World, controller_uid, run_key};
 use crate::api::name::{self, LABEL_WORKFLOW};
 use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Document, StepRun, Workflow};
 use crate::decide::build::Surroundings;
+use crate::decide::content::{self, Changed, Found, Pin};
 use crate::decide::gate::Guard;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
+use crate::decide::workflow::Previous;
 use crate::decide::{document, seen, step_run, workflow};
 
 /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
@@ -65,7 +67,7 @@ impl Observer {
         let template = workflow.spec.template_ref.as_ref().and_then(|t| self.world.templates.get(&namespace, &t.name));
         let pinned = workflow.status.as_ref().and_then(|s| s.definition.clone());
         let definition = match &pinned {
-            Some(pinned) => self.contents.definition(&self.client, &namespace, &pinned.revision_name, &uid).await?,
+            Some(pinned) => self.contents.definition(&self.client, &namespace, pinned, &uid).await?,
             None => None,
         };
         let steps = match (&definition, &template) {
@@ -84,7 +86,7 @@ impl Observer {
         if settled.late != late {
             Arc::make_mut(&mut settled).late = late;
         }
-        let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
+        let previous = self.previous(&workflow, &namespace).await?;
         Ok(workflow::Observed {
             template,
             definition,
@@ -92,7 +94,7 @@ impl Observer {
             step_runs,
             documents,
             contents: BTreeMap::new(),
-            previous: of.map(|of| self.world.step_runs.table(&of.uid)),
+            previous,
             settled,
             evaluator: self.evaluator.for_pass(Kind::Workflow, &namespace, &workflow.name_any()),
             now: now(),
@@ -100,8 +102,29 @@ impl Observer {
         })
     }
 
+    /// The run that this one goes on from. That it is not there is the fault of a run that begins: only the API server
+    /// says so. Later it may go, and takes what it had with it.
+    async fn previous(&self, workflow: &Workflow, namespace: &str) -> Result<Option<Previous>, Error> {
+        let status = workflow.status.as_ref();
+        let Some(of) = workflow.spec.retry_of.as_ref().filter(|_| status.is_none_or(|s| s.completed_at.is_none()))
+        else {
+            return Ok(None);
+        };
+        let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), creator: None };
+        let run = self.run_of(namespace, &identity).await?;
+        if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
+            return Ok(None);
+        }
+        let pinned = run.as_ref().and_then(|run| run.status.as_ref()?.definition.as_ref());
+        let definition = match pinned {
+            Some(pinned) => self.contents.definition(&self.client, namespace, pinned, &of.uid).await?,
+            None => None,
+        };
+        Ok(Some(Previous { step_runs: self.world.step_runs.table(&run_key(namespace, &of.uid)), definition }))
+    }
+
     async fn step_runs(&self, workflow: &Workflow, namespace: &str, uid: &str) -> Result<Table<StepRun>, Error> {
-        let mut found = self.world.step_runs.table(uid);
+        let mut found = self.world.step_runs.table(&run_key(namespace, uid));
         if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
             return Ok(found);
         }
@@ -141,7 +164,9 @@ impl Observer {
         let namespace = workflow.namespace().unwrap_or_default();
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
-            if self.world.documents.get(&namespace, &name).is_some_and(|d| document::is_published(&d)) {
+            // What carries an output is never published: it is enough that it is there.
+            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            if self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
                 continue;
             }
             late.extend(step_run);
@@ -158,17 +183,39 @@ impl Observer {
         bounded("GET documents", api.get_opt(name)).await
     }
 
-    /// Fetches the contents of these documents; one that is gone is empty.
-    pub async fn read(&self, observed: &mut workflow::Observed, names: &BTreeSet<String>) -> Result<(), Error> {
+    /// Fetches the contents of these documents, each compared with what is meant.
+    pub async fn read(&self, observed: &mut workflow::Observed, pins: &BTreeSet<Pin>) -> Result<(), Error> {
         let namespace = observed.workflow.namespace().unwrap_or_default();
-        for name in names {
-            let text = match self.world.documents.get(&namespace, name) {
-                Some(cached) => self.contents.text(&self.client, &cached).await?,
-                None => self.live_document(&namespace, name).await?.map(|d| Arc::from(d.spec.content)),
-            };
-            observed.contents.insert(name.clone(), text.unwrap_or_else(|| Arc::from("")));
+        for pin in pins {
+            let content = self.contents.content(&self.client, &namespace, pin).await?;
+            // A difference counts once the cache has it, too: until then the choice may have been made on an old copy.
+            let cached = self.world.documents.get(&namespace, &pin.name).and_then(|d| d.uid());
+            if content.is_err() && cached.is_some() && cached == pin.uid {
+                let live = self.live_document(&namespace, &pin.name).await?.and_then(|d| d.uid());
+                if live != cached {
+                    return Err(Error::Stale(pin.name.clone()));
+                }
+            }
+            observed.contents.insert(pin.clone(), content);
         }
         Ok(())
+    }
+
+    /// The first of the documents that an attempt is to read and that is not what was pinned. The cache knows UIDs and
+    /// digests; that one differs only the API server says.
+    async fn changed_input(&self, o: &step_run::Observed) -> Result<Option<Changed>, Error> {
+        let (spec, namespace) = (&o.step_run.spec, o.step_run.namespace().unwrap_or_default());
+        let step = o.definition.as_ref().and_then(|d| d.step(&spec.path));
+        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
+        for pin in content::inputs(&o.step_run, produces) {
+            if self.world.documents.get(&namespace, &pin.name).is_some_and(|d| pin.is_met_by(&d)) {
+                continue;
+            }
+            if let Err(changed) = self.contents.content(&self.client, &namespace, &pin).await? {
+                return Ok(Some(changed));
+            }
+        }
+        Ok(None)
     }
 
     /// What the decision about a StepRun needs.
@@ -181,9 +228,7 @@ impl Observer {
         let definition = if done {
             None
         } else {
-            self.contents
-                .definition(&self.client, &namespace, &step_run.spec.definition.revision_name, &identity.uid)
-                .await?
+            self.contents.definition(&self.client, &namespace, &step_run.spec.definition, &identity.uid).await?
         };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = seen::job_name(&step_run, attempt);
@@ -191,10 +236,13 @@ impl Observer {
         let jobs = self.jobs(&step_run, hold).await?;
         let pods = self.pods(&step_run, &jobs);
         let looks = !done || self.publishes(&step_run, &namespace);
-        let reported = if looks { self.result_document(&step_run, &namespace).await? } else { None };
-        let siblings = reported
-            .as_ref()
-            .map(|d| document::siblings(&self.world.documents.table(&namespace), d))
+        let made = content::made(&step_run).filter(|_| looks).unwrap_or_default();
+        let document = self.found(&namespace, made.document_name.as_deref()).await?;
+        let gated = step_run.spec.gate.is_some() && !done;
+        let output = self.found(&namespace, made.output_document.as_deref().filter(|_| gated)).await?;
+        let siblings = document
+            .loaded()
+            .map(|d| document::siblings(&self.world.documents.table(&namespace), d.document()))
             .unwrap_or_default();
         let mut observed = step_run::Observed {
             hold,
@@ -210,11 +258,23 @@ impl Observer {
             evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
             now: now(),
             definition,
-            document: reported,
+            document,
             siblings,
+            output,
+            changed_input: None,
             step_run,
         };
         observed.slot = self.slot(&observed, workflow.as_deref());
+        if step_run::need(&observed) == Need::Launch {
+            // The run's own pass finds the same, and ends it.
+            if observed.definition.is_none() {
+                return Err(Error::Unusable(format!(
+                    "the pinned definition of {} is gone, or is another one",
+                    observed.step_run.name_any()
+                )));
+            }
+            observed.changed_input = self.changed_input(&observed).await?;
+        }
         if step_run::needs_guard(&observed) {
             observed.guard = self.guard.check(&self.client, &observed.step_run).await?;
         }
@@ -321,15 +381,12 @@ impl Observer {
         }
     }
 
-    /// The Document that a report or a result names, with its content: the cache keeps none.
-    async fn result_document(&self, step_run: &StepRun, namespace: &str) -> Result<Option<Arc<Document>>, Error> {
-        let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
-        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.as_ref());
-        let Some(name) = reused.or_else(|| report?.document_name.as_ref()) else {
-            return Ok(None);
-        };
-        let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
-        Ok(bounded("GET documents", api.get_opt(name)).await?.map(Arc::new))
+    /// A Document that was made, with its content: the cache keeps none, and is not asked what there is.
+    async fn found(&self, namespace: &str, name: Option<&str>) -> Result<Found, Error> {
+        match name {
+            Some(name) => Ok(Found::of(self.live_document(namespace, name).await?.map(Arc::new))),
+            None => Ok(Found::NotAsked),
+        }
     }
 
     /// Whether its document may still have to be published: the cache is not believed that it has not been.

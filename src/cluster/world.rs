@@ -16,7 +16,7 @@ pub struct World {
     pub agents: Arc<Cache<Agent>>,
     pub templates: Arc<Cache<WorkflowTemplate>>,
     pub workflows: Arc<Cache<Workflow>>,
-    /// Under the UID of their Workflow, and under `agent NAMESPACE/NAME`.
+    /// Under `NAMESPACE/UID` of their Workflow, and under `agent NAMESPACE/NAME`.
     pub step_runs: Arc<Cache<StepRun>>,
     /// Under their namespace; contents are fetched when needed.
     pub documents: Arc<Cache<Document>>,
@@ -63,12 +63,18 @@ fn workflow_keys(workflow: &Workflow) -> Vec<String> {
 
 fn step_run_keys(step_run: &StepRun) -> Vec<String> {
     let namespace = step_run.namespace().unwrap_or_default();
-    let mut keys: Vec<String> = controller_uid(&step_run.metadata, "Workflow").into_iter().collect();
+    let run = controller_uid(&step_run.metadata, "Workflow");
+    let mut keys: Vec<String> = run.map(|uid| run_key(&namespace, &uid)).into_iter().collect();
     let open = step_run.status.as_ref().is_none_or(|s| s.completed_at.is_none());
     if open {
         keys.push(format!("agent {namespace}/{}", step_run.spec.agent_id));
     }
     keys
+}
+
+/// Under what the StepRuns of a run are kept: an owner of another namespace is none.
+pub fn run_key(namespace: &str, uid: &str) -> String {
+    format!("{namespace}/{uid}")
 }
 
 fn pod_keys(pod: &Pod) -> Vec<String> {

@@ -12,7 +12,7 @@ use crate::cluster::Error;
 use crate::cluster::evaluator::Kind;
 use crate::cluster::observe::now;
 use crate::decide::expression::Evaluate;
-use crate::decide::{self, Effect, Plan};
+use crate::decide::{self, Plan};
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;
@@ -80,7 +80,6 @@ fn evaluator(context: &Context, kind: Kind, of: &impl ResourceExt) -> Arc<dyn Ev
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
     let observed = context.observer.put_document(document).await?;
     let status = decide::document::standing(&observed.0, &observed.1);
-    let effects =
-        status.into_iter().map(|status| Effect::SetDocumentStatus { name: observed.0.name_any(), status }).collect();
+    let effects = status.into_iter().map(|status| decide::document::set_status(&observed.0, status)).collect();
     context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, (), _| {}).await
 }

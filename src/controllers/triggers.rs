@@ -13,7 +13,7 @@ use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
 use crate::cluster::evaluator::{Evaluator, Kind};
 use crate::cluster::slots::Slots;
-use crate::cluster::world::World;
+use crate::cluster::world::{World, run_key};
 use crate::decide::document;
 use crate::decide::step_run::{Hold, hold};
 
@@ -75,7 +75,10 @@ impl Triggers {
     pub async fn workflow(&self, world: &World, workflow: &Workflow) {
         send(&self.workflows, ObjectRef::from_obj(workflow)).await;
         if self.concerns_steps(world, workflow) {
-            for step_run in world.step_runs.under(&workflow.uid().unwrap_or_default()) {
+            for step_run in world
+                .step_runs
+                .under(&run_key(&workflow.namespace().unwrap_or_default(), &workflow.uid().unwrap_or_default()))
+            {
                 send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
             }
         }

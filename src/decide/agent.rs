@@ -3,17 +3,30 @@
 mod template;
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::expression::Evaluate;
 use super::validate;
 use crate::api::agent::{Agent, AgentStatus};
 use crate::api::condition::{self, Truth};
+use crate::api::definition::canonical_digest;
 use crate::api::workflow_template::{WorkflowTemplate, WorkflowTemplateStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Name of the container that is the agent.
 pub const CONTAINER: &str = "agent";
+
+/// `sha256:...` of what shapes an Agent's work: its template and its schemas. How many of it run at once, how long they
+/// may take and how often they are repeated is no part of it.
+pub fn work_digest(agent: &Agent) -> String {
+    let spec = &agent.spec;
+    let schema = |schema: &Option<Map<String, Value>>| schema.clone().map_or(Value::Null, Value::Object);
+    canonical_digest(&Value::from_iter([
+        ("template", Value::Object(spec.template.clone())),
+        ("parametersSchema", schema(&spec.parameters_schema)),
+        ("outputSchema", schema(&spec.output_schema)),
+    ]))
+}
 
 /// All faults of an Agent.
 pub fn faults(agent: &Agent, evaluator: &dyn Evaluate) -> Vec<String> {

@@ -31,6 +31,9 @@ use crate::protocol::{env, path};
 
 /// On a Job: the generation of the Agent that it was made from.
 pub const ANNOTATION_AGENT_GENERATION: &str = "lockstep.dev/agent-generation";
+/// On a Job: the UID of that Agent, and the digest of what shapes its work.
+pub const ANNOTATION_AGENT_UID: &str = "lockstep.dev/agent-uid";
+pub const ANNOTATION_AGENT_DIGEST: &str = "lockstep.dev/agent-digest";
 const VOLUME: &str = "lockstep";
 /// Where the volume lies in the init container: the image has a file where the agent has the folder.
 const INSTALL_ROOT: &str = "/shared";
@@ -186,10 +189,7 @@ pub fn job(
             name: Some(job_name(step_run, status, attempt)),
             namespace: meta.namespace.clone(),
             labels: Some(labels),
-            annotations: Some(
-                [(ANNOTATION_AGENT_GENERATION.to_owned(), agent.metadata.generation.unwrap_or_default().to_string())]
-                    .into(),
-            ),
+            annotations: Some(made_from(agent)),
             owner_references: Some(vec![owner(step_run, true)]),
             ..ObjectMeta::default()
         },
@@ -205,6 +205,17 @@ pub fn job(
         }),
         status: None,
     })
+}
+
+/// What an attempt's record says it ran with.
+fn made_from(agent: &Agent) -> BTreeMap<String, String> {
+    [
+        (ANNOTATION_AGENT_GENERATION, agent.metadata.generation.unwrap_or_default().to_string()),
+        (ANNOTATION_AGENT_UID, agent.metadata.uid.clone().unwrap_or_default()),
+        (ANNOTATION_AGENT_DIGEST, super::agent::work_digest(agent)),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
 fn pod_template(

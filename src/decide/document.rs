@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
 
+use super::content::Content;
+use super::plan::{Effect, Seen};
 use crate::api::document::{Document, DocumentPhase, DocumentStatus, Scope};
 use crate::api::name;
 use crate::api::step::{Produces, WiderScope};
@@ -150,23 +152,49 @@ pub fn pinned(document: &Document, key: Option<String>) -> DocumentRef {
         scope_id: document.spec.scope_id.clone(),
         name: document.metadata.name.clone().unwrap_or_default(),
         digest: document.status.as_ref().and_then(|s| s.digest.clone()).unwrap_or_default(),
+        uid: document.metadata.uid.clone().filter(|_| key.is_none()),
         key,
     }
 }
 
-/// The status that publishes a document: the next revision of its type in its scope.
-pub fn published(document: &Document, siblings: &[Arc<Document>]) -> DocumentStatus {
+/// The status that publishes a document of a step: what was reported, and nothing else.
+pub fn published(content: &Content, siblings: &[Arc<Document>]) -> DocumentStatus {
+    put(content.document(), content.digest().to_owned(), siblings)
+}
+
+/// The status that publishes a document that is put in this pass, or was put by a person: whatever it holds.
+pub fn put_up(document: &Document, siblings: &[Arc<Document>]) -> DocumentStatus {
+    put(document, name::digest_bytes(document.spec.content.as_bytes()), siblings)
+}
+
+/// The next revision of its type in its scope.
+fn put(document: &Document, digest: String, siblings: &[Arc<Document>]) -> DocumentStatus {
     let last = siblings
         .iter()
         .filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document))
         .map(|d| revision(d))
         .max()
         .unwrap_or_default();
-    DocumentStatus {
-        phase: Some(DocumentPhase::Published),
-        revision: Some(last + 1),
-        digest: Some(name::digest_bytes(document.spec.content.as_bytes())),
+    DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(last + 1), digest: Some(digest) }
+}
+
+/// Writes a status to the very object that was decided on.
+pub fn set_status(document: &Document, status: DocumentStatus) -> Effect {
+    let meta = &document.metadata;
+    Effect::SetDocumentStatus {
+        name: meta.name.clone().unwrap_or_default(),
+        seen: Some(Seen {
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.clone().unwrap_or_default(),
+        }),
+        status,
     }
+}
+
+/// Makes a document and publishes it, both in one pass.
+pub fn create(document: Document, status: DocumentStatus) -> [Effect; 2] {
+    let name = document.metadata.name.clone().unwrap_or_default();
+    [Effect::CreateDocument(Box::new(document)), Effect::SetDocumentStatus { name, seen: None, status }]
 }
 
 fn shares_place(a: &Document, b: &Document) -> bool {
@@ -181,7 +209,7 @@ pub fn standing(document: &Document, siblings: &[Arc<Document>]) -> Option<Docum
     let status = document.status.clone().unwrap_or_default();
     let newer = |d: &Arc<Document>| shares_place(d, document) && is_published(d) && revision(d) > revision(document);
     match status.phase {
-        None if !of_a_run => Some(published(document, siblings)),
+        None if !of_a_run => Some(put_up(document, siblings)),
         Some(DocumentPhase::Published) if siblings.iter().any(newer) => {
             Some(DocumentStatus { phase: Some(DocumentPhase::Superseded), ..status })
         }

@@ -123,6 +123,7 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
         | R::ExpressionError
         | R::OutputTooLarge
         | R::StepRunLost
+        | R::DocumentChanged
         | R::GateNotProven
         | R::Cancelled => (counts, Next::Fail),
     }
@@ -171,6 +172,7 @@ mod tests {
             R::ExpressionError,
             R::OutputTooLarge,
             R::StepRunLost,
+            R::DocumentChanged,
             R::GateNotProven,
             R::Cancelled,
         ] {

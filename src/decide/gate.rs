@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::api::condition::clip;
 use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use crate::api::step_run::{Decision, GateState, GateStatus, Reuse, StepRun, StepRunGate, StepRunStatus};
+use crate::api::step_run::{
+    Comparison, Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus,
+};
 use crate::mutant::{self, Mutant};
 
 /// Decisions kept, the newest; the API server's audit log has them all.
@@ -181,26 +183,55 @@ pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About
     decided
 }
 
-/// The decisions that another run's gate was accepted with: a person counts once, and whoever made this run not at all.
-pub fn taken_over(step_run: &StepRun, reuse: &Reuse, now: &Time, digest: &str) -> Vec<Decision> {
-    let scope_id = step_run.spec.scope_chain.last().map(|s| s.scope_id.clone()).unwrap_or_default();
+/// The decisions that another run's gate was accepted with, as far as they count at this one: it asks for the same, a
+/// person counts once, and whoever made this run not at all. When they were made, and over what, stays as it was.
+pub fn taken_over(wanted: Option<&StepRunGate>, reuse: &Reuse) -> Vec<Decision> {
+    let Some(gate) = reuse.gate.as_ref().filter(|gate| gate.compares == Comparison::Same) else {
+        return Vec::new();
+    };
     let mut decisions: Vec<Decision> = Vec::new();
-    let not_by = step_run.spec.gate.as_ref().and_then(|g| g.not_by.as_ref());
-    for by in reuse.decided_by.iter().filter(|by| Some(*by) != not_by) {
-        if decisions.iter().all(|d| d.decided_by != *by) {
-            decisions.push(Decision {
-                document_type: step_run.spec.path.clone(),
-                scope_id: scope_id.clone(),
-                accepted: true,
-                comment: Some(clip(&format!("accepted in StepRun {} ({})", reuse.step_run, reuse.uid), 4096)),
-                decided_by: by.clone(),
-                decided_at: now.clone(),
-                digest: digest.to_owned(),
-                round: 1,
-            });
+    let not_by = wanted.and_then(|g| g.not_by.as_ref());
+    for d in gate.decisions.iter().filter(|d| d.accepted && Some(&d.decided_by) != not_by) {
+        if decisions.iter().all(|known| known.decided_by != d.decided_by) {
+            let there = format!("accepted in StepRun {} ({})", reuse.step_run, reuse.uid);
+            let words = d.comment.as_deref().filter(|c| !c.starts_with("accepted in StepRun "));
+            let comment = words.map_or_else(|| there.clone(), |words| format!("{there}: {words}"));
+            decisions.push(Decision { comment: Some(clip(&comment, 4096)), round: 1, ..d.clone() });
         }
     }
     decisions
+}
+
+/// What of another gate a StepRun carries with it: the acceptances of its last round.
+pub fn reused(gate: &GateStatus, compares: Comparison) -> ReusedGate {
+    let accepted = gate.decisions.iter().filter(|d| d.accepted && d.round == gate.round).take(16);
+    let brief = |d: &Decision| Decision { comment: d.comment.as_deref().map(|c| clip(c, 1024)), ..d.clone() };
+    ReusedGate { compares, decisions: accepted.map(brief).collect() }
+}
+
+/// Whether what was decided there opens this gate, too.
+pub fn still_opens(wanted: Option<&StepRunGate>, reuse: &Reuse) -> bool {
+    state(&taken_over(wanted, reuse), 1, wanted.map_or(1, |g| g.approvals)) == GateState::Accepted
+}
+
+/// What is said of a result that is taken over.
+pub fn told_of_reuse(step_run: &StepRun, reuse: &Reuse) -> String {
+    let from = format!("the result of StepRun {} ({})", reuse.step_run, reuse.uid);
+    let Some(wanted) = &step_run.spec.gate else { return from };
+    let then: Vec<String> = reuse
+        .gate
+        .iter()
+        .flat_map(|g| &g.decisions)
+        .map(|d| format!("{} at {}", d.decided_by, d.decided_at.0))
+        .collect();
+    let then =
+        if then.is_empty() { "accepted by nobody".to_owned() } else { format!("accepted by {}", then.join(", ")) };
+    let gate = match reuse.gate.as_ref().map(|g| g.compares) {
+        Some(Comparison::Same) if still_opens(Some(wanted), reuse) => "which counts here: the gate asks for the same",
+        Some(Comparison::Same) => "which is not enough for this run, so it is asked for anew",
+        _ => "but the gate asks for something else here, so it is asked for anew",
+    };
+    clip(&format!("{from}; gate {}: it was {then} there, {gate}", wanted.name), 900)
 }
 
 /// The state that the decisions of a round add up to.

@@ -14,11 +14,12 @@ use std::sync::Arc;
 
 pub use tally::Tally;
 
+use super::content::Pin;
 use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
-use super::step_run::{POLICIES, is_published_late};
+use super::step_run::{POLICIES, has_changed, is_published_late};
 use super::{build, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
@@ -33,10 +34,8 @@ use crate::mutant::{self, Mutant};
 /// The findings.
 #[derive(Default)]
 pub struct Stand {
-    /// StepRuns to make now, with the item keys of each.
-    pub creates: Vec<(StepRunSpec, Vec<String>)>,
-    /// Documents that are taken over from another run, to be made before.
-    pub copies: Vec<(Document, DocumentStatus)>,
+    /// StepRuns to make now.
+    pub creates: Vec<Beginning>,
     /// By path, in file order.
     pub steps: Vec<StepStatus>,
     pub active: Vec<String>,
@@ -69,6 +68,16 @@ impl Stand {
     }
 }
 
+/// A StepRun to be made.
+#[derive(Clone, Debug)]
+pub struct Beginning {
+    pub spec: StepRunSpec,
+    /// Keys of the items around it.
+    pub keys: Vec<String>,
+    /// Documents that it takes over from another run, to be made before; those that are found by others have a status.
+    pub copies: Vec<(Document, Option<DocumentStatus>)>,
+}
+
 /// A failure for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -94,8 +103,8 @@ enum Outcome {
 pub struct Walked {
     pub stand: Stand,
     pub settled: Settled,
-    /// Names of documents whose contents must be had first.
-    pub unread: BTreeSet<String>,
+    /// Documents whose contents must be had first.
+    pub unread: BTreeSet<Pin>,
     /// How many items of forEach were looked at: what a pass costs.
     pub looked: usize,
 }
@@ -230,14 +239,17 @@ impl<'a> Walk<'a> {
         Outcome::Open
     }
 
-    /// Whether its document, which was accepted, cannot be seen by others yet: that is a moment after it was.
+    /// Whether its document, which was accepted, cannot be seen by others yet: that is a moment after it was. If it was
+    /// exchanged or taken away by then, the pass over the StepRun says so.
     fn is_unpublished(&self, step_run: &StepRun, path: &str, frame: &Frame) -> bool {
-        let status = step_run.status.as_ref().filter(|_| is_published_late(step_run));
+        let status = step_run.status.as_ref().filter(|_| is_published_late(step_run) && !has_changed(step_run));
         let Some(name) = status.and_then(|s| s.result.as_ref()?.document_name.as_ref()) else { return false };
-        let produces = self.sources.definition.step(path).and_then(|s| s.produces.as_ref());
-        let key = produces.map(|p| document::key_of(name, p, &self.sources.viewpoint(frame)));
-        let found = key.and_then(|key| self.o.documents.get(&key));
-        found.is_some_and(|d| !document::has_standing(d))
+        let Some(produces) = self.sources.definition.step(path).and_then(|s| s.produces.as_ref()) else { return false };
+        let key = document::key_of(name, produces, &self.sources.viewpoint(frame));
+        // One that was taken over may lie elsewhere.
+        let elsewhere = || document::named(&self.o.documents, &produces.document_type, std::slice::from_ref(name));
+        let found = self.o.documents.get(&key).or_else(elsewhere);
+        found.is_none_or(|d| !document::has_standing(d))
     }
 
     fn open(&mut self, step_run: &StepRun, phase: Option<Phase>, path: &str, frame: &Frame) {
@@ -276,7 +288,7 @@ impl<'a> Walk<'a> {
 
     fn ended(&mut self, step_run: &Arc<StepRun>, phase: Phase, path: &str, frame: &Frame) -> Outcome {
         match phase {
-            Phase::Completed => {
+            Phase::Completed if !has_changed(step_run) => {
                 self.tally(path).counts.done += 1;
                 let fresh = step_run.spec.reuse.is_none();
                 Outcome::Done(Seen { phase, output: Output::Of(Arc::clone(step_run)), fresh })
@@ -341,6 +353,11 @@ impl<'a> Walk<'a> {
                 let class = AttemptResult::ExpressionError;
                 Outcome::Failed(Failure { place: frame.place(path), class, message })
             }
+            Fault::Changed(message) => {
+                self.tally(path).counts.failed += 1;
+                let class = AttemptResult::DocumentChanged;
+                Outcome::Failed(Failure { place: frame.place(path), class, message })
+            }
         }
     }
 
@@ -370,15 +387,23 @@ impl<'a> Walk<'a> {
         self.stand.steps = steps;
         if let (Outcome::Done(seen), false) = (outcome, cut_short) {
             // A list that is too large to be read has failed before; what else cannot be read is null.
-            self.stand.output = self.sources.output(&seen.output).ok();
-            self.stand.done = Some(seen.output);
+            match self.sources.output(&seen.output) {
+                Err(Fault::Changed(message)) => {
+                    let (place, class) = (self.sources.definition.workflow.clone(), AttemptResult::DocumentChanged);
+                    self.stand.failure.get_or_insert(Failure { place, class, message });
+                }
+                read => {
+                    self.stand.output = read.ok();
+                    self.stand.done = Some(seen.output);
+                }
+            }
         }
     }
 
     /// What is made in this pass is written down in this pass: the next one then has nothing to add.
     fn latch_begun(&mut self) {
         let definition = self.sources.definition;
-        for (spec, keys) in &self.stand.creates {
+        for Beginning { spec, keys, .. } in &self.stand.creates {
             let tally = self.tallies.entry(spec.path.clone()).or_default();
             let begun = self.latched.get(&spec.path).and_then(|s| s.started_at.clone());
             tally.started_at = begun.or(tally.started_at.take()).or_else(|| Some(self.o.now.clone()));
@@ -431,7 +456,7 @@ impl<'a> Walk<'a> {
 
     /// Once something failed, what was to start behind that mark does not, and does not count.
     fn hold_back(&mut self, mark: usize) {
-        for (spec, keys) in self.stand.creates.split_off(mark.min(self.stand.creates.len())) {
+        for Beginning { spec, keys, .. } in self.stand.creates.split_off(mark.min(self.stand.creates.len())) {
             let place = keys.iter().fold(spec.path.clone(), |place, key| format!("{place}/{key}"));
             self.stand.active.retain(|a| *a != place);
             self.stand.running -= 1;

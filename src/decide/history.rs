@@ -107,6 +107,8 @@ pub struct TakenOver {
     pub step_id: String,
     pub step_run: String,
     pub decided_by: Vec<String>,
+    /// Whether it counts here; else the gate opens again.
+    pub counts: bool,
 }
 
 /// Keys of the items around a step, from the run inwards.
@@ -215,7 +217,9 @@ pub fn said(places: &[Place<'_>]) -> Said {
         let id = label(step);
         if let Some(reuse) = step.spec.reuse.as_ref().filter(|r| !r.decided_by.is_empty()) {
             let (step_run, decided_by) = (reuse.step_run.clone(), reuse.decided_by.clone());
-            said.taken_over.push(TakenOver { step_id: id.clone(), step_run, decided_by });
+            // Older versions took over whatever was decided.
+            let counts = reuse.gate.is_none() || gate::still_opens(step.spec.gate.as_ref(), reuse);
+            said.taken_over.push(TakenOver { step_id: id.clone(), step_run, decided_by, counts });
         }
         let Some(status) = &step.status else { continue };
         let decisions = status.gate.iter().flat_map(|gate| gate.decisions.clone());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rpds::RedBlackTreeMapSync;
 
+use super::content::Contents;
 use super::document::Documents;
 use super::expression::Evaluate;
 use super::settled::Settled;
@@ -31,12 +32,20 @@ pub struct Observed {
     pub step_runs: StepRuns,
     /// Of the namespace, contents left out.
     pub documents: Documents,
-    /// Contents of documents that were asked for (`Decided::unread`), by the Document's name.
-    pub contents: BTreeMap<String, Arc<str>>,
-    /// Those of the run that this one goes on from.
-    pub previous: Option<StepRuns>,
+    /// Contents of documents that were asked for (`Decided::unread`).
+    pub contents: Contents,
+    /// The run that this one goes on from, if it is in this namespace and has the UID that is named.
+    pub previous: Option<Previous>,
     /// What was found to be settled in earlier passes; losing it costs time only.
     pub settled: Arc<Settled>,
     pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
+}
+
+/// A run that another goes on from.
+#[derive(Clone, Debug, Default)]
+pub struct Previous {
+    pub step_runs: StepRuns,
+    /// What it had pinned; without it neither decisions nor answers are taken over.
+    pub definition: Option<Arc<Definition>>,
 }

@@ -22,9 +22,10 @@ pub enum Effect {
         name: String,
         uid: String,
     },
-    /// Single writer, so no version is needed.
+    /// Of the Document that was decided on; without `seen`, of the one that an effect before this one makes.
     SetDocumentStatus {
         name: String,
+        seen: Option<Seen>,
         status: DocumentStatus,
     },
     /// Removes keys from the mailbox, at that resourceVersion.
@@ -33,6 +34,13 @@ pub enum Effect {
         resource_version: String,
         keys: Vec<&'static str>,
     },
+}
+
+/// An object at a version.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    pub uid: String,
+    pub resource_version: String,
 }
 
 /// Kinds of objects that a run leaves behind and that may be taken away.

@@ -1,12 +1,13 @@
 //! What expressions see at a place of a run: only what they name is looked up.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
 use serde_json::{Map, Value, json};
 
+use super::content::{self, Content, Contents, Pin};
 use super::document::{self, Documents, Viewpoint};
 use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
 use super::gate;
@@ -87,6 +88,8 @@ impl Frame {
 pub enum Fault {
     /// Contents of documents are to be fetched first.
     Unread,
+    /// A Document is not the one that was meant.
+    Changed(String),
     Wrong(String),
 }
 
@@ -94,9 +97,9 @@ pub enum Fault {
 pub struct Sources<'a> {
     pub definition: &'a Definition,
     pub documents: &'a Documents,
-    pub contents: &'a BTreeMap<String, Arc<str>>,
-    /// Names of documents whose contents are wanted and not there.
-    pub unread: RefCell<BTreeSet<String>>,
+    pub contents: &'a Contents,
+    /// Documents whose contents are wanted and not there.
+    pub unread: RefCell<BTreeSet<Pin>>,
     pub evaluator: &'a Arc<dyn Evaluate>,
 }
 
@@ -112,12 +115,11 @@ impl Sources<'_> {
 
     /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before.
     pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Result<Scope, Fault> {
-        let before = self.unread.borrow().len();
         let d = self.definition;
         let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
         let mut scope = Scope::new(self.evaluator)
             .with("steps", self.steps(frame, used)?)
-            .with("documents", self.visible(frame, &named(used, "documents"), pinned));
+            .with("documents", self.visible(frame, &named(used, "documents"), pinned)?);
         // A run's parameters can be large: nobody gets them who does not ask.
         if variables.contains("parameters") {
             scope = scope.with("parameters", Value::Object(d.parameters.clone()));
@@ -131,7 +133,7 @@ impl Sources<'_> {
         if let (Some(key), Some(entity)) = (frame.keys.last(), frame.items.last()) {
             scope = scope.with("item", json!({"key": key, "index": entity.index}));
         }
-        if self.unread.borrow().len() > before { Err(Fault::Unread) } else { Ok(scope) }
+        Ok(scope)
     }
 
     fn steps(&self, frame: &Frame, used: &[&Expression]) -> Result<Value, Fault> {
@@ -195,20 +197,25 @@ impl Sources<'_> {
         if let Some(text) = inline {
             return Ok(read(text));
         }
-        let apart = report.and_then(|r| r.output_document.as_ref());
-        let carried =
-            apart.or(report.and_then(|r| r.document_name.as_ref())).or(reuse.and_then(|r| r.document_name.as_ref()));
-        let Some(name) = carried else { return Ok(Value::Null) };
-        let Some(text) = self.contents.get(name) else {
-            self.unread.borrow_mut().insert(name.clone());
-            return Err(Fault::Unread);
-        };
-        Ok(read(text))
+        let Some(pin) = content::carrier(step_run) else { return Ok(Value::Null) };
+        Ok(read(self.content(&pin)?.text()))
     }
 
-    fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Value {
+    /// What a Document holds, if it is the one that is meant.
+    pub fn content(&self, pin: &Pin) -> Result<&Content, Fault> {
+        match self.contents.get(pin) {
+            Some(Ok(content)) => Ok(content),
+            Some(Err(changed)) => Err(Fault::Changed(changed.to_string())),
+            None => {
+                self.unread.borrow_mut().insert(pin.clone());
+                Err(Fault::Unread)
+            }
+        }
+    }
+
+    fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Result<Value, Fault> {
         let from = self.viewpoint(frame);
-        let mut found = Map::new();
+        let (mut found, mut unread) = (Map::new(), false);
         for kind in document::types(self.documents) {
             let spellings: Vec<String> =
                 [kind.to_owned(), underscored(kind)].into_iter().filter(|s| wanted.has(s)).collect();
@@ -219,20 +226,23 @@ impl Sources<'_> {
             let Some(chosen) = by_pin.or_else(|| document::find(self.documents, kind, &from)) else {
                 continue;
             };
-            let Some(name) = chosen.metadata.name.as_ref() else { continue };
-            let Some(text) = self.contents.get(name) else {
-                self.unread.borrow_mut().insert(name.clone());
-                continue;
+            let content = match self.content(&Pin::published(chosen)) {
+                // All that is wanted is asked for at once.
+                Err(Fault::Unread) => {
+                    unread = true;
+                    continue;
+                }
+                other => other?,
             };
-            let value = match chosen.spec.format {
-                Format::Json | Format::Link => serde_json::from_str(text).unwrap_or_default(),
-                Format::Markdown | Format::Text => Value::String(text.as_ref().to_owned()),
+            let value = match content.document().spec.format {
+                Format::Json | Format::Link => serde_json::from_str(content.text()).unwrap_or_default(),
+                Format::Markdown | Format::Text => Value::String(content.text().to_owned()),
             };
             for spelling in spellings {
                 found.insert(spelling, value.clone());
             }
         }
-        Value::Object(found)
+        if unread { Err(Fault::Unread) } else { Ok(Value::Object(found)) }
     }
 }
 

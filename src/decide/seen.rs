@@ -11,8 +11,8 @@ use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
 use super::agent::CONTAINER;
-use super::build::{self, ANNOTATION_AGENT_GENERATION};
-use super::step_run::{Hold, JobSeen, PodSeen, was_launched};
+use super::build::{self, ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID};
+use super::step_run::{Hold, JobSeen, PodSeen, Ran, was_launched};
 use crate::api::condition::clip;
 use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::api::step_run::{AttemptResult, JobRef};
@@ -169,6 +169,10 @@ pub fn job(job: &Job) -> JobSeen {
         deleting: job.metadata.deletion_timestamp.is_some(),
         ended: has_ended(job),
         agent_generation: job.annotations().get(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
+        ran: Ran {
+            uid: job.annotations().get(ANNOTATION_AGENT_UID).cloned(),
+            digest: job.annotations().get(ANNOTATION_AGENT_DIGEST).cloned(),
+        },
     }
 }
 

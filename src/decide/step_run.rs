@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 
 use super::build::{self, Surroundings};
+use super::content::{self, Changed, Content, Found};
 use super::expression::Evaluate;
 use super::failure::{self, Next, Policy};
 use super::gate::{self, Guard};
@@ -36,7 +37,7 @@ use crate::api::step_run::{
 };
 use crate::api::workflow::Phase;
 use crate::mutant::{self, Mutant};
-pub use gates::is_published_late;
+pub use gates::{has_changed, is_published_late};
 pub use hold::{Hold, hold};
 pub use proof::{POLICIES, needs_guard};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
@@ -65,9 +66,13 @@ pub struct Observed {
     pub unfinished: Vec<(String, String, i32)>,
     /// Pods of all its attempts that have not ended.
     pub pods_alive: usize,
-    /// The document that the report names, and others of its type.
-    pub document: Option<Arc<Document>>,
+    /// The document that was made, and others of its type.
+    pub document: Found,
     pub siblings: Vec<Arc<Document>>,
+    /// The internal Document that carries a large output; asked for where a gate is over it.
+    pub output: Found,
+    /// What the attempt is to read and is not what was pinned; looked for before a launch.
+    pub changed_input: Option<Changed>,
     pub guard: Guard,
     pub surroundings: Arc<Surroundings>,
     pub evaluator: Arc<dyn Evaluate>,
@@ -87,7 +92,16 @@ pub enum JobSeen {
         deleting: bool,
         ended: bool,
         agent_generation: Option<i64>,
+        ran: Ran,
     },
+}
+
+/// The Agent that a Job was made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ran {
+    pub uid: Option<String>,
+    /// As `agent::work_digest` gives it.
+    pub digest: Option<String>,
 }
 
 /// What matters of a pod.
@@ -136,7 +150,12 @@ impl<'a> Pass<'a> {
         self.drop_stray_mail();
         let closing = self.closing();
         if self.gate_is(GateState::Waiting) {
-            return if closing { self.cancel() } else { self.review() };
+            if closing {
+                self.cancel();
+            } else if self.holds() {
+                self.review();
+            }
+            return;
         }
         if self.status.waiting_for.is_some() {
             return if closing { self.cancel() } else { self.answer() };
@@ -210,6 +229,46 @@ impl<'a> Pass<'a> {
         condition::clear(&mut self.status.conditions, POLICIES);
         self.status.phase = Some(phase);
         self.status.completed_at = Some(self.o.now.clone());
+    }
+
+    /// The document that was made, if it is what was reported.
+    fn content(&self) -> Result<Option<Content>, Changed> {
+        let pin = self.status.result.as_ref().and_then(content::document_of);
+        pin.map(|pin| Content::of(&pin, self.o.document.loaded())).transpose()
+    }
+
+    /// Whether what lies there is what was reported; if it is not, nothing goes on.
+    fn holds(&mut self) -> bool {
+        let Some(mut result) = self.status.result.clone() else { return true };
+        let apart = content::output_of(&result).filter(|_| self.o.step_run.spec.gate.is_some());
+        let unasked = |found: &Found| *found == Found::NotAsked;
+        if result.document_name.is_some() && unasked(&self.o.document) || apart.is_some() && unasked(&self.o.output) {
+            self.plan.look_again(Duration::from_secs(1));
+            return false;
+        }
+        let output = apart.map(|pin| Content::of(&pin, self.o.output.loaded())).transpose();
+        match self.content().and_then(|document| output.map(|output| (document, output))) {
+            Ok((document, _)) => {
+                // Reported to an older version: what is there now is bound from now on. A copy has its UID now.
+                let bound = result.document_binding.as_ref().is_some_and(|b| b.uid.is_some());
+                if let Some(document) = document.filter(|_| !bound) {
+                    result.document_binding = Some(document.binding());
+                    self.status.result = Some(result);
+                }
+                true
+            }
+            Err(changed) => {
+                self.fail_changed(&changed);
+                false
+            }
+        }
+    }
+
+    fn fail_changed(&mut self, changed: &Changed) {
+        if let Some(gate) = self.status.gate.as_mut().filter(|g| g.state == GateState::Waiting) {
+            gate.state = GateState::Closed;
+        }
+        self.fail(AttemptResult::DocumentChanged, &changed.to_string());
     }
 
     /// Ends the step without another attempt, whatever ran before.

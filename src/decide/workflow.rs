@@ -16,12 +16,13 @@ pub use committed::{Committed, committed};
 pub use needs::agent_names;
 pub use taken::name_taken;
 
-use super::graph::{self, Failure, Stand};
-pub use super::observed::{Observed, StepRuns};
+use super::content::Pin;
+use super::graph::{self, Beginning, Failure, Stand};
+pub use super::observed::{Observed, Previous, StepRuns};
 use super::scope::Start;
 use super::settled::Settled;
 use super::step_run::POLICIES;
-use super::{Effect, Plan, build, status};
+use super::{Effect, Plan, build, document, status};
 use crate::api::condition::{self, clip};
 use crate::api::definition::Definition;
 use crate::api::limits::RUN_OUTPUT_BYTES;
@@ -33,8 +34,8 @@ use crate::api::workflow::{DefinitionRef, Phase, RunOutput, WorkflowStatus};
 #[derive(Default)]
 pub struct Decided {
     pub plan: Plan<WorkflowStatus>,
-    /// Names of documents whose contents must be had first: the plan is for nothing.
-    pub unread: BTreeSet<String>,
+    /// Documents whose contents must be had first: the plan is for nothing.
+    pub unread: BTreeSet<Pin>,
     pub settled: Arc<Settled>,
 }
 
@@ -145,12 +146,13 @@ fn has_timed_out(status: &WorkflowStatus) -> bool {
 
 fn create(o: &Observed, status: &WorkflowStatus, stand: &mut Stand, plan: &mut Plan<WorkflowStatus>) {
     let session = status.session.as_ref().map(|s| s.id.clone()).unwrap_or_default();
-    for (copy, status) in std::mem::take(&mut stand.copies) {
-        let name = copy.metadata.name.clone().unwrap_or_default();
-        plan.effects.push(Effect::CreateDocument(Box::new(copy)));
-        plan.effects.push(Effect::SetDocumentStatus { name, status });
+    for (copy, status) in stand.creates.iter_mut().flat_map(|begun| std::mem::take(&mut begun.copies)) {
+        match status {
+            Some(status) => plan.effects.extend(document::create(copy, status)),
+            None => plan.effects.push(Effect::CreateDocument(Box::new(copy))),
+        }
     }
-    for (spec, keys) in std::mem::take(&mut stand.creates) {
+    for Beginning { spec, keys, .. } in std::mem::take(&mut stand.creates) {
         plan.effects.push(Effect::CreateStepRun(Box::new(build::step_run(&o.workflow, &session, spec, &keys))));
     }
 }
@@ -248,7 +250,7 @@ mod tests {
         assert!(!begins(&first));
         let status = first.status.expect("the first pass writes");
         let session = status.session.clone().expect("a session");
-        assert_eq!((session.id.as_str(), session.phase), ("w-12345678", SessionPhase::Initiated));
+        assert_eq!((session.id.as_str(), session.phase), ("_w-12345678", SessionPhase::Initiated));
         assert_eq!(session.start_time, Some(o.now.clone()));
         // Only what was stored lets the next pass begin.
         assert!(!begins(&workflow(&o)));

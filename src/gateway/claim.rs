@@ -10,13 +10,14 @@ use super::auth::{self, Act, Caller};
 use super::cluster::{add, patch_status};
 use super::context::{self, Parts};
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, cluster};
+use super::{Gateway, attempt, cluster, document};
 use crate::api::definition::Definition;
 use crate::api::limits::TIMEOUT_SECONDS;
 use crate::api::step::{Format, Step};
 use crate::api::step_run::{StepRunSpec, StepRunStatus};
-use crate::api::{Agent, Document, StepRun, name};
+use crate::api::{Agent, StepRun};
 use crate::decide::claim::{self as rules, Answer, Asker};
+use crate::decide::content::Pin;
 use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
@@ -106,23 +107,19 @@ async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Resul
     })
 }
 
-/// The document of the round before, as it lies there; none where nobody can find it any more.
+/// The document of the round before, as it was reviewed.
 async fn rejected(
     gateway: &Gateway,
     who: &AttemptRef,
     status: &StepRunStatus,
     step: &Step,
 ) -> Result<Option<InputFile>> {
-    let (Some(name), Some(produces)) = (context::rejected(who, status, step), &step.produces) else {
+    let (Some(pin), Some(produces)) = (context::rejected(who, status, step), &step.produces) else {
         return Ok(None);
     };
-    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let found = cluster::find(|| api.get(&name)).await?;
-    Ok(found.map(|document| InputFile {
-        name,
-        path: context::rejected_path(produces),
-        digest: name::digest_bytes(document.spec.content.as_bytes()),
-    }))
+    let content = document::content(gateway, &who.namespace, &pin).await?;
+    let path = context::rejected_path(produces);
+    Ok(Some(InputFile { name: pin.name, path, digest: content.digest().to_owned() }))
 }
 
 pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {
@@ -149,34 +146,23 @@ async fn formats(
 ) -> Result<HashMap<String, Format>> {
     let mut made = HashMap::new();
     produced(&definition.steps, &mut made);
-    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
     let known = |document: &crate::api::step_run::DocumentRef| {
         document.key.as_ref()?;
         made.get(document.document_type.as_str()).copied()
     };
-    let lookups: Vec<(String, Option<Format>)> =
-        spec.documents.iter().map(|document| (document.name.clone(), known(document))).collect();
+    let lookups: Vec<(Pin, Option<Format>)> =
+        spec.documents.iter().map(|document| (Pin::from(document), known(document))).collect();
     stream::iter(lookups)
-        .map(|(name, known)| {
-            let api = api.clone();
-            async move {
-                let format = match known {
-                    Some(format) => format,
-                    None => read_format(&api, &name).await?,
-                };
-                Ok::<_, Refusal>((name, format))
-            }
+        .map(|(pin, known)| async move {
+            let format = match known {
+                Some(format) => format,
+                None => document::content(gateway, &who.namespace, &pin).await?.document().spec.format,
+            };
+            Ok::<_, Refusal>((pin.name, format))
         })
         .buffered(READS_AT_ONCE)
         .try_collect()
         .await
-}
-
-async fn read_format(api: &Api<Document>, name: &str) -> Result<Format> {
-    cluster::find(|| api.get(name))
-        .await?
-        .map(|document| document.spec.format)
-        .ok_or_else(|| Refusal::new(Reason::NotFound, format!("the pinned document {name} is gone")))
 }
 
 fn produced<'a>(steps: &'a [Step], made: &mut HashMap<&'a str, Format>) {

@@ -9,6 +9,7 @@ use crate::api::definition::Definition;
 use crate::api::name;
 use crate::api::step::{Format, Produces, Step};
 use crate::api::step_run::{Attempt, AttemptResult, DocumentRef, StepRunSpec, StepRunStatus};
+use crate::decide::content::{self, Pin};
 use crate::protocol::{self, AttemptRef, Claimed, InputFile};
 
 /// All that an attempt's input is made of.
@@ -116,11 +117,10 @@ fn previous(parts: &Parts<'_>) -> Option<Value> {
     Some(previous)
 }
 
-/// Name of the Document that was rejected last: that of the newest attempt of an earlier round that succeeded.
-pub fn rejected(attempt: &AttemptRef, status: &StepRunStatus, step: &Step) -> Option<String> {
+/// The Document that was rejected last.
+pub fn rejected(attempt: &AttemptRef, status: &StepRunStatus, step: &Step) -> Option<Pin> {
     let produces = step.produces.as_ref()?;
-    let reviewed = status.attempts.iter().rfind(|a| a.result == AttemptResult::Succeeded && a.round < status.round)?;
-    Some(name::document(&attempt.step_run, &attempt.uid, reviewed.number, &produces.document_type))
+    content::rejected((&attempt.step_run, &attempt.uid), status, &produces.document_type)
 }
 
 /// Where an agent finds it.
@@ -259,8 +259,8 @@ mod tests {
         .expect("a step");
         let status: StepRunStatus = serde_json::from_value(status).expect("a status");
         let formats = HashMap::from([("b".to_owned(), Format::Markdown), ("k1".to_owned(), Format::Json)]);
-        let rejected = rejected(&attempt, &status, &step).map(|name| InputFile {
-            name,
+        let rejected = rejected(&attempt, &status, &step).map(|pin| InputFile {
+            name: pin.name,
             path: rejected_path(step.produces.as_ref().expect("it produces")),
             digest: "sha256:p".to_owned(),
         });

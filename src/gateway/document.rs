@@ -1,5 +1,7 @@
 //! Documents: the pinned ones are read out, the one that an attempt made is put up.
 
+use std::sync::Arc;
+
 use axum::response::{IntoResponse, Response};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::PostParams;
@@ -12,8 +14,9 @@ use super::{Gateway, attempt, claim, cluster, context};
 use crate::api::definition::Definition;
 use crate::api::document::Scope;
 use crate::api::step::{Format, Produces, WiderScope};
-use crate::api::step_run::StepRunSpec;
+use crate::api::step_run::{Binding, StepRunSpec};
 use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
+use crate::decide::content::{Content, Loaded, Pin};
 use crate::decide::document::OUTPUT_TYPE;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
@@ -23,28 +26,36 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: Asked<DocumentReq
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
     attempt::holds(&step_run, who, caller)?;
-    let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
-    let pinned = step_run.spec.documents.iter().find(|document| document.name == request.body.name);
-    if pinned.is_none() && !was_rejected(gateway, &step_run, &request).await? {
-        return Err(refuse("the step does not read such a document"));
-    }
-    let api: Api<Document> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    let document =
-        cluster::find(|| api.get(&request.body.name)).await?.ok_or_else(|| refuse("the document is gone"))?;
-    if pinned.is_some_and(|pinned| name::digest_bytes(document.spec.content.as_bytes()) != pinned.digest) {
-        return Err(refuse("the document is not the pinned one: its digest differs"));
-    }
+    let pinned = step_run.spec.documents.iter().find(|document| document.name == request.body.name).map(Pin::from);
+    let pin = match pinned {
+        Some(pin) => pin,
+        None => rejected(gateway, &step_run, &request)
+            .await?
+            .ok_or_else(|| Refusal::new(Reason::NotFound, "the step does not read such a document"))?,
+    };
+    let content = content(gateway, &who.namespace, &pin).await?;
     let kind = [(http::header::CONTENT_TYPE, "application/octet-stream")];
-    Ok((kind, document.spec.content).into_response())
+    Ok((kind, content.text().to_owned()).into_response())
 }
 
-/// Whether it is the document that this step made in the round before.
-async fn was_rejected(gateway: &Gateway, step_run: &StepRun, request: &Asked<DocumentRequest>) -> Result<bool> {
+/// What a Document holds, if it is the one that is meant. Where it is not, nothing starts: the operator, who looks before
+/// it launches the next attempt, ends the step.
+pub async fn content(gateway: &Gateway, namespace: &str, pin: &Pin) -> Result<Content> {
+    let api: Api<Document> = Api::namespaced(gateway.client.clone(), namespace);
+    let found = cluster::find(|| api.get(&pin.name)).await?.map(|document| Loaded::new(Arc::new(document)));
+    Content::of(pin, found.as_ref()).map_err(|changed| {
+        tracing::error!(namespace, document = pin.name, %changed, "a document is not the one that was meant");
+        Refusal::new(Reason::NotFound, format!("DocumentChanged: {changed}"))
+    })
+}
+
+/// The document that this step made in the round before, if it is asked for.
+async fn rejected(gateway: &Gateway, step_run: &StepRun, request: &Asked<DocumentRequest>) -> Result<Option<Pin>> {
     let who = &request.attempt;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, &step_run.spec).await?;
     let step = claim::step(&definition, &step_run.spec)?;
     let rejected = context::rejected(who, &attempt::status(step_run), step);
-    Ok(rejected.as_ref() == Some(&request.body.name))
+    Ok(rejected.filter(|pin| pin.name == request.body.name))
 }
 
 /// Where a document of an attempt comes from.
@@ -60,23 +71,29 @@ pub fn internal() -> Produces {
     Produces { document_type: OUTPUT_TYPE.to_owned(), format: Format::Json, scope: None }
 }
 
-/// Makes the document, once: its name is the attempt's, so a second try finds the first one's. `Err` in `Ok` says why
-/// it cannot be.
+/// Makes the document, once: its name is the attempt's, so a second try finds the first one's. Gives its name, and what
+/// it is bound to from now on. `Err` in `Ok` says why it cannot be.
 pub async fn create(
     gateway: &Gateway,
     origin: &Origin<'_>,
     content: String,
-) -> Result<std::result::Result<String, String>> {
+) -> Result<std::result::Result<(String, Binding), String>> {
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), &origin.attempt.namespace);
     let document = build(origin, content);
     let params = PostParams { field_manager: Some(name::GATEWAY.to_owned()), ..PostParams::default() };
     let name = document.metadata.name.clone().unwrap_or_default();
+    let digest = name::digest_bytes(document.spec.content.as_bytes());
+    let bound = |made: Document| (name.clone(), Binding { uid: made.metadata.uid, digest: digest.clone() });
     match cluster::call(|| api.create(&params, &document)).await {
-        Ok(_) => Ok(Ok(name)),
+        // What came back is what lies there: an admission plugin may have changed it.
+        Ok(made) if made.spec != document.spec => {
+            Ok(Err(format!("the document {name} was changed while it was made; an admission plugin does that")))
+        }
+        Ok(made) => Ok(Ok(bound(made))),
         Err(failure) if failure.is_already_exists() => {
             let found = cluster::find(|| api.get(&name)).await?;
             match found {
-                Some(found) if found.spec == document.spec => Ok(Ok(name)),
+                Some(found) if found.spec == document.spec => Ok(Ok(bound(found))),
                 Some(_) => Ok(Err(format!("NameConflict: a different Document {name} exists"))),
                 None => Err(Refusal::unavailable("the document is being deleted")),
             }

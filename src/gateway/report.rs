@@ -170,13 +170,19 @@ async fn put_up(
     let origin = |produces| Origin { attempt: who, spec, definition: &definition, produces };
     if let (Some(content), Some(produces)) = (document, &step.produces) {
         match document::create(gateway, &origin(produces), content).await? {
-            Ok(name) => report.document_name = Some(name),
+            Ok((name, bound)) => {
+                report.document_name = Some(name);
+                report.document_binding = Some(bound);
+            }
             Err(why) => return Ok(Err(why)),
         }
     }
     if let Some(content) = apart {
         match document::create(gateway, &origin(&internal), content).await? {
-            Ok(name) => report.output_document = Some(name),
+            Ok((name, bound)) => {
+                report.output_document = Some(name);
+                report.output_binding = Some(bound);
+            }
             Err(why) => return Ok(Err(why)),
         }
     }
@@ -219,7 +225,9 @@ fn ended(request: &Asked<ReportRequest>) -> Report {
         digest: name::digest([output.as_bytes(), document.as_bytes()]),
         output: None,
         output_document: None,
+        output_binding: None,
         document_name: None,
+        document_binding: None,
         message,
         log_tail: Some(log_tail).filter(|text| !text.is_empty()),
         at: attempt::now(),

@@ -12,6 +12,7 @@
     reason = "a test ends by panicking, and a table is as long as its cases"
 )]
 
+mod binding;
 mod crds;
 mod gateway;
 mod lease;

@@ -12,8 +12,9 @@ use lockstep::api::step_run::{AttemptResult, Claim, Report, ReportClass, StepRun
 use lockstep::api::{Agent, StepRun};
 use lockstep::decide::build::Surroundings;
 use lockstep::decide::claim::{self, Answer, Asker, Held};
+use lockstep::decide::content::Found;
 use lockstep::decide::gate::Guard;
-use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Slot, step_run};
+use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Ran, Slot, step_run};
 use lockstep::decide::{Effect, Kept};
 use lockstep::protocol::mark;
 use serde_json::{Value, json};
@@ -162,8 +163,10 @@ impl Ledger {
             job: job_seen(attempt - 1, usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
             pod: view.pod.map(|(pod, object)| pod_seen(pod, object)),
             unfinished: unfinished(&view.jobs),
-            document: None,
+            document: Found::NotAsked,
             siblings: Vec::new(),
+            output: Found::NotAsked,
+            changed_input: None,
             guard: Guard::Proven("policies".into()),
             surroundings: Arc::new(Surroundings::default()),
             evaluator: Arc::new(lockstep::decide::expression::InProcess),
@@ -254,7 +257,9 @@ fn report(who: Who, success: bool) -> Report {
         digest: "d".into(),
         output: None,
         output_document: None,
+        output_binding: None,
         document_name: None,
+        document_binding: None,
         message: None,
         log_tail: None,
         at: time(0),
@@ -267,8 +272,14 @@ fn job_name(slot: usize) -> String {
 
 fn job_seen(slot: i32, job: Option<Job>) -> JobSeen {
     let uid = format!("uid-of-{slot}");
-    let present =
-        |deleting, ended| JobSeen::Present { uid, created: Some(time(0)), deleting, ended, agent_generation: None };
+    let present = |deleting, ended| JobSeen::Present {
+        uid,
+        created: Some(time(0)),
+        deleting,
+        ended,
+        agent_generation: None,
+        ran: Ran::default(),
+    };
     match job {
         None | Some(Job::Absent) => JobSeen::Absent,
         Some(Job::Live) => present(false, false),

@@ -100,7 +100,7 @@ impl Printer {
             }
             Effect::Delete { what: Kept::Job, name, .. } => format!("delete Job {}", head(name)),
             Effect::Delete { what, name, .. } => format!("delete {what:?} {name}"),
-            Effect::SetDocumentStatus { name, status } => {
+            Effect::SetDocumentStatus { name, status, .. } => {
                 let found = world.documents.get(name).map(|d| &d.spec);
                 let kind = found.map_or("?", |d| d.document_type.as_str());
                 let scope = found.map(|d| format!("{:?}", d.scope)).unwrap_or_default();

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::SignedDuration;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use lockstep::api::step::WiderScope;
-use lockstep::api::step_run::{AgentReport, Claim, Report, ReportClass};
+use lockstep::api::step_run::{AgentReport, Binding, Claim, Report, ReportClass};
 use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::Slots;
 use lockstep::decide::build;
@@ -139,6 +139,15 @@ impl Teller {
                 let name = report.document_name.expect("a document");
                 let gone = self.world.documents.remove(&name);
                 assert!(gone.is_some_and(|d| d.spec.document_type == *kind));
+            }
+            // Deleted, and made again under its name: what the digests know nothing of.
+            ["document", kind, "of", of, "exchanged", ..] => {
+                let name = self.report_of(of).and_then(|r| r.document_name).expect("a document");
+                let mut forged = self.world.documents.remove(&name).expect("it is there");
+                assert_eq!(forged.spec.document_type, *kind);
+                forged.spec.content = quoted(split(line, " for ").1);
+                forged.status = None;
+                self.world.put_document(forged);
             }
             ["settle"] => {}
             ["after", time] => {
@@ -418,7 +427,9 @@ impl Teller {
             digest: name::digest_bytes(b""),
             output: None,
             output_document: None,
+            output_binding: None,
             document_name: None,
+            document_binding: None,
             message: None,
             log_tail: None,
             at,
@@ -455,6 +466,10 @@ impl Teller {
         let report = Report {
             digest: name::digest([output.as_deref().unwrap_or_default().as_bytes(), content.as_bytes()]),
             output,
+            document_binding: document_name.as_ref().map(|name| Binding {
+                uid: self.world.documents[name].metadata.uid.clone(),
+                digest: name::digest_bytes(content.as_bytes()),
+            }),
             document_name,
             exit_code: Some(0),
             ..self.report(of, ReportClass::Succeeded)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -15,10 +16,13 @@ use lockstep::api::step_run::JobRef;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
 use lockstep::cluster::slots::{Applicant, Slots, Turn};
-use lockstep::decide::build::{ANNOTATION_AGENT_GENERATION, Surroundings};
+use lockstep::decide::build::{
+    ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID, Surroundings,
+};
+use lockstep::decide::content::{self, Changed, Content, Contents, Found, Pin};
 use lockstep::decide::gate::{self, Guard};
 use lockstep::decide::settled::Settled;
-use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
+use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Ran, Slot};
 use lockstep::decide::{Effect, Kept, Notice, Plan, document, seen, step_run, workflow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +35,7 @@ pub struct Work {
     pub attempt: i32,
     pub created: Time,
     pub generation: Option<i64>,
+    pub ran: Ran,
     pub ended: bool,
     pub pod: Option<PodSeen>,
 }
@@ -156,14 +161,20 @@ impl World {
             own.map(|(name, s)| (name.clone(), Arc::new(s.clone()))).collect()
         };
         let of = workflow.spec.retry_of.as_ref();
+        let there =
+            of.and_then(|of| self.workflows.get(&of.name)).filter(|w| w.metadata.uid.as_ref() == of.map(|of| &of.uid));
+        let previous = of.filter(|_| there.is_some() || definition.is_some()).map(|of| workflow::Previous {
+            step_runs: table(Some(&of.uid)),
+            definition: there.and_then(|w| self.definition(w)).map(Arc::new),
+        });
         workflow::Observed {
             template: template.cloned().map(Arc::new),
             definition: definition.map(Arc::new),
             agents,
             step_runs: table(workflow.metadata.uid.as_ref()),
             documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
-            contents: self.documents.values().map(|d| (own(&d.metadata), Arc::from(d.spec.content.as_str()))).collect(),
-            previous: of.map(|of| table(Some(&of.uid))),
+            contents: Contents::new(),
+            previous,
             settled: Arc::default(),
             evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
@@ -179,14 +190,18 @@ impl World {
         let agent = status.agent.clone().unwrap_or_default();
         let claimed = agent.claim.filter(|c| c.attempt == status.attempt);
         let pod = job.and_then(|j| j.pod.clone()).filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
-        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.clone());
-        let document = reused.or_else(|| agent.report?.document_name).and_then(|name| self.documents.get(&name));
+        let made = content::made(step_run).unwrap_or_default();
+        let document = self.found(made.document_name.as_ref());
+        let definition = run.and_then(|w| self.definition(w)).map(Arc::new);
+        let step = definition.as_ref().and_then(|d| d.step(&step_run.spec.path));
+        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
         step_run::Observed {
             hold: run.map_or(Hold::Stopping, step_run::hold),
             refusal: self.refused.get(&job_name).cloned(),
             slot: Slot::Yours,
             pods_alive: self.pods_alive(own_name),
-            definition: run.and_then(|w| self.definition(w)).map(Arc::new),
+            changed_input: content::inputs(step_run, produces).iter().find_map(|pin| self.content(pin).err()),
+            definition,
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
                 None => JobSeen::Absent,
@@ -199,6 +214,7 @@ impl World {
                     deleting: false,
                     ended: work.ended,
                     agent_generation: work.generation,
+                    ran: work.ran.clone(),
                 },
             },
             pod,
@@ -208,14 +224,23 @@ impl World {
                 .filter(|(_, j)| j.step_run.as_deref() == Some(own_name) && !j.ended)
                 .map(|(name, j)| (name.clone(), j.uid.clone(), j.attempt))
                 .collect(),
-            siblings: document.map(|d| self.of_type(&d.spec.document_type)).unwrap_or_default(),
-            document: document.cloned().map(Arc::new),
+            siblings: document.loaded().map(|d| self.of_type(&d.document().spec.document_type)).unwrap_or_default(),
+            document,
+            output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
             evaluator: Arc::new(lockstep::decide::expression::InProcess),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }
+    }
+
+    fn found(&self, name: Option<&String>) -> Found {
+        name.map_or(Found::NotAsked, |name| Found::of(self.documents.get(name).cloned().map(Arc::new)))
+    }
+
+    fn content(&self, pin: &Pin) -> Result<Content, Changed> {
+        Content::of(pin, self.found(Some(&pin.name)).loaded())
     }
 
     pub fn pods_alive(&self, step_run: &str) -> usize {
@@ -288,7 +313,7 @@ impl World {
         };
         let status = document::standing(found, &self.of_type(&found.spec.document_type));
         let Some(status) = status else { return false };
-        let effect = Effect::SetDocumentStatus { name: name.to_owned(), status };
+        let effect = document::set_status(found, status);
         self.carry_out(effect, log);
         true
     }
@@ -315,18 +340,22 @@ impl World {
     /// the same decision.
     fn decided(&mut self, found: &Workflow) -> Plan<WorkflowStatus> {
         let uid = found.metadata.uid.clone().unwrap_or_default();
-        let all = self.observe_workflow(found);
-        let mut observed = workflow::Observed { contents: BTreeMap::new(), ..all.clone() };
-        observed.settled = self.settled.get(&uid).cloned().unwrap_or_default();
+        let forgetful = self.observe_workflow(found);
+        let settled = self.settled.get(&uid).cloned().unwrap_or_default();
+        let decided = self.read(workflow::Observed { settled, ..forgetful.clone() });
+        assert_eq!(decided.plan, self.read(forgetful).plan, "what is remembered makes a difference");
+        self.settled.insert(uid, decided.settled);
+        decided.plan
+    }
+
+    /// Decides, and reads as far as it is asked to.
+    fn read(&self, mut observed: workflow::Observed) -> workflow::Decided {
         for _ in 0..100 {
             let decided = workflow::decide(&observed);
-            self.settled.insert(uid.clone(), decided.settled);
             if decided.unread.is_empty() {
-                assert_eq!(decided.plan, workflow::workflow(&all), "what is remembered makes a difference");
-                return decided.plan;
+                return decided;
             }
-            let read = decided.unread.into_iter().map(|name| (name.clone(), all.contents[&name].clone()));
-            observed.contents.extend(read);
+            observed.contents.extend(decided.unread.into_iter().map(|pin| (pin.clone(), self.content(&pin))));
         }
         panic!("it reads for ever")
     }
@@ -385,6 +414,10 @@ impl World {
             Effect::CreateJob(job) => {
                 let created = Work {
                     step_run: job.metadata.owner_references.as_ref().map(|o| o[0].name.clone()),
+                    ran: Ran {
+                        uid: annotation(job, ANNOTATION_AGENT_UID),
+                        digest: annotation(job, ANNOTATION_AGENT_DIGEST),
+                    },
                     generation: job
                         .metadata
                         .annotations
@@ -396,9 +429,12 @@ impl World {
                 self.jobs.entry(own(&job.metadata)).or_insert(created);
             }
             Effect::Delete { what, name, uid } => self.delete(*what, name, uid),
-            Effect::SetDocumentStatus { name, status } => {
+            Effect::SetDocumentStatus { name, seen, status } => {
                 self.assert_decided(name, status);
-                if let Some(found) = self.documents.get_mut(name) {
+                let found = self.documents.get_mut(name).expect("what was decided on");
+                let same = seen.as_ref().is_none_or(|seen| found.metadata.uid.as_ref() == Some(&seen.uid));
+                assert!(same, "{name} is another one by now");
+                if seen.is_some() || !document::has_standing(found) {
                     found.status = Some(stored(status));
                 }
             }
@@ -463,6 +499,7 @@ impl World {
             attempt: 1,
             created: stored(&self.time()),
             generation: None,
+            ran: Ran::default(),
             ended: false,
             pod: Some(PodSeen { uid: format!("{:08}-pod", self.serial), ..PodSeen::default() }),
         }
@@ -484,6 +521,10 @@ impl World {
         found.metadata.resource_version = Some(version);
         found
     }
+}
+
+fn annotation(job: &Job, key: &str) -> Option<String> {
+    job.metadata.annotations.as_ref()?.get(key).cloned()
 }
 
 pub fn own(meta: &ObjectMeta) -> String {

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name::{self, LABEL_ATTEMPT, LABEL_STEP_RUN};
 use lockstep::api::step::WiderScope;
+use lockstep::api::step_run::Binding;
 use lockstep::api::{StepRun, Workflow};
 use lockstep::decide::claim::{self, Answer, Held};
 use serde_json::{Value, json};
 
 use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
-use super::server::{Kind, Part, Request};
+use super::server::{Kind, Object, Part, Request};
 use super::world::{Who, World};
 
 /// What the gateway says without a write.
@@ -92,7 +93,7 @@ impl World {
         }
         let document = match &outcome.document {
             Some(content) => match self.make_document(process, &step_run, content) {
-                Some(name) => Some(name),
+                Some(made) => Some(made),
                 None => return Verdict::Unavailable,
             },
             None => None,
@@ -100,7 +101,7 @@ impl World {
         Verdict::Write(Box::new(self.report_patch(process, outcome, document)))
     }
 
-    fn report_patch(&self, process: &Process, outcome: &Outcome, document: Option<String>) -> Request {
+    fn report_patch(&self, process: &Process, outcome: &Outcome, document: Option<(String, Binding)>) -> Request {
         let output = outcome.output.as_deref().unwrap_or_default();
         let digest = name::digest([output.as_bytes(), outcome.document.as_deref().unwrap_or_default().as_bytes()]);
         let mut report =
@@ -108,7 +109,8 @@ impl World {
         for (key, value) in [
             ("exitCode", outcome.code.map(Value::from)),
             ("output", outcome.output.clone().map(Value::from)),
-            ("documentName", document.map(Value::from)),
+            ("documentName", document.clone().map(|(name, _)| Value::from(name))),
+            ("documentBinding", document.map(|(_, bound)| json!(bound))),
         ] {
             report.as_object_mut().expect("fields").extend(value.map(|v| (key.to_owned(), v)));
         }
@@ -152,7 +154,7 @@ impl World {
     }
 
     /// As `gateway/document.rs` makes it.
-    fn make_document(&mut self, process: &Process, step_run: &StepRun, content: &str) -> Option<String> {
+    fn make_document(&mut self, process: &Process, step_run: &StepRun, content: &str) -> Option<(String, Binding)> {
         let spec = &step_run.spec;
         let pinned = upstream::definition(&self.server, spec)?;
         let definition = &pinned.data;
@@ -191,11 +193,15 @@ impl World {
         }
         let value = serde_json::to_value(&document).expect("it serializes");
         let wanted = value["spec"].clone();
+        let bound = |made: &Object| {
+            let digest = name::digest_bytes(content.as_bytes());
+            (made.name.clone(), Binding { uid: Some(made.uid.clone()), digest })
+        };
         match self.ask(Who::Gateway, &Request::Create(Kind::Document, value)) {
-            Ok(_) => Some(name),
+            Ok(made) => Some(bound(&made)),
             Err(refused) if refused.reason == "AlreadyExists" => {
                 let found = self.server.find(Kind::Document, &name)?;
-                (found.value["spec"] == wanted).then_some(name)
+                (found.value["spec"] == wanted).then(|| bound(found))
             }
             Err(_) => None,
         }

@@ -13,6 +13,7 @@ use lockstep::decide::{Effect, Notice};
 use serde_json::Value;
 
 use super::kubelet::Process;
+use super::people;
 use super::server::{Event as Change, Kind, Object, Server};
 use super::world::{Who, World};
 
@@ -58,6 +59,8 @@ pub struct Judge {
     pub planted: Vec<Arc<Object>>,
     /// Somebody deleted a StepRun by hand.
     pub bereaved: bool,
+    /// Names of Documents that somebody deleted, and made again perhaps.
+    pub exchanged: BTreeSet<String>,
     /// An operator may not know of all that it has started.
     pub blind: bool,
     pub course: course::Course,
@@ -86,6 +89,7 @@ pub fn open_runs(server: &Server) -> String {
 impl World {
     pub fn judge_change(&mut self, who: Who, change: &Change) {
         let object = Arc::clone(change.object());
+        self.judge_forgery(who, change);
         match (object.kind, &change.before, &change.after) {
             (Kind::StepRun, None, Some(made)) => {
                 self.workload.learn(made);
@@ -109,6 +113,22 @@ impl World {
         }
     }
 
+    /// What nobody made who may is neither published nor read.
+    fn judge_forgery(&mut self, who: Who, change: &Change) {
+        let Some(after) = change.after.as_ref().filter(|_| matches!(who, Who::Operator(_))) else { return };
+        let status = &after.value["status"];
+        let read = match after.kind {
+            Kind::Document => &after.value["spec"]["content"],
+            Kind::StepRun => &after.value["spec"],
+            Kind::Workflow => &status["output"],
+            _ => return,
+        };
+        let stands =
+            after.kind != Kind::Document || matches!(status["phase"].as_str(), Some("Published" | "Superseded"));
+        let forged = stands && read.to_string().contains(people::FORGED);
+        self.uphold(!forged, || format!("{:?} {}: what was forged counts", after.kind, after.name));
+    }
+
     // ---- StepRuns
 
     fn judge_made(&mut self, made: &Arc<Object>) {
@@ -120,7 +140,8 @@ impl World {
         let first = self.judge.names.entry(made.name.clone()).or_insert_with(|| run.clone()).clone();
         self.uphold(first == *run, || format!("{} was of run {first} before, now it is of {run}", made.name));
         for wanted in &step_run.spec.documents {
-            let Some(found) = self.server.find(Kind::Document, &wanted.name) else { continue };
+            let there = |d: &&Arc<Object>| !self.judge.exchanged.contains(&d.name);
+            let Some(found) = self.server.find(Kind::Document, &wanted.name).filter(there) else { continue };
             let status = &found.value["status"];
             // A newer one may have come since the look.
             let was = matches!(status["phase"].as_str(), Some("Published" | "Superseded"));

@@ -8,18 +8,18 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::definition::Definition;
 use lockstep::api::name::LABEL_STEP_RUN;
-use lockstep::api::workflow::WorkflowStatus;
+use lockstep::api::workflow::{DefinitionRef, WorkflowStatus};
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
 use lockstep::decide::build::Surroundings;
+use lockstep::decide::content::{self, Changed, Content, Contents, Found, Loaded, Pin};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::expression::InProcess;
 use lockstep::decide::gate::Guard;
 use lockstep::decide::seen;
-use lockstep::decide::step_run::{self, Hold, JobSeen, PodSeen, Slot};
-use lockstep::decide::workflow::{self, StepRuns};
+use lockstep::decide::step_run::{self, Hold, JobSeen, Need, PodSeen, Slot};
+use lockstep::decide::workflow::{self, Previous, StepRuns};
 
-use super::judge::upstream::Pinned;
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
 use super::world::{Who, World};
@@ -31,7 +31,7 @@ impl World {
         let template: Option<Arc<WorkflowTemplate>> = template.map(|t| t.typed());
         let pinned = workflow.status.as_ref().and_then(|s| s.definition.clone());
         let definition = match &pinned {
-            Some(pinned) => self.definition(op, &pinned.revision_name, &object.uid)?,
+            Some(pinned) => self.definition(op, pinned, &object.uid)?,
             None => None,
         };
         let steps = match (&definition, &template) {
@@ -50,7 +50,8 @@ impl World {
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
-            if seen.is_some_and(|d| document::is_published(&d)) {
+            let there = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            if seen.is_some_and(|d| there(&d)) {
                 continue;
             }
             late.extend(step_run);
@@ -60,18 +61,14 @@ impl World {
             }
         }
         Arc::make_mut(&mut settled).late = late;
-        let of = workflow.spec.retry_of.as_ref().filter(|_| definition.is_some());
-        let previous = of.map(|of| {
-            let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", &of.uid));
-            own.map(|s| (s.name.clone(), s.typed())).collect()
-        });
+        let previous = self.previous(op, &workflow)?;
         Ok(workflow::Observed {
             template,
             definition,
             agents,
             step_runs,
             documents,
-            contents: BTreeMap::new(),
+            contents: Contents::new(),
             previous,
             settled,
             evaluator: Arc::new(InProcess),
@@ -93,9 +90,16 @@ impl World {
             if decided.unread.is_empty() {
                 return Ok(decided.plan);
             }
-            for name in decided.unread {
-                let text = self.text(op, &name)?;
-                observed.contents.insert(name, text.unwrap_or_else(|| Arc::from("")));
+            for pin in decided.unread {
+                let content = self.content(op, &pin)?;
+                let cached = self.cached(op, Kind::Document, &pin.name).map(|d| d.uid.clone());
+                if content.is_err() && cached.is_some() && cached == pin.uid {
+                    let live = self.get(op, Kind::Document, &pin.name)?.map(|d| d.uid.clone());
+                    if live != cached {
+                        return Err(Trouble::Stale);
+                    }
+                }
+                observed.contents.insert(pin, content);
             }
         }
     }
@@ -115,14 +119,35 @@ impl World {
         Ok(self.ask(Who::Operator(op), &Request::Get(kind, name.to_owned())).ok())
     }
 
-    fn definition(&mut self, op: usize, revision: &str, run: &str) -> Result<Option<Arc<Definition>>, Trouble> {
+    fn previous(&mut self, op: usize, workflow: &Workflow) -> Result<Option<Previous>, Trouble> {
+        let status = workflow.status.as_ref();
+        let of = workflow.spec.retry_of.as_ref().filter(|_| status.is_none_or(|s| s.completed_at.is_none()));
+        let Some(of) = of else { return Ok(None) };
+        let run = match self.cached(op, Kind::Workflow, &of.name).filter(|w| w.uid == of.uid) {
+            Some(cached) => Some(cached),
+            None => self.get(op, Kind::Workflow, &of.name)?.filter(|w| w.uid == of.uid),
+        };
+        if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
+            return Ok(None);
+        }
+        let pinned = run.and_then(|w| w.typed::<Workflow>().status.as_ref()?.definition.clone());
+        let definition = match pinned {
+            Some(pinned) => self.definition(op, &pinned, &of.uid)?,
+            None => None,
+        };
+        let own = self.cached_all(op, Kind::StepRun).filter(|s| s.is_controlled_by("Workflow", &of.uid));
+        Ok(Some(Previous { step_runs: own.map(|s| (s.name.clone(), s.typed())).collect(), definition }))
+    }
+
+    fn definition(&mut self, op: usize, pinned: &DefinitionRef, run: &str) -> Result<Option<Arc<Definition>>, Trouble> {
         if let Some(found) = self.operators[op].definitions.get(run) {
             return Ok(Some(Arc::clone(found)));
         }
-        let found = self.get(op, Kind::Revision, revision)?;
+        let found = self.get(op, Kind::Revision, &pinned.revision_name)?;
         let found = found.filter(|r| r.controller.as_ref().is_some_and(|(_, uid)| uid == run));
         let Some(found) = found else { return Ok(None) };
-        let definition = Arc::new(found.typed::<Pinned>().data.clone());
+        let Ok(definition) = Definition::pinned(found.value["data"].clone(), &pinned.digest) else { return Ok(None) };
+        let definition = Arc::new(definition);
         self.operators[op].definitions.insert(run.to_owned(), Arc::clone(&definition));
         Ok(Some(definition))
     }
@@ -163,15 +188,33 @@ impl World {
         Ok(found)
     }
 
-    fn text(&mut self, op: usize, name: &str) -> Result<Option<Arc<str>>, Trouble> {
-        let known = self.cached(op, Kind::Document, name).map(|d| d.uid.clone());
-        if let Some(found) = known.as_ref().and_then(|uid| self.operators[op].texts.get(uid)) {
-            return Ok(Some(Arc::clone(found)));
+    fn content(&mut self, op: usize, pin: &Pin) -> Result<Result<Content, Changed>, Trouble> {
+        let kept = pin.uid.as_ref().and_then(|uid| self.operators[op].texts.get(uid));
+        if let Some(Ok(content)) = kept.map(|kept| Content::of(pin, Some(kept))) {
+            return Ok(Ok(content));
         }
-        let Some(found) = self.get(op, Kind::Document, name)? else { return Ok(None) };
-        let text: Arc<str> = found.value["spec"]["content"].as_str().unwrap_or_default().into();
-        self.operators[op].texts.insert(found.uid.clone(), Arc::clone(&text));
-        Ok(Some(text))
+        let loaded = self.get(op, Kind::Document, &pin.name)?.map(|d| Loaded::new(d.typed()));
+        let content = Content::of(pin, loaded.as_ref());
+        if let (Ok(_), Some(loaded)) = (&content, loaded) {
+            let uid = loaded.document().metadata.uid.clone().unwrap_or_default();
+            self.operators[op].texts.insert(uid, loaded);
+        }
+        Ok(content)
+    }
+
+    fn changed_input(&mut self, op: usize, o: &step_run::Observed) -> Result<Option<Changed>, Trouble> {
+        let step = o.definition.as_ref().and_then(|d| d.step(&o.step_run.spec.path));
+        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
+        for pin in content::inputs(&o.step_run, produces) {
+            let cached = self.cached(op, Kind::Document, &pin.name).map(|d| d.typed::<Document>());
+            if cached.is_some_and(|d| pin.is_met_by(&d)) {
+                continue;
+            }
+            if let Err(changed) = self.content(op, &pin)? {
+                return Ok(Some(changed));
+            }
+        }
+        Ok(None)
     }
 
     // ---- StepRuns
@@ -184,8 +227,8 @@ impl World {
             None => self.get(op, Kind::Workflow, &identity.name)?.filter(|w| w.uid == identity.uid),
         };
         let done = step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
-        let revision = &step_run.spec.definition.revision_name;
-        let definition = if done { None } else { self.definition(op, revision, &identity.uid)? };
+        let pinned = &step_run.spec.definition;
+        let definition = if done { None } else { self.definition(op, pinned, &identity.uid)? };
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let job_name = seen::job_name(&step_run, attempt);
         let run = run.map(|w| w.typed::<Workflow>());
@@ -195,8 +238,11 @@ impl World {
         let name = step_run.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
         let seen = name.and_then(|name| self.cached(op, Kind::Document, &name)).map(|d| d.typed::<Document>());
         let publishes = step_run::is_published_late(&step_run) && seen.is_none_or(|d| !document::has_standing(&d));
-        let reported = if done && !publishes { None } else { self.result_document(op, &step_run)? };
-        let siblings = reported.as_ref().map(|d| self.siblings(op, d)).unwrap_or_default();
+        let made = content::made(&step_run).filter(|_| !done || publishes).unwrap_or_default();
+        let document = self.found(op, made.document_name.as_deref())?;
+        let gated = step_run.spec.gate.is_some() && !done;
+        let output = self.found(op, made.output_document.as_deref().filter(|_| gated))?;
+        let siblings = document.loaded().map(|d| self.siblings(op, d.document())).unwrap_or_default();
         let now = self.time(self.operators[op].ahead);
         let mut observed = step_run::Observed {
             hold,
@@ -217,11 +263,19 @@ impl World {
             evaluator: Arc::new(InProcess),
             now,
             definition,
-            document: reported,
+            document,
             siblings,
+            output,
+            changed_input: None,
             step_run,
         };
         observed.slot = self.slot(op, &observed, run.as_deref());
+        if step_run::need(&observed) == Need::Launch {
+            if observed.definition.is_none() {
+                return Err(Trouble::Api);
+            }
+            observed.changed_input = self.changed_input(op, &observed)?;
+        }
         if step_run::needs_guard(&observed) {
             observed.guard = self.guard();
         }
@@ -262,12 +316,10 @@ impl World {
         if self.policies.standing { Guard::Proven(self.stamp()) } else { Guard::Missing("they were taken away".into()) }
     }
 
-    fn result_document(&mut self, op: usize, step_run: &StepRun) -> Result<Option<Arc<Document>>, Trouble> {
-        let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
-        let reused = step_run.spec.reuse.as_ref().and_then(|r| r.document_name.as_ref());
-        match reused.or_else(|| report?.document_name.as_ref()).cloned() {
-            Some(name) => Ok(self.get(op, Kind::Document, &name)?.map(|d| d.typed())),
-            None => Ok(None),
+    fn found(&mut self, op: usize, name: Option<&str>) -> Result<Found, Trouble> {
+        match name {
+            Some(name) => Ok(Found::of(self.get(op, Kind::Document, name)?.map(|d| d.typed()))),
+            None => Ok(Found::NotAsked),
         }
     }
 

@@ -10,6 +10,7 @@ use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Document, Workflow};
 use lockstep::cluster::slots::Slots;
+use lockstep::decide::content::Loaded;
 use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::step_run::Hold;
@@ -51,6 +52,8 @@ struct Running {
     effects: VecDeque<Effect>,
     status: Option<Value>,
     version: Option<String>,
+    /// Documents that it made.
+    made: BTreeMap<String, Arc<Object>>,
     notices: Vec<Notice>,
     requeue: i64,
 }
@@ -65,7 +68,7 @@ pub struct Operator {
     pub caches: BTreeMap<Kind, Cache>,
     written: BTreeMap<String, (u64, i64)>,
     pub definitions: BTreeMap<String, Arc<Definition>>,
-    pub texts: BTreeMap<String, Arc<str>>,
+    pub texts: BTreeMap<String, Loaded>,
     pub bare: BTreeMap<u64, Arc<Document>>,
     pub settled: BTreeMap<String, Arc<Settled>>,
     pub slots: Option<Slots>,
@@ -350,7 +353,7 @@ impl World {
     fn plan_document(&mut self, op: usize, cached: &Arc<Object>) -> Running {
         let (document, siblings) = self.observe_document(op, cached);
         let status = decide::document::standing(&document, &siblings);
-        let effects = status.map(|status| Effect::SetDocumentStatus { name: cached.name.clone(), status });
+        let effects = status.map(|status| decide::document::set_status(&document, status));
         let plan = Plan::<()> { effects: effects.into_iter().collect(), ..Plan::default() };
         running(Arc::clone(cached), plan, |()| Value::Null)
     }
@@ -442,7 +445,11 @@ impl World {
     fn carry_out(&mut self, op: usize, effect: &Effect, running: &mut Running) -> Result<(), Trouble> {
         match effect {
             Effect::CreateRevision(object) => self.create(op, Kind::Revision, json_of(object)).map(drop),
-            Effect::CreateDocument(object) => self.create(op, Kind::Document, json_of(object)).map(drop),
+            Effect::CreateDocument(object) => {
+                let there = self.create(op, Kind::Document, json_of(object))?;
+                running.made.insert(there.name.clone(), there);
+                Ok(())
+            }
             Effect::CreateStepRun(object) => self.create(op, Kind::StepRun, json_of(object)).map(drop),
             Effect::CreateJob(job) => {
                 // What is in the pod is not simulated, and large.
@@ -467,10 +474,17 @@ impl World {
                 let gone = self.attempt(op, &Request::Delete { kind, name, uid, version: None, propagation });
                 gone.map(drop).or_else(|t| if t == Trouble::Conflict || self.is_gone(effect) { Ok(()) } else { Err(t) })
             }
-            Effect::SetDocumentStatus { name, status } => {
-                let change = json!({"status": status});
+            Effect::SetDocumentStatus { name, seen, status } => {
+                let (uid, version) = match (seen, running.made.get(name)) {
+                    (Some(seen), _) => (seen.uid.clone(), seen.resource_version.clone()),
+                    (None, Some(there)) if !decide::document::has_standing(&there.typed::<Document>()) => {
+                        (there.uid.clone(), there.version.to_string())
+                    }
+                    (None, _) => return Ok(()),
+                };
+                let change = json!({"metadata": {"uid": uid, "resourceVersion": version}, "status": status});
                 let done = self.attempt(op, &Request::Merge(Kind::Document, Part::Status, name.clone(), change));
-                done.map(drop).or_else(|t| if self.is_gone(effect) { Ok(()) } else { Err(t) })
+                done.map(drop).map_err(|t| if self.is_gone(effect) { Trouble::Stale } else { t })
             }
             Effect::EmptyMailbox { step_run, resource_version, keys } => {
                 let nulls: Map<String, Value> = keys.iter().map(|k| ((*k).to_owned(), Value::Null)).collect();
@@ -544,6 +558,7 @@ fn running<S>(observed: Arc<Object>, plan: Plan<S>, read: impl Fn(&S) -> Value) 
         status: plan.status.as_ref().map(read),
         effects: plan.effects.into(),
         version: None,
+        made: BTreeMap::new(),
         notices: plan.notices,
         requeue,
     }

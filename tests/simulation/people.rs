@@ -12,6 +12,9 @@ use super::server::{Kind, Object, Part, Propagation, Refused, Request, refused};
 use super::workload::items;
 use super::world::{Event, Who, World};
 
+/// In what nobody has made who may.
+pub const FORGED: &str = "forged by mallory";
+
 /// How people are.
 #[derive(Clone, Debug, Default)]
 pub struct People {
@@ -45,6 +48,14 @@ pub fn admitted(world: &World, who: Who, request: &Request) -> Result<(), Refuse
             }
         }
         (Who::Person, Request::Delete { kind: Kind::StepRun, .. }) => deny("a StepRun is deleted with its Workflow"),
+        (Who::Person, Request::Delete { kind: Kind::Document, name, .. })
+            if world.server.find(Kind::Document, name).is_some_and(|d| !d.value["spec"]["workflow"].is_null()) =>
+        {
+            deny("documents of a run are deleted by Lockstep")
+        }
+        (Who::Person, Request::Create(Kind::Document, object)) if !object["spec"]["workflow"].is_null() => {
+            deny("documents of a run are put by Lockstep")
+        }
         (Who::Gateway, Request::Json(Kind::StepRun, Part::Status, name, _)) => {
             let frozen = world.server.find(Kind::StepRun, name).is_some_and(|found| {
                 let status = &found.value["status"];
@@ -198,7 +209,7 @@ impl World {
             return;
         }
         let harmless = 7;
-        let kinds = if self.people.destructive { 14 } else { harmless };
+        let kinds = if self.people.destructive { 16 } else { harmless };
         match self.chance.below(kinds) {
             0 => self.delete_some(Kind::Job),
             1 => self.delete_some(Kind::Pod),
@@ -217,6 +228,7 @@ impl World {
             10 => self.create_runs(),
             11 => self.delete_some(Kind::Agent),
             12 => self.squat(),
+            13 | 14 => self.exchange(),
             _ => self.supply(),
         }
         self.soon(next * 200, next * 2_000, Event::Mischief);
@@ -305,6 +317,32 @@ impl World {
         }
         if let Ok(made) = self.ask(Who::Person, &Request::Create(Kind::Job, object)) {
             self.judge.planted.push(made);
+        }
+    }
+
+    /// Somebody who may edit deletes a document of a run, and makes another one under its name; that works only while
+    /// nobody watches the door.
+    fn exchange(&mut self) {
+        let all = self.all(Kind::Document);
+        let made = all.into_iter().filter(|d| !d.value["spec"]["path"].is_null() && !d.is_deleting());
+        let made: Vec<Arc<Object>> = made.collect();
+        if made.is_empty() {
+            return;
+        }
+        let found = Arc::clone(self.chance.pick(&made));
+        let (kind, propagation) = (Kind::Document, Propagation::Background);
+        let delete = Request::Delete { kind, name: found.name.clone(), uid: None, version: None, propagation };
+        if self.ask(Who::Person, &delete).is_err() {
+            return;
+        }
+        self.judge.bereaved = true;
+        self.judge.exchanged.insert(found.name.clone());
+        if self.chance.percent(70) {
+            let mut spec = found.value["spec"].clone();
+            spec["content"] = json!(json!({"items": items(1, -1), "place": FORGED}).to_string());
+            let owners = found.meta("ownerReferences").clone();
+            let object = json!({"metadata": {"name": found.name, "ownerReferences": owners}, "spec": spec});
+            let _ = self.ask(Who::Person, &Request::Create(Kind::Document, object));
         }
     }
 

@@ -2,16 +2,20 @@
 
 use serde_json::{Map, Value};
 
-use super::{AttemptResult, Failure, Fault, Frame, Outcome, Step, StepRun, StepRunSpec, Walk, document, name};
-use crate::api::document::{Document, Scope};
+use super::{
+    Arc, AttemptResult, Beginning, Failure, Fault, Frame, Outcome, Pin, Step, StepRun, StepRunSpec, Walk, document,
+    has_changed, name,
+};
+use crate::api::agent::Agent;
+use crate::api::document::{Document, DocumentStatus, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
 use crate::api::step_run::{
-    DocumentRef, GateStatus, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
+    Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
 };
 use crate::api::workflow::Phase;
 use crate::decide::expression;
-use crate::decide::{build, gate, scope};
+use crate::decide::{agent, build, content, gate, scope};
 use crate::mutant::{self, Mutant};
 
 type Refused = (AttemptResult, Fault);
@@ -28,15 +32,16 @@ impl Walk<'_> {
                 self.active(path, frame);
                 Outcome::Open
             }
+            Err((_, fault @ Fault::Changed(_))) => self.at_fault(fault, path, frame),
             Err((class, Fault::Wrong(message))) => {
                 self.tally(path).counts.failed += 1;
                 Outcome::Failed(Failure { place: frame.place(path), class, message })
             }
-            Ok(spec) => {
+            Ok(begun) => {
                 let definition = self.sources.definition;
                 let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
                 self.unfinished.push(own);
-                self.stand.creates.push((spec, frame.keys.clone()));
+                self.stand.creates.push(begun);
                 self.stand.running += 1;
                 let tally = self.tally(path);
                 tally.running += 1;
@@ -175,56 +180,86 @@ impl Walk<'_> {
     // ---- what a finished run did already
 
     /// The same, if the run that this one goes on from completed it with the same input and nothing before it is new.
-    fn taken_over(
-        &mut self,
-        spec: StepRunSpec,
-        step: &Step,
-        path: &str,
-        frame: &Frame,
-    ) -> Result<StepRunSpec, Refused> {
-        let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(spec) };
+    fn taken_over(&mut self, spec: StepRunSpec, step: &Step, path: &str, frame: &Frame) -> Result<Beginning, Refused> {
+        let mut begun = Beginning { spec, keys: frame.keys.clone(), copies: Vec::new() };
+        let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(begun) };
         let from = of.from.as_deref().is_some_and(|from| from == path || path.starts_with(&format!("{from}/")));
         let fresh = frame.fresh && !mutant::on(Mutant::ReuseUnchecked);
-        let found = previous.get(&name::step_run(&of.name, &of.uid, path, &frame.keys));
-        let Some(old) = found.filter(|old| !from && !fresh && was_completed(old, &spec)).cloned() else {
-            return Ok(spec);
+        let found = previous.step_runs.get(&name::step_run(&of.name, &of.uid, path, &frame.keys));
+        let namespace = &self.o.workflow.metadata.namespace;
+        let theirs = |old: &StepRun| old.metadata.namespace == *namespace && old.spec.workflow.uid == of.uid;
+        let whole = |old: &&Arc<StepRun>| !from && !fresh && theirs(old) && was_completed(old, &begun.spec);
+        let Some(old) = found.filter(whole).cloned() else { return Ok(begun) };
+        let then = previous.definition.as_deref().and_then(|d| d.step(path));
+        let gate = match then {
+            Some(then) if then.gate == step.gate => compare(&old.spec, &begun.spec),
+            _ => Comparison::Differs,
         };
-        let document_name = match document_of(&old) {
-            None => None,
-            Some(wanted) => match self.copied(&wanted, step, path, frame) {
-                Ok(Some(name)) => Some(name),
-                // Its document is gone: the step runs again.
-                Ok(None) => return Ok(spec),
+        let other_question = step.ask.is_some() && then.is_none_or(|then| then.ask != step.ask);
+        let agent = self.o.agents.get(&begun.spec.agent_id);
+        if other_question || !of.keep_results && agent.is_some_and(|agent| works_otherwise(&old, agent)) {
+            return Ok(begun);
+        }
+        let mut taken = reuse(&old, gate);
+        // An approval alone has nothing but its decisions: where they do not count, it is asked for anew.
+        let alone = begun.spec.agent_id.is_empty() && begun.spec.ask.is_none();
+        let opens = begun.spec.gate.is_none() || gate::still_opens(begun.spec.gate.as_ref(), &taken);
+        if alone && !opens {
+            return Ok(begun);
+        }
+        let kind = step.produces.as_ref().map_or(document::OUTPUT_TYPE, |p| p.document_type.as_str());
+        let result = old.status.as_ref().and_then(|s| s.result.clone()).unwrap_or_default();
+        let apart = content::carrier(&old).filter(|pin| result.document_name.as_ref() != Some(&pin.name));
+        for (pin, kind) in [(content::document_of(&result), kind), (apart, document::OUTPUT_TYPE)] {
+            let Some(pin) = pin else { continue };
+            match self.copied(&pin, kind, &frame.place(path), frame) {
+                Ok(Some((name, binding, copy))) => {
+                    // Nobody sees it before the gate, where that opens again.
+                    begun.copies.extend(copy.map(|(copy, status)| (copy, status.filter(|_| opens))));
+                    let (names, bindings) = if kind == document::OUTPUT_TYPE {
+                        (&mut taken.output_document, &mut taken.output_binding)
+                    } else {
+                        (&mut taken.document_name, &mut taken.document_binding)
+                    };
+                    (*names, *bindings) = (Some(name), Some(binding));
+                }
+                // Its document is gone, or is another one: the step runs again.
+                Ok(None) => return Ok(Beginning { copies: Vec::new(), ..begun }),
                 Err(fault) => return Err((AttemptResult::ExpressionError, fault)),
-            },
-        };
-        Ok(StepRunSpec { reuse: Some(reuse(&old, document_name)), ..spec })
+            }
+        }
+        begun.spec.reuse = Some(taken);
+        Ok(begun)
     }
 
-    /// This run's copy of a document of another, by name; wider than the run, it is the same one.
-    fn copied(&mut self, wanted: &str, step: &Step, path: &str, frame: &Frame) -> Result<Option<String>, Fault> {
-        let kind = step.produces.as_ref().map_or(document::OUTPUT_TYPE, |p| p.document_type.as_str());
-        let Some(old) = document::named(&self.o.documents, kind, &[wanted.to_owned()]).cloned() else {
-            return Ok(None);
-        };
+    /// This run's copy of a document of another; wider than the run, it is the same one.
+    fn copied(&self, pin: &Pin, kind: &str, place: &str, frame: &Frame) -> Result<Option<Taken>, Fault> {
+        let there = document::named(&self.o.documents, kind, std::slice::from_ref(&pin.name));
+        let Some(old) = there.filter(|d| pin.uid.is_none() || pin.uid == d.metadata.uid) else { return Ok(None) };
         if old.spec.scope > Scope::Workflow {
-            return Ok(Some(wanted.to_owned()));
+            let digest = old.status.as_ref().and_then(|s| s.digest.clone()).unwrap_or_default();
+            let binding = Binding { uid: old.metadata.uid.clone(), digest };
+            return Ok(pin.is_met_by(old).then(|| (pin.name.clone(), binding, None)));
         }
-        let Some(content) = self.o.contents.get(wanted) else {
-            self.sources.unread.borrow_mut().insert(wanted.to_owned());
-            return Err(Fault::Unread);
+        let content = match self.sources.content(pin) {
+            Err(Fault::Changed(_)) => return Ok(None),
+            other => other?,
         };
         let uid = &self.sources.definition.workflow_uid;
-        let mut copy: Document = build::copied_document(&self.o.workflow, &old, &frame.place(path));
-        content.as_ref().clone_into(&mut copy.spec.content);
+        let mut copy: Document = build::copied_document(&self.o.workflow, content.document(), place);
         let keys: &[String] = if old.spec.scope == Scope::Item { &frame.keys } else { &[] };
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
-        let status = document::published(&copy, &document::siblings(&self.o.documents, &copy));
-        let name = copy.metadata.name.clone();
-        self.stand.copies.push((copy, status));
-        Ok(name)
+        // What carries an output is found by nobody.
+        let found = kind != document::OUTPUT_TYPE;
+        let status = found.then(|| document::put_up(&copy, &document::siblings(&self.o.documents, &copy)));
+        let name = copy.metadata.name.clone().unwrap_or_default();
+        let binding = Binding { uid: None, digest: content.digest().to_owned() };
+        Ok(Some((name, binding, Some((copy, status)))))
     }
 }
+
+/// The name of a document that is taken over, what it holds, and the copy that is to be made.
+type Taken = (String, Binding, Option<(Document, Option<DocumentStatus>)>);
 
 fn question(text: &str, scope: &expression::Scope) -> Result<String, String> {
     let given: Map<String, Value> = [("question".to_owned(), Value::String(text.to_owned()))].into_iter().collect();
@@ -236,75 +271,52 @@ fn question(text: &str, scope: &expression::Scope) -> Result<String, String> {
 
 fn was_completed(old: &StepRun, spec: &StepRunSpec) -> bool {
     let status = old.status.as_ref();
-    // A StepRun takes one document over: with a document and a large output the step runs again.
-    if status.is_some_and(|s| s.result.as_ref().is_some_and(|r| r.document_name.is_some()))
-        && output_apart(old).is_some()
-    {
-        return false;
-    }
-    // Skipped by a person it has no result, and is tried again.
+    // Skipped by a person it has no result, and is tried again; so is what was exchanged after it was accepted.
     old.spec.input_digest == spec.input_digest
         && status.is_some_and(|s| s.phase == Some(Phase::Completed) && s.result.is_some())
+        && !has_changed(old)
 }
 
-/// The document that is to be taken over: the step's, or the one that carries its output.
-fn document_of(old: &StepRun) -> Option<String> {
-    let reused = || old.spec.reuse.as_ref().and_then(|r| r.document_name.clone());
-    let made = old.status.as_ref().and_then(|s| s.result.as_ref()?.document_name.clone());
-    made.or_else(|| output_apart(old)).or_else(reused)
+/// How two gates compare, whoever made the runs.
+fn compare(old: &StepRunSpec, new: &StepRunSpec) -> Comparison {
+    let bare = |gate: &StepRunGate| StepRunGate { not_by: None, ..gate.clone() };
+    let same = old.gate.as_ref().map(bare) == new.gate.as_ref().map(bare);
+    if same { Comparison::Same } else { Comparison::Differs }
 }
 
-fn output_apart(old: &StepRun) -> Option<String> {
-    old.status.as_ref()?.agent.as_ref()?.report.as_ref()?.output_document.clone()
+/// Whether the Agent's work is shaped otherwise than when the result was made. What is not known counts as changed.
+fn works_otherwise(old: &StepRun, agent: &Agent) -> bool {
+    let made = old.status.as_ref().and_then(|s| s.attempts.iter().rfind(|a| a.result == AttemptResult::Succeeded));
+    match (agent_digest(old), made.and_then(|a| a.agent_generation)) {
+        (Some(digest), _) => digest != agent::work_digest(agent),
+        (None, generation) => generation.is_none() || generation != agent.metadata.generation,
+    }
 }
 
-fn reuse(old: &StepRun, document_name: Option<String>) -> Reuse {
+/// Digest of the Agent that a result was made with, in this run or in one before.
+fn agent_digest(old: &StepRun) -> Option<String> {
+    let made = old.status.as_ref().and_then(|s| s.attempts.iter().rfind(|a| a.result == AttemptResult::Succeeded));
+    made.and_then(|a| a.agent_digest.clone()).or_else(|| old.spec.reuse.as_ref()?.agent_digest.clone())
+}
+
+fn reuse(old: &StepRun, compares: Comparison) -> Reuse {
     let status = old.status.clone().unwrap_or_default();
     let report = status.agent.as_ref().and_then(|a| a.report.as_ref()).and_then(|r| r.output.clone());
     let answer = status.answer.as_ref().map(|a| a.value.clone());
     let approval = gate::output(old).map(|value| value.to_string());
     let earlier = old.spec.reuse.as_ref().and_then(|r| r.output.clone());
-    let of_the_last_round = |g: &GateStatus| -> Vec<String> {
-        let accepted = g.decisions.iter().filter(|d| d.accepted && d.round == g.round);
-        accepted.map(|d| d.decided_by.clone()).take(16).collect()
-    };
+    let gate = status.gate.as_ref().map(|gate| gate::reused(gate, compares));
     Reuse {
         step_run: old.metadata.name.clone().unwrap_or_default(),
         uid: old.metadata.uid.clone().unwrap_or_default(),
         digest: status.result.map(|r| r.digest).unwrap_or_default(),
         output: report.or(answer).or(approval).or(earlier),
-        document_name,
-        decided_by: status.gate.as_ref().map(of_the_last_round).unwrap_or_default(),
+        decided_by: gate.iter().flat_map(|g| &g.decisions).map(|d| d.decided_by.clone()).collect(),
+        gate,
+        agent_digest: agent_digest(old),
+        ..Reuse::default()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn what_cannot_be_taken_over_whole_runs_again() {
-        let old = |document: Value, apart: Value| {
-            let mut step_run =
-                StepRun::new("s", StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() });
-            let at = "2026-01-01T00:00:00Z";
-            let report = json!({"attempt": 1, "class": "Succeeded", "digest": "d", "at": at, "outputDocument": apart});
-            let result = json!({"attempt": 1, "digest": "d", "documentName": document});
-            let status = json!({"phase": "Completed", "result": result, "agent": {"report": report}});
-            step_run.status = Some(serde_json::from_value(status).expect("a status"));
-            step_run
-        };
-        let spec = StepRunSpec { input_digest: "i".to_owned(), ..StepRunSpec::default() };
-        for (document, apart, whole, taken) in [
-            (Value::Null, Value::Null, true, None),
-            (json!("plan"), Value::Null, true, Some("plan")),
-            (Value::Null, json!("output"), true, Some("output")),
-            (json!("plan"), json!("output"), false, Some("plan")),
-        ] {
-            let old = old(document, apart);
-            assert_eq!(was_completed(&old, &spec), whole, "{taken:?}");
-            assert_eq!(document_of(&old).as_deref(), taken);
-        }
-    }
-}
+mod tests;

@@ -235,5 +235,6 @@ fn first(known: Option<Failure>, other: Failure) -> Failure {
 
 /// Whether a failure of that class can be passed over at all.
 pub(super) fn may_pass(class: AttemptResult) -> bool {
-    !matches!(class, AttemptResult::Rejected | AttemptResult::Cancelled | AttemptResult::StepRunLost)
+    use AttemptResult::{Cancelled, DocumentChanged, Rejected, StepRunLost};
+    !matches!(class, Rejected | Cancelled | StepRunLost | DocumentChanged)
 }

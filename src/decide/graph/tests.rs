@@ -43,7 +43,7 @@ fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, 
 /// Everything that is to be made is made and completes; what was walked.
 fn step_on(o: &mut Observed, definition: &Definition) -> Walked {
     let mut walked = stand(o, definition, Start::May);
-    for (spec, keys) in std::mem::take(&mut walked.stand.creates) {
+    for Beginning { spec, keys, .. } in std::mem::take(&mut walked.stand.creates) {
         let mut made = build::step_run(&o.workflow, "s", spec, &keys);
         let report = Report {
             attempt: 1,
@@ -52,7 +52,9 @@ fn step_on(o: &mut Observed, definition: &Definition) -> Walked {
             digest: "d".into(),
             output: Some("1".into()),
             output_document: None,
+            output_binding: None,
             document_name: None,
+            document_binding: None,
             message: None,
             log_tail: None,
             at: NOW,
@@ -61,7 +63,7 @@ fn step_on(o: &mut Observed, definition: &Definition) -> Walked {
             phase: Some(Phase::Completed),
             started_at: Some(NOW),
             completed_at: Some(NOW),
-            result: Some(ResultRef { attempt: 1, digest: "d".into(), document_name: None }),
+            result: Some(ResultRef { attempt: 1, digest: "d".into(), ..ResultRef::default() }),
             agent: Some(AgentReport { report: Some(report), ..AgentReport::default() }),
             ..StepRunStatus::default()
         });
@@ -155,7 +157,7 @@ fn gives(output: &'static str) -> impl FnOnce(&mut StepRunStatus) {
 /// What would begin, as `path/key`.
 fn begins(walked: &Walked) -> Vec<String> {
     let place = |path: &str, keys: &[String]| keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"));
-    walked.stand.creates.iter().map(|(spec, keys)| place(&spec.path, keys)).collect()
+    walked.stand.creates.iter().map(|b| place(&b.spec.path, &b.keys)).collect()
 }
 
 /// A run whose items came from the first step, and a copy in which that step has not ended.
@@ -270,7 +272,7 @@ fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
     let after = stand(&o, &theirs, Start::May).stand;
     let latched = other.workflow.status.clone().unwrap_or_default().steps[0].clone();
     assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
-    let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
+    let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
 
@@ -327,7 +329,7 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
     o.settled = Arc::new(behind.settled);
     o.step_runs = newer;
     let after = stand(&o, &definition, Start::May).stand;
-    let values: Vec<_> = after.creates.iter().filter_map(|(spec, _)| Some(spec.item.clone()?.value)).collect();
+    let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
 
@@ -358,4 +360,57 @@ fn what_was_skipped_stays_so_after_a_failure() {
     change(&mut o, "g/a", None, |status| status.phase = Some(Phase::Failed));
     let walked = stand(&o, &definition, Start::May);
     assert!(skipped(&walked), "{:?}", walked.stand.steps);
+}
+
+/// Reads what it is asked to from these Documents: name, UID, content.
+fn read_from(o: &mut Observed, definition: &Definition, there: &[(&str, &str, &str)]) -> Walked {
+    use crate::decide::content::{Content, Loaded};
+    for _ in 0..5 {
+        let walked = stand(o, definition, Start::May);
+        if walked.unread.is_empty() {
+            return walked;
+        }
+        for pin in walked.unread {
+            let found = there.iter().find(|(name, ..)| *name == pin.name).map(|(name, uid, content)| {
+                let mut made = Document::new(name, crate::api::document::DocumentSpec::default());
+                (made.metadata.uid, made.spec.content) = (Some((*uid).into()), (*content).into());
+                Loaded::new(Arc::new(made))
+            });
+            o.contents.insert(pin.clone(), Content::of(&pin, found.as_ref()));
+        }
+    }
+    panic!("it reads for ever")
+}
+
+#[test]
+fn an_output_that_lies_apart_is_read_as_it_was_reported() {
+    let steps = json!([{"name": "a", "agentId": "x"},
+        {"name": "b", "agentId": "x", "parameters": {"seen": "${ steps.a.output.text }"}}]);
+    let whole = r#"{"text": "true"}"#;
+    for (what, there, given) in [
+        ("it", vec![("out", "o1", whole)], Some("true")),
+        ("gone", vec![], None),
+        ("made again", vec![("out", "o2", whole)], None),
+        ("other bytes", vec![("out", "o1", r#"{"text": "forged"}"#)], None),
+    ] {
+        let (mut o, definition) = run(&steps, &json!({}));
+        step_on(&mut o, &definition);
+        change(&mut o, "a", None, |status| {
+            let bound = crate::api::step_run::Binding {
+                uid: Some("o1".into()),
+                digest: name::digest_bytes(br#"{"text": "true"}"#),
+            };
+            status.result = Some(ResultRef {
+                output_document: Some("out".into()),
+                output_binding: Some(bound),
+                ..status.result.clone().unwrap_or_default()
+            });
+            status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report").output = None;
+        });
+        let walked = read_from(&mut o, &definition, &there);
+        let parameters = walked.stand.creates.first().map(|b| b.spec.parameters.clone());
+        assert_eq!(parameters, given.map(|text| json!({"seen": text}).to_string()), "{what}");
+        let failure = walked.stand.failure.map(|f| (f.class, f.message.contains("Document out")));
+        assert_eq!(failure, given.is_none().then_some((AttemptResult::DocumentChanged, true)), "{what}");
+    }
 }

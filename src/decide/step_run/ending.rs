@@ -4,8 +4,8 @@ use crate::mutant::{self, Mutant};
 
 use super::{
     ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, GONE_AFTER_SECONDS, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES,
-    Next, Pass, Phase, Report, ReportClass, ResultRef, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after,
-    clip, condition, failure,
+    Next, Pass, Phase, Ran, Report, ReportClass, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after, clip,
+    condition, content, failure,
 };
 
 impl Pass<'_> {
@@ -54,11 +54,7 @@ impl Pass<'_> {
         }
         self.record(AttemptResult::Succeeded, Some(report), None);
         self.status.error = None;
-        self.status.result = Some(ResultRef {
-            attempt: report.attempt,
-            digest: report.digest.clone(),
-            document_name: report.document_name.clone(),
-        });
+        self.status.result = Some(content::reported(report));
         condition::clear(&mut self.status.conditions, "Started");
         self.open_gate();
     }
@@ -108,9 +104,9 @@ impl Pass<'_> {
     }
 
     pub(super) fn record(&mut self, result: AttemptResult, report: Option<&Report>, message: Option<&str>) {
-        let agent_generation = match &self.o.job {
-            JobSeen::Present { agent_generation, .. } => *agent_generation,
-            _ => None,
+        let (agent_generation, ran) = match &self.o.job {
+            JobSeen::Present { agent_generation, ran, .. } => (*agent_generation, ran.clone()),
+            _ => (None, Ran::default()),
         };
         self.status.attempts.push(Attempt {
             number: self.status.attempt,
@@ -119,6 +115,9 @@ impl Pass<'_> {
             exit_code: report.and_then(|r| r.exit_code),
             agent_generation,
             job_uid: self.status.job.as_ref().filter(|job| job.attempt == self.status.attempt).map(|j| j.uid.clone()),
+            agent_uid: ran.uid,
+            agent_digest: ran.digest,
+            document_binding: report.and_then(|r| r.document_binding.clone()),
             started_at: self.claim().map(|c| c.at),
             completed_at: report.map_or_else(|| self.o.now.clone(), |r| r.at.clone()),
             message: message.map(|m| clip(m, MESSAGE_BYTES)),

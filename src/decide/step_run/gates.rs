@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
-    DocumentStatus, Duration, Effect, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, MESSAGE_BYTES, OnFailure,
+    DocumentStatus, Found, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, Hold, MESSAGE_BYTES, OnFailure,
     POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition,
-    document, gate, name,
+    content, document, gate, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
@@ -22,8 +22,17 @@ pub fn is_published_late(step_run: &StepRun) -> bool {
     step_run.spec.gate.is_some() && document.is_some()
 }
 
+/// Whether what was accepted was exchanged, or taken away, before it could be published: nothing goes on from it.
+pub fn has_changed(step_run: &StepRun) -> bool {
+    let error = step_run.status.as_ref().and_then(|s| s.error.as_ref());
+    error.is_some_and(|e| e.class == AttemptResult::DocumentChanged)
+}
+
 impl Pass<'_> {
     pub(super) fn open_gate(&mut self) {
+        if !self.holds() {
+            return;
+        }
         let Some(wanted) = self.o.step_run.spec.gate.clone() else {
             return self.accept();
         };
@@ -39,13 +48,12 @@ impl Pass<'_> {
             return self.cancel();
         }
         match self.gate_terms().and_then(|g| g.when.as_deref()).map(|when| self.required(when)) {
-            None | Some(Ok(Some(true))) => {}
-            Some(Ok(Some(false))) => {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => {
                 self.set_gate(GateState::NotRequired, &reviewed, "");
                 self.plan.notice("GateNotRequired", format!("gate {}: its when is false", wanted.name));
                 return self.accept();
             }
-            Some(Ok(None)) => return self.look_for_document(),
             Some(Err(fault)) => return self.fail(AttemptResult::ExpressionError, &format!("gate.when: {fault}")),
         }
         if let Some(why) = self.nobody_may_decide() {
@@ -255,20 +263,18 @@ impl Pass<'_> {
     /// The result of a finished run, with what was decided then. A gate that asks for more than was given opens again.
     pub(super) fn take_over(&mut self, reuse: &Reuse) {
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
-        self.status.result = Some(ResultRef {
-            attempt: self.status.attempt,
-            digest: reuse.digest.clone(),
-            document_name: reuse.document_name.clone(),
-        });
-        let Some(wanted) = self.o.step_run.spec.gate.clone() else {
-            return self.accept();
-        };
-        let reviewed = gate::review_digest(&self.o.step_run, self.status.round, &reuse.digest);
-        let taken = gate::taken_over(&self.o.step_run, reuse, &self.o.now, &reviewed);
-        if gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted {
-            self.set_gate(GateState::Accepted, &reuse.digest, "");
-            self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
+        self.status.result = Some(content::reused(reuse, self.status.attempt));
+        if !self.holds() {
+            return;
         }
+        if let Some(wanted) = &self.o.step_run.spec.gate {
+            let taken = gate::taken_over(Some(wanted), reuse);
+            if gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted {
+                self.set_gate(GateState::Accepted, &reuse.digest, "");
+                self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
+            }
+        }
+        self.plan.notice("TakenOver", gate::told_of_reuse(&self.o.step_run, reuse));
         self.open_gate();
     }
 
@@ -276,11 +282,7 @@ impl Pass<'_> {
         if let Some(output) = gate::output_of(&self.o.step_run, &self.status) {
             // What was decided is the output; what was reviewed are the parameters.
             let digest = name::digest_bytes(output.to_string().as_bytes());
-            self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, document_name: None });
-        }
-        let there = self.o.document.is_some() || self.status.result.as_ref().is_none_or(|r| r.document_name.is_none());
-        if !there {
-            return self.look_for_document();
+            self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, ..ResultRef::default() });
         }
         // A decision is stored first: a crash in between must not leave a document published that nobody accepted.
         let before = self.o.step_run.status.as_ref().and_then(|s| s.gate.as_ref());
@@ -293,45 +295,56 @@ impl Pass<'_> {
 
     /// What a decision that is stored now lets everybody see.
     pub(super) fn publish_accepted(&mut self) {
-        let waits = self.o.document.as_ref().is_some_and(|d| !document::has_standing(d));
-        if is_published_late(&self.o.step_run) && waits {
-            self.set_document(DocumentPhase::Published);
+        let over = self.o.hold == Hold::Stopping || has_changed(&self.o.step_run);
+        if over || self.o.document == Found::NotAsked || !is_published_late(&self.o.step_run) {
+            return;
+        }
+        match self.content() {
+            Ok(Some(content)) if !document::has_standing(content.document()) => {
+                self.set_document(DocumentPhase::Published);
+            }
+            Ok(_) => {}
+            // Its end is stored, and stays; that it cannot be gone on from is the run's failure.
+            Err(changed) => {
+                self.plan.warn("DocumentChanged", clip(&changed.to_string(), 900));
+                self.status.error = Some(StepError {
+                    class: AttemptResult::DocumentChanged,
+                    message: clip(&changed.to_string(), MESSAGE_BYTES),
+                    attempt: self.status.attempt,
+                    exit_code: None,
+                    log_tail: None,
+                });
+            }
         }
     }
 
-    fn look_for_document(&mut self) {
-        self.status.phase = Some(Phase::Running);
-        self.plan.look_again(Duration::from_secs(1));
-    }
-
     fn set_document(&mut self, phase: DocumentPhase) {
-        let wanted = self.status.result.as_ref().and_then(|r| r.document_name.clone());
-        let (Some(wanted), Some(found)) = (wanted, &self.o.document) else {
-            return;
-        };
+        let Ok(Some(content)) = self.content() else { return };
+        let found = content.document();
         let status = match phase {
-            DocumentPhase::Published => document::published(found, &self.o.siblings),
-            other => DocumentStatus { phase: Some(other), ..document::published(found, &[]) },
+            DocumentPhase::Published => document::published(&content, &self.o.siblings),
+            other => DocumentStatus { phase: Some(other), ..document::published(&content, &[]) },
         };
-        if found.status.as_ref().is_none_or(|s| s.phase != Some(phase)) {
-            self.plan.effects.push(Effect::SetDocumentStatus { name: wanted, status });
+        // What was published once, by the run that this one took it from, is not taken back.
+        let too_late = phase == DocumentPhase::Rejected && document::has_standing(found);
+        if !too_late && found.status.as_ref().is_none_or(|s| s.phase != Some(phase)) {
+            self.plan.effects.push(document::set_status(found, status));
         }
     }
 
     // ---- gate.when
 
-    /// What `when` gives; none while the output cannot be read yet.
-    fn required(&self, when: &str) -> Result<Option<bool>, String> {
+    /// What `when` gives.
+    fn required(&self, when: &str) -> Result<bool, String> {
         let expression = Expression::parse(when)?;
-        let apart = self.report().is_some_and(|r| r.output_document.is_some());
+        let apart = self.status.result.as_ref().is_some_and(|r| r.output_document.is_some());
         if apart && expression.variables().iter().any(|v| v == "output") {
             return Err(format!(
                 "reads `output`, which has more than {OUTPUT_INLINE_BYTES} bytes and lies in a Document of its own"
             ));
         }
-        let Some(output) = self.output() else { return Ok(None) };
-        match expression.evaluate(&self.scope(output))? {
-            Value::Bool(required) => Ok(Some(required)),
+        match expression.evaluate(&self.scope(self.output()?))? {
+            Value::Bool(required) => Ok(required),
             other => Err(format!("gives {}, not a boolean", kind(&other))),
         }
     }
@@ -358,20 +371,16 @@ impl Pass<'_> {
     }
 
     /// Inline, or in the document that carries it; null where there is none.
-    fn output(&self) -> Option<Value> {
-        let result = self.status.result.as_ref();
+    fn output(&self) -> Result<Value, String> {
         let reuse = self.o.step_run.spec.reuse.as_ref();
         let inline = match (reuse, self.report()) {
             (Some(reuse), _) => reuse.output.clone(),
             (None, report) => report.and_then(|r| r.output),
         };
         if let Some(text) = inline {
-            return Some(serde_json::from_str(&text).unwrap_or_default());
+            return Ok(serde_json::from_str(&text).unwrap_or_default());
         }
-        if result.is_none_or(|r| r.document_name.is_none()) {
-            return Some(Value::Null);
-        }
-        let document = self.o.document.as_ref()?;
-        Some(serde_json::from_str(&document.spec.content).unwrap_or_default())
+        let content = self.content().map_err(|changed| changed.to_string())?;
+        Ok(content.map(|c| serde_json::from_str(c.text()).unwrap_or_default()).unwrap_or_default())
     }
 }

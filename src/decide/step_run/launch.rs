@@ -72,6 +72,9 @@ impl Pass<'_> {
         if let Some(why) = &self.o.refusal {
             return self.lost(&format!("the API server refused the Job: {why}"));
         }
+        if let Some(changed) = self.o.changed_input.clone() {
+            return self.fail_changed(&changed);
+        }
         match self.o.slot {
             Slot::Yours => self.create_job(&agent),
             Slot::Wait { .. } if mutant::on(Mutant::TurnNotAwaited) => self.create_job(&agent),

@@ -199,7 +199,7 @@ impl Pass<'_> {
         self.status.counts.answers += 1;
         let digest = name::digest_bytes(value.as_bytes());
         self.status.answer = Some(Answer { value, by: by.to_owned(), at: self.o.now.clone() });
-        self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, document_name: None });
+        self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, ..ResultRef::default() });
         self.open_gate();
     }
 

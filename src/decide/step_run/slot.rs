@@ -74,6 +74,7 @@ mod tests {
     use crate::api::agent::{Agent, AgentSpec};
     use crate::api::step_run::{Reuse, StepRunAsk};
     use crate::decide::gate::Guard;
+    use crate::decide::step_run::Ran;
 
     fn observed(status: &Value) -> Observed {
         let template = json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}});
@@ -150,8 +151,14 @@ mod tests {
     #[test]
     fn nothing_is_asked_for_that_would_not_be_launched() {
         type Change = fn(&mut Observed);
-        let job =
-            |ended| JobSeen::Present { uid: "j".into(), created: None, deleting: false, ended, agent_generation: None };
+        let job = |ended| JobSeen::Present {
+            uid: "j".into(),
+            created: None,
+            deleting: false,
+            ended,
+            agent_generation: None,
+            ran: Ran::default(),
+        };
         let mut o = observed(&json!(null));
         o.job = job(false);
         assert_eq!(need(&o), Need::Holds, "its Job is there, though the status does not say so yet");

@@ -24,8 +24,10 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         pod: None,
         unfinished: Vec::new(),
         pods_alive: 0,
-        document: None,
+        document: Found::NotAsked,
         siblings: Vec::new(),
+        output: Found::NotAsked,
+        changed_input: None,
         guard: Guard::Proven("p".into()),
         surroundings: Arc::default(),
         evaluator: Arc::new(crate::decide::expression::InProcess),
@@ -108,6 +110,7 @@ fn the_job_is_written_down_once() {
         deleting: false,
         ended: false,
         agent_generation: None,
+        ran: Ran::default(),
     };
     let job = |attempt: i32| json!({"attempt": attempt, "name": "n", "uid": "first"});
     for (what, status, expected) in [
@@ -123,4 +126,101 @@ fn the_job_is_written_down_once() {
         Arc::make_mut(&mut o.step_run).status = Some(status);
         assert_eq!(step_run(&o).status, None, "{what}");
     }
+}
+
+/// A StepRun whose attempt made the document `plan`, and what lies under its name now.
+fn with_document(status: serde_json::Value, gated: bool, found: Option<(&str, &str)>) -> Observed {
+    let bound = json!({"uid": "p1", "digest": name::digest_bytes(b"a plan")});
+    let at = "1970-01-01T00:00:00Z";
+    let report = json!({"attempt": 1, "class": "Succeeded", "digest": "d", "at": at, "documentName": "plan",
+        "documentBinding": bound});
+    let result = json!({"attempt": 1, "digest": "d", "documentName": "plan", "documentBinding": bound});
+    let mut whole = json!({"attempt": 1, "agent": {"report": report}, "result": result});
+    if let (Some(whole), serde_json::Value::Object(status)) = (whole.as_object_mut(), status) {
+        whole.extend(status);
+    }
+    let mut o = observed(&whole);
+    let spec = &mut Arc::make_mut(&mut o.step_run).spec;
+    spec.gate = gated.then(|| StepRunGate { name: "plan".into(), approvals: 1, ..StepRunGate::default() });
+    let made = found.map(|(uid, content)| {
+        let mut made = Document::new("plan", crate::api::document::DocumentSpec::default());
+        (made.metadata.uid, made.spec.content) = (Some(uid.into()), content.into());
+        Arc::new(made)
+    });
+    o.document = Found::of(made);
+    o
+}
+
+#[test]
+fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
+    let at = "1970-01-01T00:00:00Z";
+    let gate = |state: &str, decisions: serde_json::Value| json!({"state": state, "round": 1, "outputDigest": "o", "openedAt": at, "policy": "p", "decisions": decisions});
+    let accepted = json!([{"documentType": "plan", "scopeID": "w", "accepted": true, "decidedBy": "ann", "decidedAt": at,
+        "digest": "o", "round": 1}]);
+    for (what, found) in [
+        ("it", Some(("p1", "a plan"))),
+        ("gone", None),
+        ("made again", Some(("p2", "a plan"))),
+        ("other bytes", Some(("p1", "forged"))),
+    ] {
+        let whole = what == "it";
+        let effects = |plan: &Plan<StepRunStatus>| {
+            plan.effects.iter().filter(|e| matches!(e, Effect::SetDocumentStatus { .. })).count()
+        };
+        let class = |plan: &Plan<StepRunStatus>| plan.status.as_ref().and_then(|s| s.error.as_ref()).map(|e| e.class);
+        let changed = (!whole).then_some(AttemptResult::DocumentChanged);
+        // Without a gate, before it is opened, while it waits, with a decision in the mailbox.
+        let letter = |o: &mut Observed| {
+            let mail = [(DECISION, "accepted"), (DECIDED_BY, "ann")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+            Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.into());
+        };
+        for (when, gated, state, decides) in [
+            ("no gate", false, json!({}), false),
+            ("reported", true, json!({"result": null}), false),
+            ("waits", true, json!({"phase": "WaitingForAcceptance", "gate": gate("Waiting", json!([]))}), false),
+            ("decided", true, json!({"phase": "WaitingForAcceptance", "gate": gate("Waiting", json!([]))}), true),
+        ] {
+            let mut o = with_document(state, gated, found);
+            if decides {
+                letter(&mut o);
+            }
+            let plan = step_run(&o);
+            let status = plan.status.clone().or(o.step_run.status.clone()).expect("a status");
+            assert_eq!(class(&plan), changed, "{what}, {when}");
+            let ended = (!whole).then_some(Phase::Failed);
+            assert!(whole || status.phase == ended && status.gate.is_none_or(|g| g.state == GateState::Closed));
+            let accepted = whole && (decides || !gated);
+            assert_eq!(status.phase == Some(Phase::Completed), accepted, "{what}, {when}");
+            assert_eq!(effects(&plan), usize::from(whole && !gated), "{what}, {when}");
+        }
+        // Accepted and stored, and not yet published: its end stays, and the run learns that nothing goes on from it.
+        let done = json!({"phase": "Completed", "completedAt": at, "gate": gate("Accepted", accepted.clone())});
+        let o = with_document(done, true, found);
+        let plan = step_run(&o);
+        assert_eq!((effects(&plan), class(&plan)), (usize::from(whole), changed), "{what}");
+        let status = plan.status.clone().or(o.step_run.status.clone()).expect("a status");
+        assert_eq!(status.phase, Some(Phase::Completed), "{what}");
+        let mut after = o.step_run.as_ref().clone();
+        after.status = Some(status);
+        assert_eq!(has_changed(&after), !whole, "{what}");
+        // It is said once.
+        let again = step_run(&Observed { step_run: Arc::new(after), ..o });
+        assert!(again.status.is_none() && again.notices.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn no_attempt_starts_on_a_document_that_is_not_what_was_pinned() {
+    let pin = content::Pin::new("brief", Some(&crate::api::step_run::Binding::default()));
+    let mut o = observed(&json!(null));
+    let template = json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}});
+    let spec = serde_json::from_value(json!({"template": template})).expect("a spec");
+    o.agent = Some(Arc::new(Agent::new("writer", spec)));
+    let launches = |plan: &Plan<StepRunStatus>| plan.effects.iter().any(|e| matches!(e, Effect::CreateJob(_)));
+    assert!(launches(&step_run(&o)));
+    o.changed_input = Content::of(&pin, None).err();
+    let plan = step_run(&o);
+    let status = plan.status.as_ref().expect("a status");
+    assert!(!launches(&plan) && status.phase == Some(Phase::Failed));
+    assert_eq!(status.error.as_ref().map(|e| e.class), Some(AttemptResult::DocumentChanged));
 }

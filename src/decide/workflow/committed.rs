@@ -10,6 +10,7 @@ use k8s_openapi::jiff::SignedDuration;
 use crate::api::name;
 use crate::api::step_run::StepRun;
 use crate::api::workflow::{Phase, Workflow};
+use crate::decide::content;
 use crate::decide::observed::StepRuns;
 use crate::decide::settled::Settled;
 
@@ -40,7 +41,8 @@ pub fn committed(workflow: &Workflow, step_runs: &StepRuns, settled: &Settled, n
         let done = step_run.status.as_ref().filter(|s| s.phase == Some(Phase::Completed));
         let done = done.filter(|s| recent(s.completed_at.as_ref()));
         let own = done.and_then(|s| s.result.as_ref()?.document_name.clone());
-        let apart = done.and_then(|s| s.agent.as_ref()?.report.as_ref()?.output_document.clone());
+        let apart =
+            done.and_then(|_| content::carrier(step_run)).map(|pin| pin.name).filter(|n| own.as_ref() != Some(n));
         own.into_iter().chain(apart).map(|document| (step_run.metadata.name.clone(), document))
     });
     Committed { documents: inline.chain(made).collect(), looked: looked.len() }

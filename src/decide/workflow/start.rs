@@ -26,6 +26,16 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
         plan.status = Some(status);
         return plan;
     }
+    if let Some(of) = spec.retry_of.as_ref().filter(|_| o.previous.is_none()) {
+        let why = format!(
+            "spec.retryOf: this namespace has no Workflow {} with the UID {}; results are taken over from a run of the same namespace that is still there",
+            of.name, of.uid
+        );
+        status::invalid(&mut status, "RetryOfNotFound", &why, at);
+        plan.warn("RetryOfNotFound", clip(&why, 900));
+        plan.status = Some(status);
+        return plan;
+    }
     let source = match resolved(o) {
         Ok(source) => source,
         Err((reason, message)) => {
@@ -128,7 +138,8 @@ fn pin(
     let mut plan = Plan::default();
     let (meta, spec) = (&o.workflow.metadata, &o.workflow.spec);
     let (own, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-    let private = || format!("{own}-{}", uid.chars().take(8).collect::<String>());
+    // Nobody can spell it: `spec.session` begins with a letter or a digit.
+    let private = || format!("_{own}-{}", uid.chars().take(8).collect::<String>());
     let definition = Definition {
         workflow: own.clone(),
         workflow_uid: uid.clone(),
@@ -143,18 +154,14 @@ fn pin(
         timeout_seconds: source.timeout_seconds,
         steps: source.steps,
     };
-    let text = serde_json::to_string(&definition).unwrap_or_default();
     plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
     for inline in &spec.documents {
         let made = build::run_document(&o.workflow, inline);
-        let name = made.metadata.name.clone().unwrap_or_default();
-        let published = document::published(&made, &[]);
-        plan.effects.push(Effect::CreateDocument(Box::new(made)));
-        plan.effects.push(Effect::SetDocumentStatus { name, status: published });
+        let published = document::put_up(&made, &[]);
+        plan.effects.extend(document::create(made, published));
     }
     status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
-    status.definition =
-        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: name::digest_bytes(text.as_bytes()) });
+    status.definition = Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: definition.digest() });
     status.session = Some(SessionStatus {
         id: definition.session.clone(),
         phase: SessionPhase::Initiated,

@@ -75,7 +75,8 @@ async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
         team.admin.gets(&Ask::put(&path, whole)).await.ok();
         assert!(read(pinned.clone()).await?.is_some(), "{own}: after it was written whole");
         // Its data cannot be changed, so somebody makes it again.
-        revisions.delete(&own, &DeleteParams::default()).await?;
+        team.admin.gets(&Ask::delete(&path)).await?;
+        until("it is gone", || async { Ok(revisions.get_opt(&own).await?.is_none().then_some(())) }).await?;
         let mut forged = revision.clone();
         let data = forged.data.as_mut().context("data")?;
         let RawExtension(value) = data;

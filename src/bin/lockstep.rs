@@ -58,7 +58,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
     runtime.block_on(async {
         match arguments.command {
-            Command::Operator(options) => controllers::run(options, connect(OPERATOR, 32).await?).await,
+            Command::Operator(options) => Box::pin(controllers::run(options, connect(OPERATOR, 32).await?)).await,
             Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
             Command::Crds { .. } | Command::Evaluate => Ok(()),
         }

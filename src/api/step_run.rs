@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::schema::free_value;
 use super::step::Acceptors;
 use super::workflow::{DefinitionRef, Phase};
-pub use made::{Binding, Comparison, Reuse, ReusedGate};
+pub use made::{Binding, Comparison, JobRef, Reuse, ReusedGate};
 pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -346,16 +346,6 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
-}
-
-/// The Job of one attempt.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct JobRef {
-    pub attempt: i32,
-    #[schemars(length(max = 253))]
-    pub name: String,
-    #[schemars(length(max = 64))]
-    pub uid: String,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -81,3 +81,13 @@ pub enum Comparison {
     #[default]
     Differs,
 }
+
+/// The Job of one attempt.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct JobRef {
+    pub attempt: i32,
+    #[schemars(length(max = 253))]
+    pub name: String,
+    #[schemars(length(max = 64))]
+    pub uid: String,
+}

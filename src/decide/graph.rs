@@ -19,7 +19,7 @@ use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
-use super::step_run::{POLICIES, has_changed, is_published_late};
+use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
 use super::{build, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
@@ -249,7 +249,12 @@ impl<'a> Walk<'a> {
         // One that was taken over may lie elsewhere.
         let elsewhere = || document::named(&self.o.documents, &produces.document_type, std::slice::from_ref(name));
         let found = self.o.documents.get(&key).or_else(elsewhere);
-        found.is_none_or(|d| !document::has_standing(d))
+        let bound = status.and_then(|s| s.result.as_ref()?.document_binding.as_ref()?.uid.clone());
+        match found.filter(|d| bound.is_none() || d.metadata.uid == bound) {
+            Some(document) => !document::has_standing(document),
+            // A run that ends does not wait for what may never come back.
+            None => step_run::hold(&self.o.workflow) != Hold::Stopping,
+        }
     }
 
     fn open(&mut self, step_run: &StepRun, phase: Option<Phase>, path: &str, frame: &Frame) {

@@ -234,8 +234,6 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
     let made = team.operator.gets(&Ask::post(team.all("stepruns"), serde_json::to_value(&step_run)?)).await?;
     let step_run: StepRun = serde_json::from_value(made)?;
     let name = step_run.metadata.name.clone().unwrap_or_default();
-    let status = json!({"status": {"phase": "Running", "attempt": 1, "round": 1}});
-    team.operator.gets(&Ask::patch(team.one("stepruns", &format!("{name}/status")), status)).await?;
     let around = Surroundings {
         image: "nobody-pulls-it".to_owned(),
         image_pull_policy: "Never".to_owned(),
@@ -245,7 +243,10 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
     let status = StepRunStatus { attempt: 1, ..StepRunStatus::default() };
     let job = build::job(&step_run, &status, &agent, None, &around).map_err(|fault| anyhow!(fault))?;
     let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", team.namespace);
-    team.operator.gets(&Ask::post(jobs, serde_json::to_value(&job)?)).await?;
+    let job = team.operator.gets(&Ask::post(jobs, serde_json::to_value(&job)?)).await?;
+    let job = json!({"attempt": 1, "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]});
+    let status = json!({"status": {"phase": "Running", "attempt": 1, "round": 1, "job": job}});
+    team.operator.gets(&Ask::patch(team.one("stepruns", &format!("{name}/status")), status)).await?;
     let pods = Ask::get(format!("{}?labelSelector=lockstep.dev/steprun%3D{name}", team.core("pods")));
     let pod = until("the Job controller makes the pod", || async {
         Ok(team.admin.gets(&pods).await?["items"].get(0).cloned())

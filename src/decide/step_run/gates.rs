@@ -295,14 +295,15 @@ impl Pass<'_> {
 
     /// What a decision that is stored now lets everybody see.
     pub(super) fn publish_accepted(&mut self) {
-        let over = self.o.hold == Hold::Stopping || has_changed(&self.o.step_run);
-        if over || self.o.document == Found::NotAsked || !is_published_late(&self.o.step_run) {
+        if has_changed(&self.o.step_run) || self.o.document == Found::NotAsked || !is_published_late(&self.o.step_run) {
             return;
         }
         match self.content() {
             Ok(Some(content)) if !document::has_standing(content.document()) => {
                 self.set_document(DocumentPhase::Published);
             }
+            // Of a run that has ended people may take the documents away.
+            Ok(_) | Err(_) if self.o.hold == Hold::Stopping => {}
             Ok(_) => {}
             // Its end is stored, and stays; that it cannot be gone on from is the run's failure.
             Err(changed) => {

@@ -495,7 +495,9 @@ impl World {
                     d.decided_by == letter.by && i64::from(d.round) == letter.round && d.digest == letter.digest
                 })
             };
-            let closed = status.phase == Some(Phase::Cancelled);
+            // What they decided about was exchanged under their hands: the step failed, and says so.
+            let exchanged = status.error.as_ref().is_some_and(|e| e.class == AttemptResult::DocumentChanged);
+            let closed = status.phase == Some(Phase::Cancelled) || exchanged;
             self.uphold(latched || refused || closed, || format!("{} is lost: {letter:?}", letter.word));
         }
         for planted in self.judge.planted.clone() {

@@ -320,8 +320,8 @@ impl World {
         }
     }
 
-    /// Somebody who may edit deletes a document of a run, and makes another one under its name; that works only while
-    /// nobody watches the door.
+    /// Somebody deletes a document of a run, and makes another one under its name: a person, whom the policies stop while
+    /// they stand, or an administrator, whom nothing stops.
     fn exchange(&mut self) {
         let all = self.all(Kind::Document);
         let made = all.into_iter().filter(|d| !d.value["spec"]["path"].is_null() && !d.is_deleting());
@@ -330,9 +330,10 @@ impl World {
             return;
         }
         let found = Arc::clone(self.chance.pick(&made));
+        let who = if self.chance.percent(50) { Who::Admin } else { Who::Person };
         let (kind, propagation) = (Kind::Document, Propagation::Background);
         let delete = Request::Delete { kind, name: found.name.clone(), uid: None, version: None, propagation };
-        if self.ask(Who::Person, &delete).is_err() {
+        if self.ask(who, &delete).is_err() {
             return;
         }
         self.judge.bereaved = true;
@@ -342,7 +343,7 @@ impl World {
             spec["content"] = json!(json!({"items": items(1, -1), "place": FORGED}).to_string());
             let owners = found.meta("ownerReferences").clone();
             let object = json!({"metadata": {"name": found.name, "ownerReferences": owners}, "spec": spec});
-            let _ = self.ask(Who::Person, &Request::Create(Kind::Document, object));
+            let _ = self.ask(who, &Request::Create(Kind::Document, object));
         }
     }
 

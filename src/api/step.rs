@@ -208,6 +208,9 @@ pub struct Gate {
     /// Whoever made the run may not decide.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub four_eyes: bool,
+    /// The run must have been made by a person: where a service account made it (GitOps, a pipeline), nobody may decide.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub created_by_person: bool,
     /// A decision must name the digest of what was reviewed, in the first round, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub require_review: bool,

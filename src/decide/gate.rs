@@ -215,7 +215,7 @@ pub fn still_opens(wanted: Option<&StepRunGate>, reuse: &Reuse) -> bool {
 }
 
 /// What is said of a result that is taken over.
-pub fn told_of_reuse(step_run: &StepRun, reuse: &Reuse) -> String {
+pub fn describe_reuse(step_run: &StepRun, reuse: &Reuse) -> String {
     let from = format!("the result of StepRun {} ({})", reuse.step_run, reuse.uid);
     let Some(wanted) = &step_run.spec.gate else { return from };
     let then: Vec<String> = reuse

@@ -16,7 +16,7 @@ pub struct End {
 }
 
 /// Fields that hold times, identities, or digests over identities.
-const PASSING: [&str; 27] = [
+const PASSING: [&str; 28] = [
     "lastTransitionTime",
     "startedAt",
     "completedAt",
@@ -29,6 +29,7 @@ const PASSING: [&str; 27] = [
     "uid",
     "podUID",
     "jobUID",
+    "agentUID",
     "podName",
     "id",
     "creationTimestamp",

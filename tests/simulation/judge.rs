@@ -299,7 +299,8 @@ impl World {
         }
         match new.attempts.last().map(|a| a.result) {
             Some(AttemptResult::Infrastructure) => budget.1 += 1,
-            Some(AttemptResult::Cancelled) | None => {}
+            // A name that somebody took costs nothing but the name.
+            Some(AttemptResult::Cancelled | AttemptResult::NameConflict) | None => {}
             Some(_) => budget.0 += 1,
         }
         let (own, lost) = *budget;

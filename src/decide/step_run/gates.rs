@@ -107,12 +107,19 @@ impl Pass<'_> {
         ]
     }
 
-    /// Four eyes need to know the first two: who made the run.
+    /// Four eyes need to know the first two: who made the run. A gate may ask that these are a person's.
     pub(super) fn nobody_may_decide(&self) -> Option<&'static str> {
-        let wanted = self.o.step_run.spec.gate.as_ref()?;
+        let (wanted, terms) = (self.o.step_run.spec.gate.as_ref()?, self.gate_terms()?);
+        let creator = self.o.step_run.spec.workflow.creator.as_deref().unwrap_or_default();
         let unknown = wanted.not_by.as_deref().is_none_or(str::is_empty);
-        (self.gate_terms().is_some_and(|g| g.four_eyes) && unknown).then_some(
-            "the gate asks for four eyes, and who made the run is not known: nobody may decide it; make the run again with lockstep.dev/created-by=YOUR-NAME on it",
+        if terms.four_eyes && unknown {
+            return Some(
+                "the gate asks for four eyes, and who made the run is not known: nobody may decide it; make the run again with lockstep.dev/created-by=YOUR-NAME on it",
+            );
+        }
+        let person = !creator.is_empty() && !creator.starts_with("system:");
+        (terms.created_by_person && !person).then_some(
+            "the gate asks for a run that a person made, and no person is known to have made this one: nobody may decide it; let a person make the run",
         )
     }
 
@@ -269,12 +276,15 @@ impl Pass<'_> {
         }
         if let Some(wanted) = &self.o.step_run.spec.gate {
             let taken = gate::taken_over(Some(wanted), reuse);
-            if gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted {
+            // What this run's creator makes undecidable, another's run does not decide.
+            if self.nobody_may_decide().is_none()
+                && gate::state(&taken, self.status.round, wanted.approvals) == GateState::Accepted
+            {
                 self.set_gate(GateState::Accepted, &reuse.digest, "");
                 self.status.gate.iter_mut().for_each(|gate| gate.decisions.clone_from(&taken));
             }
         }
-        self.plan.notice("TakenOver", gate::told_of_reuse(&self.o.step_run, reuse));
+        self.plan.notice("TakenOver", gate::describe_reuse(&self.o.step_run, reuse));
         self.open_gate();
     }
 

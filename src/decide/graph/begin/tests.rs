@@ -117,7 +117,7 @@ fn gated(gate: &Value) -> Value {
 type Change = fn(&mut Again);
 
 /// Whether the result is taken over, whether the gates are the same, whether ann's acceptance counts.
-fn cases() -> [(&'static str, Change, [bool; 3]); 18] {
+fn cases() -> [(&'static str, Change, [bool; 3]); 19] {
     [
         ("the same", |_| {}, [true, true, true]),
         ("of another namespace", |a| a.old.metadata.namespace = Some("other".into()), [false; 3]),
@@ -131,6 +131,7 @@ fn cases() -> [(&'static str, Change, [bool; 3]); 18] {
         ("another name", |a| gate_of(a).name = Some("high".into()), [true, false, false]),
         ("a review asked for", |a| gate_of(a).require_review = true, [true, false, false]),
         ("four eyes asked for", |a| gate_of(a).four_eyes = true, [true, false, false]),
+        ("a person as creator asked for", |a| gate_of(a).created_by_person = true, [true, false, false]),
         ("another when", |a| gate_of(a).when = Some("output > 0".into()), [true, false, false]),
         ("another message", |a| gate_of(a).message = Some("sure?".into()), [true, false, false]),
         ("the old definition is gone", |a| a.then.steps.clear(), [true, false, false]),

@@ -18,7 +18,7 @@ use crate::api::definition::Definition;
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::name::{ACTION, ANSWER, COMMENT};
 use crate::api::step_run::WaitingFor;
-use crate::decide::expression::{Evaluate, InProcess};
+use crate::definition::expression::{Evaluate, InProcess};
 
 /// Answer a step's question, or retry, skip or fail a step that waits for input
 #[derive(clap::Args, Debug)]

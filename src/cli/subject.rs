@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::name;
 use crate::api::step_run::{AttemptResult, GateState, GateStatus, Report};
 use crate::api::{Document, StepRun, StepRunStatus};
 use crate::decide::content::{self, Content, Loaded};
-use crate::decide::document::OUTPUT_TYPE;
 use crate::decide::gate;
 
 #[derive(Debug, Default)]

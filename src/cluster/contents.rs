@@ -14,6 +14,7 @@ use crate::api::definition::Definition;
 use crate::api::workflow::DefinitionRef;
 use crate::decide::content::{Changed, Content, Loaded, Pin};
 use crate::decide::settled::Settled;
+use crate::definition::pinned;
 
 const CONTENT_BYTES: usize = 32 * 1024 * 1024;
 const DEFINITION_BYTES: usize = 16 * 1024 * 1024;
@@ -99,15 +100,15 @@ impl Contents {
         &self,
         client: &Client,
         namespace: &str,
-        pinned: &DefinitionRef,
+        wanted: &DefinitionRef,
         workflow_uid: &str,
     ) -> Result<Option<Arc<Definition>>, Error> {
-        let key = format!("{namespace}/{workflow_uid}/{}", pinned.digest);
+        let key = format!("{namespace}/{workflow_uid}/{}", wanted.digest);
         if let Some(found) = self.definitions.get(&key) {
             return Ok(Some(found));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&pinned.revision_name)).await? else {
+        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&wanted.revision_name)).await? else {
             return Ok(None);
         };
         let ours = found
@@ -120,14 +121,14 @@ impl Contents {
             return Ok(None);
         };
         let bytes = data.to_string().len();
-        match Definition::pinned(data, &pinned.digest) {
+        match pinned::read(data, &wanted.digest) {
             Ok(definition) => {
                 let definition = Arc::new(definition);
                 self.definitions.keep(key, Arc::clone(&definition), bytes);
                 Ok(Some(definition))
             }
             Err(why) => {
-                tracing::error!(namespace, revision = pinned.revision_name, %why, "a definition is not the pinned one");
+                tracing::error!(namespace, revision = wanted.revision_name, %why, "a definition is not the pinned one");
                 Ok(None)
             }
         }

@@ -21,6 +21,7 @@ use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid, run_key};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::name::{self, LABEL_WORKFLOW};
 use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Document, StepRun, Workflow};
@@ -165,7 +166,7 @@ impl Observer {
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
             // What carries an output is never published: it is enough that it is there.
-            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == OUTPUT_TYPE;
             if self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
                 continue;
             }

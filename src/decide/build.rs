@@ -15,17 +15,17 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::Resource;
 use serde_json::Value;
 
-use super::agent::CONTAINER;
-use super::expression::Evaluate;
 use crate::api::agent::Agent;
 use crate::api::condition;
 use crate::api::definition::Definition;
-use crate::api::document::{Document, DocumentSpec, Scope};
+use crate::api::document::{Document, DocumentSpec, OUTPUT_TYPE, Scope};
 use crate::api::limits::{JOB_TTL_SECONDS, TIMEOUT_SECONDS};
 use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::step::{Format, Step};
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
+use crate::definition::agent::{self, CONTAINER};
+use crate::definition::expression::Evaluate;
 use crate::mutant::{self, Mutant};
 use crate::protocol::{env, path};
 
@@ -52,7 +52,7 @@ pub struct Surroundings {
 
 /// Why an Agent cannot be launched; a status that is behind its spec says nothing.
 pub fn not_ready(agent: &Agent, evaluator: &dyn Evaluate) -> Option<String> {
-    let faults = super::agent::faults(agent, evaluator);
+    let faults = agent::faults(agent, evaluator);
     (!faults.is_empty()).then(|| condition::clip(&faults.join("; "), 600))
 }
 
@@ -108,7 +108,7 @@ pub fn copied_document(workflow: &Workflow, of: &Document, place: &str) -> Docum
 
 /// The internal document that carries a run's output.
 pub fn output_document(workflow: &Workflow, content: String) -> Document {
-    let document_type = super::document::OUTPUT_TYPE.to_owned();
+    let document_type = OUTPUT_TYPE.to_owned();
     let spec = DocumentSpec { document_type, format: Format::Json, content, ..of_run(workflow) };
     owned_document(workflow, name::run_document, spec)
 }
@@ -212,7 +212,7 @@ fn made_from(agent: &Agent) -> BTreeMap<String, String> {
     [
         (ANNOTATION_AGENT_GENERATION, agent.metadata.generation.unwrap_or_default().to_string()),
         (ANNOTATION_AGENT_UID, agent.metadata.uid.clone().unwrap_or_default()),
-        (ANNOTATION_AGENT_DIGEST, super::agent::work_digest(agent)),
+        (ANNOTATION_AGENT_DIGEST, agent::work_digest(agent)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()

@@ -15,7 +15,6 @@ use std::sync::Arc;
 pub use tally::Tally;
 
 use super::content::Pin;
-use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
@@ -29,6 +28,7 @@ use crate::api::name;
 use crate::api::step::{OnFailure, Step};
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
 use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
+use crate::definition::expression::Expression;
 use crate::mutant::{self, Mutant};
 
 /// The findings.

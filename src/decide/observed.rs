@@ -9,13 +9,13 @@ use rpds::RedBlackTreeMapSync;
 
 use super::content::Contents;
 use super::document::Documents;
-use super::expression::Evaluate;
 use super::settled::Settled;
 use crate::api::agent::Agent;
 use crate::api::definition::Definition;
 use crate::api::step_run::StepRun;
 use crate::api::workflow::Workflow;
 use crate::api::workflow_template::WorkflowTemplate;
+use crate::definition::expression::Evaluate;
 
 /// StepRuns of one run, by name.
 pub type StepRuns = RedBlackTreeMapSync<String, Arc<StepRun>>;

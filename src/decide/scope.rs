@@ -9,13 +9,13 @@ use serde_json::{Map, Value, json};
 
 use super::content::{self, Content, Contents, Pin};
 use super::document::{self, Documents, Viewpoint};
-use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
 use super::gate;
 use crate::api::definition::Definition;
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::{Format, Step};
 use crate::api::step_run::StepRun;
 use crate::api::workflow::Phase;
+use crate::definition::expression::{self, Evaluate, Expression, Scope, expressions, underscored};
 
 /// The output of a step, not yet read.
 #[derive(Clone, Debug)]
@@ -170,7 +170,7 @@ impl Sources<'_> {
                 let mut values = Vec::with_capacity(items.len());
                 for item in items.iter() {
                     let value = self.output(&item.output)?;
-                    bytes += super::expression::size(&value) + 1;
+                    bytes += expression::size(&value) + 1;
                     if bytes > DOCUMENT_BYTES {
                         return Err(Fault::Wrong(too_large()));
                     }

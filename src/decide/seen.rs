@@ -10,7 +10,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
-use super::agent::CONTAINER;
 use super::build::{self, ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID};
 use super::step_run::{Hold, JobSeen, PodSeen, Ran, was_launched};
 use crate::api::condition::clip;
@@ -18,6 +17,7 @@ use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
+use crate::definition::agent::CONTAINER;
 
 /// Seconds after which a pod that should be gone is not waited for.
 const UNREACHABLE_SECONDS: i64 = 60;

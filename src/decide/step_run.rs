@@ -17,7 +17,6 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::build::{self, Surroundings};
 use super::content::{self, Changed, Content, Found};
-use super::expression::Evaluate;
 use super::failure::{self, Next, Policy};
 use super::gate::{self, Guard};
 use super::{Effect, Kept, Plan, document};
@@ -36,6 +35,7 @@ use crate::api::step_run::{
     WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
+use crate::definition::expression::Evaluate;
 use crate::mutant::{self, Mutant};
 pub use gates::{has_changed, is_published_late};
 pub use hold::{Hold, hold};
@@ -100,7 +100,7 @@ pub enum JobSeen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ran {
     pub uid: Option<String>,
-    /// As `agent::work_digest` gives it.
+    /// As `definition::agent::work_digest` gives it.
     pub digest: Option<String>,
 }
 

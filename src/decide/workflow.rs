@@ -240,7 +240,7 @@ mod tests {
             contents: std::collections::BTreeMap::new(),
             previous: None,
             settled: Arc::default(),
-            evaluator: Arc::new(crate::decide::expression::InProcess),
+            evaluator: Arc::new(crate::definition::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
         };
         let begins = |plan: &Plan<WorkflowStatus>| {

@@ -10,6 +10,7 @@ use super::refusal::{Reason, Refusal, Result};
 use crate::api::StepRunSpec;
 use crate::api::definition::Definition;
 use crate::cluster::bounded::Bounded;
+use crate::definition::pinned;
 
 const BYTES: usize = 16 * 1024 * 1024;
 
@@ -24,13 +25,13 @@ impl Default for Definitions {
 
 impl Definitions {
     pub async fn get(&self, client: &kube::Client, namespace: &str, spec: &StepRunSpec) -> Result<Arc<Definition>> {
-        let pinned = &spec.definition;
-        let key = [namespace, &spec.workflow.uid, &pinned.revision_name, &pinned.digest].join("/");
+        let wanted = &spec.definition;
+        let key = [namespace, &spec.workflow.uid, &wanted.revision_name, &wanted.digest].join("/");
         if let Some(found) = self.0.get(&key) {
             return Ok(found);
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let revision = cluster::find(|| api.get(&pinned.revision_name))
+        let revision = cluster::find(|| api.get(&wanted.revision_name))
             .await?
             .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition of the run is gone"))?;
         let (definition, bytes) = read(revision, spec)?;
@@ -47,7 +48,7 @@ fn read(revision: ControllerRevision, spec: &StepRunSpec) -> Result<(Definition,
     let owned = revision.metadata.owner_references.iter().flatten().any(|owner| owner.uid == *run);
     let data = revision.data.filter(|_| owned).ok_or_else(|| refuse("the pinned definition is not the run's own"))?.0;
     let bytes = data.to_string().len();
-    let definition = Definition::pinned(data, &spec.definition.digest).map_err(|why| {
+    let definition = pinned::read(data, &spec.definition.digest).map_err(|why| {
         tracing::error!(revision = spec.definition.revision_name, %why, "a definition is not the pinned one");
         refuse(&format!("the pinned definition: {why}"))
     })?;

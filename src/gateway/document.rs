@@ -12,12 +12,12 @@ use super::auth::Caller;
 use super::refusal::{Reason, Refusal, Result};
 use super::{Gateway, attempt, claim, cluster, context};
 use crate::api::definition::Definition;
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::document::Scope;
 use crate::api::step::{Format, Produces, WiderScope};
 use crate::api::step_run::{Binding, StepRunSpec};
 use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
 use crate::decide::content::{Content, Loaded, Pin};
-use crate::decide::document::OUTPUT_TYPE;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.

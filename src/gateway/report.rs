@@ -15,7 +15,7 @@ use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::step_run::{Report, ReportClass, StepRunSpec};
 use crate::api::{StepRun, name};
 use crate::decide::claim::{self as rules, Answer};
-use crate::decide::expression::{Evaluate, Trouble};
+use crate::definition::expression::{Evaluate, Trouble};
 use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
 
 const ROUNDS: usize = 5;

@@ -176,7 +176,7 @@ impl World {
             contents: Contents::new(),
             previous,
             settled: Arc::default(),
-            evaluator: Arc::new(lockstep::decide::expression::InProcess),
+            evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
             workflow: Arc::new(workflow.clone()),
         }
@@ -229,7 +229,7 @@ impl World {
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
-            evaluator: Arc::new(lockstep::decide::expression::InProcess),
+            evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }

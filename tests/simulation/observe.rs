@@ -14,11 +14,11 @@ use lockstep::decide::Plan;
 use lockstep::decide::build::Surroundings;
 use lockstep::decide::content::{self, Changed, Content, Contents, Found, Loaded, Pin};
 use lockstep::decide::document::{self, Documents};
-use lockstep::decide::expression::InProcess;
 use lockstep::decide::gate::Guard;
 use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Hold, JobSeen, Need, PodSeen, Slot};
 use lockstep::decide::workflow::{self, Previous, StepRuns};
+use lockstep::definition::expression::InProcess;
 
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
@@ -50,7 +50,9 @@ impl World {
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
-            let there = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            let there = |d: &Document| {
+                document::is_published(d) || d.spec.document_type == lockstep::api::document::OUTPUT_TYPE
+            };
             if seen.is_some_and(|d| there(&d)) {
                 continue;
             }
@@ -146,7 +148,9 @@ impl World {
         let found = self.get(op, Kind::Revision, &pinned.revision_name)?;
         let found = found.filter(|r| r.controller.as_ref().is_some_and(|(_, uid)| uid == run));
         let Some(found) = found else { return Ok(None) };
-        let Ok(definition) = Definition::pinned(found.value["data"].clone(), &pinned.digest) else { return Ok(None) };
+        let Ok(definition) = lockstep::definition::pinned::read(found.value["data"].clone(), &pinned.digest) else {
+            return Ok(None);
+        };
         let definition = Arc::new(definition);
         self.operators[op].definitions.insert(run.to_owned(), Arc::clone(&definition));
         Ok(Some(definition))

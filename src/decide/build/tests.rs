@@ -1,7 +1,7 @@
 use super::*;
 use crate::api::agent::AgentSpec;
 use crate::api::step_run::{Item, ScopeLink, WorkflowIdentity};
-use crate::decide::expression::InProcess;
+use crate::definition::expression::InProcess;
 use serde_json::json;
 
 fn step_run_of(parameters: &str) -> StepRun {

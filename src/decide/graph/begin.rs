@@ -7,15 +7,15 @@ use super::{
     has_changed, name,
 };
 use crate::api::agent::Agent;
-use crate::api::document::{Document, DocumentStatus, Scope};
+use crate::api::document::{Document, DocumentStatus, OUTPUT_TYPE, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
 use crate::api::step::OnReject;
 use crate::api::step_run::{
     Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
 };
 use crate::api::workflow::Phase;
-use crate::decide::expression;
-use crate::decide::{agent, build, content, gate, scope};
+use crate::decide::{build, content, gate, scope};
+use crate::definition::{agent, expression};
 use crate::mutant::{self, Mutant};
 
 type Refused = (AttemptResult, Fault);
@@ -207,16 +207,16 @@ impl Walk<'_> {
         if alone && !opens {
             return Ok(begun);
         }
-        let kind = step.produces.as_ref().map_or(document::OUTPUT_TYPE, |p| p.document_type.as_str());
+        let kind = step.produces.as_ref().map_or(OUTPUT_TYPE, |p| p.document_type.as_str());
         let result = old.status.as_ref().and_then(|s| s.result.clone()).unwrap_or_default();
         let apart = content::carrier(&old).filter(|pin| result.document_name.as_ref() != Some(&pin.name));
-        for (pin, kind) in [(content::document_of(&result), kind), (apart, document::OUTPUT_TYPE)] {
+        for (pin, kind) in [(content::document_of(&result), kind), (apart, OUTPUT_TYPE)] {
             let Some(pin) = pin else { continue };
             match self.copied(&pin, kind, &frame.place(path), frame) {
                 Ok(Some((name, binding, copy))) => {
                     // Nobody sees it before the gate, where that opens again.
                     begun.copies.extend(copy.map(|(copy, status)| (copy, status.filter(|_| opens))));
-                    let (names, bindings) = if kind == document::OUTPUT_TYPE {
+                    let (names, bindings) = if kind == OUTPUT_TYPE {
                         (&mut taken.output_document, &mut taken.output_binding)
                     } else {
                         (&mut taken.document_name, &mut taken.document_binding)
@@ -250,7 +250,7 @@ impl Walk<'_> {
         let keys: &[String] = if old.spec.scope == Scope::Item { &frame.keys } else { &[] };
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         // What carries an output is found by nobody.
-        let found = kind != document::OUTPUT_TYPE;
+        let found = kind != OUTPUT_TYPE;
         let status = found.then(|| document::put_up(&copy, &document::siblings(&self.o.documents, &copy)));
         let name = copy.metadata.name.clone().unwrap_or_default();
         let binding = Binding { uid: None, digest: content.digest().to_owned() };

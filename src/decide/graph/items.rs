@@ -11,10 +11,10 @@ use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
 use crate::api::step::ForEach;
 use crate::api::step_run::{AttemptResult, StepRunStatus};
 use crate::decide::document;
-use crate::decide::expression::{self, Expression, kind};
 use crate::decide::scope::{self, Entity, Item};
 use crate::decide::settled::{Ended, List};
-use crate::decide::validate;
+use crate::definition::expression::{self, Expression, kind};
+use crate::definition::validate;
 use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;

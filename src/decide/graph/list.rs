@@ -6,8 +6,8 @@ use serde_json::Value;
 use super::{AttemptResult, Failure, Fault, Frame, OnFailure, Outcome, Output, Phase, Seen, Start, Step, Walk};
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::Order;
-use crate::decide::expression;
-use crate::decide::order;
+use crate::definition::expression;
+use crate::definition::order;
 use crate::mutant::{self, Mutant};
 
 /// The steps of a list, how they follow each other, and what they give together.

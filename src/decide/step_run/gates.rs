@@ -10,7 +10,7 @@ use super::{
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
-use crate::decide::expression::{Expression, Scope, kind};
+use crate::definition::expression::{Expression, Scope, kind};
 
 /// Outputs that are reviewed at most, the first included, unless the gate says otherwise.
 const MAX_ROUNDS: i32 = 3;

@@ -9,7 +9,7 @@ use super::{
     WaitKind, WaitingFor, after, clip, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
-use crate::decide::expression::Evaluate;
+use crate::definition::expression::Evaluate;
 use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
@@ -293,7 +293,7 @@ fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::expression::InProcess;
+    use crate::definition::expression::InProcess;
 
     #[test]
     fn an_answer_is_json_or_words() {

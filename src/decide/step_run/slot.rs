@@ -2,7 +2,8 @@
 //! never while people are waited for or a back-off runs.
 
 use super::{Agent, Hold, JobSeen, Observed, StepRun, StepRunStatus, condition, gate, hold};
-use crate::decide::agent;
+use crate::decide::agent::is_known_faulty;
+use crate::definition::agent::pod_faults;
 
 /// Whether an attempt may be launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub fn need(o: &Observed) -> Need {
         return Need::Holds;
     }
     // Looked at where nothing may be evaluated: what is wrong with its schemas its status says, and the pass finds out.
-    let sound = |agent: &Agent| agent::pod_faults(agent).is_empty() && !agent::is_known_faulty(agent);
+    let sound = |agent: &Agent| pod_faults(agent).is_empty() && !is_known_faulty(agent);
     let ready = o.agent.as_deref().is_some_and(sound);
     let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
     let free = o.job == JobSeen::Absent && o.refusal.is_none();

@@ -9,11 +9,11 @@ use crate::api::agent::AgentSpec;
 use crate::api::definition::Definition;
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::content::{Content, Loaded};
-use crate::decide::expression::InProcess;
 use crate::decide::graph::{Walked, stand};
 use crate::decide::observed::{Observed, Previous};
 use crate::decide::scope::Start;
 use crate::decide::{Effect, workflow};
+use crate::definition::expression::InProcess;
 
 const AT: &str = "2026-01-01T00:00:00Z";
 
@@ -261,7 +261,7 @@ fn with_documents() -> Again {
         report.output = None;
     }
     a.document("p", "p1", "plan", "a plan");
-    a.document("o", "o1", document::OUTPUT_TYPE, "[1]");
+    a.document("o", "o1", OUTPUT_TYPE, "[1]");
     a
 }
 
@@ -304,8 +304,8 @@ fn what_was_exchanged_runs_again() {
         ("deleted", "p", None),
         ("made again", "p", Some(("p2", "plan", "a plan"))),
         ("other bytes", "p", Some(("p1", "plan", "forged"))),
-        ("the output was made again", "o", Some(("o2", document::OUTPUT_TYPE, "[1]"))),
-        ("other bytes of the output", "o", Some(("o1", document::OUTPUT_TYPE, "[2]"))),
+        ("the output was made again", "o", Some(("o2", OUTPUT_TYPE, "[1]"))),
+        ("other bytes of the output", "o", Some(("o1", OUTPUT_TYPE, "[2]"))),
     ] {
         let mut a = with_documents();
         let keys: Vec<String> =

@@ -197,7 +197,7 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::expression::InProcess;
+    use crate::definition::expression::InProcess;
     use serde_json::json;
 
     fn check(steps: Value, expected: &[&str]) {

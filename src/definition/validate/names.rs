@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Walk;
 use crate::api::step::Step;
-use crate::decide::expression::{Expression, underscored};
+use crate::definition::expression::{Expression, underscored};
 
 /// What expressions may name at a place.
 #[derive(Clone)]

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod graph;
 pub mod history;
 pub mod observed;
+pub mod output;
 pub mod plan;
 pub mod scope;
 pub mod seen;

@@ -1,8 +1,9 @@
-//! Reading and writing a pinned definition: it is compared with the digest that the run's status holds, however the API
-//! server, admission or a client has spelt it.
+//! Reading a pinned definition: it is compared with the digest that the run's status holds, however the API server,
+//! admission or a client has spelt it, and compiled.
 
 use serde_json::{Number, Value};
 
+use super::program::Program;
 use crate::api::definition::Definition;
 use crate::api::name;
 
@@ -20,9 +21,14 @@ pub fn digest(definition: &Definition) -> String {
     canonical_digest(&serde_json::to_value(definition).unwrap_or_default())
 }
 
-/// Reads the data of a ControllerRevision, if it is what was pinned. All of it counts, also what this version does
-/// not know.
-pub fn read(data: Value, digest: &str) -> Result<Definition, Unpinned> {
+/// Reads the data of a ControllerRevision, if it is what was pinned.
+pub fn read(data: Value, digest: &str) -> Result<Program, Unpinned> {
+    let definition = compared(data, digest)?;
+    Program::compile(&definition).map_err(|faults| Unpinned::Unreadable(faults.join("; ")))
+}
+
+/// All of it counts, also what this version does not know.
+fn compared(data: Value, digest: &str) -> Result<Definition, Unpinned> {
     let found = canonical_digest(&data);
     // Versions before 0.2 took the digest of the text as they had written it.
     if found != digest && name::digest_bytes(data.to_string().as_bytes()) != digest {
@@ -100,15 +106,15 @@ mod tests {
         };
         let data = serde_json::to_value(&definition).expect("it serializes");
         let own = digest(&definition);
-        assert_eq!(read(data.clone(), &own), Ok(definition.clone()));
+        assert_eq!(compared(data.clone(), &own), Ok(definition.clone()));
         // As Go would write it: keys in order, whole doubles as whole numbers, markup escaped, large numbers as doubles.
         let text = r#"{"workflowUid":"","workflow":"shop","steps":[],"session":"","parameters":{"a":{"n":null,"ö":"\ud83d\ude00\u003c\u0026\u003e"},
             "b":[1,1.5,0,1e+21,1.8446744073709552e19,-9223372036854775808,0.1,100,1234567890123456800]},"order":"Chain","onFailure":"Wait","input":""}"#;
         let respelt: Value = serde_json::from_str(text).expect("JSON");
-        assert_eq!(read(respelt.clone(), &own).map(|d| digest(&d)), Ok(own.clone()));
+        assert_eq!(compared(respelt.clone(), &own).map(|d| digest(&d)), Ok(own.clone()));
         // As older versions pinned it.
         let older = name::digest_bytes(data.to_string().as_bytes());
-        assert_eq!(read(data.clone(), &older), Ok(definition));
+        assert_eq!(compared(data.clone(), &older), Ok(definition));
         for change in [
             json!({"workflow": "other"}),
             json!({"steps": [{"name": "a"}]}),
@@ -119,7 +125,7 @@ mod tests {
             let fields = changed.as_object_mut().expect("an object");
             fields.extend(change.as_object().cloned().expect("fields"));
             for digest in [&own, &older] {
-                let refused = read(changed.clone(), digest);
+                let refused = compared(changed.clone(), digest);
                 assert!(matches!(refused, Err(Unpinned::Changed { .. })), "{change}");
             }
         }

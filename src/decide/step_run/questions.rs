@@ -10,6 +10,7 @@ use super::{
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::definition::expression::Evaluate;
+use crate::definition::schema::Schema;
 use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
@@ -189,7 +190,7 @@ impl Pass<'_> {
     fn take_answer(&mut self, by: &str, text: &str) {
         // Without the definition nobody knows the schema.
         let Some(step) = self.step else { return self.plan.look_again(GUARD_AGAIN) };
-        let wanted = step.ask.as_ref().and_then(|a| a.schema.as_ref());
+        let wanted = step.ask().and_then(|a| a.schema.as_ref()).map(Schema::as_object);
         let value = match read(text, wanted, self.o.evaluator.as_ref()) {
             Ok(value) => value,
             Err(fault) => return self.refuse_answer(&format!("the answer was not recorded: {fault}; answer again")),

@@ -203,6 +203,8 @@ async fn it_inherits_nothing_and_starts_when_it_is_needed() {
     let evaluator = evaluator();
     assert_eq!((evaluator.started(), evaluator.idle().len()), (0, 0));
     assert_eq!(evaluated(&evaluator, "1", json!({})).await, Ok(json!(1)));
+    assert_eq!(evaluator.idle().len(), 0, "what a namespace asks first is asked of a process that is not kept");
+    assert_eq!(evaluated(&evaluator, "2", json!({})).await, Ok(json!(2)));
     let idle = evaluator.idle();
     let [pid] = idle.as_slice() else { panic!("one process answered: {idle:?}") };
     let place = format!("/proc/{pid}");
@@ -230,12 +232,20 @@ async fn it_inherits_nothing_and_starts_when_it_is_needed() {
 async fn one_that_does_not_start_is_no_fault_of_an_author() {
     for program in ["/nowhere/lockstep", "/bin/false"] {
         let evaluator = Evaluator::of(program, 2);
-        let pass = evaluator.for_pass(Kind::Workflow, "team", "shop");
-        assert!(sound(pass.as_ref()).expect("nothing was asked"));
-        let own = Arc::clone(&pass);
-        let answer = tokio::task::spawn_blocking(move || own.evaluate("1 + 1", &Map::new())).await;
-        assert!(answer.expect("no panic").is_err());
-        assert!(sound(pass.as_ref()).is_err_and(|e| e.to_string().contains("the process that evaluates")));
+        for told in [false, true] {
+            let pass = evaluator.for_pass(Kind::Workflow, "team", "shop");
+            assert!(sound(pass.as_ref()).expect("nothing was asked"));
+            let own = Arc::clone(&pass);
+            let answer = tokio::task::spawn_blocking(move || own.evaluate("1 + 1", &Map::new())).await;
+            assert!(answer.expect("no panic").is_err());
+            if told {
+                assert!(sound(pass.as_ref()).is_err_and(|e| e.to_string().contains("the process that evaluates")));
+            } else {
+                // The first pass waits; the one that is woken says what is wrong, and comes again after a while.
+                assert!(!sound(pass.as_ref()).expect("it waits"));
+                assert_eq!(evaluator.told().await.len(), 1);
+            }
+        }
         assert!(sound(evaluator.for_pass(Kind::Workflow, "team", "shop").as_ref()).is_ok());
     }
 }
@@ -248,7 +258,10 @@ fn kill(pid: u32) {
 #[tokio::test]
 async fn one_that_was_killed_meanwhile_is_replaced() {
     let evaluator = evaluator();
-    assert_eq!(evaluated(&evaluator, "1", json!({})).await, Ok(json!(1)));
+    for n in 1..=2 {
+        assert_eq!(evaluated(&evaluator, &n.to_string(), json!({})).await, Ok(json!(n)));
+    }
+    assert_eq!(evaluator.idle().len(), 1);
     evaluator.idle().into_iter().for_each(kill);
     assert_eq!(evaluated(&evaluator, "1 + 1", json!({})).await, Ok(json!(2)));
 }
@@ -280,9 +293,11 @@ async fn a_pass_is_told_when_a_long_answer_has_come() {
 
 /// Asked from a thread that runs tasks, it would hold up all of them: such a caller does not get through.
 #[tokio::test]
-async fn nobody_asks_on_the_async_threads() {
+async fn nobody_waits_on_the_async_threads() {
     let evaluator = evaluator();
-    let asks = async move { evaluator.for_namespace("team").evaluate("1", &Map::new()) };
+    // From now on the namespace's questions are waited for.
+    assert_eq!(evaluated(&evaluator, "1", json!({})).await, Ok(json!(1)));
+    let asks = async move { evaluator.for_namespace("team").evaluate("2", &Map::new()) };
     assert!(tokio::spawn(asks).await.is_err_and(|e| e.is_panic()));
 }
 

@@ -15,6 +15,8 @@ use super::workloads::run;
 
 /// With four of these in `gate.when` an operator that evaluates them itself is out of service.
 const HOSTILE: &str = "lists.range(1000000).exists(a, lists.range(1000000).exists(b, a < 0 && b < 0))";
+/// Of the same shape, and worth nothing.
+const INNOCENT: &str = "lists.range(10).exists(a, a < 0)";
 const NAMESPACES: usize = 10;
 const RUNS: usize = 5;
 /// Steps of the honest chain: approvals that none needs, so that no pod is needed either.
@@ -94,6 +96,26 @@ impl Place {
         Ok(began.elapsed())
     }
 
+    /// Runs of one approval each, all at once, some in each namespace.
+    async fn make_all(&self, name: &str, when: &str) -> Result<()> {
+        let spec = json!({"steps": [{"name": "approve", "gate": {"when": when}}]});
+        let runs = (0..NAMESPACES * RUNS).map(|n| (self.space(n % NAMESPACES), format!("{name}-{n}")));
+        let spec = &spec;
+        try_join_all(runs.map(|(space, name)| async move { self.make(&space, &name, spec).await })).await?;
+        Ok(())
+    }
+
+    /// How many runs of that name are through.
+    async fn completed(&self, name: &str) -> usize {
+        let mut completed = 0;
+        for n in 0..NAMESPACES {
+            let all = self.list(&self.space(n), "workflows").await;
+            let through = |w: &&Value| w["metadata"]["name"].as_str().is_some_and(|own| own.starts_with(name));
+            completed += all.iter().filter(through).filter(|w| w["status"]["phase"] == "Completed").count();
+        }
+        completed
+    }
+
     /// Errors of the steps that have ended so far.
     async fn ended(&self) -> Vec<Value> {
         let mut ended = Vec::new();
@@ -113,13 +135,11 @@ async fn a_hostile_expression_costs_its_own_run_only() -> Result<()> {
     for n in 0..3 {
         before.push(here.honest_chain(&format!("before-{n}")).await?);
     }
-    let spec = json!({"steps": [{"name": "approve", "gate": {"when": HOSTILE}}]});
-    let hostile = (0..NAMESPACES * RUNS).map(|n| (here.space(n % NAMESPACES), format!("run-{n}")));
-    try_join_all(hostile.map(|(space, name)| {
-        let (here, spec) = (&here, &spec);
-        async move { here.make(&space, &name, spec).await }
-    }))
-    .await?;
+    // As many runs that harm nobody, of the same shape: what their number alone costs.
+    here.make_all("innocent", INNOCENT).await?;
+    let innocent = here.honest_chain("beside-innocent").await?;
+    until("innocent runs end", || async { here.completed("innocent").await == NAMESPACES * RUNS }).await?;
+    here.make_all("hostile", HOSTILE).await?;
     let mut during = Vec::new();
     for n in 0..3 {
         during.push(here.honest_chain(&format!("during-{n}")).await?);
@@ -127,7 +147,7 @@ async fn a_hostile_expression_costs_its_own_run_only() -> Result<()> {
     }
     let ended = here.ended().await.len();
     println!(
-        "honest chain of {STEPS} steps: {before:?} alone, {during:?} beside {} hostile runs, {ended} of which had ended then",
+        "honest chain of {STEPS} steps: {before:?} alone, {innocent:?} beside {0} innocent runs that begin, {during:?} beside {0} hostile ones that begin, {ended} of which had ended then",
         NAMESPACES * RUNS
     );
     ensure!(ended < NAMESPACES * RUNS, "the honest chains waited for all {ended} hostile runs");

@@ -3,7 +3,8 @@
 //! which must yield one, so that no check can be vacuous.
 //!
 //! `source` reads and masks Rust, `floors` looks at who imports whom, `budgets` at sizes, `words` at what may stand
-//! where, `papers` at the texts for people.
+//! where, `papers` at the texts for people, `events` at what the night shift
+//! can look up.
 
 #![allow(
     clippy::expect_used,
@@ -15,6 +16,7 @@
 #![expect(clippy::expect_used, reason = "a check that cannot look must fail")]
 
 mod budgets;
+mod events;
 mod floors;
 mod papers;
 mod source;

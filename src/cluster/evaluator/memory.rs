@@ -1,7 +1,7 @@
 //! What was found out and took long, by a digest of the question: nobody's time is burnt for it again. Bounded for each
 //! namespace and in all; a namespace that asks much pushes out what was its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -14,6 +14,8 @@ const ENTRIES: (usize, usize) = (256, 4096);
 const BYTES: (usize, usize) = (1 << 20, 16 << 20);
 /// Questions that are being worked out at length, of one namespace and of all.
 const UNDERWAY: (usize, usize) = (8, 256);
+/// Objects that wait for a question of another one, because their own cannot begin yet.
+const FOLLOWERS: usize = 32;
 /// A key and what is kept beside an answer.
 const ENTRY_BYTES: usize = 128;
 
@@ -42,13 +44,23 @@ enum Known {
     Slow,
     /// As JSON text.
     Answer(String),
+    /// It could not be worked out, for no fault of its author: whoever asks next is told, and comes again after a while.
+    Failed(String),
 }
 
 #[derive(Debug)]
 struct Underway {
     /// Closed at the end.
     ends: watch::Receiver<()>,
-    asked_by: Vec<Subject>,
+    asked_by: HashSet<Subject>,
+}
+
+/// What is known of how long a question takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    Unknown,
+    /// Longer than a quick process gives it.
+    Slow,
 }
 
 #[derive(Debug)]
@@ -57,6 +69,7 @@ pub enum Recalled {
     Slow,
     Underway(watch::Receiver<()>),
     Answer(Answer),
+    Failed(String),
 }
 
 /// Whoever has the sender is to work it out, and drops it at the end.
@@ -79,17 +92,27 @@ impl Memory {
             None => Recalled::Unknown,
             Some(Known::Slow) => Recalled::Slow,
             Some(Known::Answer(text)) => serde_json::from_str(text).map_or(Recalled::Unknown, Recalled::Answer),
+            Some(Known::Failed(words)) => {
+                let failed = Recalled::Failed(words.clone());
+                self.remove(namespace, digest);
+                failed
+            }
         }
     }
 
-    pub fn begin(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>) -> Begun {
+    /// Where as many are underway as may be, an object follows one of its namespace: it is told when there is room again.
+    pub fn begin(&mut self, namespace: &str, digest: &Digest, asked_by: Option<&Subject>, pace: Pace) -> Begun {
         let own = self.shelves.entry(namespace.into()).or_default();
         if let Some(ends) = own.join(digest, asked_by) {
             return Begun::Another(ends);
         }
         if own.underway.len() >= UNDERWAY.0 || self.underway >= UNDERWAY.1 {
-            self.insert(namespace, *digest, Known::Slow);
-            return Begun::Full;
+            let begun = own.follow(asked_by).map_or(Begun::Full, Begun::Another);
+            match pace {
+                Pace::Slow => self.insert(namespace, *digest, Known::Slow),
+                Pace::Unknown => self.sweep(namespace),
+            }
+            return begun;
         }
         let (work, ends) = watch::channel(());
         let asked_by = asked_by.into_iter().cloned().collect();
@@ -98,15 +121,15 @@ impl Memory {
         Begun::Yours(work, ends)
     }
 
-    /// It has ended, with an answer or without; gives whoever waits.
-    pub fn end(&mut self, namespace: &str, digest: &Digest, answer: Option<&Answer>) -> Vec<Subject> {
+    /// It has ended, with an answer or with what went wrong; gives whoever waits.
+    pub fn end(&mut self, namespace: &str, digest: &Digest, answer: Result<&Answer, String>) -> Vec<Subject> {
         let ended = self.shelves.get_mut(namespace).and_then(|own| own.underway.remove(digest));
         self.underway -= usize::from(ended.is_some());
         match answer {
-            Some(answer) => self.keep(namespace, *digest, answer),
-            None => self.sweep(namespace),
+            Ok(answer) => self.keep(namespace, *digest, answer),
+            Err(words) => self.insert(namespace, *digest, Known::Failed(words)),
         }
-        ended.map(|underway| underway.asked_by).unwrap_or_default()
+        ended.map(|underway| underway.asked_by.into_iter().collect()).unwrap_or_default()
     }
 
     pub fn keep(&mut self, namespace: &str, digest: Digest, answer: &Answer) {
@@ -164,10 +187,18 @@ impl Memory {
 impl Shelf {
     fn join(&mut self, digest: &Digest, asked_by: Option<&Subject>) -> Option<watch::Receiver<()>> {
         let underway = self.underway.get_mut(digest)?;
-        if let Some(subject) = asked_by.filter(|subject| !underway.asked_by.contains(subject)) {
-            underway.asked_by.push(subject.clone());
-        }
+        underway.asked_by.extend(asked_by.cloned());
         Some(underway.ends.clone())
+    }
+
+    /// The question with the fewest that wait for it, if there is one with few enough.
+    fn follow(&mut self, asked_by: Option<&Subject>) -> Option<watch::Receiver<()>> {
+        let fewest = self.underway.values_mut().min_by_key(|underway| underway.asked_by.len())?;
+        if fewest.asked_by.len() > FOLLOWERS {
+            return None;
+        }
+        fewest.asked_by.extend(asked_by.cloned());
+        Some(fewest.ends.clone())
     }
 }
 
@@ -175,7 +206,7 @@ impl Known {
     fn bytes(&self) -> usize {
         match self {
             Self::Slow => ENTRY_BYTES,
-            Self::Answer(text) => ENTRY_BYTES + text.len(),
+            Self::Answer(text) | Self::Failed(text) => ENTRY_BYTES + text.len(),
         }
     }
 }
@@ -240,11 +271,15 @@ mod tests {
     #[test]
     fn what_is_underway_is_begun_once_and_tells_all_who_asked() {
         let mut memory = Memory::default();
-        let Begun::Yours(work, ends) = memory.begin("a", &digest(1), Some(&subject("x"))) else { panic!("mine") };
-        assert!(matches!(memory.begin("a", &digest(1), Some(&subject("y"))), Begun::Another(_)));
+        let Begun::Yours(work, ends) = memory.begin("a", &digest(1), Some(&subject("x")), Pace::Slow) else {
+            panic!("mine")
+        };
+        assert!(matches!(memory.begin("a", &digest(1), Some(&subject("y")), Pace::Slow), Begun::Another(_)));
         assert!(matches!(memory.recall("a", &digest(1), Some(&subject("x"))), Recalled::Underway(_)));
         assert!(matches!(memory.recall("b", &digest(1), None), Recalled::Unknown), "of another namespace");
-        assert_eq!(memory.end("a", &digest(1), Some(&Answer::Fine)), [subject("x"), subject("y")]);
+        let mut told = memory.end("a", &digest(1), Ok(&Answer::Fine));
+        told.sort_by(|x, y| x.name.cmp(&y.name));
+        assert_eq!(told, [subject("x"), subject("y")]);
         drop(work);
         assert!(ends.has_changed().is_err(), "it is closed");
         assert_eq!(answer(&mut memory, "a", 1), Some(Answer::Fine));
@@ -256,19 +291,29 @@ mod tests {
         let mut memory = Memory::default();
         let mut begun = Vec::new();
         for n in 0..UNDERWAY.0 {
-            begun.push(memory.begin("a", &digest(n), None));
+            begun.push(memory.begin("a", &digest(n), None, Pace::Slow));
         }
         assert!(begun.iter().all(|b| matches!(b, Begun::Yours(..))));
-        assert!(matches!(memory.begin("a", &digest(99), None), Begun::Full));
+        // Who follows another question is told when there is room; the bound holds for followers, too.
+        for n in 0..UNDERWAY.0 * (FOLLOWERS + 1) {
+            let begun = memory.begin("a", &digest(98), Some(&subject(&n.to_string())), Pace::Unknown);
+            assert!(matches!(begun, Begun::Another(_)), "{n}");
+        }
+        assert!(matches!(memory.begin("a", &digest(98), Some(&subject("late")), Pace::Unknown), Begun::Full));
+        assert!(matches!(memory.recall("a", &digest(98), None), Recalled::Unknown), "nothing says that it is slow");
+        assert!(matches!(memory.begin("a", &digest(99), None, Pace::Slow), Begun::Full));
         assert!(matches!(memory.recall("a", &digest(99), None), Recalled::Slow));
         let mut others = 0;
-        while let Begun::Yours(..) = memory.begin(&format!("n{}", others / UNDERWAY.0), &digest(others), None) {
+        while let Begun::Yours(..) =
+            memory.begin(&format!("n{}", others / UNDERWAY.0), &digest(others), None, Pace::Slow)
+        {
             others += 1;
         }
         assert_eq!(others + UNDERWAY.0, UNDERWAY.1);
-        // One that ends without an answer leaves nothing behind.
-        assert!(memory.end("a", &digest(0), None).is_empty());
+        // One that ends without an answer says so once, and leaves nothing behind.
+        assert_eq!(memory.end("a", &digest(0), Err("starved".to_owned())).len(), FOLLOWERS + 1);
+        assert!(matches!(memory.recall("a", &digest(0), None), Recalled::Failed(words) if words == "starved"));
         assert!(matches!(memory.recall("a", &digest(0), None), Recalled::Unknown));
-        assert!(matches!(memory.begin("a", &digest(99), None), Begun::Yours(..)));
+        assert!(matches!(memory.begin("a", &digest(99), None, Pace::Slow), Begun::Yours(..)));
     }
 }

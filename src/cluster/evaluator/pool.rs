@@ -1,10 +1,12 @@
 //! The processes, and who gets one. A question has a moment on a quick process first; one that takes longer ends that
 //! process and goes to the thorough one, which gives each its whole time and starts afresh each time, so that what ends it
 //! there is its own fault. A spare process stands ready in place of one that was ended. All queues are fair between
-//! namespaces. Nobody waits for a thorough answer in a pass: it is remembered, and whoever asked is told.
+//! namespaces.
 //!
-//! A namespace whose last question was answered quickly is proven: it has the processes that are kept. Others come one at
-//! a time, each with a process of its own, so that however many they are, a proven one waits for one of them at most.
+//! A namespace whose last question was answered quickly is proven: its passes wait for an answer of the processes that are
+//! kept. Nobody else's pass waits at all: the question is worked out beside the passes, one of a new namespace at a time on
+//! a process of its own, the answer is remembered, and whoever asked is told. So however many hostile namespaces there are,
+//! they hold neither a pass nor a kept process.
 
 use std::collections::HashSet;
 use std::io;
@@ -17,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use super::memory::{Begun, Digest, Memory, Recalled};
+use super::memory::{Begun, Digest, Memory, Pace, Recalled};
 use super::process::{Bound, End, Running};
 use super::wire::{Answer, QUESTION_BYTES, Question, line};
 use super::{Asker, Subject};
@@ -40,7 +42,7 @@ const UNDERWAY: usize = 256;
 pub struct Pool {
     program: PathBuf,
     quick: Fair,
-    /// What needs a process that has answered nothing yet.
+    /// First questions of namespaces that are not proven.
     unproven: Fair,
     thorough: Fair,
     /// Namespaces whose last question was answered quickly.
@@ -71,7 +73,7 @@ impl Pool {
         Self {
             program,
             quick: Fair::new(places, WAITING),
-            unproven: Fair::new(1, WAITING),
+            unproven: Fair::new(1, UNDERWAY),
             thorough: Fair::new(1, UNDERWAY),
             proven: Mutex::default(),
             idle: Mutex::default(),
@@ -102,12 +104,16 @@ impl Pool {
         let work = Work { of: of(question), text, digest };
         match lock(&self.memory).recall(namespace, &digest, subject) {
             Recalled::Answer(answer) => return Reply::Answer(answer),
+            Recalled::Failed(words) => return Reply::Trouble(words),
             Recalled::Underway(ends) => return Reply::Later(ends),
-            Recalled::Slow => return self.defer(&runtime, asker, work),
+            Recalled::Slow => return self.defer(&runtime, asker, work, Pace::Slow),
             Recalled::Unknown => {}
         }
-        let end = match runtime.block_on(self.quickly(&asker.namespace, &work)) {
-            Ok(end) => end,
+        if !lock(&self.proven).contains(namespace) {
+            return self.defer(&runtime, asker, work, Pace::Unknown);
+        }
+        let end = match runtime.block_on(self.quick.acquire(namespace)) {
+            Ok(_place) => self.quickly(&work),
             Err(Full) => return Reply::Trouble(format!("too many passes of {namespace} wait for it already")),
         };
         self.prove(&asker.namespace, &end);
@@ -119,43 +125,16 @@ impl Pool {
                 }
                 Reply::Answer(answer)
             }
-            Err(End::Killed(_)) => self.defer(&runtime, asker, work),
+            Err(End::Killed(_)) => self.defer(&runtime, asker, work, Pace::Slow),
             Err(End::Trouble(words)) => Reply::Trouble(words),
         }
     }
 
-    /// On a kept process where there is one for it, else on a fresh one. It blocks its thread as `ask` does.
-    async fn quickly(&self, namespace: &Arc<str>, work: &Work) -> Result<Result<Answer, End>, Full> {
-        if let Some(end) = self.kept(namespace, work).await? {
-            return Ok(end);
-        }
-        let _turn = self.unproven.acquire(namespace).await?;
-        // Another one may have proven it meanwhile.
-        if let Some(end) = self.kept(namespace, work).await? {
-            return Ok(end);
-        }
-        // No place is held while a process starts.
-        let process = match self.fresh() {
-            Ok(process) => process,
-            Err(end) => return Ok(Err(end)),
-        };
-        let _place = self.quick.acquire(namespace).await?;
-        Ok(self.answered(process, work))
-    }
-
-    /// For a proven namespace only.
-    async fn kept(&self, namespace: &Arc<str>, work: &Work) -> Result<Option<Result<Answer, End>>, Full> {
-        if !lock(&self.proven).contains(namespace) {
-            return Ok(None);
-        }
-        let _place = self.quick.acquire(namespace).await?;
-        let process = lock(&self.idle).pop();
-        Ok(process.map(|process| self.answered(process, work)))
-    }
-
-    fn answered(&self, process: Running, work: &Work) -> Result<Answer, End> {
-        let more = u64::try_from(work.text.len() / QUICK_BYTES).unwrap_or_default();
-        let (process, answer) = self.exchange(process, &line(QUICK + more, &work.text))?;
+    /// On a process that is kept, for a proven namespace.
+    fn quickly(&self, work: &Work) -> Result<Answer, End> {
+        let kept = lock(&self.idle).pop();
+        let process = kept.map_or_else(|| self.fresh(), Ok)?;
+        let (process, answer) = self.exchange(process, &work.quick_line())?;
         let mut idle = lock(&self.idle);
         if idle.len() < self.places {
             idle.push(process);
@@ -180,13 +159,19 @@ impl Pool {
         }
     }
 
-    /// From the beginning, with all the time that there is.
-    fn thoroughly(&self, work: &Work) -> Result<Answer, End> {
-        let line = line(EXPRESSION_SECONDS * 1000, &work.text);
-        match self.exchange(self.fresh()?, &line) {
-            Ok((_, answer)) => Ok(answer),
-            Err(End::Killed(bound)) => Ok(Answer::Error(words(bound, work.of))),
-            Err(trouble) => Err(trouble),
+    /// From the beginning, on a process of its own, with as much time as its pace needs.
+    fn alone(&self, work: &Work, pace: Pace) -> Result<Answer, End> {
+        let line = match pace {
+            Pace::Unknown => work.quick_line(),
+            Pace::Slow => line(EXPRESSION_SECONDS * 1000, &work.text),
+        };
+        let process = self.fresh()?;
+        process.yield_to_others();
+        match (self.exchange(process, &line), pace) {
+            // The process is not kept: whoever was in it first is not known.
+            (Ok((_, answer)), _) => Ok(answer),
+            (Err(End::Killed(bound)), Pace::Slow) => Ok(Answer::Error(words(bound, work.of))),
+            (Err(end), _) => Err(end),
         }
     }
 
@@ -201,33 +186,54 @@ impl Pool {
         Ok((process, read(answer?)?))
     }
 
-    /// Works a question out at length, beside the passes.
-    fn defer(self: &Arc<Self>, runtime: &Handle, asker: &Asker, work: Work) -> Reply {
+    /// Works a question out beside the passes.
+    fn defer(self: &Arc<Self>, runtime: &Handle, asker: &Asker, work: Work, pace: Pace) -> Reply {
         let (namespace, subject) = (Arc::clone(&asker.namespace), asker.subject.as_ref());
-        let (ended, ends) = match lock(&self.memory).begin(&namespace, &work.digest, subject) {
+        let (ended, ends) = match lock(&self.memory).begin(&namespace, &work.digest, subject, pace) {
             Begun::Yours(ended, ends) => (ended, ends),
             Begun::Another(ends) => return Reply::Later(ends),
-            Begun::Full => return Reply::Trouble(format!("too much of {namespace} takes long already")),
+            Begun::Full => return Reply::Trouble(format!("too many questions of {namespace} wait already")),
         };
-        let pool = Arc::clone(self);
+        let (pool, work) = (Arc::clone(self), Arc::new(work));
         runtime.spawn(async move {
-            let place = pool.thorough.acquire(&namespace).await;
-            let (own, digest) = (Arc::clone(&pool), work.digest);
-            let answer = tokio::task::spawn_blocking(move || own.thoroughly(&work)).await;
-            drop(place);
-            let answer = match answer {
-                Ok(Ok(answer)) => Some(answer),
-                failed => {
-                    tracing::warn!(?failed, %namespace, "a question could not be worked out");
-                    None
-                }
-            };
-            let waiting = lock(&pool.memory).end(&namespace, &digest, answer.as_ref());
+            let answer = pool.beside(&namespace, &work, pace).await.map_err(|end| match end {
+                End::Killed(bound) => words(bound, work.of),
+                End::Trouble(words) => words,
+            });
+            if let Err(failed) = &answer {
+                tracing::warn!(failed, %namespace, "a question could not be worked out");
+            }
+            let waiting = lock(&pool.memory).end(&namespace, &work.digest, answer.as_ref().map_err(Clone::clone));
             drop(ended);
             lock(&pool.told).extend(waiting);
             pool.tells.notify_one();
         });
         Reply::Later(ends)
+    }
+
+    /// A moment where it may be enough, then all the time that there is.
+    async fn beside(self: &Arc<Self>, namespace: &Arc<str>, work: &Arc<Work>, pace: Pace) -> Result<Answer, End> {
+        if pace == Pace::Unknown {
+            let end = self.in_turn(&self.unproven, namespace, work, pace).await;
+            self.prove(namespace, &end);
+            if !matches!(end, Err(End::Killed(_))) {
+                return end;
+            }
+        }
+        self.in_turn(&self.thorough, namespace, work, Pace::Slow).await
+    }
+
+    async fn in_turn(
+        self: &Arc<Self>,
+        turns: &Fair,
+        namespace: &str,
+        work: &Arc<Work>,
+        pace: Pace,
+    ) -> Result<Answer, End> {
+        let _place = turns.acquire(namespace).await.map_err(|full| End::Trouble(full.to_string()))?;
+        let (pool, work) = (Arc::clone(self), Arc::clone(work));
+        let answer = tokio::task::spawn_blocking(move || pool.alone(&work, pace)).await;
+        answer.unwrap_or_else(|lost| Err(End::Trouble(lost.to_string())))
     }
 
     /// Objects whose answers have come since the last call; waits for the first.
@@ -294,6 +300,13 @@ struct Work {
     of: Of,
     text: Arc<Vec<u8>>,
     digest: Digest,
+}
+
+impl Work {
+    fn quick_line(&self) -> Vec<u8> {
+        let more = u64::try_from(self.text.len() / QUICK_BYTES).unwrap_or_default();
+        line(QUICK + more, &self.text)
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -4,6 +4,8 @@ pub mod api;
 pub mod mutant;
 pub mod protocol;
 
+pub mod definition;
+
 pub mod decide;
 pub mod server;
 

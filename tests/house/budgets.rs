@@ -25,7 +25,7 @@ const SIGNATURES: [(&str, &str); 15] = [
     ("src/cli/watch.rs show", "debt: `last` wants a name of its own"),
     ("src/cluster/observe.rs pod", "debt: `done` wants an enum"),
     ("src/decide/failure.rs lost", "debt: `claimed` wants the claim itself"),
-    ("src/decide/schema.rs new", "debt: `expand` wants an enum"),
+    ("src/definition/schema.rs new", "debt: `expand` wants an enum"),
     ("src/gateway/judge.rs result_faults", "debt: `has_file` wants the file itself"),
     ("src/shim/run.rs code_of", "debt: `valid` wants an enum"),
     (

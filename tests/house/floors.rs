@@ -3,21 +3,22 @@
 use crate::source::{File, closing, files, room, rust, word_at};
 use crate::{none, one, refused};
 
-/// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 3: both edges
+/// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 4: both edges
 /// go down.
-const FLOORS: [(&str, u8); 12] = [
+const FLOORS: [(&str, u8); 13] = [
     ("api", 0),
     ("mutant", 0),
     ("protocol", 0),
-    ("decide", 1),
+    ("definition", 1),
     ("server", 1),
-    ("cluster", 2),
-    ("telemetry", 2),
-    ("controllers", 3),
-    ("gateway", 3),
-    ("cli", 3),
-    ("shim", 3),
-    ("bin", 4),
+    ("decide", 2),
+    ("cluster", 3),
+    ("telemetry", 3),
+    ("controllers", 4),
+    ("gateway", 4),
+    ("cli", 4),
+    ("shim", 4),
+    ("bin", 5),
 ];
 
 /// Names that say nothing of what is inside.
@@ -157,6 +158,7 @@ fn wrong_edges_are_refused() {
         ("src/shim.rs", "use super::{gateway::x};", "imports gateway"),
         ("src/decide/x.rs", "mod tests { use super::super::super::cli::X; }", "imports cli"),
         ("src/decide/x.rs", "use crate::*;", "imports everything"),
+        ("src/definition/x.rs", "use crate::decide::Plan;", "definition (floor 1) imports decide"),
         ("src/decide/x.rs", "use crate::new_room::X;", "imports new_room"),
         ("src/cellar/x.rs", "", "has no floor"),
         ("src/cluster/x.rs", "use crate::telemetry::Metrics;", "imports telemetry"),

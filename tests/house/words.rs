@@ -3,26 +3,27 @@
 use crate::source::{File, files, room, rust};
 use crate::{none, one, refused};
 
-/// In `decide` nothing that could make the same input decide otherwise, or wait. In `api` and `protocol` no client.
-const NEVER: [(&str, &[&str]); 3] = [
-    (
-        "decide",
-        &[
-            "async",
-            "await",
-            "tokio",
-            "std::env",
-            "env::var",
-            "std::fs",
-            "std::net",
-            "std::process",
-            "thread",
-            "Client",
-            "Api",
-            "static mut",
-            "Mutex",
-        ],
-    ),
+/// Nothing that could make the same input decide otherwise, or wait.
+const IMPURE: [&str; 13] = [
+    "async",
+    "await",
+    "tokio",
+    "std::env",
+    "env::var",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "thread",
+    "Client",
+    "Api",
+    "static mut",
+    "Mutex",
+];
+
+/// In `definition` and `decide` nothing impure. In `api` and `protocol` no client.
+const NEVER: [(&str, &[&str]); 4] = [
+    ("definition", &IMPURE),
+    ("decide", &IMPURE),
     ("api", &["async", "tokio", "Client", "Api"]),
     ("protocol", &["async", "tokio", "kube", "k8s_openapi", "std::process", "std::fs"]),
 ];
@@ -91,9 +92,9 @@ const MAY_EVALUATE: &[(&str, &str)] = &[
     ("src/cli/lint/check.rs", "on the author's own machine"),
     ("src/cli/lint/structure.rs", "on the author's own machine, and the rules are those of our CRDs"),
     ("src/cluster/evaluator/serve.rs", "the process that evaluates"),
-    ("src/decide/expression.rs", "where it is defined"),
-    ("src/decide/expression/evaluate.rs", "where it is defined"),
-    ("src/decide/schema.rs", "where it is defined"),
+    ("src/definition/expression.rs", "where it is defined"),
+    ("src/definition/expression/evaluate.rs", "where it is defined"),
+    ("src/definition/schema.rs", "where it is defined"),
 ];
 
 fn never(files: &[File]) -> Vec<String> {
@@ -197,6 +198,7 @@ fn tests_do_not_sleep() {
 #[test]
 fn what_may_not_stand_there_is_refused() {
     refused(&never(&one("src/decide/x.rs", "async fn f() {}")), "async in decide");
+    refused(&never(&one("src/definition/x.rs", "async fn f() {}")), "async in definition");
     refused(&never(&one("src/decide/x.rs", "fn f() { std::env::var(n) }")), "std::env");
     refused(&never(&one("src/api/x.rs", "use kube::Client;")), "Client in api");
     refused(&never(&one("src/protocol.rs", "use kube::Api;")), "kube in protocol");

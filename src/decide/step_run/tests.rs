@@ -30,7 +30,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         changed_input: None,
         guard: Guard::Proven("p".into()),
         surroundings: Arc::default(),
-        evaluator: Arc::new(crate::decide::expression::InProcess),
+        evaluator: Arc::new(crate::definition::expression::InProcess),
         now: NOW,
     }
 }

@@ -4,6 +4,7 @@ pub mod api;
 pub mod mutant;
 pub mod protocol;
 
+pub mod apiserver;
 pub mod definition;
 
 pub mod decide;

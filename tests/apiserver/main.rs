@@ -13,6 +13,7 @@
 )]
 
 mod binding;
+mod comparison;
 mod crds;
 mod gateway;
 mod lease;
@@ -21,4 +22,3 @@ mod plugin;
 mod policies;
 mod strangers;
 mod support;
-mod toy;

@@ -266,38 +266,37 @@ fn parameters(
         let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             return Err(Fault::usage(format!("--param {text:?} has no name; write it as key=value or key=@file.json")));
         };
-        let value = match value.strip_prefix('@') {
-            Some(file) => {
-                let content = read(file)?;
-                match serde_json::from_str(&content) {
-                    Ok(value) => match value::loss(&value, "") {
-                        None => value,
-                        Some(at) => {
-                            let why = format!(
-                                "--param {key}: {file} has a number with more digits than the API server keeps (at {at:?}); put it in quotes"
-                            );
-                            return Err(Fault::usage(why));
-                        }
-                    },
-                    Err(why) if Path::new(file).extension().is_some_and(|e| e == "json") => {
-                        return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
-                    }
-                    Err(_) => Value::String(content),
+        let value = if let Some(file) = value.strip_prefix('@') {
+            let content = read(file)?;
+            match (serde_json::from_str::<Value>(&content), Path::new(file).extension()) {
+                (Ok(value), _) => exact(value, key, file)?,
+                (Err(why), Some(ending)) if ending == "json" => {
+                    return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
                 }
+                (Err(_), _) => Value::String(content),
             }
-            None => {
-                let own = schema.and_then(|schema| value::of_parameter(schema, key));
-                let typed =
-                    value::typed(value, own.as_ref()).map_err(|why| Fault::usage(format!("--param {key}: {why}")))?;
-                if own.is_none() && value::is_spared(value, &typed) {
-                    eprintln!("note: {key} is the text {typed}: as a number it would lose digits");
-                }
-                typed
+        } else {
+            let own = schema.and_then(|schema| value::of_parameter(schema, key));
+            let typed =
+                value::typed(value, own.as_ref()).map_err(|why| Fault::usage(format!("--param {key}: {why}")))?;
+            if own.is_none() && value::is_spared(value, &typed) {
+                eprintln!("note: {key} is the text {typed}: as a number it would lose digits");
             }
+            typed
         };
         all.insert(key.to_owned(), value);
     }
     Ok(all)
+}
+
+/// A value of which the API server keeps every digit.
+fn exact(value: Value, key: &str, file: &str) -> Result<Value, Fault> {
+    match value::loss(&value, "") {
+        None => Ok(value),
+        Some(at) => Err(Fault::usage(format!(
+            "--param {key}: {file} has a number with more digits than the API server keeps (at {at:?}); put it in quotes"
+        ))),
+    }
 }
 
 fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {

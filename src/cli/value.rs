@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::text::inline;
-use crate::decide::expression::{Evaluate, InProcess};
+use crate::definition::expression::{Evaluate, InProcess};
 
 /// Doubles hold every whole number up to this one.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -13,19 +13,20 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 pub fn typed(text: &str, schema: Option<&Map<String, Value>>) -> Result<Value, String> {
     let as_text = Value::String(text.to_owned());
     let Ok(json) = serde_json::from_str::<Value>(text) else { return Ok(as_text) };
-    let loses = loss(&json, "").or_else(|| (json.is_number() && json.to_string() != text).then(String::new));
+    let loses = loss(&json, "");
+    // Spelt in another way it is the same number still, where a number is what is wanted.
+    let respelt = matches!(&json, Value::Number(number) if number.to_string() != text);
     let fits = |value: &Value| schema.is_some_and(|s| InProcess.faults(s, value).is_ok_and(|faults| faults.is_empty()));
-    match (loses, fits(&json), fits(&as_text)) {
-        (None, true, _) => Ok(json),
-        // A number may be spelt in many ways, where a number is what is wanted.
-        (Some(at), true, false) if at.is_empty() && loss(&json, "").is_none() => Ok(json),
-        (_, _, true) => Ok(as_text),
-        (None, false, false) => Ok(json),
-        (Some(_), _, false) if json.is_number() && schema.is_none() => Ok(as_text),
-        (Some(at), _, false) => Err(format!(
+    match (&loses, schema.is_some(), fits(&json), fits(&as_text)) {
+        (None, true, true, is_text) if !(respelt && is_text) => Ok(json),
+        (_, true, _, true) => Ok(as_text),
+        (None, true, ..) => Ok(json),
+        (None, false, ..) if !respelt => Ok(json),
+        (_, false, ..) if json.is_number() => Ok(as_text),
+        _ => Err(format!(
             "{} has more digits than the API server keeps{}; put it in quotes, as a text",
             inline(text, 80),
-            if at.is_empty() { at } else { format!(" at {at}") }
+            loses.filter(|at| !at.is_empty()).map_or_else(String::new, |at| format!(" at {at}"))
         )),
     }
 }

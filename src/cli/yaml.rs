@@ -277,7 +277,7 @@ mod tests {
             let page = pages(text).remove(0).expect("YAML");
             match words {
                 Some(words) => {
-                    assert!(page.unlike.len() == 1 && page.unlike[0].why.contains(words), "{text}: {page:?}")
+                    assert!(page.unlike.len() == 1 && page.unlike[0].why.contains(words), "{text}: {page:?}");
                 }
                 None => assert_eq!(page.unlike, [], "{text}"),
             }

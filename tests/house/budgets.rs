@@ -15,7 +15,7 @@ const LONG_FILES: [(&str, usize, &str); 0] = [];
 /// Functions with a bool or a sixth parameter, `path fn`, and why.
 const SIGNATURES: [(&str, &str); 15] = [
     ("src/gateway/judge.rs visit_bool", "the signature is serde's"),
-    ("src/cli/lint/yaml.rs visit_bool", "the signature is serde's"),
+    ("src/cli/yaml.rs visit_bool", "the signature is serde's"),
     ("src/decide/build.rs owner", "it is the field `controller` of an owner reference"),
     ("src/shim/calls.rs fail", "it is the field `retryable` of the call"),
     ("src/shim/calls.rs context", "it is the option --json"),

@@ -91,6 +91,7 @@ const MAY_EVALUATE: &[(&str, &str)] = &[
     ("src/cli/answer.rs", "on the machine of whoever answers"),
     ("src/cli/lint/check.rs", "on the author's own machine"),
     ("src/cli/lint/structure.rs", "on the author's own machine, and the rules are those of our CRDs"),
+    ("src/cli/value.rs", "on the machine of whoever types"),
     ("src/cluster/evaluator/serve.rs", "the process that evaluates"),
     ("src/definition/expression.rs", "where it is defined"),
     ("src/definition/expression/evaluate.rs", "where it is defined"),

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod graph;
 pub mod history;
 pub mod observed;
+pub mod outcome;
 pub mod output;
 pub mod plan;
 pub mod scope;
@@ -21,6 +22,7 @@ pub mod seen;
 pub mod settled;
 pub mod status;
 pub mod step_run;
+pub mod tally;
 pub mod workflow;
 
 pub use plan::{Effect, Kept, Notice, Plan};

@@ -1,70 +1,56 @@
 //! Where a run stands: the definition walked once over the StepRuns that exist. What may start now comes out complete.
 //!
-//! Reading order: `stand` and `Walk` here, then `list` (order, needs, skips), `begin` (one execution), `items` (forEach),
-//! `tally` (what adds up to the status).
+//! Each part of the walk gives what it found, and changes nothing else: `found` (what that is), `list` (order, needs,
+//! skips), `items` (forEach), `begin` (one execution). Reading order: `walk` here, then these.
 
 mod begin;
+mod found;
 mod items;
 mod list;
-mod tally;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-pub use tally::Tally;
+use serde_json::Value;
+
+pub use found::Waits;
 
 use super::content::Pin;
 use super::observed::Observed;
-use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
+use super::outcome::{Ended, Failure, Outcome, Output};
+use super::scope::{Fault, Frame, Sources, Start};
 use super::settled::Settled;
 use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
+use super::tally::{self, Latched, OpenCounts, Tally};
 use super::{build, document};
 use crate::api::condition;
 use crate::api::document::{Document, DocumentStatus};
-use crate::api::limits::{ACTIVE_STEPS, PENDING};
-use crate::api::name;
+use crate::api::limits::ACTIVE_STEPS;
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
 use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
 use crate::definition::expression::Expression;
 use crate::definition::program::{Program, Step};
 use crate::mutant::{self, Mutant};
+use found::{Active, Found, State, Visited};
 
-/// The findings.
+/// How far a run has come.
 #[derive(Default)]
-pub struct Stand {
-    /// StepRuns to make now.
-    pub creates: Vec<Beginning>,
+pub struct RunProgress {
     /// By path, in file order.
     pub steps: Vec<StepStatus>,
+    /// StepRuns to make now.
+    pub creates: Vec<Beginning>,
+    /// Places at which something is open.
     pub active: Vec<String>,
-    pub running: usize,
-    pub gates: usize,
-    pub pending_acceptance: Vec<PendingAcceptance>,
-    pub questions: usize,
-    pub missing_documents: Vec<String>,
-    /// What waits for something that is not there, in words.
-    pub pending: Vec<String>,
-    /// StepRuns that wait for their Agent or a slot.
-    pub held: usize,
-    pub suspended: usize,
-    /// The first that waits for the admission policies, and what is missing.
-    pub unproven: Option<String>,
-    /// StepRuns that end because the run does.
+    pub open: OpenCounts,
+    pub waits: Waits,
+    /// The failure that ends the run.
     pub failure: Option<Failure>,
-    /// Everything is done; what the last step gave.
-    pub done: Option<Output>,
-    /// The same, read.
-    pub output: Option<serde_json::Value>,
+    /// Everything is done; what the run gives.
+    pub done: Option<Value>,
     /// Some attempt was claimed.
     pub busy: bool,
-}
-
-impl Stand {
-    /// How many StepRuns have not ended.
-    pub fn open(&self) -> usize {
-        self.running + self.held + self.gates + self.questions + self.suspended
-    }
 }
 
 /// A StepRun to be made.
@@ -77,30 +63,10 @@ pub struct Beginning {
     pub copies: Vec<(Document, Option<DocumentStatus>)>,
 }
 
-/// A failure for good.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    pub place: String,
-    pub class: AttemptResult,
-    pub message: String,
-}
-
-/// How far a step, an item or a list has come.
-enum Outcome {
-    Done(Seen),
-    /// Begun, or waiting for something.
-    Open,
-    /// Not begun.
-    Ahead,
-    /// It will fail: parts of it still run.
-    Failing(Failure),
-    Failed(Failure),
-}
-
 /// What a walk gives.
 #[derive(Default)]
 pub struct Walked {
-    pub stand: Stand,
+    pub progress: RunProgress,
     pub settled: Settled,
     /// Documents whose contents must be had first.
     pub unread: BTreeSet<Pin>,
@@ -109,44 +75,28 @@ pub struct Walked {
 }
 
 /// Walks the definition; with `Start::Not` nothing new begins.
-pub fn stand(o: &Observed, program: &Program, start: Start) -> Walked {
-    let known = &o.settled;
-    let cold = known.lists.is_empty() && !o.step_runs.is_empty();
-    if !cold {
-        let (walked, accounted) = Walk::of(o, program, known.as_ref().clone()).go(start);
-        // A StepRun is gone, or somebody else made one: what was settled is looked at again.
-        if accounted == o.step_runs.size() || known.lists.is_empty() {
-            return walked;
-        }
+pub fn walk(o: &Observed, program: &Program, start: Start) -> Walked {
+    let remembers = !o.settled.lists.is_empty();
+    let (walked, step_runs) = Walk::of(o, program, &o.settled).go(start);
+    if remembers && step_runs != o.step_runs.size() {
+        // A StepRun is gone, or somebody else made one: what is remembered is no longer so.
+        return Walk::of(o, program, &Settled::default()).go(start).0;
     }
-    // Slots are counted over what was begun: the first look finds it, the second one may begin more.
-    let (first, _) = Walk::of(o, program, Settled::default()).go(Start::Not);
-    if start == Start::Not || first.settled.lists.is_empty() {
-        let again = || Walk::of(o, program, Settled::default()).go(start).0;
-        return if start == Start::Not { first } else { again() };
-    }
-    Walk::of(o, program, first.settled).go(start).0
+    walked
 }
 
 struct Walk<'a> {
     o: &'a Observed,
+    settled: &'a Settled,
     sources: Sources<'a>,
-    latched: BTreeMap<String, StepStatus>,
-    tallies: BTreeMap<String, Tally>,
+    latched: BTreeMap<&'a str, &'a StepStatus>,
     /// By identity of an item: paths of the StepRuns in it. Made where something was begun that nobody remembers.
-    begun: Option<BTreeMap<String, BTreeSet<String>>>,
-    settled: Settled,
-    /// StepRuns met so far, and the names of those that have not ended.
-    accounted: usize,
-    looked: usize,
-    unfinished: Vec<String>,
-    stand: Stand,
+    begun: OnceCell<BTreeMap<&'a str, BTreeSet<&'a str>>>,
 }
 
 impl<'a> Walk<'a> {
-    fn of(o: &'a Observed, program: &'a Program, settled: Settled) -> Self {
-        let status = o.workflow.status.as_ref();
-        let latched = status.map(|s| s.steps.iter().map(|s| (s.path.clone(), s.clone())).collect()).unwrap_or_default();
+    fn of(o: &'a Observed, program: &'a Program, settled: &'a Settled) -> Self {
+        let steps = o.workflow.status.iter().flat_map(|s| &s.steps);
         let sources = Sources {
             program,
             documents: &o.documents,
@@ -154,57 +104,39 @@ impl<'a> Walk<'a> {
             evaluator: &o.evaluator,
             unread: RefCell::new(BTreeSet::new()),
         };
-        Walk {
-            o,
-            sources,
-            latched,
-            tallies: BTreeMap::new(),
-            begun: None,
-            settled,
-            accounted: 0,
-            looked: 0,
-            unfinished: Vec::new(),
-            stand: Stand::default(),
-        }
+        let latched = steps.map(|s| (s.path.as_str(), s)).collect();
+        Walk { o, settled, sources, latched, begun: OnceCell::new() }
     }
 
-    fn go(mut self, start: Start) -> (Walked, usize) {
-        let frame = Frame { start, ..Frame::default() };
-        let program = self.sources.program;
-        let (outcome, _) = self.list(&program.steps, "", &frame);
-        self.finish(outcome);
-        let unread = self.sources.unread.take();
-        (Walked { stand: self.stand, settled: self.settled, unread, looked: self.looked }, self.accounted)
-    }
-
-    fn tally(&mut self, path: &str) -> &mut Tally {
-        self.tallies.entry(path.to_owned()).or_default()
+    /// What is found, and how many StepRuns were met.
+    fn go(self, start: Start) -> (Walked, usize) {
+        let cold = self.settled.lists.is_empty() && !self.o.step_runs.is_empty();
+        let frame = Frame { start, cold, ..Frame::default() };
+        let (visited, _) = self.list(&self.sources.program.steps, "", &frame);
+        let (looked, step_runs) = (visited.found.looked, visited.found.step_runs);
+        let (progress, settled) = self.sum_up(visited);
+        (Walked { progress, settled, unread: self.sources.unread.take(), looked }, step_runs)
     }
 
     // ---- one execution
 
     /// A step of one StepRun: an agent's, a question, an approval.
-    fn run(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        let path: &str = &step.path;
-        let own = self.step_run_name(path, &frame.keys);
-        if let Some(found) = self.o.step_runs.get(&own).cloned() {
-            return self.existing(&found, step, frame);
+    fn run(&self, step: &Step, frame: &Frame) -> Visited {
+        let own = self.step_run_name(&step.path, &frame.keys);
+        if let Some(found) = self.o.step_runs.get(&own) {
+            return self.existing(found, &own, step, frame);
         }
-        let begun = self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
+        let begun = self.latched.get(&*step.path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
         if begun && !mutant::on(Mutant::MadeAgain) {
-            let tally = self.tally(path);
-            tally.step_run = Some(own.clone());
-            tally.counts.failed += 1;
-            return Outcome::Failed(Failure {
-                place: frame.place(path),
-                class: AttemptResult::StepRunLost,
-                message: format!("StepRun {own} was deleted; it is never made again"),
-            });
+            let mut found = Found::default();
+            found.tally(&step.path).latched.step_run = Some(own.clone());
+            let message = format!("StepRun {own} was deleted; it is never made again");
+            return failed(found, &step.path, frame, (AttemptResult::StepRunLost, message));
         }
         if frame.start != Start::May {
-            return Outcome::Ahead;
+            return Found::default().visited(Outcome::Ahead);
         }
-        self.begin(step, frame)
+        self.begin(step, own, frame)
     }
 
     fn step_run_name(&self, path: &str, keys: &[String]) -> String {
@@ -212,31 +144,28 @@ impl<'a> Walk<'a> {
         build::step_run_name(&run.name, &run.uid, path, keys)
     }
 
-    fn existing(&mut self, step_run: &Arc<StepRun>, step: &Step, frame: &Frame) -> Outcome {
-        let path: &str = &step.path;
-        let status = step_run.status.clone().unwrap_or_default();
-        let phase = status.phase.unwrap_or_default();
-        self.accounted += 1;
-        self.stand.busy |= status.agent.as_ref().is_some_and(|a| a.claim.is_some());
-        let begun = self.latched.get(path).and_then(|s| s.started_at.clone());
-        let tally = self.tally(path);
-        tally.counts.started += 1;
-        tally.found += 1;
+    fn existing(&self, step_run: &Arc<StepRun>, own: &str, step: &Step, frame: &Frame) -> Visited {
+        let status = step_run.status.as_ref();
+        let completed_at = status.and_then(|s| s.completed_at.clone());
+        let mut found = Found { step_runs: 1, ..Found::default() };
+        found.busy = status.and_then(|s| s.agent.as_ref()).is_some_and(|a| a.claim.is_some());
+        let tally = found.tally(&step.path);
+        tally.counts.started = 1;
+        tally.found = 1;
+        tally.started_at = status.and_then(|s| s.started_at.clone());
+        tally.completed_at.clone_from(&completed_at);
         if frame.keys.is_empty() {
-            tally.step_run.clone_from(&step_run.metadata.name);
+            tally.latched.step_run = Some(own.to_owned());
         }
-        tally.started_at = begun.or_else(|| tally::earliest(tally.started_at.take(), status.started_at.clone()));
-        tally.completed_at = tally::latest(tally.completed_at.take(), status.completed_at.clone());
-        if status.completed_at.is_some() && !self.is_unpublished(step_run, step, frame) {
-            return self.ended(step_run, phase, path, frame);
+        if completed_at.is_some() && !self.is_unpublished(step_run, step, frame) {
+            return ended(found, step_run, &step.path, frame);
         }
-        self.unfinished.extend(step_run.metadata.name.clone());
-        if let Some(missing) = condition::get(&status.conditions, POLICIES).filter(|c| c.status == "False") {
-            self.stand.unproven.get_or_insert_with(|| format!("{}: {}", frame.place(path), missing.message));
-        }
-        self.open(step_run, status.phase, path, frame);
-        self.active(path, frame);
-        Outcome::Open
+        let place = frame.place(&step.path);
+        let missing = status.and_then(|s| condition::get(&s.conditions, POLICIES)).filter(|c| c.status == "False");
+        found.waits.unproven = missing.map(|missing| format!("{place}: {}", missing.message));
+        open(&mut found, step_run, &step.path, &place);
+        found.active.push(Active { place, state: State::Open(own.to_owned()) });
+        found.visited(Outcome::Open)
     }
 
     /// Whether its document, which was accepted, cannot be seen by others yet: that is a moment after it was. If it was
@@ -257,186 +186,108 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn open(&mut self, step_run: &StepRun, phase: Option<Phase>, path: &str, frame: &Frame) {
-        let tally = self.tallies.entry(path.to_owned()).or_default();
-        match phase {
-            Some(Phase::WaitingForAcceptance) => {
-                tally.gates += 1;
-                self.stand.gates += 1;
-                if self.stand.pending_acceptance.len() < PENDING {
-                    let gate = step_run.spec.gate.as_ref().map(|g| g.name.clone()).unwrap_or_default();
-                    let step_run = step_run.metadata.name.clone().unwrap_or_default();
-                    self.stand.pending_acceptance.push(PendingAcceptance { step_run, path: frame.place(path), gate });
-                }
-            }
-            Some(Phase::WaitingForInput) => {
-                tally.inputs += 1;
-                self.stand.questions += 1;
-            }
-            Some(Phase::Suspended) => {
-                tally.suspended += 1;
-                self.stand.suspended += 1;
-            }
-            // It was looked at, and its Agent is not there or not ready, or has no slot.
-            Some(Phase::Pending) => {
-                self.stand.held += 1;
-                let status = step_run.status.as_ref();
-                let why = status.and_then(|s| condition::get(&s.conditions, "Started")).map(|c| c.message.clone());
-                self.pends(format!("{}: {}", frame.place(path), why.unwrap_or_default()));
-            }
-            _ => {
-                tally.running += 1;
-                self.stand.running += 1;
-            }
-        }
-    }
-
-    fn ended(&mut self, step_run: &Arc<StepRun>, phase: Phase, path: &str, frame: &Frame) -> Outcome {
-        match phase {
-            Phase::Completed if !has_changed(step_run) => {
-                self.tally(path).counts.done += 1;
-                let fresh = step_run.spec.reuse.is_none();
-                Outcome::Done(Seen { phase, output: Output::Of(Arc::clone(step_run)), fresh })
-            }
-            Phase::Cancelled => {
-                self.tally(path).cancelled = true;
-                Outcome::Failed(Failure {
-                    place: frame.place(path),
-                    class: AttemptResult::Cancelled,
-                    message: "ended with the run".to_owned(),
-                })
-            }
-            _ => {
-                self.tally(path).counts.failed += 1;
-                let error = step_run.status.as_ref().and_then(|s| s.error.as_ref());
-                Outcome::Failed(Failure {
-                    place: frame.place(path),
-                    class: error.map_or(AttemptResult::Retryable, |e| e.class),
-                    message: error.map(|e| e.message.clone()).unwrap_or_default(),
-                })
-            }
-        }
-    }
-
-    // ---- helpers of all rooms
-
-    fn active(&mut self, path: &str, frame: &Frame) {
-        if self.stand.active.len() < ACTIVE_STEPS {
-            self.stand.active.push(frame.place(path));
-        }
-    }
-
-    fn pends(&mut self, why: String) {
-        if self.stand.pending.len() < PENDING {
-            self.stand.pending.push(why);
-        }
-    }
-
-    fn evaluate(&self, expression: &Expression, frame: &Frame, what: &str) -> Result<serde_json::Value, Fault> {
+    fn evaluate(&self, expression: &Expression, frame: &Frame, what: &str) -> Result<Value, Fault> {
         let scope = self.sources.scope(frame, &[expression], &[])?;
         expression.evaluate(&scope).map_err(|e| Fault::Wrong(format!("{what}: {e}")))
     }
 
-    /// What an expression that cannot be evaluated makes of a step.
-    fn at_fault(&mut self, fault: Fault, path: &str, frame: &Frame) -> Outcome {
-        match fault {
-            Fault::Unread => {
-                self.active(path, frame);
-                Outcome::Open
-            }
-            // What it reads is not there yet in this copy: no fault of the expression.
-            Fault::Wrong(_) if frame.start == Start::Behind => Outcome::Open,
-            Fault::Wrong(message) => {
-                self.tally(path).counts.failed += 1;
-                let class = AttemptResult::ExpressionError;
-                Outcome::Failed(Failure { place: frame.place(path), class, message })
-            }
-            Fault::Changed(message) => {
-                self.tally(path).counts.failed += 1;
-                let class = AttemptResult::DocumentChanged;
-                Outcome::Failed(Failure { place: frame.place(path), class, message })
-            }
-        }
-    }
-
     // ---- the end of the walk
 
-    fn finish(&mut self, outcome: Outcome) {
-        let program = self.sources.program;
-        self.stand.failure = match &outcome {
+    fn sum_up(&self, visited: Visited) -> (RunProgress, Settled) {
+        let Visited { outcome, mut found } = visited;
+        let mut failure = match &outcome {
             // What the end of the run ended is no failure of its own.
             Outcome::Failing(f) | Outcome::Failed(f) if f.class != AttemptResult::Cancelled => Some(f.clone()),
             _ => None,
         };
-        self.find_lost();
-        if self.stand.failure.is_some() {
-            self.hold_back(0);
+        if let Some(lost) = self.find_lost(&mut found) {
+            found.hold_back();
+            failure.get_or_insert(lost);
         }
-        self.latch_begun();
-        self.keep_latched();
-        self.settled.step_runs = self.accounted + self.stand.creates.len();
-        self.settled.open = std::mem::take(&mut self.unfinished);
-        self.settled.late.clone_from(&self.o.settled.late);
-        let mut tallies = std::mem::take(&mut self.tallies);
+        let unfinished = found.unfinished();
+        let (active, creates) = self.count_begun(&mut found);
+        self.keep_latched(&mut found);
+        let settled = Settled {
+            step_runs: found.step_runs + creates.len(),
+            open: unfinished,
+            late: self.o.settled.late.clone(),
+            lists: found.lists,
+            values: found.values,
+        };
+        let mut open = OpenCounts::default();
+        found.tallies.values().for_each(|tally| open.add(&tally.open));
         // Failures are passed over; that something was ended with the run is not: it is not complete.
-        let cut_short = tallies.values().any(|t| t.cancelled);
-        let mut steps: Vec<StepStatus> = program
+        let cut_short = found.tallies.values().any(|t| t.cancelled);
+        let done = match outcome {
+            Outcome::Done(ended) if !cut_short => self.given(&ended, &mut failure),
+            _ => None,
+        };
+        let mut tallies = found.tallies;
+        let mut steps: Vec<StepStatus> = self
+            .sources
+            .program
             .all()
             .into_iter()
             .map(|step| tallies.remove(&*step.path).unwrap_or_default().status(&step.path))
             .collect();
         tally::roll_up(&mut steps);
-        self.stand.steps = steps;
-        if let (Outcome::Done(seen), false) = (outcome, cut_short) {
-            // A list that is too large to be read has failed before; what else cannot be read is null.
-            match self.sources.output(&seen.output) {
-                Err(Fault::Changed(message)) => {
-                    let (place, class) = (program.run.name.clone(), AttemptResult::DocumentChanged);
-                    self.stand.failure.get_or_insert(Failure { place, class, message });
-                }
-                read => {
-                    self.stand.output = read.ok();
-                    self.stand.done = Some(seen.output);
-                }
+        let progress =
+            RunProgress { steps, creates, active, open, waits: found.waits, failure, done, busy: found.busy };
+        (progress, settled)
+    }
+
+    /// What the run gives, read. A list that is too large to be read has failed before; what else cannot be read is null.
+    fn given(&self, ended: &Ended, failure: &mut Option<Failure>) -> Option<Value> {
+        match self.sources.output(&ended.output) {
+            Err(Fault::Changed(message)) => {
+                let (place, class) = (self.sources.program.run.name.clone(), AttemptResult::DocumentChanged);
+                failure.get_or_insert(Failure { place, class, message });
+                None
             }
+            read => Some(read.unwrap_or_default()),
         }
     }
 
-    /// What is made in this pass is written down in this pass: the next one then has nothing to add.
-    fn latch_begun(&mut self) {
-        let run = &self.sources.program.run;
-        for Beginning { spec, keys, .. } in &self.stand.creates {
-            let tally = self.tallies.entry(spec.path.clone()).or_default();
-            let begun = self.latched.get(&spec.path).and_then(|s| s.started_at.clone());
-            tally.started_at = begun.or(tally.started_at.take()).or_else(|| Some(self.o.now.clone()));
-            if keys.is_empty() {
-                tally.step_run = Some(build::step_run_name(&run.name, &run.uid, &spec.path, keys));
+    /// Counts what begins, now that it is sure. What is made in this pass is written down in this pass: the next one then
+    /// has nothing to add.
+    fn count_begun(&self, found: &mut Found) -> (Vec<String>, Vec<Beginning>) {
+        let (mut places, mut creates) = (Vec::new(), Vec::new());
+        for Active { place, state } in std::mem::take(&mut found.active) {
+            if let State::Begins(own, beginning) = state {
+                let tally = found.tally(&beginning.spec.path);
+                tally.open.running += 1;
+                tally.counts.started += 1;
+                tally.started_at = tally.started_at.take().or_else(|| Some(self.o.now.clone()));
+                if beginning.keys.is_empty() {
+                    tally.latched.step_run = Some(own);
+                }
+                creates.push(*beginning);
+            }
+            if places.len() < ACTIVE_STEPS {
+                places.push(place);
             }
         }
+        (places, creates)
     }
 
     /// What was latched stays, also behind a step that this pass, on an older copy, sees unfinished.
-    fn keep_latched(&mut self) {
+    fn keep_latched(&self, found: &mut Found) {
         for (path, old) in &self.latched {
-            let tally = self.tallies.entry(path.clone()).or_default();
-            tally.step_run = tally.step_run.take().or_else(|| old.step_run.clone());
-            if tally.collection_digest.is_none() {
-                tally.collection_digest.clone_from(&old.collection_digest);
-                tally.collection_documents.clone_from(&old.collection_documents);
-            }
-            tally.when = tally.when.or(old.when);
+            let tally = found.tally(path);
+            tally.latched.or(&Latched::from(*old));
             // Another operator's clock may have shown it otherwise: two of them must not correct each other for ever.
             tally.started_at = old.started_at.clone().or(tally.started_at.take());
         }
     }
 
-    /// Items whose StepRun is gone: more were begun than there are. They are never made again.
-    fn find_lost(&mut self) {
+    /// StepRuns of items that are gone: more were begun than there are. They are never made again.
+    fn find_lost(&self, found: &mut Found) -> Option<Failure> {
+        let mut first = None;
         for step in self.sources.program.all() {
             let path: &str = &step.path;
             let begun = self.latched.get(path).and_then(|s| s.counts).map_or(0, |c| c.started);
-            let tally = self.tally(path);
-            if step.group().is_some() || begun <= tally.found {
+            let there = found.tallies.get(path).map_or(0, |t| t.found);
+            if step.group().is_some() || begun <= there {
                 continue;
             }
             // Not met on this walk is not gone: a step before it may be older in this copy than the status is.
@@ -445,25 +296,81 @@ impl<'a> Walk<'a> {
             if lost <= 0 {
                 continue;
             }
-            let tally = self.tally(path);
+            let tally: &mut Tally = found.tally(path);
             tally.counts.failed += lost;
             // It stays as it was: the next pass must find them lost, too.
             tally.lost = lost;
             let message = format!("StepRuns of it were deleted ({lost}); they are never made again");
-            let failure = Failure { place: path.to_owned(), class: AttemptResult::StepRunLost, message };
-            self.stand.failure.get_or_insert(failure);
+            first.get_or_insert(Failure { place: path.to_owned(), class: AttemptResult::StepRunLost, message });
         }
+        first
     }
+}
 
-    /// Once something failed, what was to start behind that mark does not, and does not count.
-    fn hold_back(&mut self, mark: usize) {
-        for Beginning { spec, keys, .. } in self.stand.creates.split_off(mark.min(self.stand.creates.len())) {
-            let place = keys.iter().fold(spec.path.clone(), |place, key| format!("{place}/{key}"));
-            self.stand.active.retain(|a| *a != place);
-            self.stand.running -= 1;
-            let tally = self.tally(&spec.path);
-            tally.running -= 1;
-            tally.counts.started -= 1;
+/// What an expression that cannot be evaluated makes of a step.
+fn at_fault(fault: Fault, path: &str, frame: &Frame) -> Visited {
+    match fault {
+        Fault::Unread => waits(Found::default(), path, frame),
+        // What it reads is not there yet in this copy: no fault of the expression.
+        Fault::Wrong(_) if frame.start == Start::Behind => Found::default().visited(Outcome::Open),
+        Fault::Wrong(message) => failed(Found::default(), path, frame, (AttemptResult::ExpressionError, message)),
+        Fault::Changed(message) => failed(Found::default(), path, frame, (AttemptResult::DocumentChanged, message)),
+    }
+}
+
+/// Something that is not there yet is waited for here.
+fn waits(mut found: Found, path: &str, frame: &Frame) -> Visited {
+    found.active.push(Active { place: frame.place(path), state: State::Waits });
+    found.visited(Outcome::Open)
+}
+
+fn failed(mut found: Found, path: &str, frame: &Frame, (class, message): (AttemptResult, String)) -> Visited {
+    found.tally(path).counts.failed += 1;
+    found.visited(Outcome::Failed(Failure { place: frame.place(path), class, message }))
+}
+
+/// Counts a StepRun that has not ended by what it does.
+fn open(found: &mut Found, step_run: &StepRun, path: &str, place: &str) {
+    let status = step_run.status.as_ref();
+    let phase = status.and_then(|s| s.phase);
+    let counts = &mut found.tally(path).open;
+    match phase {
+        Some(Phase::WaitingForAcceptance) => counts.gates += 1,
+        Some(Phase::WaitingForInput) => counts.inputs += 1,
+        Some(Phase::Suspended) => counts.suspended += 1,
+        // It was looked at, and its Agent is not there or not ready, or has no slot.
+        Some(Phase::Pending) => counts.held += 1,
+        _ => counts.running += 1,
+    }
+    if phase == Some(Phase::WaitingForAcceptance) {
+        let gate = step_run.spec.gate.as_ref().map(|g| g.name.clone()).unwrap_or_default();
+        let step_run = step_run.metadata.name.clone().unwrap_or_default();
+        found.waits.acceptance.push(PendingAcceptance { step_run, path: place.to_owned(), gate });
+    } else if phase == Some(Phase::Pending) {
+        let why = status.and_then(|s| condition::get(&s.conditions, "Started")).map(|c| c.message.as_str());
+        found.waits.pending.push(format!("{place}: {}", why.unwrap_or_default()));
+    }
+}
+
+/// A StepRun that has ended.
+fn ended(mut found: Found, step_run: &Arc<StepRun>, path: &str, frame: &Frame) -> Visited {
+    let status = step_run.status.as_ref();
+    let phase = status.and_then(|s| s.phase).unwrap_or_default();
+    match phase {
+        Phase::Completed if !has_changed(step_run) => {
+            found.tally(path).counts.done += 1;
+            let fresh = step_run.spec.reuse.is_none();
+            found.visited(Outcome::Done(Ended { phase, output: Output::Of(Arc::clone(step_run)), fresh }))
+        }
+        Phase::Cancelled => {
+            found.tally(path).cancelled = true;
+            let (place, message) = (frame.place(path), "ended with the run".to_owned());
+            found.visited(Outcome::Failed(Failure { place, class: AttemptResult::Cancelled, message }))
+        }
+        _ => {
+            let error = status.and_then(|s| s.error.as_ref());
+            let class = error.map_or(AttemptResult::Retryable, |e| e.class);
+            failed(found, path, frame, (class, error.map(|e| e.message.clone()).unwrap_or_default()))
         }
     }
 }

@@ -9,39 +9,13 @@ use serde_json::{Map, Value, json};
 
 use super::content::{Content, Contents, Pin};
 use super::document::{self, Documents, Viewpoint};
+use super::outcome::{Ended, Item, Output};
 use super::output::{self, StoredOutput};
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::Format;
 use crate::api::step_run::StepRun;
-use crate::api::workflow::Phase;
 use crate::definition::expression::{self, Evaluate, Expression, Scope, underscored};
 use crate::definition::program::Program;
-
-/// The output of a step, not yet read.
-#[derive(Clone, Debug)]
-pub enum Output {
-    Null,
-    Of(Arc<StepRun>),
-    Value(Arc<Value>),
-    List(Arc<Vec<Item>>),
-}
-
-/// How an item of a forEach ended.
-#[derive(Clone, Debug)]
-pub struct Item {
-    pub key: String,
-    pub phase: Phase,
-    pub output: Output,
-}
-
-/// A step that has ended, as those after it see it.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    pub phase: Phase,
-    pub output: Output,
-    /// It ran in this run: what needs it cannot be taken over from another.
-    pub fresh: bool,
-}
 
 /// Whether anything may begin at a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,10 +42,12 @@ pub struct Frame {
     pub keys: Vec<String>,
     /// Outermost first.
     pub items: Vec<Entity>,
-    pub done: RedBlackTreeMapSync<String, Seen>,
+    pub done: RedBlackTreeMapSync<String, Ended>,
     pub start: Start,
     /// Something before it ran in this run.
     pub fresh: bool,
+    /// Nothing is remembered of what was begun here.
+    pub cold: bool,
 }
 
 impl Frame {
@@ -137,11 +113,11 @@ impl Sources<'_> {
     fn steps(&self, frame: &Frame, used: &[&Expression]) -> Result<Value, Fault> {
         let wanted = named(used, "steps");
         let mut found = Map::new();
-        for (name, seen) in &frame.done {
+        for (name, ended) in &frame.done {
             for spelling in [name.clone(), underscored(name)] {
                 if wanted.has(&spelling) {
-                    let mut value = json!({"phase": seen.phase.to_string(), "output": self.output(&seen.output)?});
-                    if let (Output::List(items), Value::Object(fields)) = (&seen.output, &mut value) {
+                    let mut value = json!({"phase": ended.phase.to_string(), "output": self.output(&ended.output)?});
+                    if let (Output::List(items), Value::Object(fields)) = (&ended.output, &mut value) {
                         fields.insert("items".to_owned(), self.items(items)?);
                     }
                     found.insert(spelling, value);

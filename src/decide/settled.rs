@@ -8,8 +8,9 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 use serde_json::Value;
 
-use super::graph::{Failure, Tally};
-use super::scope::{Item, Seen};
+use super::outcome::{Ended, Failure, Item};
+use super::tally::{Collection, Tally};
+use crate::api::step_run::AttemptResult;
 
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
@@ -30,31 +31,37 @@ impl Settled {
     }
 }
 
+/// What the ended items of a forEach add up to, by path.
+pub type Sums = BTreeMap<String, Tally>;
+
 /// The items of one forEach.
 #[derive(Clone, Debug, Default)]
 pub struct List {
     pub items: Arc<Vec<(String, Arc<Value>)>>,
-    /// Digest of the list, and the documents that it was read from.
-    pub digest: String,
-    pub documents: Vec<String>,
+    pub collection: Collection,
     /// How each ended; nothing for those that are open or ahead.
-    pub ended: RedBlackTreeMapSync<usize, Ended>,
+    pub ended: RedBlackTreeMapSync<usize, EndedItem>,
     /// Begun and not ended, with the StepRuns in them that have not.
     pub open: BTreeMap<usize, Vec<String>>,
     /// All before it were begun.
     pub frontier: usize,
-    /// What the ended ones add up to, by path.
-    pub sums: BTreeMap<String, Tally>,
+    pub sums: Sums,
     /// StepRuns of the ended ones.
     pub step_runs: usize,
-    /// How many failed; the first of them, and the first that nothing passes over.
-    pub failed: usize,
+    pub failures: Failures,
+    /// Once all have ended.
+    pub output: Option<Arc<Vec<Item>>>,
+}
+
+/// The items of a forEach that failed.
+#[derive(Clone, Debug, Default)]
+pub struct Failures {
+    pub count: usize,
     pub first: Option<Failure>,
+    /// The first that nothing passes over.
     pub fatal: Option<Failure>,
     /// The first that ended because the run did.
     pub cancelled: Option<Failure>,
-    /// Once all have ended.
-    pub output: Option<Arc<Vec<Item>>>,
 }
 
 impl List {
@@ -64,8 +71,22 @@ impl List {
     }
 }
 
+impl Failures {
+    pub fn add(&mut self, failure: Failure) {
+        self.count += 1;
+        if failure.class == AttemptResult::Cancelled {
+            self.cancelled.get_or_insert(failure);
+            return;
+        }
+        if !failure.may_pass() {
+            self.fatal.get_or_insert(failure.clone());
+        }
+        self.first.get_or_insert(failure);
+    }
+}
+
 #[derive(Clone, Debug)]
-pub enum Ended {
-    Done(Seen),
+pub enum EndedItem {
+    Done(Ended),
     Failed,
 }

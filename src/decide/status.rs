@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::graph::Stand;
+use super::graph::RunProgress;
 use super::step_run::POLICIES;
 use crate::api::condition::{self, Truth};
 use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
@@ -61,18 +61,18 @@ pub enum End {
 pub const RUN_TIMEOUT: &str = "RunTimeout";
 
 /// The status that follows from where the run stands.
-pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Time)) {
+pub fn derive(status: &mut WorkflowStatus, progress: &RunProgress, (end, now): (End, &Time)) {
     let at = (now, status.observed_generation);
-    if !stand.steps.is_empty() {
-        status.steps.clone_from(&stand.steps);
+    if !progress.steps.is_empty() {
+        status.steps.clone_from(&progress.steps);
     }
     status.current_step =
-        status.steps.iter().find(|s| !is_over(s.phase, stand) && !s.path.contains('/')).map(|s| s.path.clone());
-    status.active_steps.clone_from(&stand.active);
-    status.pending_documents.clone_from(&stand.missing_documents);
-    status.pending_acceptance.clone_from(&stand.pending_acceptance);
-    status.waiting = waiting(stand);
-    let phase = phase(stand, end);
+        status.steps.iter().find(|s| !is_over(s.phase, progress) && !s.path.contains('/')).map(|s| s.path.clone());
+    status.active_steps.clone_from(&progress.active);
+    status.pending_documents.clone_from(&progress.waits.documents);
+    status.pending_acceptance.clone_from(&progress.waits.acceptance);
+    status.waiting = waiting(progress);
+    let phase = phase(progress, end);
     status.phase = Some(phase);
     if phase.is_terminal() {
         status.completed_at = Some(now.clone());
@@ -82,19 +82,19 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Tim
         session.phase = match phase {
             Phase::Completed => SessionPhase::Completed,
             Phase::Failed | Phase::Cancelled => SessionPhase::Failed,
-            _ if stand.busy => SessionPhase::Busy,
+            _ if progress.busy => SessionPhase::Busy,
             _ => session.phase,
         };
     }
-    let (reason, message) = reason((phase, end), stand);
+    let (reason, message) = reason((phase, end), progress);
     conditions(status, &reason, &message, at);
-    match &stand.unproven {
+    match &progress.waits.unproven {
         Some(missing) if !phase.is_terminal() => {
             condition::set(&mut status.conditions, POLICIES, Truth::False, "PolicyMissing", missing, at);
         }
         _ => condition::clear(&mut status.conditions, POLICIES),
     }
-    match &stand.failure {
+    match &progress.failure {
         Some(failure) if !phase.is_terminal() => {
             let message = format!("{}: {}", failure.place, failure.message);
             let class = if end == End::TimedOut { RUN_TIMEOUT.to_owned() } else { failure.class.to_string() };
@@ -105,67 +105,69 @@ pub fn derive(status: &mut WorkflowStatus, stand: &Stand, (end, now): (End, &Tim
 }
 
 /// Whether a step's turn is over for `currentStep`; the one that fails a run stays its current one.
-fn is_over(phase: Phase, stand: &Stand) -> bool {
-    matches!(phase, Phase::Completed | Phase::Skipped) || phase == Phase::Failed && stand.failure.is_none()
+fn is_over(phase: Phase, progress: &RunProgress) -> bool {
+    matches!(phase, Phase::Completed | Phase::Skipped) || phase == Phase::Failed && progress.failure.is_none()
 }
 
 /// Running while anything runs; else input before acceptance before documents.
-fn phase(stand: &Stand, end: End) -> Phase {
-    if stand.done.is_some() && stand.failure.is_none() {
+fn phase(progress: &RunProgress, end: End) -> Phase {
+    if progress.done.is_some() && progress.failure.is_none() {
         return Phase::Completed;
     }
     if end == End::Cancelled {
-        return if stand.open() > 0 { Phase::Running } else { Phase::Cancelled };
+        return if progress.open.step_runs() > 0 { Phase::Running } else { Phase::Cancelled };
     }
-    if stand.failure.is_some() {
-        return if stand.open() > 0 { Phase::Running } else { Phase::Failed };
+    if progress.failure.is_some() {
+        return if progress.open.step_runs() > 0 { Phase::Running } else { Phase::Failed };
     }
-    if stand.running > 0 {
+    if progress.open.running > 0 {
         Phase::Running
     } else if end == End::Suspended {
         Phase::Suspended
-    } else if stand.questions > 0 {
+    } else if progress.open.inputs > 0 {
         Phase::WaitingForInput
-    } else if stand.gates > 0 {
+    } else if progress.open.gates > 0 {
         Phase::WaitingForAcceptance
-    } else if !stand.missing_documents.is_empty() {
+    } else if !progress.waits.documents.is_empty() {
         Phase::WaitingForDocuments
     } else {
         Phase::Pending
     }
 }
 
-fn reason((phase, end): (Phase, End), stand: &Stand) -> (String, String) {
+fn reason((phase, end): (Phase, End), progress: &RunProgress) -> (String, String) {
     if end == End::Cancelled && phase != Phase::Completed {
         let ended = phase == Phase::Cancelled;
         let (word, message) =
             if ended { ("Cancelled", "cancelled") } else { ("Cancelling", "its pods are being ended") };
         return (word.to_owned(), message.to_owned());
     }
-    if let Some(failure) = &stand.failure {
+    if let Some(failure) = &progress.failure {
         let class = if end == End::TimedOut { RUN_TIMEOUT.to_owned() } else { failure.class.to_string() };
         return (class, format!("{}: {}", failure.place, failure.message));
     }
     let message = match phase {
         Phase::WaitingForDocuments => {
-            format!("missing: {}; put them with kubectl apply (kind Document)", stand.missing_documents.join(", "))
+            format!("missing: {}; put them with kubectl apply (kind Document)", progress.waits.documents.join(", "))
         }
-        Phase::WaitingForAcceptance | Phase::WaitingForInput => waiting(stand).map(|w| w.summary).unwrap_or_default(),
-        Phase::Pending => stand.pending.join("; "),
+        Phase::WaitingForAcceptance | Phase::WaitingForInput => {
+            waiting(progress).map(|w| w.summary).unwrap_or_default()
+        }
+        Phase::Pending => progress.waits.pending.join("; "),
         Phase::Suspended => "spec.suspend is true".to_owned(),
         _ => String::new(),
     };
     (phase.to_string(), message)
 }
 
-fn waiting(stand: &Stand) -> Option<Waiting> {
+fn waiting(progress: &RunProgress) -> Option<Waiting> {
     let words = |n: usize, word: &str| (n > 0).then(|| format!("{n} {word}{}", if n == 1 { "" } else { "s" }));
     let summary: Vec<String> =
-        [words(stand.gates, "gate"), words(stand.questions, "question")].into_iter().flatten().collect();
+        [words(progress.open.gates, "gate"), words(progress.open.inputs, "question")].into_iter().flatten().collect();
     let count = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
     (!summary.is_empty()).then(|| Waiting {
-        gates: count(stand.gates),
-        questions: count(stand.questions),
+        gates: count(progress.open.gates),
+        questions: count(progress.open.inputs),
         summary: summary.join(", "),
     })
 }

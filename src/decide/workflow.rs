@@ -17,8 +17,9 @@ pub use needs::agents;
 pub use taken::name_taken;
 
 use super::content::Pin;
-use super::graph::{self, Beginning, Failure, Stand};
+use super::graph::{self, Beginning, RunProgress};
 pub use super::observed::{Observed, Previous, StepRuns};
+use super::outcome::Failure;
 use super::scope::Start;
 use super::settled::Settled;
 use super::step_run::POLICIES;
@@ -77,28 +78,29 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
         Vec::new()
     };
     let mut walked = if missing.is_empty() {
-        graph::stand(o, program, stop.start)
+        graph::walk(o, program, stop.start)
     } else {
-        graph::Walked { stand: Stand { missing_documents: missing, ..Stand::default() }, ..graph::Walked::default() }
+        let waits = graph::Waits { documents: missing, ..graph::Waits::default() };
+        graph::Walked { progress: RunProgress { waits, ..RunProgress::default() }, ..graph::Walked::default() }
     };
     let settled = Arc::new(walked.settled);
     if !walked.unread.is_empty() {
         return Decided { unread: walked.unread, settled, ..Decided::default() };
     }
-    let stand = &mut walked.stand;
+    let progress = &mut walked.progress;
     if let Some(failure) = stop.failure {
-        stand.failure.get_or_insert(failure);
+        progress.failure.get_or_insert(failure);
     }
-    create(o, &status, stand, &mut plan);
+    create(o, &status, progress, &mut plan);
     let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
-    status::derive(&mut status, stand, (stop.end, &o.now));
-    if let Some(missing) = stand.unproven.as_ref().filter(|_| !told) {
+    status::derive(&mut status, progress, (stop.end, &o.now));
+    if let Some(missing) = progress.waits.unproven.as_ref().filter(|_| !told) {
         plan.warn("PolicyMissing", clip(missing, 900));
     }
     if status.phase == Some(Phase::Completed) {
-        status.output = output(o, stand, &mut plan);
+        status.output = output(o, progress, &mut plan);
     }
-    announce(&mut plan, was, &status, stand);
+    announce(&mut plan, was, &status, progress);
     plan.status = Some(status);
     Decided { plan, settled, ..Decided::default() }
 }
@@ -144,22 +146,22 @@ fn has_timed_out(status: &WorkflowStatus) -> bool {
     failing.is_some_and(|c| c.status == "True" && c.reason == status::RUN_TIMEOUT)
 }
 
-fn create(o: &Observed, status: &WorkflowStatus, stand: &mut Stand, plan: &mut Plan<WorkflowStatus>) {
+fn create(o: &Observed, status: &WorkflowStatus, progress: &mut RunProgress, plan: &mut Plan<WorkflowStatus>) {
     let session = status.session.as_ref().map(|s| s.id.clone()).unwrap_or_default();
-    for (copy, status) in stand.creates.iter_mut().flat_map(|begun| std::mem::take(&mut begun.copies)) {
+    for (copy, status) in progress.creates.iter_mut().flat_map(|begun| std::mem::take(&mut begun.copies)) {
         match status {
             Some(status) => plan.effects.extend(document::create(copy, status)),
             None => plan.effects.push(Effect::CreateDocument(Box::new(copy))),
         }
     }
-    for Beginning { spec, keys, .. } in std::mem::take(&mut stand.creates) {
+    for Beginning { spec, keys, .. } in std::mem::take(&mut progress.creates) {
         plan.effects.push(Effect::CreateStepRun(Box::new(build::step_run(&o.workflow, &session, spec, &keys))));
     }
 }
 
 /// What the run gives: in its status if it is short, else in a document that is made before.
-fn output(o: &Observed, stand: &Stand, plan: &mut Plan<WorkflowStatus>) -> Option<RunOutput> {
-    let text = stand.output.as_ref().filter(|value| !value.is_null())?.to_string();
+fn output(o: &Observed, progress: &RunProgress, plan: &mut Plan<WorkflowStatus>) -> Option<RunOutput> {
+    let text = progress.done.as_ref().filter(|value| !value.is_null())?.to_string();
     let digest = name::digest_bytes(text.as_bytes());
     if text.len() <= RUN_OUTPUT_BYTES {
         return Some(RunOutput { digest, value: Some(text), document_name: None });
@@ -170,7 +172,7 @@ fn output(o: &Observed, stand: &Stand, plan: &mut Plan<WorkflowStatus>) -> Optio
     Some(RunOutput { digest, value: None, document_name })
 }
 
-fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &WorkflowStatus, stand: &Stand) {
+fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &WorkflowStatus, progress: &RunProgress) {
     if was == status.phase {
         return;
     }
@@ -179,12 +181,15 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
         Some(Phase::Cancelled) => plan.notice("Cancelled", "its pods are gone; what it made stays"),
         Some(Phase::Suspended) => plan.notice("Suspended", "nothing new starts until spec.suspend is false"),
         Some(Phase::Failed) => {
-            let why =
-                stand.failure.as_ref().map(|f| format!("{}: {}: {}", f.place, f.class, f.message)).unwrap_or_default();
+            let why = progress
+                .failure
+                .as_ref()
+                .map(|f| format!("{}: {}: {}", f.place, f.class, f.message))
+                .unwrap_or_default();
             plan.warn("Failed", clip(&why, 900));
         }
         Some(Phase::WaitingForDocuments) => {
-            plan.notice("WaitingForDocuments", stand.missing_documents.join(", "));
+            plan.notice("WaitingForDocuments", progress.waits.documents.join(", "));
         }
         _ => {}
     }

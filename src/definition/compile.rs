@@ -211,3 +211,59 @@ impl Walk<'_> {
         Err(Unreadable)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn compiled(steps: &serde_json::Value) -> Result<Program, Vec<String>> {
+        let steps = serde_json::from_value(steps.clone()).expect("steps");
+        Program::compile(&Definition { steps, ..Definition::default() })
+    }
+
+    #[test]
+    fn a_rule_ends_no_pinned_run_and_what_cannot_be_read_does() {
+        for (what, steps) in [
+            ("a name twice", json!([{"name": "a", "agentId": "x"}, {"name": "a", "agentId": "x"}])),
+            ("a variable that is not known", json!([{"name": "a", "agentId": "x", "when": "nothing"}])),
+            (
+                "what belongs to another kind",
+                json!([{"name": "a", "ask": {"question": "?"}, "retry": {"maxAttempts": 1}}]),
+            ),
+        ] {
+            assert!(compiled(&steps).is_ok(), "{what}");
+        }
+        for (steps, fault) in [
+            (json!([{"name": "a", "agentId": "x", "when": "1 +"}]), "spec.steps[0].when: is not valid CEL"),
+            (json!([{"name": "a"}]), "spec.steps[0]: exactly one of agentId, ask and steps"),
+            (
+                json!([{"name": "g", "steps": [{"name": "a", "agentId": "x", "documents": ["No"]}]}]),
+                "spec.steps[0].steps[0].documents[0]: ",
+            ),
+            (
+                json!([{"name": "a", "agentId": "x", "outputSchema": {"$ref": "http://x/"}}]),
+                "spec.steps[0].outputSchema: ",
+            ),
+        ] {
+            let faults = compiled(&steps).expect_err(fault);
+            assert!(faults.len() == 1 && faults[0].starts_with(fault), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_filled_in_and_references_resolved() {
+        let program = compiled(&json!([{"name": "g", "order": "Graph", "steps": [
+            {"name": "b", "needs": ["a"], "agentId": "x", "produces": {"type": "plan"}, "gate": {"onReject": "Revise"}},
+            {"name": "a", "agentId": "x", "forEach": {"in": "[]", "as": "n", "tolerate": "10%"}}]}]))
+        .expect("a program");
+        let list = program.step("g").and_then(Step::group).expect("a group");
+        assert_eq!((list.sequence.as_slice(), list.steps[0].needs.as_slice()), (&[1, 0][..], &[1][..]));
+        let gate = program.step("g/b").and_then(Step::gate).expect("a gate");
+        assert_eq!((gate.name.as_str(), gate.approvals, gate.max_rounds()), ("plan", 1, 3));
+        let each = program.step("g/a").and_then(|s| s.for_each.as_ref()).expect("a forEach");
+        assert_eq!((each.max_parallel, each.tolerate.of(25)), (10, 2));
+        let paths: Vec<String> = program.all().iter().map(|step| step.path.to_string()).collect();
+        assert_eq!(paths, ["g", "g/b", "g/a"]);
+    }
+}

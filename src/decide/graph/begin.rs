@@ -1,68 +1,61 @@
 //! The beginning of one execution: its documents, its resolved parameters, its StepRun; or what a finished run did already.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::{
-    Arc, AttemptResult, Beginning, Failure, Fault, Frame, Outcome, Pin, Step, StepRun, StepRunSpec, Walk, document,
-    has_changed, name,
-};
+use super::found::{Active, Found, State, Visited};
+use super::{Beginning, Walk, at_fault, failed, waits};
 use crate::api::agent::Agent;
 use crate::api::document::{Document, DocumentStatus, OUTPUT_TYPE, Scope};
-use crate::api::limits::{PARAMETERS_BYTES, PENDING};
+use crate::api::limits::PARAMETERS_BYTES;
+use crate::api::name;
 use crate::api::step_run::{
-    Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
+    AttemptResult, Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRun, StepRunAsk, StepRunGate,
+    StepRunSpec, WorkflowIdentity,
 };
 use crate::api::workflow::Phase;
+use crate::decide::content::{self, Pin};
+use crate::decide::outcome::Outcome;
 use crate::decide::output::{self, StoredOutput};
-use crate::decide::{build, content, gate};
+use crate::decide::scope::{Fault, Frame};
+use crate::decide::step_run::has_changed;
+use crate::decide::{build, document, gate};
 use crate::definition::agent;
-use crate::definition::program::{DocumentSelector, OnReject, Parameters};
+use crate::definition::program::{DocumentSelector, OnReject, Parameters, Step};
 use crate::mutant::{self, Mutant};
 
 type Refused = (AttemptResult, Fault);
 
 impl Walk<'_> {
-    pub(super) fn begin(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        let path: &str = &step.path;
-        let Some(documents) = self.documents(step, frame) else {
-            self.active(path, frame);
-            return Outcome::Open;
+    pub(super) fn begin(&self, step: &Step, own: String, frame: &Frame) -> Visited {
+        let documents = match self.documents(step, frame) {
+            Ok(documents) => documents,
+            Err(found) => return waits(*found, &step.path, frame),
         };
         let made = self.spec(step, frame, documents).and_then(|spec| self.taken_over(spec, step, frame));
         match made {
-            Err((_, Fault::Unread)) => {
-                self.active(path, frame);
-                Outcome::Open
+            Ok(beginning) => {
+                let mut found = Found::default();
+                let state = State::Begins(own, Box::new(beginning));
+                found.active.push(Active { place: frame.place(&step.path), state });
+                found.visited(Outcome::Open)
             }
-            Err((_, fault @ Fault::Changed(_))) => self.at_fault(fault, path, frame),
-            Err((class, Fault::Wrong(message))) => {
-                self.tally(path).counts.failed += 1;
-                Outcome::Failed(Failure { place: frame.place(path), class, message })
-            }
-            Ok(begun) => {
-                let own = self.step_run_name(path, &frame.keys);
-                self.unfinished.push(own);
-                self.stand.creates.push(begun);
-                self.stand.running += 1;
-                let tally = self.tally(path);
-                tally.running += 1;
-                tally.counts.started += 1;
-                self.active(path, frame);
-                Outcome::Open
-            }
+            Err((class, Fault::Wrong(message))) => failed(Found::default(), &step.path, frame, (class, message)),
+            Err((_, fault)) => at_fault(fault, &step.path, frame),
         }
     }
 
-    /// The documents that a step reads, pinned; none while one of them, or the Agent, is missing.
-    fn documents(&mut self, step: &Step, frame: &Frame) -> Option<Vec<DocumentRef>> {
-        let Some(own) = step.agent() else { return Some(Vec::new()) };
+    /// The documents that a step reads, pinned; what is waited for, while one of them, or the Agent, is missing.
+    fn documents(&self, step: &Step, frame: &Frame) -> Result<Vec<DocumentRef>, Box<Found>> {
+        let Some(own) = step.agent() else { return Ok(Vec::new()) };
+        let mut waits = Found::default();
         let Some(agent) = self.o.agents.get(&own.agent) else {
-            self.pends(format!("{}: Agent {} does not exist", step.path, own.agent));
-            return None;
+            waits.waits.pending.push(format!("{}: Agent {} does not exist", step.path, own.agent));
+            return Err(Box::new(waits));
         };
         let from = self.sources.viewpoint(frame);
         let mut found: Vec<DocumentRef> = Vec::new();
-        let mut complete = true;
         for selector in own.reads(agent) {
             match selector {
                 DocumentSelector::OfAllItems(kind) => {
@@ -72,30 +65,21 @@ impl Walk<'_> {
                 DocumentSelector::Newest(kind) => match document::find(&self.o.documents, &kind, &from) {
                     Some(_) if found.iter().any(|old| old.key.is_none() && old.document_type == kind) => {}
                     Some(d) => found.push(document::pinned(d, None)),
-                    None => {
-                        complete = false;
-                        self.missing(&kind);
-                    }
+                    None => waits.waits.document(kind),
                 },
             }
         }
-        if !complete {
-            self.tally(&step.path).documents += 1;
+        if waits.waits.documents.is_empty() {
+            return Ok(found);
         }
-        complete.then_some(found)
-    }
-
-    fn missing(&mut self, kind: &str) {
-        let missing = &mut self.stand.missing_documents;
-        if !missing.iter().any(|m| m == kind) && missing.len() < PENDING {
-            missing.push(kind.to_owned());
-        }
+        waits.tally(&step.path).open.documents = 1;
+        Err(Box::new(waits))
     }
 
     fn spec(&self, step: &Step, frame: &Frame, documents: Vec<DocumentRef>) -> Result<StepRunSpec, Refused> {
-        let at_fault = |fault| (AttemptResult::ExpressionError, fault);
-        let scope = self.sources.scope(frame, &step.expressions(), &[]).map_err(at_fault)?;
-        let wrong = |text| at_fault(Fault::Wrong(text));
+        let refused = |fault| (AttemptResult::ExpressionError, fault);
+        let scope = self.sources.scope(frame, &step.expressions(), &[]).map_err(refused)?;
+        let wrong = |text| refused(Fault::Wrong(text));
         let none = Parameters::default();
         let parameters = step.parameters().unwrap_or(&none).expand(&scope).map_err(wrong)?;
         let parameters = Value::Object(parameters).to_string();
@@ -173,7 +157,7 @@ impl Walk<'_> {
     // ---- what a finished run did already
 
     /// The same, if the run that this one goes on from completed it with the same input and nothing before it is new.
-    fn taken_over(&mut self, spec: StepRunSpec, step: &Step, frame: &Frame) -> Result<Beginning, Refused> {
+    fn taken_over(&self, spec: StepRunSpec, step: &Step, frame: &Frame) -> Result<Beginning, Refused> {
         let path: &str = &step.path;
         let mut begun = Beginning { spec, keys: frame.keys.clone(), copies: Vec::new() };
         let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(begun) };

@@ -5,312 +5,286 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::list::may_pass;
-use super::{Expression, Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk, name, tally};
+use super::found::{Found, Visited};
+use super::list::Done;
+use super::{Fault, Frame, Start, Walk, at_fault, failed};
 use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
+use crate::api::name;
 use crate::api::step_run::{AttemptResult, StepRunStatus};
-use crate::decide::document;
-use crate::decide::scope::{self, Entity, Item};
-use crate::decide::settled::{Ended, List};
-use crate::definition::expression::{self, kind};
-use crate::definition::program::ForEach;
+use crate::api::workflow::Phase;
+use crate::decide::outcome::{Ended, Failure, Item, Outcome, Output};
+use crate::decide::scope::{self, Entity};
+use crate::decide::settled::{EndedItem, List};
+use crate::decide::tally::Collection;
+use crate::decide::{document, output};
+use crate::definition::expression::{self, Expression, kind};
+use crate::definition::program::{ForEach, Step};
 use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;
+type Loop<'s> = (&'s Step, &'s ForEach);
+
+/// What a look at an item found.
+struct Look {
+    outcome: Outcome,
+    found: Found,
+    /// Something of it was begun, in this pass or before.
+    is_begun: bool,
+}
+
+/// Those that were looked at, and what they came to.
+#[derive(Default)]
+struct Slots {
+    /// Items that have an attempt queued or running.
+    used: usize,
+    /// Items of which nothing was begun before this pass, and what was found in them.
+    begun_now: Vec<(usize, Found)>,
+    /// The first item that will fail.
+    failing: Option<Failure>,
+}
 
 impl Walk<'_> {
-    pub(super) fn for_each(&mut self, what: (&Step, &ForEach), frame: &Frame) -> Outcome {
+    pub(super) fn for_each(&self, what: Loop<'_>, frame: &Frame) -> Visited {
         let (step, for_each) = what;
-        let path: &str = &step.path;
-        let place = format!("{path}\0{}", frame.keys.join("/"));
-        let known = self.settled.lists.remove(&place).filter(|list| self.is_latched(list, path, frame));
-        if known.is_none() && frame.start == Start::Behind && !self.has_begun(path, frame) {
-            return Outcome::Ahead;
+        let place = format!("{}\0{}", step.path, frame.keys.join("/"));
+        let remembered = self.settled.lists.get(&place).filter(|_| !frame.cold);
+        let known = remembered.filter(|list| self.is_latched(list, step, frame));
+        if known.is_none() && frame.start == Start::Behind {
+            if !self.has_begun(step, frame) {
+                return Found::default().visited(Outcome::Ahead);
+            }
+            // No digest is latched inside of items: what this older copy makes of the list must not be remembered for it.
+            if !frame.keys.is_empty() {
+                return Found::default().visited(Outcome::Open);
+            }
         }
-        // No digest is latched inside of items: what this older copy makes of the list must not be remembered for it.
-        if known.is_none() && frame.start == Start::Behind && !frame.keys.is_empty() {
-            return Outcome::Open;
-        }
-        self.tally(path).plural = true;
-        let mut list = match known.map_or_else(|| self.new_list(for_each, path, frame), Ok) {
+        let list = match known.map_or_else(|| self.new_list(for_each, step, frame), |list| Ok(list.as_ref().clone())) {
             Ok(list) => list,
-            Err(fault) => return self.at_fault(fault, path, frame),
+            Err(fault) => {
+                let mut visited = at_fault(fault, &step.path, frame);
+                visited.found.tally(&step.path).extent.plural = true;
+                return visited;
+            }
         };
+        // Where another list was remembered, what was remembered inside of it is of that one.
+        let cold = known.is_none() && (frame.cold || remembered.is_some());
+        let frame = Frame { cold, ..frame.clone() };
+        let mut found = Found { step_runs: list.step_runs, ..Found::default() };
+        let tally = found.tally(&step.path);
+        tally.extent.plural = true;
+        tally.counts.total = i32::try_from(list.items.len()).unwrap_or(i32::MAX);
         if frame.keys.is_empty() {
-            let tally = self.tally(path);
-            tally.collection_digest = Some(list.digest.clone());
-            tally.collection_documents.clone_from(&list.documents);
+            tally.latched.collection = Some(list.collection.clone());
         }
-        let total = list.items.len();
-        self.tally(path).counts.total += i32::try_from(total).unwrap_or(i32::MAX);
-        self.expect(step, total);
-        for (path, sum) in &list.sums {
-            self.tallies.entry(path.clone()).or_default().add(sum);
-        }
-        self.accounted += list.step_runs;
-        let outcome = self.items(what, frame, Arc::make_mut(&mut list));
-        self.settled.lists.insert(place, list);
-        outcome
+        expect(step, list.items.len(), &mut found);
+        found.add_sums(&list.sums);
+        let all = known.is_none() && (frame.start != Start::May || cold);
+        let (visited, list) = self.items(what, &frame, list, (found, all));
+        let mut found = visited.found;
+        found.lists.insert(place, Arc::new(list));
+        found.visited(visited.outcome)
     }
 
-    /// Those that are open, then as many new ones as there are slots.
-    fn items(&mut self, what: (&Step, &ForEach), frame: &Frame, list: &mut List) -> Outcome {
+    /// Those that are open, then as many new ones as there are slots. Where nobody remembers which are open, all are looked
+    /// at first.
+    fn items(&self, what: Loop<'_>, frame: &Frame, mut list: List, (mut found, all): (Found, bool)) -> (Visited, List) {
         let (step, for_each) = what;
-        let allowed = for_each.tolerate.of(list.items.len());
-        let allowed = allowed + usize::from(mutant::on(Mutant::ToleranceMiscounted));
-        let busy: BTreeSet<usize> =
-            list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
-        let mut used = busy.len();
+        let allowed = for_each.tolerate.of(list.items.len()) + usize::from(mutant::on(Mutant::ToleranceMiscounted));
         let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { for_each.max_parallel };
-        let mut failing: Option<Failure> = None;
-        let mut looked: Vec<usize> = list.open.keys().copied().collect();
-        if frame.start != Start::May && list.open.is_empty() && list.ended.is_empty() {
-            looked = (0..list.items.len()).collect();
+        let mut slots = Slots::default();
+        if all {
+            let start = if frame.start == Start::Behind { Start::Behind } else { Start::Not };
+            for index in 0..list.items.len() {
+                let look = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
+                // What is open is looked at again where it may go on.
+                let again = frame.start == Start::May && !look.has_ended();
+                let part = note(&mut list, index, look, &mut slots);
+                found.looked += part.looked;
+                if !again {
+                    found.add(Found { looked: 0, ..part });
+                }
+            }
         }
-        for index in looked {
-            let has_slot = busy.contains(&index);
-            let free = (has_slot || used < limit) && list.failed <= allowed;
-            let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
-            match self.item((step, for_each), &Frame { start, ..frame.clone() }, index, list) {
-                Looked::Began if !has_slot => used += 1,
-                Looked::On if !has_slot && self.goes_on(list, index) => used += 1,
-                Looked::Failing(f) => failing = failing.or(Some(f)),
-                _ => {}
+        if frame.start == Start::May {
+            slots.failing = None;
+        }
+        if frame.start == Start::May || !all {
+            let open: Vec<usize> = list.open.keys().copied().collect();
+            let busy: BTreeSet<usize> = open.iter().copied().filter(|index| self.is_busy(&list, *index)).collect();
+            slots.used = busy.len();
+            for index in open {
+                let has_slot = busy.contains(&index);
+                let free = (has_slot || slots.used < limit) && list.failures.count <= allowed;
+                let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
+                let look = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
+                found.add(note(&mut list, index, look, &mut slots));
+                slots.used += usize::from(!has_slot && self.is_busy(&list, index));
             }
         }
         let mut index = list.frontier;
         while frame.start == Start::May
             && index < list.items.len()
-            && used < limit
-            && list.failed <= allowed
-            && list.fatal.is_none()
-            && failing.is_none()
+            && slots.used < limit
+            && list.failures.count <= allowed
+            && list.failures.fatal.is_none()
+            && slots.failing.is_none()
         {
             if !list.is_begun(index) {
-                match self.item((step, for_each), frame, index, list) {
-                    Looked::Began => used += 1,
-                    Looked::Failing(f) => failing = failing.or(Some(f)),
-                    // Somebody else began it: another operator, or this one in a pass that it forgot.
-                    Looked::On if self.goes_on(list, index) => used += 1,
-                    Looked::On | Looked::Ahead => {}
+                let look = self.item(what, frame, index, &list);
+                let anew = look.found.begins() && look.found.step_runs == 0;
+                let part = note(&mut list, index, look, &mut slots);
+                if anew {
+                    slots.begun_now.push((index, part));
+                } else {
+                    found.add(part);
                 }
+                // Somebody else may have begun it: another operator, or this one in a pass that it forgot.
+                slots.used += usize::from(self.is_busy(&list, index));
             }
             if index == list.frontier && list.is_begun(index) {
                 list.frontier += 1;
             }
             index += 1;
         }
-        self.verdict(list, allowed, failing, &step.path, frame)
+        self.verdict(step, frame, list, (found, slots, allowed))
     }
 
     fn verdict(
-        &mut self,
-        list: &mut List,
-        allowed: usize,
-        failing: Option<Failure>,
-        path: &str,
+        &self,
+        step: &Step,
         frame: &Frame,
-    ) -> Outcome {
-        let spent = if list.failed > allowed { list.first.clone() } else { None };
-        let failing = failing.filter(|f| !may_pass(f.class) || allowed == 0);
-        if let Some(failure) = list.fatal.clone().or(spent).or(failing).or(list.cancelled.clone()) {
+        mut list: List,
+        (mut found, slots, allowed): (Found, Slots, usize),
+    ) -> (Visited, List) {
+        let failures = &list.failures;
+        let spent = if failures.count > allowed { failures.first.clone() } else { None };
+        let failing = slots.failing.filter(|f| !f.may_pass() || allowed == 0);
+        if let Some(failure) = failures.fatal.clone().or(spent).or(failing).or(failures.cancelled.clone()) {
+            found.hold_back();
+            for (index, part) in slots.begun_now {
+                found.looked += part.looked;
+                list.open.remove(&index);
+                list.frontier = list.frontier.min(index);
+            }
+            for own in list.open.values_mut() {
+                own.retain(|name| self.o.step_runs.contains_key(name));
+            }
             let runs = list.open.values().any(|own| !own.is_empty());
-            return if runs { Outcome::Failing(failure) } else { Outcome::Failed(failure) };
+            return (found.visited(if runs { Outcome::Failing(failure) } else { Outcome::Failed(failure) }), list);
         }
+        slots.begun_now.into_iter().for_each(|(_, part)| found.add(part));
         if list.ended.size() < list.items.len() {
-            return Outcome::Open;
+            return (found.visited(Outcome::Open), list);
         }
-        match gathered(list) {
+        let visited = match gathered(&mut list) {
             Ok(items) => {
-                let anew = |e: &Ended| matches!(e, Ended::Done(seen) if seen.fresh);
-                let fresh = frame.fresh || list.failed > 0 || list.ended.values().any(anew);
-                Outcome::Done(Seen { phase: Phase::Completed, output: Output::List(items), fresh })
+                let anew = |e: &EndedItem| matches!(e, EndedItem::Done(ended) if ended.fresh);
+                let fresh = frame.fresh || list.failures.count > 0 || list.ended.values().any(anew);
+                let ended = Ended { phase: Phase::Completed, output: Output::List(items), fresh };
+                found.visited(Outcome::Done(ended))
             }
-            Err(message) => {
-                self.tally(path).counts.failed += 1;
-                Outcome::Failed(Failure { place: frame.place(path), class: AttemptResult::OutputTooLarge, message })
-            }
-        }
+            Err(message) => failed(found, &step.path, frame, (AttemptResult::OutputTooLarge, message)),
+        };
+        (visited, list)
     }
 
-    /// Looks at one item, and takes it out of the open ones when it has ended.
-    fn item(&mut self, (step, for_each): (&Step, &ForEach), frame: &Frame, index: usize, list: &mut List) -> Looked {
-        let path: &str = &step.path;
-        self.looked += 1;
+    fn item(&self, (step, for_each): Loop<'_>, frame: &Frame, index: usize, list: &List) -> Look {
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
         inner.keys.push(key);
         let number = i32::try_from(index).unwrap_or(i32::MAX);
         inner.items.push(Entity { as_name: for_each.as_name.clone(), index: number, value });
-        let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
-        let before = self.stand.creates.len();
-        let (outcome, done) = self.body(step, &inner);
-        let outcome = self.collected(outcome, for_each, path, &Frame { done, ..inner.clone() });
-        let (began, found) = (self.stand.creates.len() > before, self.accounted - outer.1);
-        let is_begun = began || found > 0 || list.open.contains_key(&index);
+        let (visited, done) = self.body(step, &inner);
+        let Visited { outcome, mut found } = self.collected(visited, (step, for_each), &inner, done);
+        let is_begun = found.begins() || found.step_runs > 0 || list.open.contains_key(&index);
         let over = matches!(outcome, Outcome::Done(_) | Outcome::Failed(_));
         if step.group().is_some() && (is_begun || over) {
-            tally::item(&mut self.tally(path).counts, &outcome);
+            found.tally(&step.path).count_item(&outcome);
         }
-        let own = std::mem::replace(&mut self.tallies, outer.0);
-        let unfinished = std::mem::replace(&mut self.unfinished, outer.2);
         if !is_begun && !over && inner.start != Start::May {
             // It was not its turn: it leaves no trace.
-            self.forget_inside(path, &inner);
-            return Looked::Ahead;
+            found = Found::default();
         }
-        for (path, sum) in &own {
-            self.tallies.entry(path.clone()).or_default().add(sum);
-        }
-        self.unfinished.extend(unfinished.iter().cloned());
-        list.open.remove(&index);
-        match outcome {
-            Outcome::Done(seen) => {
-                self.close((index, own, found), path, Ended::Done(seen), list, &inner);
-                Looked::On
-            }
-            Outcome::Failed(failure) => {
-                list.failed += 1;
-                if failure.class == AttemptResult::Cancelled {
-                    list.cancelled.get_or_insert(failure);
-                } else {
-                    if !may_pass(failure.class) {
-                        list.fatal.get_or_insert(failure.clone());
-                    }
-                    list.first.get_or_insert(failure);
-                }
-                self.close((index, own, found), path, Ended::Failed, list, &inner);
-                Looked::On
-            }
-            Outcome::Failing(failure) => {
-                list.open.insert(index, unfinished);
-                Looked::Failing(failure)
-            }
-            Outcome::Open | Outcome::Ahead if !is_begun => Looked::Ahead,
-            Outcome::Open | Outcome::Ahead => {
-                list.open.insert(index, unfinished);
-                if began { Looked::Began } else { Looked::On }
-            }
-        }
+        found.looked += 1;
+        Look { outcome, found, is_begun }
     }
 
-    fn close(
-        &mut self,
-        (index, own, step_runs): (usize, BTreeMap<String, tally::Tally>, usize),
-        path: &str,
-        ended: Ended,
-        list: &mut List,
-        inner: &Frame,
-    ) {
-        for (path, sum) in own {
-            list.sums.entry(path).or_default().add(&sum);
+    /// What of an item that has ended goes into the list.
+    fn collected(&self, visited: Visited, (step, for_each): Loop<'_>, frame: &Frame, done: Done) -> Visited {
+        let (Outcome::Done(ended), Some(collect)) = (&visited.outcome, &for_each.collect) else { return visited };
+        if ended.phase != Phase::Completed {
+            return visited;
         }
-        list.step_runs += step_runs;
-        list.ended.insert_mut(index, ended);
-        self.forget_inside(path, inner);
-    }
-
-    /// What is remembered of forEach inside an item.
-    fn forget_inside(&mut self, path: &str, inner: &Frame) {
-        let (prefix, keys) = (format!("{path}/"), inner.keys.join("/"));
-        let within = format!("{keys}/");
-        self.settled.lists.retain(|place, _| {
-            let (inside, own) = place.split_once('\0').unwrap_or_default();
-            !(inside.starts_with(&prefix) && (own == keys || own.starts_with(&within)))
-        });
-    }
-
-    fn collected(&mut self, outcome: Outcome, for_each: &ForEach, path: &str, frame: &Frame) -> Outcome {
-        let (Outcome::Done(seen), Some(collect)) = (&outcome, &for_each.collect) else { return outcome };
-        if seen.phase != Phase::Completed {
-            return outcome;
-        }
-        match self.evaluate(collect, frame, "forEach.collect") {
-            Ok(value) => Outcome::Done(Seen { output: Output::Value(Arc::new(value)), ..seen.clone() }),
-            Err(fault) => self.at_fault(fault, path, frame),
+        let mut found = visited.found;
+        match self.evaluate(collect, &Frame { done, ..frame.clone() }, "forEach.collect") {
+            Ok(value) => {
+                let output = Output::Value(Arc::new(value));
+                found.visited(Outcome::Done(Ended { output, ..ended.clone() }))
+            }
+            Err(fault) => {
+                let visited = at_fault(fault, &step.path, frame);
+                found.add(visited.found);
+                found.visited(visited.outcome)
+            }
         }
     }
 
     /// Whether an item has an attempt queued or running; those that wait for a person have given their slot up.
-    fn is_busy(&self, own: &[String]) -> bool {
+    fn is_busy(&self, list: &List, index: usize) -> bool {
         let runs = |s: &StepRunStatus| {
             s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
         };
-        own.iter().any(|name| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs)))
+        let is_busy = |name: &String| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs));
+        list.open.get(&index).is_some_and(|own| own.iter().any(is_busy))
     }
 
     /// Whether a remembered list is the one that was latched: another operator may have read another one first.
-    fn is_latched(&mut self, list: &List, path: &str, frame: &Frame) -> bool {
-        let latched = self.latched.get(path).filter(|_| frame.keys.is_empty());
-        let same = latched.and_then(|s| s.collection_digest.as_ref()).is_none_or(|digest| *digest == list.digest);
-        if !same {
-            let inside = format!("{path}/");
-            self.settled.lists.retain(|place, _| !place.starts_with(&inside));
-        }
-        same
-    }
-
-    fn goes_on(&self, list: &List, index: usize) -> bool {
-        list.open.get(&index).is_some_and(|own| self.is_busy(own))
+    fn is_latched(&self, list: &List, step: &Step, frame: &Frame) -> bool {
+        let latched = self.latched.get(&*step.path).filter(|_| frame.keys.is_empty());
+        latched.and_then(|s| s.collection_digest.as_ref()).is_none_or(|digest| *digest == list.collection.digest)
     }
 
     /// Whether a forEach was begun at this place.
-    fn has_begun(&mut self, path: &str, frame: &Frame) -> bool {
+    fn has_begun(&self, step: &Step, frame: &Frame) -> bool {
         if frame.keys.is_empty() {
-            return self.latched.get(path).is_some_and(|s| s.collection_digest.is_some());
+            return self.latched.get(&*step.path).is_some_and(|s| s.collection_digest.is_some());
         }
-        let o = self.o;
-        let begun = self.begun.get_or_insert_with(|| {
-            let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-            for step_run in o.step_runs.values() {
+        let begun = self.begun.get_or_init(|| {
+            let mut all: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+            for step_run in self.o.step_runs.values() {
                 for link in &step_run.spec.scope_chain {
-                    all.entry(link.scope_id.clone()).or_default().insert(step_run.spec.path.clone());
+                    all.entry(&link.scope_id).or_default().insert(&step_run.spec.path);
                 }
             }
             all
         });
         let here = name::scope_id(&self.sources.program.run.uid, &frame.keys);
-        let inside = format!("{path}/");
-        begun.get(&here).is_some_and(|paths| paths.iter().any(|p| p == path || p.starts_with(&inside)))
-    }
-
-    /// The steps of a group have to be done once for each item.
-    fn expect(&mut self, group: &Step, items: usize) {
-        for step in group.group().into_iter().flat_map(|list| &list.steps) {
-            let tally = self.tally(&step.path);
-            tally.wanted = Some(tally.wanted.unwrap_or_default() + items);
-            if step.for_each.is_some() {
-                continue;
-            }
-            tally.plural = true;
-            tally.counts.total += i32::try_from(items).unwrap_or(i32::MAX);
-            self.expect(step, items);
-        }
+        let inside = format!("{}/", step.path);
+        begun.get(here.as_str()).is_some_and(|paths| paths.iter().any(|p| *p == &*step.path || p.starts_with(&inside)))
     }
 
     // ---- the list
 
-    fn new_list(&mut self, for_each: &ForEach, path: &str, frame: &Frame) -> Result<Arc<List>, Fault> {
+    fn new_list(&self, for_each: &ForEach, step: &Step, frame: &Frame) -> Result<List, Fault> {
         let pinned = frame.keys.is_empty() && !mutant::on(Mutant::ListReadAgain);
-        let latched = self.latched.get(path).filter(|_| pinned).cloned().unwrap_or_default();
+        let latched = self.latched.get(&*step.path).filter(|_| pinned);
+        let (old, documents) = latched.map(|s| (s.collection_digest.as_ref(), &*s.collection_documents)).unzip();
+        let (old, documents) = (old.flatten(), documents.unwrap_or_default());
         let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
-        let scope = self.sources.scope(frame, &[&for_each.items], &latched.collection_documents)?;
+        let scope = self.sources.scope(frame, &[&for_each.items], documents)?;
         let value = for_each.items.evaluate(&scope).map_err(|e| wrong(format!(": {e}")))?;
         let digest = name::digest_bytes(value.to_string().as_bytes());
-        if latched.collection_digest.as_ref().is_some_and(|old| *old != digest) {
+        if old.is_some_and(|old| *old != digest) {
             return Err(wrong(": the list is not the one it was when the step began".to_owned()));
         }
-        let documents = match latched.collection_digest {
-            Some(_) => latched.collection_documents,
-            None => self.read_from(&for_each.items, frame),
-        };
+        let documents = if old.is_some() { documents.to_vec() } else { self.read_from(&for_each.items, frame) };
         let items = match value {
             Value::Null => Vec::new(),
             Value::Array(items) => items,
             other => return Err(wrong(format!(" gives {}, not a list", kind(&other)))),
         };
         let items = Arc::new(self.keyed(for_each, frame, items)?);
-        Ok(Arc::new(List { items, digest, documents, ..List::default() }))
+        Ok(List { items, collection: Collection { digest, documents }, ..List::default() })
     }
 
     /// The documents that an expression reads from here, by name.
@@ -361,6 +335,58 @@ impl Walk<'_> {
     }
 }
 
+impl Look {
+    fn has_ended(&self) -> bool {
+        matches!(self.outcome, Outcome::Done(_) | Outcome::Failed(_))
+    }
+}
+
+/// Writes down in the list how far an item has come; gives what of it counts beside the list.
+fn note(list: &mut List, index: usize, look: Look, slots: &mut Slots) -> Found {
+    let Look { outcome, mut found, is_begun } = look;
+    list.open.remove(&index);
+    match outcome {
+        Outcome::Done(ended) => close(list, index, &mut found, EndedItem::Done(ended)),
+        Outcome::Failed(failure) => {
+            list.failures.add(failure);
+            close(list, index, &mut found, EndedItem::Failed);
+        }
+        Outcome::Failing(failure) => {
+            slots.failing.get_or_insert(failure);
+            list.open.insert(index, found.unfinished());
+        }
+        Outcome::Open | Outcome::Ahead if is_begun => {
+            list.open.insert(index, found.unfinished());
+        }
+        Outcome::Open | Outcome::Ahead => {}
+    }
+    found
+}
+
+/// What is remembered of forEach inside an item goes with it.
+fn close(list: &mut List, index: usize, found: &mut Found, ended: EndedItem) {
+    for (path, sum) in &found.tallies {
+        list.sums.entry(path.clone()).or_default().add(sum);
+    }
+    list.step_runs += found.step_runs;
+    list.ended.insert_mut(index, ended);
+    found.lists.clear();
+}
+
+/// The steps of a group have to be done once for each item.
+fn expect(group: &Step, items: usize, found: &mut Found) {
+    for step in group.group().into_iter().flat_map(|list| &list.steps) {
+        let tally = found.tally(&step.path);
+        tally.extent.expect(items);
+        if step.for_each.is_some() {
+            continue;
+        }
+        tally.extent.plural = true;
+        tally.counts.total += i32::try_from(items).unwrap_or(i32::MAX);
+        expect(step, items, found);
+    }
+}
+
 /// All outputs in the order of the list, once.
 fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
     if let Some(known) = &list.output {
@@ -370,7 +396,7 @@ fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
     let mut items = Vec::with_capacity(list.items.len());
     for (index, (key, _)) in list.items.iter().enumerate() {
         let (phase, output) = match list.ended.get(&index) {
-            Some(Ended::Done(seen)) => (seen.phase, seen.output.clone()),
+            Some(EndedItem::Done(ended)) => (ended.phase, ended.output.clone()),
             _ => (Phase::Failed, Output::Null),
         };
         bytes += least_size(&output);
@@ -384,15 +410,6 @@ fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
     Ok(items)
 }
 
-/// What a look at an item found.
-enum Looked {
-    Ahead,
-    /// Something of it begins in this pass.
-    Began,
-    On,
-    Failing(Failure),
-}
-
 /// Bytes that an output has at least, without reading it.
 fn least_size(output: &Output) -> usize {
     match output {
@@ -400,7 +417,7 @@ fn least_size(output: &Output) -> usize {
         Output::Value(value) => expression::size(value),
         Output::List(items) => items.iter().map(|i| least_size(&i.output)).sum(),
         Output::Of(step_run) => {
-            let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
+            let report = step_run.status.as_ref().and_then(output::committed_report);
             report.and_then(|r| r.output.as_ref()).map_or(2, String::len)
         }
     }

@@ -1,149 +1,161 @@
 //! Steps of one list: what each waits for, what is skipped, what a failure does to the rest.
 
+use std::sync::Arc;
+
 use rpds::RedBlackTreeMapSync;
 use serde_json::Value;
 
-use super::{AttemptResult, Expression, Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk};
+use super::found::{Found, Visited};
+use super::{Fault, Frame, Start, Walk, at_fault};
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::{OnFailure, Order};
-use crate::definition::expression;
-use crate::definition::program::{StepKind, StepList};
+use crate::api::step_run::AttemptResult;
+use crate::api::workflow::Phase;
+use crate::decide::outcome::{Ended, Failure, Outcome, Output};
+use crate::definition::expression::{self, Expression};
+use crate::definition::program::{Step, StepKind, StepList};
 use crate::mutant::{self, Mutant};
 
-/// The steps of a list that have ended.
-pub(super) type Done = RedBlackTreeMapSync<String, Seen>;
+/// The steps of a list that have ended, by name.
+pub(super) type Done = RedBlackTreeMapSync<String, Ended>;
 
-/// What `when` says.
-enum When {
-    Yes,
-    No,
+/// How far the steps of a list have come that were looked at so far.
+struct Progress {
+    /// By index.
+    ended: Vec<Option<Ended>>,
+    failure: Option<Failure>,
+    open: bool,
+    ahead: bool,
+    begun: bool,
 }
 
 impl Walk<'_> {
     /// The steps of the group at `path`; of the run itself where that is empty.
-    pub(super) fn list(&mut self, list: &StepList, path: &str, frame: &Frame) -> (Outcome, Done) {
-        let (steps, graph) = (&list.steps, list.order == Order::Graph);
+    pub(super) fn list(&self, list: &StepList, path: &str, frame: &Frame) -> (Visited, Done) {
         let mut here = frame.clone();
-        let mut ended: Vec<Option<Seen>> = vec![None; steps.len()];
-        let (mut failure, mut open, mut ahead, mut begun) = (None, false, false, false);
-        let mark = self.unfinished.len();
+        let mut found = Found::default();
+        let mut progress =
+            Progress { ended: vec![None; list.steps.len()], failure: None, open: false, ahead: false, begun: false };
         for &index in &list.sequence {
-            let step = &steps[index];
-            let ignored = graph && mutant::on(Mutant::NeedsIgnored);
-            let needed = if ignored { &[][..] } else { &step.needs };
-            let its_turn = needed.iter().all(|n| ended[*n].is_some());
-            let ready = its_turn && failure.is_none();
-            let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
-            let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
-            let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
-            let handed_on = |n: &usize| skipped(n) && !step.asks_about(&steps[*n].name);
-            let in_graph = graph && !mutant::on(Mutant::SkipNotHandedOn);
-            let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
-            let outcome = if its_turn && passed_by {
-                self.skip(step, &inner)
-            } else if ready {
-                self.step(step, &inner)
-            } else {
-                self.execution(step, &inner)
-            };
-            match outcome {
-                Outcome::Done(seen) => {
-                    begun |= seen.phase != Phase::Skipped;
-                    here.done.insert_mut(step.name.clone(), seen.clone());
+            let step = &list.steps[index];
+            let (visited, ready) = self.in_turn(list, index, &progress, &here);
+            found.add(visited.found);
+            match visited.outcome {
+                Outcome::Done(ended) => {
+                    progress.begun |= ended.phase != Phase::Skipped;
+                    here.done.insert_mut(step.name.clone(), ended.clone());
                     // What ended although what it needs has not, in this older copy, lets nothing else begin.
-                    ended[index] = Some(seen).filter(|_| ready);
+                    progress.ended[index] = Some(ended).filter(|_| ready);
                 }
-                Outcome::Open => open = true,
-                Outcome::Ahead => ahead = true,
-                Outcome::Failing(f) => {
-                    open = true;
-                    failure = Some(first(failure, f));
+                Outcome::Open => progress.open = true,
+                Outcome::Ahead => progress.ahead = true,
+                Outcome::Failing(failure) => {
+                    progress.open = true;
+                    progress.failure = Some(first(progress.failure, failure));
                 }
-                Outcome::Failed(f) => failure = Some(first(failure, f)),
+                Outcome::Failed(failure) => progress.failure = Some(first(progress.failure, failure)),
             }
         }
-        let outcome = match failure {
-            // What was begun and goes no further is not waited for: only what is there can still end.
-            Some(failure) if open && self.runs(mark) => Outcome::Failing(failure),
-            Some(failure) => Outcome::Failed(failure),
-            None if open || (ahead && begun) => Outcome::Open,
-            None if ahead => Outcome::Ahead,
-            None => self.together(list, path, &ended, &here),
+        let visited = match progress {
+            Progress { failure: Some(failure), open, .. } => {
+                found.hold_back();
+                // What was begun and goes no further is not waited for: only what is there can still end.
+                let runs = open && found.runs();
+                found.visited(if runs { Outcome::Failing(failure) } else { Outcome::Failed(failure) })
+            }
+            Progress { open, ahead, begun, .. } if open || ahead && begun => found.visited(Outcome::Open),
+            Progress { ahead: true, .. } => found.visited(Outcome::Ahead),
+            Progress { ended, .. } => {
+                let visited = self.together(list, path, &ended, &here);
+                found.add(visited.found);
+                found.visited(visited.outcome)
+            }
         };
-        (outcome, here.done)
+        (visited, here.done)
     }
 
-    /// Whether a StepRun that was met behind that mark has not ended.
-    fn runs(&self, mark: usize) -> bool {
-        self.unfinished.iter().skip(mark).any(|name| self.o.step_runs.contains_key(name))
+    /// One step of a list behind those before it; and whether its turn has come.
+    fn in_turn(&self, list: &StepList, index: usize, progress: &Progress, here: &Frame) -> (Visited, bool) {
+        let (step, graph) = (&list.steps[index], list.order == Order::Graph);
+        let ignored = graph && mutant::on(Mutant::NeedsIgnored);
+        let needed = if ignored { &[][..] } else { step.needs.as_slice() };
+        let before = |n: &usize| progress.ended[*n].as_ref();
+        let its_turn = needed.iter().all(|n| before(n).is_some());
+        let ready = its_turn && progress.failure.is_none();
+        let fresh = here.fresh || needed.iter().any(|n| before(n).is_some_and(|e| e.fresh));
+        let inner = Frame { start: if ready { here.start } else { Start::Behind }, fresh, ..here.clone() };
+        let skipped = |n: &usize| before(n).is_some_and(|e| e.phase == Phase::Skipped);
+        let handed_on = |n: &usize| skipped(n) && !step.asks_about(&list.steps[*n].name);
+        let in_graph = graph && !mutant::on(Mutant::SkipNotHandedOn);
+        let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
+        let visited = if its_turn && passed_by {
+            skip(step, &inner)
+        } else if ready {
+            self.step(step, &inner)
+        } else {
+            self.execution(step, &inner)
+        };
+        (visited, ready)
     }
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
-    fn together(&mut self, list: &StepList, path: &str, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
-        let fresh = frame.fresh || ended.iter().flatten().any(|s| s.fresh);
-        let output_of_last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
-        let Some(output) = &list.output else {
-            return Outcome::Done(Seen { phase: Phase::Completed, output: output_of_last, fresh });
+    fn together(&self, list: &StepList, path: &str, ended: &[Option<Ended>], frame: &Frame) -> Visited {
+        let fresh = frame.fresh || ended.iter().flatten().any(|e| e.fresh);
+        let output_of_last = ended.last().cloned().flatten().map_or(Output::Null, |e| e.output);
+        let (output, values) = match list.output.as_ref().map(|output| self.computed(output, path, frame)) {
+            None => (output_of_last, None),
+            Some(Ok(value)) => (Output::Value(Arc::clone(&value)), Some((frame.place(path), value))),
+            Some(Err(fault)) => return at_fault(fault, path, frame),
         };
-        match self.computed(output, path, frame) {
-            Ok(output) => Outcome::Done(Seen { phase: Phase::Completed, output, fresh }),
-            Err(fault) => self.at_fault(fault, path, frame),
-        }
+        // Inside of items it goes with its item.
+        let values = values.filter(|_| frame.keys.is_empty()).into_iter().collect();
+        let ended = Ended { phase: Phase::Completed, output, fresh };
+        Found { values, ..Found::default() }.visited(Outcome::Done(ended))
     }
 
     /// A value that is computed once from what cannot change any more.
-    fn computed(&mut self, output: &Expression, path: &str, frame: &Frame) -> Result<Output, Fault> {
-        let place = frame.place(path);
-        if let Some(known) = self.settled.values.get(&place) {
-            return Ok(Output::Value(known.clone()));
+    fn computed(&self, output: &Expression, path: &str, frame: &Frame) -> Result<Arc<Value>, Fault> {
+        if let Some(known) = self.settled.values.get(&frame.place(path)) {
+            return Ok(Arc::clone(known));
         }
         let value = self.evaluate(output, frame, "output")?;
         if expression::size(&value) > DOCUMENT_BYTES {
             return Err(Fault::Wrong(format!("output gives more than {DOCUMENT_BYTES} bytes")));
         }
-        let value = std::sync::Arc::new(value);
-        if frame.keys.is_empty() {
-            self.settled.values.insert(place, value.clone());
-        }
-        Ok(Output::Value(value))
+        Ok(Arc::new(value))
     }
 
     /// A step whose turn it is.
-    fn step(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        match self.when(step, frame) {
-            Ok(When::No) => self.skip(step, frame),
-            Ok(When::Yes) => self.execution(step, frame),
-            Err(fault) => {
-                self.want(&step.path, frame);
-                self.at_fault(fault, &step.path, frame)
-            }
-        }
-    }
-
-    fn want(&mut self, path: &str, frame: &Frame) {
-        if frame.keys.is_empty() {
-            self.tally(path).wanted = Some(1);
-        }
-    }
-
-    fn when(&mut self, step: &Step, frame: &Frame) -> Result<When, Fault> {
-        let Some(when) = &step.when else { return Ok(When::Yes) };
-        let path: &str = &step.path;
+    fn step(&self, step: &Step, frame: &Frame) -> Visited {
         let outside = frame.keys.is_empty();
-        let latched = self.latched.get(path).and_then(|s| s.when).filter(|_| outside);
-        let verdict = match latched {
-            Some(verdict) => verdict,
-            None => match self.evaluate(when, frame, "when")? {
-                Value::Bool(verdict) => verdict,
-                other => {
-                    return Err(Fault::Wrong(format!("when gives {}, not true or false", expression::kind(&other))));
+        let (mut visited, when) = match self.when(step, frame) {
+            Ok(Some(false)) => (skip(step, frame), Some(false)),
+            Ok(when) => (self.execution(step, frame), when),
+            Err(fault) => {
+                let mut visited = at_fault(fault, &step.path, frame);
+                if outside {
+                    visited.found.tally(&step.path).extent.wanted = Some(1);
                 }
-            },
+                (visited, None)
+            }
         };
         if outside {
-            self.tally(path).when = Some(verdict);
+            visited.found.tally(&step.path).latched.when = when;
         }
-        Ok(if verdict { When::Yes } else { When::No })
+        visited
+    }
+
+    /// What its `when` gives, latched outside of items; none where it has none.
+    fn when(&self, step: &Step, frame: &Frame) -> Result<Option<bool>, Fault> {
+        let Some(when) = &step.when else { return Ok(None) };
+        let latched = self.latched.get(&*step.path).and_then(|s| s.when).filter(|_| frame.keys.is_empty());
+        if latched.is_some() {
+            return Ok(latched);
+        }
+        match self.evaluate(when, frame, "when")? {
+            Value::Bool(verdict) => Ok(Some(verdict)),
+            other => Err(Fault::Wrong(format!("when gives {}, not true or false", expression::kind(&other)))),
+        }
     }
 
     /// Whether its `when` was asked, and said no: a failure elsewhere does not take that back.
@@ -151,73 +163,70 @@ impl Walk<'_> {
         frame.keys.is_empty() && self.latched.get(&*step.path).is_some_and(|s| s.when == Some(false))
     }
 
-    fn skip(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        self.want(&step.path, frame);
-        self.skipped(step);
-        // What is new before it is new for those behind it, too.
-        Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh })
-    }
-
-    /// The step, and all that is in it.
-    fn skipped(&mut self, step: &Step) {
-        let tally = self.tally(&step.path);
-        tally.counts.skipped += 1;
-        tally.complete += 1;
-        tally.wanted.get_or_insert(1);
-        for inner in step.group().into_iter().flat_map(|group| &group.steps) {
-            self.skipped(inner);
-        }
-    }
-
-    fn execution(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        self.want(&step.path, frame);
-        let mark = self.stand.creates.len();
-        let outcome = match &step.for_each {
+    fn execution(&self, step: &Step, frame: &Frame) -> Visited {
+        let visited = match &step.for_each {
             None => self.body(step, frame).0,
             Some(for_each) => self.for_each((step, for_each), frame),
         };
-        let outcome = self.passed_over(step, outcome, mark);
+        let mut found = visited.found;
+        let outcome = passed_over(step, visited.outcome);
         let outside = frame.keys.is_empty();
-        let tally = self.tally(&step.path);
+        let tally = found.tally(&step.path);
+        if outside {
+            tally.extent.wanted = Some(1);
+        }
         match &outcome {
-            Outcome::Done(seen) => {
-                tally.complete += 1;
-                tally.phase = outside.then_some(seen.phase);
+            Outcome::Done(ended) => {
+                tally.extent.complete += 1;
+                tally.phase = outside.then_some(ended.phase);
             }
             Outcome::Failing(f) | Outcome::Failed(f) if outside && f.class != AttemptResult::Cancelled => {
                 tally.phase = Some(Phase::Failed);
             }
             _ => {}
         }
-        outcome
+        found.visited(outcome)
     }
 
-    pub(super) fn body(&mut self, step: &Step, frame: &Frame) -> (Outcome, Done) {
+    pub(super) fn body(&self, step: &Step, frame: &Frame) -> (Visited, Done) {
         if let StepKind::Group(list) = &step.kind {
             return self.list(list, &step.path, frame);
         }
-        let outcome = self.run(step, frame);
+        let visited = self.run(step, frame);
         let mut done = frame.done.clone();
-        if let Outcome::Done(seen) = &outcome {
-            done.insert_mut(step.name.clone(), seen.clone());
+        if let Outcome::Done(ended) = &visited.outcome {
+            done.insert_mut(step.name.clone(), ended.clone());
         }
-        (outcome, done)
+        (visited, done)
     }
+}
 
-    /// `onFailure: Continue`: the step is failed, its output null, the run goes on.
-    fn passed_over(&mut self, step: &Step, outcome: Outcome, mark: usize) -> Outcome {
-        let may = |f: &Failure| may_pass(f.class);
-        match outcome {
-            Outcome::Failing(f) if may(&f) && step.on_failure == OnFailure::Continue => {
-                self.hold_back(mark);
-                Outcome::Open
-            }
-            Outcome::Failed(f) if may(&f) && step.on_failure == OnFailure::Continue => {
-                self.hold_back(mark);
-                Outcome::Done(Seen { phase: Phase::Failed, output: Output::Null, fresh: true })
-            }
-            other => other,
+fn skip(step: &Step, frame: &Frame) -> Visited {
+    let mut found = Found::default();
+    skipped(step, &mut found);
+    // What is new before it is new for those behind it, too.
+    found.visited(Outcome::Done(Ended { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh }))
+}
+
+/// The step, and all that is in it.
+fn skipped(step: &Step, found: &mut Found) {
+    let tally = found.tally(&step.path);
+    tally.counts.skipped += 1;
+    tally.extent.complete += 1;
+    tally.extent.wanted = Some(1);
+    for inner in step.group().into_iter().flat_map(|group| &group.steps) {
+        skipped(inner, found);
+    }
+}
+
+/// `onFailure: Continue`: the step is failed, its output null, the run goes on.
+fn passed_over(step: &Step, outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Failing(f) if f.may_pass() && step.on_failure == OnFailure::Continue => Outcome::Open,
+        Outcome::Failed(f) if f.may_pass() && step.on_failure == OnFailure::Continue => {
+            Outcome::Done(Ended { phase: Phase::Failed, output: Output::Null, fresh: true })
         }
+        other => other,
     }
 }
 
@@ -225,10 +234,4 @@ impl Walk<'_> {
 fn first(known: Option<Failure>, other: Failure) -> Failure {
     let weak = |f: &Failure| f.class == AttemptResult::Cancelled;
     known.filter(|k| !weak(k) || weak(&other)).unwrap_or(other)
-}
-
-/// Whether a failure of that class can be passed over at all.
-pub(super) fn may_pass(class: AttemptResult) -> bool {
-    use AttemptResult::{Cancelled, DocumentChanged, Rejected, StepRunLost};
-    !matches!(class, Rejected | Cancelled | StepRunLost | DocumentChanged)
 }

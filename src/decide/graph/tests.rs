@@ -1,6 +1,7 @@
 use super::*;
 use crate::api::agent::{Agent, AgentSpec};
 use crate::api::definition::Definition;
+use crate::api::name;
 use crate::api::step_run::{AgentReport, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::workflow::committed;
@@ -47,8 +48,8 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
 
 /// Everything that is to be made is made and completes; what was walked.
 fn step_on(o: &mut Observed, program: &Program) -> Walked {
-    let mut walked = stand(o, program, Start::May);
-    for Beginning { spec, keys, .. } in std::mem::take(&mut walked.stand.creates) {
+    let mut walked = walk(o, program, Start::May);
+    for Beginning { spec, keys, .. } in std::mem::take(&mut walked.progress.creates) {
         let mut made = build::step_run(&o.workflow, "s", spec, &keys);
         let report = Report {
             attempt: 1,
@@ -75,7 +76,7 @@ fn step_on(o: &mut Observed, program: &Program) -> Walked {
         o.step_runs.insert_mut(made.metadata.name.clone().unwrap_or_default(), Arc::new(made));
     }
     let mut after = o.workflow.status.clone().unwrap_or_default();
-    status::derive(&mut after, &walked.stand, (status::End::Open, &NOW));
+    status::derive(&mut after, &walked.progress, (status::End::Open, &NOW));
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status = Some(after);
     o.workflow = Arc::new(workflow);
@@ -95,7 +96,7 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
         // The hundred that ended since, and the hundred that begin.
         assert!(walked.looked <= 201, "{} items were looked at", walked.looked);
         passes += 1;
-        if walked.stand.done.is_some() {
+        if walked.progress.done.is_some() {
             break;
         }
         assert!(passes < 60, "it never ends");
@@ -103,8 +104,8 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     assert_eq!(o.step_runs.size(), 5_000);
     // Whoever remembers nothing finds the same.
     o.settled = Arc::default();
-    let cold = stand(&o, &program, Start::May);
-    assert!(cold.stand.done.is_some() && cold.stand.creates.is_empty());
+    let cold = walk(&o, &program, Start::May);
+    assert!(cold.progress.done.is_some() && cold.progress.creates.is_empty());
 }
 
 #[test]
@@ -137,7 +138,7 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
         let walked = step_on(&mut o, &program);
         let bytes = serde_json::to_string(&o.workflow.status).map_or(usize::MAX, |s| s.len());
         assert!(bytes < 64 * 1024, "{bytes} bytes");
-        if walked.stand.done.is_some() {
+        if walked.progress.done.is_some() {
             return;
         }
     }
@@ -170,7 +171,7 @@ fn gives(output: &'static str) -> impl FnOnce(&mut StepRunStatus) {
 /// What would begin, as `path/key`.
 fn begins(walked: &Walked) -> Vec<String> {
     let place = |path: &str, keys: &[String]| keys.iter().fold(path.to_owned(), |place, key| format!("{place}/{key}"));
-    walked.stand.creates.iter().map(|b| place(&b.spec.path, &b.keys)).collect()
+    walked.progress.creates.iter().map(|b| place(&b.spec.path, &b.keys)).collect()
 }
 
 /// A run whose items came from the first step, and a copy in which that step has not ended.
@@ -185,7 +186,7 @@ fn with_an_older_copy() -> (Observed, Program) {
     step_on(&mut o, &program);
     change(&mut o, "list", None, gives(r#"["a","b"]"#));
     let walked = step_on(&mut o, &program);
-    assert_eq!(walked.stand.steps[1].counts.map(|c| c.started), Some(2));
+    assert_eq!(walked.progress.steps[1].counts.map(|c| c.started), Some(2));
     change(&mut o, "list", None, open);
     change(&mut o, "each", Some("a"), open);
     change(&mut o, "each", Some("b"), open);
@@ -199,7 +200,7 @@ fn an_older_copy_takes_nothing_back_that_was_latched() {
     let (o, program) = with_an_older_copy();
     let before = o.workflow.status.clone().unwrap_or_default();
     assert!(before.steps[1].collection_digest.is_some() && before.steps[0].step_run.is_some());
-    let after = stand(&o, &program, Start::May).stand;
+    let after = walk(&o, &program, Start::May).progress;
     for (was, is) in before.steps.iter().zip(&after.steps) {
         let latched = |s: &StepStatus| (s.step_run.clone(), s.collection_digest.clone(), s.started_at.clone());
         assert_eq!(latched(was), latched(is), "{}", was.path);
@@ -209,7 +210,7 @@ fn an_older_copy_takes_nothing_back_that_was_latched() {
 #[test]
 fn a_step_that_is_open_in_an_older_copy_fails_nothing_behind_it() {
     let (o, program) = with_an_older_copy();
-    let after = stand(&o, &program, Start::May).stand;
+    let after = walk(&o, &program, Start::May).progress;
     // Its items cannot be listed without its output, and their StepRuns are not met: neither is a fault.
     assert_eq!(after.failure, None);
     assert!(after.steps.iter().all(|s| s.phase != Phase::Failed), "{:?}", after.steps);
@@ -223,9 +224,9 @@ fn what_ended_before_what_it_needs_in_an_older_copy_lets_nothing_begin() {
     let (mut o, program) = run(&steps, &json!({}));
     step_on(&mut o, &program);
     step_on(&mut o, &program);
-    assert_eq!(begins(&stand(&o, &program, Start::May)), ["c"]);
+    assert_eq!(begins(&walk(&o, &program, Start::May)), ["c"]);
     change(&mut o, "a", None, open);
-    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
 }
 
 #[test]
@@ -240,9 +241,9 @@ fn items_that_another_operator_began_hold_their_slots() {
     change(&mut o, "each", Some("2"), open);
     change(&mut o, "each", Some("3"), open);
     o.settled = remembered;
-    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
     change(&mut o, "each", Some("3"), |s| s.phase = Some(Phase::WaitingForAcceptance));
-    assert_eq!(begins(&stand(&o, &program, Start::May)), ["each/4"], "who waits has given the slot up");
+    assert_eq!(begins(&walk(&o, &program, Start::May)), ["each/4"], "who waits has given the slot up");
 }
 
 #[test]
@@ -256,7 +257,7 @@ fn an_item_that_another_operator_took_on_holds_its_slot_again() {
         s.phase = Some(Phase::WaitingForAcceptance);
         s.completed_at = None;
     });
-    let seen = stand(&o, &program, Start::Not);
+    let seen = walk(&o, &program, Start::Not);
     o.settled = Arc::new(seen.settled);
     change(&mut o, "each/first", Some("0"), |s| {
         s.phase = Some(Phase::Completed);
@@ -266,7 +267,7 @@ fn an_item_that_another_operator_took_on_holds_its_slot_again() {
     step_on(&mut o, &program);
     change(&mut o, "each/second", Some("0"), open);
     o.settled = remembered;
-    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
 }
 
 #[test]
@@ -275,13 +276,13 @@ fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
     let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
     let (mut o, mine) = run(&steps, &json!({"all": [1, 2, 3]}));
     let (mut other, theirs) = run(&steps, &json!({"all": [7, 8, 9]}));
-    let remembered = Arc::new(stand(&o, &mine, Start::May).settled);
+    let remembered = Arc::new(walk(&o, &mine, Start::May).settled);
     step_on(&mut other, &theirs);
     // The other one read another list, and latched it first.
     o.workflow = Arc::clone(&other.workflow);
     o.step_runs = other.step_runs.clone();
     o.settled = remembered;
-    let after = stand(&o, &theirs, Start::May).stand;
+    let after = walk(&o, &theirs, Start::May).progress;
     let latched = other.workflow.status.clone().unwrap_or_default().steps[0].clone();
     assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
@@ -312,7 +313,7 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
         // One of them is behind in the cache of Documents: it comes again, the others do not.
         let late = ended[..1].to_vec();
         Arc::make_mut(&mut o.settled).late.clone_from(&late);
-        let again = stand(&o, &program, Start::Not).settled;
+        let again = walk(&o, &program, Start::Not).settled;
         let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
         assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
         Arc::make_mut(&mut o.settled).late.clear();
@@ -335,11 +336,11 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
     // A restart, on a copy in which the list has not been made yet; then one that has caught up.
     change(&mut o, "outer/list", Some("p"), open);
     o.settled = Arc::default();
-    let behind = stand(&o, &program, Start::May);
-    assert!(behind.stand.done.is_none() && behind.stand.failure.is_none());
+    let behind = walk(&o, &program, Start::May);
+    assert!(behind.progress.done.is_none() && behind.progress.failure.is_none());
     o.settled = Arc::new(behind.settled);
     o.step_runs = newer;
-    let after = stand(&o, &program, Start::May).stand;
+    let after = walk(&o, &program, Start::May).progress;
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
@@ -355,8 +356,8 @@ fn when_a_step_began_stays_as_it_was_latched() {
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status.as_mut().expect("it has one").steps[0].started_at.clone_from(&other);
     o.workflow = Arc::new(workflow);
-    let walked = stand(&o, &program, Start::May);
-    assert_eq!(walked.stand.steps[0].started_at, other, "two operators would correct each other for ever");
+    let walked = walk(&o, &program, Start::May);
+    assert_eq!(walked.progress.steps[0].started_at, other, "two operators would correct each other for ever");
 }
 
 #[test]
@@ -365,19 +366,19 @@ fn what_was_skipped_stays_so_after_a_failure() {
     let group = json!([{"name": "g", "order": "Graph", "steps": steps}]);
     let (mut o, program) = run(&group, &json!({}));
     let skipped = |walked: &Walked| {
-        walked.stand.steps.iter().any(|s| s.path == "g/b" && s.phase == Phase::Skipped && s.when == Some(false))
+        walked.progress.steps.iter().any(|s| s.path == "g/b" && s.phase == Phase::Skipped && s.when == Some(false))
     };
     assert!(skipped(&step_on(&mut o, &program)));
     change(&mut o, "g/a", None, |status| status.phase = Some(Phase::Failed));
-    let walked = stand(&o, &program, Start::May);
-    assert!(skipped(&walked), "{:?}", walked.stand.steps);
+    let walked = walk(&o, &program, Start::May);
+    assert!(skipped(&walked), "{:?}", walked.progress.steps);
 }
 
 /// Reads what it is asked to from these Documents: name, UID, content.
 fn read_from(o: &mut Observed, program: &Program, there: &[(&str, &str, &str)]) -> Walked {
     use crate::decide::content::{Content, Loaded};
     for _ in 0..5 {
-        let walked = stand(o, program, Start::May);
+        let walked = walk(o, program, Start::May);
         if walked.unread.is_empty() {
             return walked;
         }
@@ -419,9 +420,42 @@ fn an_output_that_lies_apart_is_read_as_it_was_reported() {
             status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report").output = None;
         });
         let walked = read_from(&mut o, &program, &there);
-        let parameters = walked.stand.creates.first().map(|b| b.spec.parameters.clone());
+        let parameters = walked.progress.creates.first().map(|b| b.spec.parameters.clone());
         assert_eq!(parameters, given.map(|text| json!({"seen": text}).to_string()), "{what}");
-        let failure = walked.stand.failure.map(|f| (f.class, f.message.contains("Document out")));
+        let failure = walked.progress.failure.map(|f| (f.class, f.message.contains("Document out")));
         assert_eq!(failure, given.is_none().then_some((AttemptResult::DocumentChanged, true)), "{what}");
     }
+}
+
+#[test]
+fn what_was_to_begin_beside_a_failure_is_not_waited_for() {
+    let inner = json!([{"name": "first", "agentId": "x"}, {"name": "second", "agentId": "x"}]);
+    let each = json!({"in": "parameters.all", "as": "n"});
+    let steps = json!([
+        {"name": "each", "steps": inner, "forEach": each, "onFailure": "Continue"},
+        {"name": "after", "agentId": "x"},
+    ]);
+    let (mut o, program) = run(&steps, &json!({"all": [0, 1]}));
+    step_on(&mut o, &program);
+    // The second step of the first item could begin; but the second item has failed, and the step with it.
+    change(&mut o, "each/first", Some("1"), |status| status.phase = Some(Phase::Failed));
+    let walked = walk(&o, &program, Start::May);
+    assert_eq!(begins(&walked), ["after"]);
+    let each = &walked.progress.steps[0];
+    assert_eq!((each.phase, walked.progress.open.running), (Phase::Failed, 1));
+    assert_eq!(walked.settled.open.len(), 1, "only what is made is waited for");
+}
+
+#[test]
+fn a_pass_without_memory_finds_in_one_walk_what_was_begun() {
+    let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 2});
+    let (mut o, program) =
+        run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [0, 1, 2, 3]}));
+    step_on(&mut o, &program);
+    change(&mut o, "each", Some("0"), open);
+    o.settled = Arc::default();
+    // One has ended and one is open: one slot is free. Each of the four is looked at, what is open and what begins again.
+    let walked = walk(&o, &program, Start::May);
+    assert_eq!((begins(&walked), walked.looked), (vec!["each/2".to_owned()], 6));
+    assert_eq!(walked.progress.steps[0].counts.map(|c| (c.started, c.done)), Some((3, 1)));
 }

@@ -1,14 +1,17 @@
 use super::*;
 use crate::api::step_run::AttemptResult;
 use crate::api::workflow::SessionStatus;
-use crate::decide::graph::Failure;
+use crate::decide::graph::Waits;
+use crate::decide::outcome::Failure;
+use crate::decide::tally::OpenCounts;
 use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
 
 const NOW: Time = Time(Timestamp::UNIX_EPOCH);
 
-fn derived(stand: &Stand) -> WorkflowStatus {
+fn derived(progress: &RunProgress) -> WorkflowStatus {
     let mut status = WorkflowStatus { session: Some(SessionStatus::default()), ..WorkflowStatus::default() };
-    derive(&mut status, stand, (End::Open, &NOW));
+    derive(&mut status, progress, (End::Open, &NOW));
     status
 }
 
@@ -26,8 +29,10 @@ fn running_stands_before_input_before_acceptance_before_documents() {
         (0, 0, 0, missing(), Phase::WaitingForDocuments),
         (0, 0, 0, Vec::new(), Phase::Pending),
     ] {
-        let stand = Stand { running, questions, gates, missing_documents: documents, ..Stand::default() };
-        let status = derived(&stand);
+        let open = OpenCounts { running, inputs: questions, gates, ..OpenCounts::default() };
+        let waits = Waits { documents, ..Waits::default() };
+        let progress = RunProgress { open, waits, ..RunProgress::default() };
+        let status = derived(&progress);
         assert_eq!(status.phase, Some(expected));
         assert_eq!(status.completed_at, None);
     }
@@ -42,8 +47,9 @@ fn a_failed_run_ends_when_nothing_of_it_is_left() {
         (0, 0, 0, 1, Phase::Running),
         (0, 0, 0, 0, Phase::Failed),
     ] {
-        let stand = Stand { running, held, gates, questions, failure: Some(failed()), ..Stand::default() };
-        let status = derived(&stand);
+        let open = OpenCounts { running, held, gates, inputs: questions, ..OpenCounts::default() };
+        let progress = RunProgress { open, failure: Some(failed()), ..RunProgress::default() };
+        let status = derived(&progress);
         assert_eq!(status.phase, Some(expected));
         let failing = condition::get(&status.conditions, FAILING).is_some();
         assert_eq!(failing, expected == Phase::Running);
@@ -55,8 +61,9 @@ fn how_much_waits_is_told_whatever_the_phase() {
     for (gates, questions, expected) in
         [(0, 0, None), (1, 0, Some("1 gate")), (0, 1, Some("1 question")), (2, 3, Some("2 gates, 3 questions"))]
     {
-        let stand = Stand { running: 1, gates, questions, ..Stand::default() };
-        let status = derived(&stand);
+        let open = OpenCounts { running: 1, gates, inputs: questions, ..OpenCounts::default() };
+        let progress = RunProgress { open, ..RunProgress::default() };
+        let status = derived(&progress);
         let summary = status.waiting.map(|w| w.summary);
         assert_eq!(summary.as_deref(), expected);
         let waiting = condition::get(&status.conditions, "Waiting").map(|c| c.status.as_str());
@@ -67,13 +74,14 @@ fn how_much_waits_is_told_whatever_the_phase() {
 
 #[test]
 fn tools_read_the_end_from_conditions() {
-    let running = Stand { running: 1, ..Stand::default() };
-    let done = Stand { done: Some(crate::decide::scope::Output::Null), ..Stand::default() };
-    let failed = Stand { failure: Some(failed()), ..Stand::default() };
-    for (stand, succeeded, reconciling, stalled) in
+    let one = OpenCounts { running: 1, ..OpenCounts::default() };
+    let running = RunProgress { open: one, ..RunProgress::default() };
+    let done = RunProgress { done: Some(Value::Null), ..RunProgress::default() };
+    let failed = RunProgress { failure: Some(failed()), ..RunProgress::default() };
+    for (progress, succeeded, reconciling, stalled) in
         [(running, "Unknown", true, false), (done, "True", false, false), (failed, "False", false, true)]
     {
-        let status = derived(&stand);
+        let status = derived(&progress);
         let of = |kind| condition::get(&status.conditions, kind).map(|c| c.status.as_str());
         assert_eq!(of("Succeeded"), Some(succeeded));
         assert_eq!(of("Reconciling").is_some(), reconciling);
@@ -83,20 +91,20 @@ fn tools_read_the_end_from_conditions() {
 
 #[test]
 fn a_session_is_initiated_until_the_first_claim() {
-    let stand = |busy, done: bool, failed: Option<Failure>| Stand {
-        running: usize::from(!done && failed.is_none()),
+    let progress = |busy, done: bool, failed: Option<Failure>| RunProgress {
+        open: OpenCounts { running: usize::from(!done && failed.is_none()), ..OpenCounts::default() },
         busy,
-        done: done.then_some(crate::decide::scope::Output::Null),
+        done: done.then_some(Value::Null),
         failure: failed,
-        ..Stand::default()
+        ..RunProgress::default()
     };
-    for (stand, expected) in [
-        (stand(false, false, None), SessionPhase::Initiated),
-        (stand(true, false, None), SessionPhase::Busy),
-        (stand(true, true, None), SessionPhase::Completed),
-        (stand(true, false, Some(failed())), SessionPhase::Failed),
+    for (progress, expected) in [
+        (progress(false, false, None), SessionPhase::Initiated),
+        (progress(true, false, None), SessionPhase::Busy),
+        (progress(true, true, None), SessionPhase::Completed),
+        (progress(true, false, Some(failed())), SessionPhase::Failed),
     ] {
-        assert_eq!(derived(&stand).session.map(|s| s.phase), Some(expected));
+        assert_eq!(derived(&progress).session.map(|s| s.phase), Some(expected));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::api::agent::AgentSpec;
 use crate::api::definition::Definition;
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::content::{Content, Loaded};
-use crate::decide::graph::{Walked, stand};
+use crate::decide::graph::{Walked, walk};
 use crate::decide::observed::{Observed, Previous};
 use crate::decide::scope::Start;
 use crate::decide::{Effect, workflow};
@@ -66,7 +66,7 @@ fn again(steps: &Value) -> Again {
     };
     let definition_now = definition("new", steps);
     // As it begins by itself.
-    let begun = stand(&observed, &compiled(&definition_now), Start::May).stand.creates.remove(0).spec;
+    let begun = walk(&observed, &compiled(&definition_now), Start::May).progress.creates.remove(0).spec;
     let mut old = StepRun::new(&name::step_run("old", "old-uid", "a", &[]), begun);
     (old.metadata.namespace, old.metadata.uid) = (Some("team".into()), Some("old-a".into()));
     old.spec.workflow = WorkflowIdentity { name: "old".into(), uid: "old-uid".into(), creator: None };
@@ -107,11 +107,11 @@ impl Again {
         let name = self.old.metadata.name.clone().unwrap_or_default();
         let step_runs = [(name, Arc::new(self.old.clone()))].into_iter().collect();
         self.o.previous = Some(Previous { step_runs, definition: Some(compiled(&self.then)) });
-        stand(&self.o, &compiled(&self.definition), Start::May)
+        walk(&self.o, &compiled(&self.definition), Start::May)
     }
 
     fn begun(&mut self) -> Beginning {
-        self.walk().stand.creates.remove(0)
+        self.walk().progress.creates.remove(0)
     }
 }
 
@@ -289,7 +289,7 @@ fn read(a: &mut Again) -> Walked {
 #[test]
 fn documents_are_copied_as_they_were_reported() {
     let mut a = with_documents();
-    let begun = read(&mut a).stand.creates.remove(0);
+    let begun = read(&mut a).progress.creates.remove(0);
     let reuse = begun.spec.reuse.as_ref().expect("it is taken over");
     let digest = |content: &str| Some(name::digest_bytes(content.as_bytes()));
     assert_eq!(reuse.document_binding.as_ref().map(|b| b.digest.clone()), digest("a plan"));
@@ -299,7 +299,7 @@ fn documents_are_copied_as_they_were_reported() {
     // Where the gate opens again, nobody sees the document before.
     let mut a = with_documents();
     gate_of(&mut a).approvals = Some(2);
-    let begun = read(&mut a).stand.creates.remove(0);
+    let begun = read(&mut a).progress.creates.remove(0);
     assert!(begun.spec.reuse.is_some() && begun.copies.iter().all(|(_, status)| status.is_none()));
 }
 
@@ -325,7 +325,7 @@ fn what_was_exchanged_runs_again() {
         if let Some((uid, kind, content)) = made {
             a.document(gone, uid, kind, content);
         }
-        let begun = read(&mut a).stand.creates.remove(0);
+        let begun = read(&mut a).progress.creates.remove(0);
         assert!(begun.spec.reuse.is_none() && begun.copies.is_empty(), "{what}");
     }
 }
@@ -346,7 +346,7 @@ fn what_is_held_back_leaves_no_copies() {
         (a.status().gate, a.status().result.as_mut().expect("a result").output_document) = (None, None);
         // It reads what it takes over before it knows that something else fails.
         let walked = read(&mut a);
-        assert_eq!(walked.stand.failure.is_some(), copied == 0, "{parameter}");
+        assert_eq!(walked.progress.failure.is_some(), copied == 0, "{parameter}");
         a.o.definition = Some(compiled(&a.definition));
         Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").definition =
             Some(crate::api::workflow::DefinitionRef::default());

@@ -20,7 +20,7 @@ use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
 use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
-use super::{build, document};
+use super::{build, decisions, document};
 use crate::api::condition;
 use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentStatus};
@@ -28,7 +28,7 @@ use crate::api::limits::{ACTIVE_STEPS, PENDING};
 use crate::api::name;
 use crate::api::step::{OnFailure, Step};
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
-use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
+use crate::api::workflow::{AcceptanceDecision, PendingAcceptance, Phase, StepStatus};
 use crate::mutant::{self, Mutant};
 
 /// The findings.
@@ -42,6 +42,8 @@ pub struct Stand {
     pub running: usize,
     pub gates: usize,
     pub pending_acceptance: Vec<PendingAcceptance>,
+    /// What was decided at gates that no longer wait, the newest.
+    pub decisions: Vec<AcceptanceDecision>,
     pub questions: usize,
     pub missing_documents: Vec<String>,
     /// What waits for something that is not there, in words.
@@ -222,6 +224,7 @@ impl<'a> Walk<'a> {
         let tally = self.tally(path);
         tally.counts.started += 1;
         tally.found += 1;
+        tally.decisions.extend(decisions::of(step_run));
         if frame.keys.is_empty() {
             tally.step_run.clone_from(&step_run.metadata.name);
         }
@@ -384,6 +387,8 @@ impl<'a> Walk<'a> {
         self.settled.open = std::mem::take(&mut self.unfinished);
         self.settled.late.clone_from(&self.o.settled.late);
         let mut tallies = std::mem::take(&mut self.tallies);
+        self.stand.decisions =
+            decisions::newest(tallies.values_mut().flat_map(|t| std::mem::take(&mut t.decisions)).collect());
         // Failures are passed over; that something was ended with the run is not: it is not complete.
         let cut_short = tallies.values().any(|t| t.cancelled);
         let mut steps: Vec<StepStatus> =

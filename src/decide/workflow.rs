@@ -92,6 +92,7 @@ fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) ->
     create(o, &status, stand, &mut plan);
     let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
     status::derive(&mut status, stand, (stop.end, &o.now));
+    status::show_outputs(&mut status, &o.workflow, &o.step_runs);
     if let Some(missing) = stand.unproven.as_ref().filter(|_| !told) {
         plan.warn("PolicyMissing", clip(missing, 900));
     }

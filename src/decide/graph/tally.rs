@@ -2,8 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Outcome, Phase, StepStatus};
-use crate::api::workflow::Counts;
+use super::{Outcome, Phase, StepStatus, decisions};
+use crate::api::workflow::{AcceptanceDecision, Counts};
 
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -31,6 +31,8 @@ pub struct Tally {
     /// How often this path is done, and how often it has to be; unknown before the items around it are.
     pub complete: usize,
     pub wanted: Option<usize>,
+    /// What was decided at gates that no longer wait; of the items that have ended, the newest.
+    pub decisions: Vec<AcceptanceDecision>,
 }
 
 /// One more item, as the path of a forEach over a group counts it.
@@ -74,6 +76,10 @@ impl Tally {
         if let Some(more) = other.wanted {
             self.wanted = Some(self.wanted.unwrap_or_default() + more);
         }
+        if !other.decisions.is_empty() {
+            self.decisions.extend_from_slice(&other.decisions);
+            self.decisions = decisions::newest(std::mem::take(&mut self.decisions));
+        }
     }
 
     fn standing(&self) -> Phase {
@@ -115,6 +121,7 @@ impl Tally {
             collection_digest: self.collection_digest,
             collection_documents: self.collection_documents,
             counts: plural.then_some(Counts { started: self.counts.started + self.lost, ..self.counts }),
+            ..StepStatus::default()
         }
     }
 }

@@ -30,9 +30,11 @@ mod suspend;
 mod target;
 mod text;
 mod tree;
+mod value;
 mod version;
 mod wait;
 mod watch;
+mod yaml;
 
 use std::process::ExitCode;
 

@@ -15,6 +15,8 @@ pub mod api;
 pub mod mutant;
 pub mod protocol;
 
+pub mod definition;
+
 pub mod decide;
 pub mod server;
 

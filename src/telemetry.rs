@@ -20,12 +20,29 @@ use tracing_subscriber::EnvFilter;
 
 use crate::server::{self, Limits, Security, Server, Stats};
 
-/// Logs as JSON lines; `filter` as in `info,lockstep=debug`.
+/// Logs as JSON lines; `filter` as in `info,lockstep=debug`. One that is not understood is said, and `info` is used: a
+/// process that runs and is silent about it helps nobody.
 pub fn log(filter: &str) -> anyhow::Result<()> {
+    let fault = fault(filter);
     // The client logs each refused call as an error of its own; the reconcile that made it says more.
-    let filter = EnvFilter::try_new(format!("{filter},kube_client::client::builder=off"))?;
-    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(filter).init();
+    let used = if fault.is_none() { filter } else { "info" };
+    let used = EnvFilter::try_new(format!("{used},kube_client::client::builder=off"))?;
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(used).init();
+    if let Some(fault) = fault {
+        tracing::warn!(filter, fault, "LOCKSTEP_LOG (chart value logLevel) is not understood; info is used");
+    }
     Ok(())
+}
+
+/// What is wrong with a filter. A single word must be a level: as the name of a module it would silence all others.
+fn fault(filter: &str) -> Option<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let wrong = filter.split(',').find(|part| !level(part.rsplit('=').next().unwrap_or_default().trim()));
+    match wrong {
+        Some(part) => Some(format!("{part:?} names no level; levels are {}", LEVELS.join(", "))),
+        None => EnvFilter::try_new(filter).err().map(|error| error.to_string()),
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -133,4 +150,27 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
 
 async fn metrics(State(health): State<Health>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], health.metrics.text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fault;
+
+    #[test]
+    fn a_filter_that_would_silence_everything_is_told() {
+        for (filter, right) in [
+            ("info", true),
+            ("INFO", true),
+            ("info,lockstep=debug", true),
+            ("warn,lockstep::gateway=trace,hyper=off", true),
+            ("ifno", false),
+            ("info,lockstep", false),
+            ("lockstep=verbose", false),
+            ("", false),
+            ("info,,debug", false),
+            ("info,[=debug", false),
+        ] {
+            assert_eq!(fault(filter).is_none(), right, "{filter}: {:?}", fault(filter));
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use lockstep::api::limits::{DOCUMENT_BYTES, EXPRESSION_MEMORY_BYTES};
 use lockstep::cluster::evaluator::{Evaluator, Kind, Subject, sound};
-use lockstep::decide::expression::{Evaluate, Trouble};
+use lockstep::definition::expression::{Evaluate, Trouble};
 use lockstep::protocol::Fault;
 use serde_json::{Map, Value, json};
 

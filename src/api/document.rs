@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::step::Format;
 
+/// The type of internal documents that carry what is too large for a status; no step may ask for it.
+pub const OUTPUT_TYPE: &str = "lockstep-output";
+
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "lockstep.dev",

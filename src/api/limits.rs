@@ -1,5 +1,5 @@
 //! Every bound of the product in one place. The CRDs state those that a structural schema reaches; the rest are checked
-//! by `decide::validate` and the gateway.
+//! by `definition::validate` and the gateway.
 
 /// Bytes. An output up to this size stays in its StepRun.
 pub const OUTPUT_INLINE_BYTES: usize = 16 * 1024;

@@ -16,11 +16,11 @@ use super::target::{self, Named, Target, label, waits_for_answer};
 use super::text::inline;
 use super::{print, wait};
 use crate::api::StepRun;
-use crate::api::definition::Definition;
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::name::{ACTION, ANSWER, COMMENT};
 use crate::api::step_run::WaitingFor;
-use crate::decide::expression::{Evaluate, InProcess};
+use crate::definition::expression::{Evaluate, InProcess};
+use crate::definition::pinned;
 
 /// Answer a step's question, or retry, skip or fail a step that waits for input
 #[derive(clap::Args, Debug)]
@@ -140,8 +140,8 @@ async fn answer(on: &Connection, args: &Args, step: &StepRun) -> Result<Said, Fa
 async fn schema_of(on: &Connection, step: &StepRun) -> Option<Map<String, Value>> {
     let api = on.api::<ControllerRevision>();
     let revision = on.call("read the definition", api.get_opt(&step.spec.definition.revision_name)).await.ok()??;
-    let definition: Definition = serde_json::from_value(revision.data?.0).ok()?;
-    definition.step(&step.spec.path)?.ask.as_ref()?.schema.clone()
+    let program = pinned::read(revision.data?.0, &step.spec.definition.digest).ok()?;
+    Some(program.step(&step.spec.path)?.ask()?.schema.as_ref()?.as_object().clone())
 }
 
 /// As JSON, and as the text that it is: one must fit.

@@ -3,7 +3,6 @@
 mod check;
 mod structure;
 mod warn;
-mod yaml;
 
 use std::path::{Path, PathBuf};
 
@@ -14,8 +13,8 @@ use super::fault::{Code, Fault};
 use super::print::{self, Format, put};
 use super::run::read;
 use super::text::inline;
+use super::yaml::{self, Page};
 use check::{Found, Templates};
-use yaml::Page;
 
 /// Check templates, runs and agents in files, without a cluster
 #[derive(clap::Args, Debug)]
@@ -172,6 +171,14 @@ fn placed(file: &str, page: &Page, found: Found) -> Vec<Finding> {
             message,
         })
         .collect();
+    findings.extend(page.unlike.iter().map(|unlike| Finding {
+        level: Level::Warning,
+        file: file.to_owned(),
+        line: Some(unlike.line),
+        object: object.clone(),
+        path: String::new(),
+        message: unlike.why.clone(),
+    }));
     findings.sort_by_key(|finding| finding.line);
     findings
 }

@@ -12,17 +12,20 @@ use super::connect::{Connection, post};
 use super::fault::{Code, Fault};
 use super::print::put;
 use super::text::inline;
-use super::{print, watch};
+use super::{print, value, watch, yaml};
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::name::LABEL_MADE_BY;
 use crate::api::step::Format;
 use crate::api::workflow::{InlineDocument, TemplateRef};
-use crate::api::{Workflow, WorkflowSpec, WorkflowTemplate};
+use crate::api::{Document, Workflow, WorkflowSpec, WorkflowTemplate};
 
 /// Start a run of a template
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-A parameter's value is taken as JSON where it is valid JSON, else as text: depth=2 is a number, depth='\"2\"' a text.
+A parameter takes the type that the template's schema gives it: a text stays as it was typed (version=3.10, code=007). Without
+a schema it is JSON where it is valid JSON and no digit is lost, else text: depth=2 is a number, depth='\"2\"' a text.
+
+A FILE holds one Workflow, and Documents beside it, which are made first.
 
 Examples:
   kubectl lockstep run default --input 'A shop for used bikes' -w
@@ -59,14 +62,19 @@ pub struct Args {
 
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     let watch = args.watch;
-    let mut wanted = workflow(args)?;
-    let base = match &wanted.spec.template_ref {
-        Some(template) => {
-            known_template(on, &template.name).await?;
-            template.name.clone()
-        }
-        None => "run".to_owned(),
+    let (mut wanted, documents) = workflow(&args)?;
+    let schema = match &wanted.spec.template_ref {
+        Some(template) => known_template(on, &template.name).await?,
+        None => wanted.spec.parameters_schema.clone(),
     };
+    if !args.params.is_empty() {
+        let given = parameters(&args.params, schema.as_ref(), &|file| read(Path::new(file)))?;
+        wanted.spec.parameters.get_or_insert_default().extend(given);
+    }
+    let base = wanted.spec.template_ref.as_ref().map_or_else(|| "run".to_owned(), |template| template.name.clone());
+    for document in &documents {
+        put_document(on, document).await?;
+    }
     let naming = match wanted.metadata.name.take() {
         Some(name) => Naming::Given(name),
         None => Naming::Tried(Box::new(move || generated(&base))),
@@ -140,39 +148,57 @@ pub async fn made(on: &Connection, made: Workflow, then: Then) -> Result<Code, F
     }
 }
 
-/// A template that is not there is said at once; a right to read it is not needed.
-async fn known_template(on: &Connection, name: &str) -> Result<(), Fault> {
+/// The schema of a template's parameters. One that is not there is said at once; a right to read it is not needed.
+async fn known_template(on: &Connection, name: &str) -> Result<Option<Map<String, Value>>, Fault> {
     let api = on.api::<WorkflowTemplate>();
-    match on.within("read the template", api.get_metadata_opt(name)).await? {
-        Ok(Some(_)) => Ok(()),
+    match on.within("read the template", api.get_opt(name)).await? {
+        Ok(Some(template)) => Ok(template.spec.parameters_schema),
         Ok(None) => Err(on.unknown::<WorkflowTemplate>("template", name).await),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
         Err(wrong) => Err(Fault::call("read the template", &wrong)),
     }
 }
 
-fn workflow(args: Args) -> Result<Workflow, Fault> {
-    let mut run = match &args.file {
-        Some(file) => from_file(file)?,
-        None => Workflow::new("", WorkflowSpec::default()),
+/// A Document of the file. One that is there already and says the same is as good.
+async fn put_document(on: &Connection, document: &Document) -> Result<(), Fault> {
+    let (api, name) = (on.api::<Document>(), document.name_any());
+    match on.within("make the document", api.create(&post(), document)).await? {
+        Ok(made) => {
+            eprintln!("made document {}", made.name_any());
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+            let there = on.call("read the document", api.get(&name)).await?;
+            if there.spec == document.spec {
+                return Ok(());
+            }
+            Err(Fault::new(
+                Code::Api,
+                format!("there is a document {name} already, and it says something else; give this one another name"),
+            ))
+        }
+        Err(wrong) => Err(Fault::call("make the document", &wrong)),
+    }
+}
+
+/// The run without the parameters of the command line, and the Documents that stand in its file.
+fn workflow(args: &Args) -> Result<(Workflow, Vec<Document>), Fault> {
+    let (mut run, documents) = match &args.file {
+        Some(file) => from_file(&file.display().to_string(), &read(file)?)?,
+        None => (Workflow::new("", WorkflowSpec::default()), Vec::new()),
     };
     run.status = None;
-    if let Some(name) = args.template {
+    if let Some(name) = args.template.clone() {
         run.spec.template_ref = Some(TemplateRef { name });
     }
-    run.metadata.name = args.name.or(run.metadata.name).filter(|name| !name.is_empty());
-    if let Some(input) = args.input {
+    run.metadata.name = args.name.clone().or(run.metadata.name).filter(|name| !name.is_empty());
+    if let Some(input) = &args.input {
         run.spec.input = Some(match input.strip_prefix('@') {
             Some(file) => read(Path::new(file))?,
-            None => input,
+            None => input.clone(),
         });
     }
-    run.spec.session = args.session.or(run.spec.session);
-    if !args.params.is_empty() {
-        let mut all = run.spec.parameters.take().unwrap_or_default();
-        all.extend(parameters(&args.params, &|file| read(Path::new(file)))?);
-        run.spec.parameters = Some(all);
-    }
+    run.spec.session = args.session.clone().or(run.spec.session);
     for doc in &args.docs {
         let doc = document(doc, &|file| read(Path::new(file)))?;
         run.spec.documents.retain(|d| d.document_type != doc.document_type);
@@ -184,16 +210,43 @@ fn workflow(args: Args) -> Result<Workflow, Fault> {
             "the documents of a run may have {WORKFLOW_DOCUMENTS_BYTES} bytes in all, these have {bytes}; put large ones as Document objects"
         )));
     }
-    Ok(run)
+    Ok((run, documents))
 }
 
-fn from_file(file: &Path) -> Result<Workflow, Fault> {
-    let wrong = |why: String| Fault::usage(format!("{} is not a Workflow: {}", file.display(), inline(&why, 400)));
-    let text = read(file)?;
-    let value: Value = serde_saphyr::from_str(&text).map_err(|why| wrong(why.to_string()))?;
-    match value.get("kind").and_then(Value::as_str) {
-        Some("Workflow") => serde_json::from_value(value).map_err(|why| wrong(why.to_string())),
-        other => Err(wrong(format!("its kind is {}", other.unwrap_or("missing")))),
+fn from_file(file: &str, text: &str) -> Result<(Workflow, Vec<Document>), Fault> {
+    let wrong = |line: Option<u64>, why: &str| {
+        let line = line.map_or_else(String::new, |line| format!("{line}:"));
+        Fault::usage(format!("{file}:{line} {}", inline(why, 400)))
+    };
+    let (mut runs, mut documents) = (Vec::new(), Vec::new());
+    for page in yaml::pages(text) {
+        let page = page.map_err(|unreadable| wrong(unreadable.line, &unreadable.why))?;
+        if let Some(unlike) = page.unlike.first() {
+            return Err(wrong(Some(unlike.line), &unlike.why));
+        }
+        let line = page.line("");
+        if let Some(at) = value::loss(&page.value, "") {
+            let path = at.trim_start_matches('/').replace('/', ".");
+            let why = format!("{path} is a number with more digits than the API server keeps; put it in quotes");
+            return Err(wrong(page.line(&path).or(line), &why));
+        }
+        let kind = page.value.get("kind").and_then(Value::as_str).unwrap_or("missing").to_owned();
+        let unfit = |why: serde_json::Error| wrong(line, &format!("is not a {kind}: {why}"));
+        match kind.as_str() {
+            "Workflow" => runs.push(serde_json::from_value(page.value).map_err(unfit)?),
+            "Document" => documents.push(serde_json::from_value(page.value).map_err(unfit)?),
+            _ => {
+                let why = format!(
+                    "the kind is {kind}; run takes a Workflow, and Documents beside it: kubectl apply the rest"
+                );
+                return Err(wrong(line, &why));
+            }
+        }
+    }
+    match runs.pop() {
+        Some(run) if runs.is_empty() => Ok((run, documents)),
+        Some(_) => Err(wrong(None, "has more than one Workflow; run starts one")),
+        None => Err(wrong(None, "has no Workflow")),
     }
 }
 
@@ -206,28 +259,47 @@ pub fn read(file: &Path) -> Result<String, Fault> {
 
 type Reader<'a> = &'a dyn Fn(&str) -> Result<String, Fault>;
 
-fn parameters(texts: &[String], read: Reader) -> Result<Map<String, Value>, Fault> {
+fn parameters(
+    texts: &[String],
+    schema: Option<&Map<String, Value>>,
+    read: Reader,
+) -> Result<Map<String, Value>, Fault> {
     let mut all = Map::new();
     for text in texts {
         let Some((key, value)) = text.split_once('=').filter(|(key, _)| !key.is_empty()) else {
             return Err(Fault::usage(format!("--param {text:?} has no name; write it as key=value or key=@file.json")));
         };
-        let value = match value.strip_prefix('@') {
-            Some(file) => {
-                let content = read(file)?;
-                match serde_json::from_str(&content) {
-                    Ok(value) => value,
-                    Err(why) if Path::new(file).extension().is_some_and(|e| e == "json") => {
-                        return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
-                    }
-                    Err(_) => Value::String(content),
+        let value = if let Some(file) = value.strip_prefix('@') {
+            let content = read(file)?;
+            match (serde_json::from_str::<Value>(&content), Path::new(file).extension()) {
+                (Ok(value), _) => exact(value, key, file)?,
+                (Err(why), Some(ending)) if ending == "json" => {
+                    return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
                 }
+                (Err(_), _) => Value::String(content),
             }
-            None => serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned())),
+        } else {
+            let own = schema.and_then(|schema| value::of_parameter(schema, key));
+            let typed =
+                value::typed(value, own.as_ref()).map_err(|why| Fault::usage(format!("--param {key}: {why}")))?;
+            if own.is_none() && value::is_spared(value, &typed) {
+                eprintln!("note: {key} is the text {typed}: as a number it would lose digits");
+            }
+            typed
         };
         all.insert(key.to_owned(), value);
     }
     Ok(all)
+}
+
+/// A value of which the API server keeps every digit.
+fn exact(value: Value, key: &str, file: &str) -> Result<Value, Fault> {
+    match value::loss(&value, "") {
+        None => Ok(value),
+        Some(at) => Err(Fault::usage(format!(
+            "--param {key}: {file} has a number with more digits than the API server keeps (at {at:?}); put it in quotes"
+        ))),
+    }
 }
 
 fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {
@@ -299,8 +371,28 @@ mod tests {
             ("n", None),
         ];
         for (text, expected) in table {
-            let value = parameters(&[text.to_owned()], &files).ok().and_then(|mut all| all.remove("n"));
+            let value = parameters(&[text.to_owned()], None, &files).ok().and_then(|mut all| all.remove("n"));
             assert_eq!(value, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_holds_one_run_and_its_documents() {
+        let run = "apiVersion: lockstep.dev/v1alpha1\nkind: Workflow\nmetadata: {name: shop}\nspec: {templateRef: {name: t}, parameters: {mode: '0644'}}\n";
+        let document = "---\napiVersion: lockstep.dev/v1alpha1\nkind: Document\nmetadata: {name: d}\nspec: {type: brief, scope: Namespace, format: markdown, content: x}\n";
+        let found = from_file("f", &format!("{run}{document}")).map(|(run, all)| (run.name_any(), all.len()));
+        assert!(matches!(&found, Ok((name, 1)) if name == "shop"), "{found:?}");
+        for (text, words) in [
+            (document.to_owned(), "has no Workflow"),
+            (format!("{run}---\n{run}"), "more than one Workflow"),
+            (format!("{run}---\nkind: Agent\n"), "the kind is Agent"),
+            (run.replace("'0644'", "0644"), "f:4: 0644 is another number to kubectl"),
+            (run.replace("mode: '0644'", "n: 1"), "the key n is"),
+            (run.replace("'0644'", "12345678901234567890"), "spec.parameters.mode is a number with more digits"),
+            ("a: [".to_owned(), "is not valid YAML"),
+        ] {
+            let told = from_file("f", &text).err().map(|fault| fault.text).unwrap_or_default();
+            assert!(told.contains(words), "{text}: {told:?}");
         }
     }
 

@@ -21,7 +21,7 @@ use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step_run::{Action, Attempt, Decision, GateState, GateStatus};
 use crate::api::{Document, StepRun, StepRunStatus};
-use crate::decide::gate;
+use crate::decide::{gate, output};
 
 pub async fn show(on: &Connection, step: &StepRun) -> Result<Code, Fault> {
     if !on.output.is_text() {
@@ -149,7 +149,8 @@ fn page(step: &StepRun, subject: &Subject, look: Look) -> String {
     section(&mut text, "ATTEMPTS", &attempts(&status.attempts));
     section(&mut text, "ORDERED", &status.actions.iter().map(action).collect::<String>());
     let exchanged = matches!(subject.trouble, Some(Trouble::Exchanged(_)));
-    let given = subject::result(step).is_some() || step.spec.reuse.is_some();
+    let reported = step.status.as_ref().is_some_and(|s| output::committed_report(s).is_some());
+    let given = reported || step.spec.reuse.is_some();
     if let Some(output) = subject.output.as_deref().filter(|_| given && !exchanged) {
         section(&mut text, "OUTPUT", &framed(pretty(output)));
     }

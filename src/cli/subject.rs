@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::name;
-use crate::api::step_run::{AttemptResult, GateState, GateStatus, Report};
+use crate::api::step_run::{AttemptResult, GateState, GateStatus};
 use crate::api::{Document, StepRun, StepRunStatus};
 use crate::decide::content::{self, Content, Loaded};
-use crate::decide::document::OUTPUT_TYPE;
 use crate::decide::gate;
+use crate::decide::output::{self, StoredOutput};
 
 #[derive(Debug, Default)]
 pub struct Subject {
@@ -90,30 +91,22 @@ fn name_before(step: &StepRun, document_type: &str) -> Option<String> {
     Some(name::document(own, uid, last.number, document_type))
 }
 
-/// The report that the operator took as the result; none while there is no verdict.
-pub fn result(step: &StepRun) -> Option<&Report> {
-    let status = step.status.as_ref()?;
-    let report = status.agent.as_ref()?.report.as_ref()?;
-    let verdict = status.result.as_ref()?;
-    (verdict.attempt == report.attempt && verdict.digest == report.digest).then_some(report)
-}
-
-/// What stands in the StepRun itself.
+/// What stands in the StepRun itself. An approval alone is about what it was given.
 fn written(step: &StepRun) -> Option<String> {
-    let answer = || step.status.as_ref().and_then(|s| s.answer.as_ref()).map(|a| a.value.clone());
-    if let Some(reuse) = &step.spec.reuse {
-        return reuse.output.clone();
+    if gate::is_approval_alone(step) {
+        return Some(step.spec.parameters.clone());
     }
-    // An approval alone is about what it was given.
-    let parameters =
-        || (step.spec.ask.is_none() && step.spec.agent_id.is_empty()).then(|| step.spec.parameters.clone());
-    result(step).and_then(|report| report.output.clone()).or_else(answer).or_else(parameters)
+    match output::of(step) {
+        StoredOutput::Inline(text) => Some(text),
+        StoredOutput::Nowhere | StoredOutput::Document(_) => None,
+    }
 }
 
 /// The Documents that carry the rest.
 fn carried(step: &StepRun) -> Vec<String> {
-    let made = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(|r| r.document_name.clone());
-    let apart = result(step).and_then(|report| report.output_document.clone());
+    let Some(status) = &step.status else { return Vec::new() };
+    let made = status.result.as_ref().and_then(|r| r.document_name.clone());
+    let apart = content::carrier(step, status).map(|pin| pin.name).filter(|name| made.as_ref() != Some(name));
     made.into_iter().chain(apart).collect()
 }
 

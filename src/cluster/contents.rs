@@ -10,10 +10,11 @@ use super::Error;
 use super::bounded::Bounded;
 use super::client::bounded;
 use crate::api::Document;
-use crate::api::definition::Definition;
 use crate::api::workflow::DefinitionRef;
 use crate::decide::content::{Changed, Content, Loaded, Pin};
 use crate::decide::settled::Settled;
+use crate::definition::pinned;
+use crate::definition::program::{self, Program};
 
 const CONTENT_BYTES: usize = 32 * 1024 * 1024;
 const DEFINITION_BYTES: usize = 16 * 1024 * 1024;
@@ -22,7 +23,7 @@ const DEFINITION_BYTES: usize = 16 * 1024 * 1024;
 /// digest that they were compared with: what a UID once held never changes, and what is kept was verified.
 pub struct Contents {
     texts: Bounded<Loaded>,
-    definitions: Bounded<Definition>,
+    definitions: Bounded<Program>,
 }
 
 impl Default for Contents {
@@ -94,20 +95,20 @@ impl Contents {
         Ok(content)
     }
 
-    /// The definition that a run pinned: owned by it and with the pinned digest; none if it is gone or another.
+    /// The definition that a run pinned, compiled: owned by it and with the pinned digest; none if it is gone or another.
     pub async fn definition(
         &self,
         client: &Client,
         namespace: &str,
-        pinned: &DefinitionRef,
+        wanted: &DefinitionRef,
         workflow_uid: &str,
-    ) -> Result<Option<Arc<Definition>>, Error> {
-        let key = format!("{namespace}/{workflow_uid}/{}", pinned.digest);
+    ) -> Result<Option<Arc<Program>>, Error> {
+        let key = format!("{namespace}/{workflow_uid}/{}", wanted.digest);
         if let Some(found) = self.definitions.get(&key) {
             return Ok(Some(found));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&pinned.revision_name)).await? else {
+        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&wanted.revision_name)).await? else {
             return Ok(None);
         };
         let ours = found
@@ -119,15 +120,15 @@ impl Contents {
         let Some(data) = found.data.filter(|_| ours).map(|data| data.0) else {
             return Ok(None);
         };
-        let bytes = data.to_string().len();
-        match Definition::pinned(data, &pinned.digest) {
-            Ok(definition) => {
-                let definition = Arc::new(definition);
-                self.definitions.keep(key, Arc::clone(&definition), bytes);
-                Ok(Some(definition))
+        let bytes = program::bytes(&data);
+        match pinned::read(data, &wanted.digest) {
+            Ok(program) => {
+                let program = Arc::new(program);
+                self.definitions.keep(key, Arc::clone(&program), bytes);
+                Ok(Some(program))
             }
             Err(why) => {
-                tracing::error!(namespace, revision = pinned.revision_name, %why, "a definition is not the pinned one");
+                tracing::error!(namespace, revision = wanted.revision_name, %why, "a definition is not the pinned one");
                 Ok(None)
             }
         }

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 pub use serve::serve;
 
 use super::Error;
-use crate::decide::expression::{Evaluate, Trouble};
-use crate::decide::schema;
+use crate::definition::expression::{Evaluate, Trouble};
+use crate::definition::schema;
 use crate::protocol::Fault;
 use pool::{Pool, Reply};
 use wire::{Answer, Question};

@@ -23,6 +23,7 @@ use super::guard::PolicyGuard;
 use super::refusals::Refusals;
 use super::slots::{Applicant, Slots, Turn};
 use super::world::{World, controller_uid, run_key};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::name::{self, LABEL_WORKFLOW};
 use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Document, StepRun, Workflow};
@@ -32,7 +33,8 @@ use crate::decide::gate::Guard;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
 use crate::decide::workflow::Previous;
-use crate::decide::{document, seen, step_run, workflow};
+use crate::decide::{claim, document, seen, step_run, workflow};
+use crate::definition::program::Step;
 
 /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
 fn pods_alive(pods: &[Arc<Pod>]) -> usize {
@@ -72,12 +74,7 @@ impl Observer {
             Some(pinned) => self.contents.definition(&self.client, &namespace, pinned, &uid).await?,
             None => None,
         };
-        let steps = match (&definition, &template) {
-            (Some(definition), _) => definition.steps.as_slice(),
-            (None, Some(template)) => template.spec.steps.as_slice(),
-            (None, None) => workflow.spec.steps.as_slice(),
-        };
-        let agents: BTreeMap<_, _> = workflow::agent_names(steps)
+        let agents: BTreeMap<_, _> = workflow::agents(definition.as_deref(), template.as_deref(), &workflow)
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
@@ -167,7 +164,7 @@ impl Observer {
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
             // What carries an output is never published: it is enough that it is there.
-            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == OUTPUT_TYPE;
             if self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
                 continue;
             }
@@ -208,7 +205,7 @@ impl Observer {
     async fn changed_input(&self, o: &step_run::Observed) -> Result<Option<Changed>, Error> {
         let (spec, namespace) = (&o.step_run.spec, o.step_run.namespace().unwrap_or_default());
         let step = o.definition.as_ref().and_then(|d| d.step(&spec.path));
-        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
+        let produces = step.and_then(Step::produces).map(|p| p.document_type.as_str());
         for pin in content::inputs(&o.step_run, produces) {
             if self.world.documents.get(&namespace, &pin.name).is_some_and(|d| pin.is_met_by(&d)) {
                 continue;
@@ -407,13 +404,7 @@ impl Observer {
     }
 
     async fn pod(&self, step_run: &StepRun, pods: &[Arc<Pod>], attempt: i32) -> Result<Option<PodSeen>, Error> {
-        let claim = step_run
-            .status
-            .as_ref()
-            .and_then(|s| s.agent.as_ref())
-            .and_then(|a| a.claim.as_ref())
-            .filter(|c| c.attempt == attempt);
-        let Some(claim) = claim else {
+        let Some(claim) = step_run.status.as_ref().and_then(|s| claim::claim_of(s, attempt)) else {
             return Ok(seen::newest_of(attempt, pods).map(|p| seen::pod(p)));
         };
         if let Some(pod) = pods.iter().find(|p| p.uid().as_deref() == Some(&claim.pod_uid)) {

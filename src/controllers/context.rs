@@ -19,9 +19,9 @@ use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
 use crate::cluster::{Error, apply, evaluator, publish};
-use crate::decide::expression::Evaluate;
 use crate::decide::status::differs_by_progress_only;
 use crate::decide::{Effect, Kept, Notice, Plan, workflow};
+use crate::definition::expression::Evaluate;
 use crate::telemetry::Metrics;
 
 /// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.

@@ -11,8 +11,8 @@ use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::evaluator::Kind;
 use crate::cluster::observe::now;
-use crate::decide::expression::Evaluate;
 use crate::decide::{self, Plan};
+use crate::definition::expression::Evaluate;
 
 pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<Action, Error> {
     let observed = context.observer.workflow(workflow).await?;

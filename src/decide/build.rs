@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodSpec, PodTemplateSpec, ProjectedVolumeSource,
+    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodTemplateSpec, ProjectedVolumeSource,
     ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
     VolumeProjection,
 };
@@ -13,19 +13,17 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::Resource;
-use serde_json::Value;
 
-use super::agent::CONTAINER;
-use super::expression::Evaluate;
 use crate::api::agent::Agent;
-use crate::api::condition;
 use crate::api::definition::Definition;
-use crate::api::document::{Document, DocumentSpec, Scope};
-use crate::api::limits::{JOB_TTL_SECONDS, TIMEOUT_SECONDS};
+use crate::api::document::{Document, DocumentSpec, OUTPUT_TYPE, Scope};
+use crate::api::limits::JOB_TTL_SECONDS;
 use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
-use crate::api::step::{Format, Step};
+use crate::api::step::Format;
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
+use crate::definition::agent::{CONTAINER, CheckedAgent, work_digest};
+use crate::definition::policy::AttemptPolicy;
 use crate::mutant::{self, Mutant};
 use crate::protocol::{env, path};
 
@@ -48,12 +46,6 @@ pub struct Surroundings {
     pub image_pull_policy: String,
     pub gateway_url: String,
     pub gateway_ca: String,
-}
-
-/// Why an Agent cannot be launched; a status that is behind its spec says nothing.
-pub fn not_ready(agent: &Agent, evaluator: &dyn Evaluate) -> Option<String> {
-    let faults = super::agent::faults(agent, evaluator);
-    (!faults.is_empty()).then(|| condition::clip(&faults.join("; "), 600))
 }
 
 fn owner<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
@@ -108,7 +100,7 @@ pub fn copied_document(workflow: &Workflow, of: &Document, place: &str) -> Docum
 
 /// The internal document that carries a run's output.
 pub fn output_document(workflow: &Workflow, content: String) -> Document {
-    let document_type = super::document::OUTPUT_TYPE.to_owned();
+    let document_type = OUTPUT_TYPE.to_owned();
     let spec = DocumentSpec { document_type, format: Format::Json, content, ..of_run(workflow) };
     owned_document(workflow, name::run_document, spec)
 }
@@ -166,10 +158,10 @@ pub fn job_name(step_run: &StepRun, status: &StepRunStatus, attempt: i32) -> Str
 pub fn job(
     step_run: &StepRun,
     status: &StepRunStatus,
-    agent: &Agent,
-    step: Option<&Step>,
+    agent: &CheckedAgent<'_>,
+    policy: &AttemptPolicy,
     around: &Surroundings,
-) -> Result<Job, String> {
+) -> Job {
     let meta = &step_run.metadata;
     let own = meta.name.clone().unwrap_or_default();
     let attempt = status.attempt;
@@ -181,15 +173,13 @@ pub fn job(
         (LABEL_ATTEMPT, &attempt.to_string()),
         (LABEL_SESSION, &session),
     ]);
-    let timeout = step.and_then(|s| s.timeout_seconds).or(agent.spec.timeout_seconds).unwrap_or(TIMEOUT_SECONDS);
-    let start = agent.spec.start_timeout_seconds.unwrap_or(crate::api::limits::START_TIMEOUT_SECONDS);
-    let template = pod_template(step_run, attempt, agent, around, &labels)?;
-    Ok(Job {
+    let template = pod_template(step_run, attempt, agent, around, &labels);
+    Job {
         metadata: ObjectMeta {
             name: Some(job_name(step_run, status, attempt)),
             namespace: meta.namespace.clone(),
             labels: Some(labels),
-            annotations: Some(made_from(agent)),
+            annotations: Some(made_from(agent.agent())),
             owner_references: Some(vec![owner(step_run)]),
             ..ObjectMeta::default()
         },
@@ -199,12 +189,12 @@ pub fn job(
             backoff_limit: Some(0),
             pod_replacement_policy: Some("Failed".to_owned()),
             ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
-            active_deadline_seconds: Some(start + timeout + 120),
+            active_deadline_seconds: Some(policy.start_timeout + policy.timeout + 120),
             template,
             ..JobSpec::default()
         }),
         status: None,
-    })
+    }
 }
 
 /// What an attempt's record says it ran with.
@@ -212,7 +202,7 @@ fn made_from(agent: &Agent) -> BTreeMap<String, String> {
     [
         (ANNOTATION_AGENT_GENERATION, agent.metadata.generation.unwrap_or_default().to_string()),
         (ANNOTATION_AGENT_UID, agent.metadata.uid.clone().unwrap_or_default()),
-        (ANNOTATION_AGENT_DIGEST, super::agent::work_digest(agent)),
+        (ANNOTATION_AGENT_DIGEST, work_digest(agent)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()
@@ -221,23 +211,23 @@ fn made_from(agent: &Agent) -> BTreeMap<String, String> {
 fn pod_template(
     step_run: &StepRun,
     attempt: i32,
-    agent: &Agent,
+    agent: &CheckedAgent<'_>,
     around: &Surroundings,
     labels: &BTreeMap<String, String>,
-) -> Result<PodTemplateSpec, String> {
-    let mut template: PodTemplateSpec = serde_json::from_value(Value::Object(agent.spec.template.clone()))
-        .map_err(|e| format!("spec.template: {e}"))?;
-    let meta = template.metadata.get_or_insert_default();
+) -> PodTemplateSpec {
+    let (mut meta, mut pod) = agent.pod();
     meta.labels.get_or_insert_default().extend(labels.clone());
-    let pod = template.spec.get_or_insert_default();
     pod.restart_policy = Some("Never".to_owned());
     pod.automount_service_account_token = Some(false);
     pod.enable_service_links.get_or_insert(false);
     pod.volumes.get_or_insert_default().extend(volumes(step_run, attempt));
     let inherited = pod.containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.security_context.clone());
     pod.init_containers.get_or_insert_default().insert(0, install(around, inherited.as_ref()));
-    wrap(pod, step_run, attempt, around)?;
-    Ok(template)
+    // A checked Agent has that container; Kubernetes has no two of one name.
+    for container in pod.containers.iter_mut().filter(|c| c.name == CONTAINER) {
+        wrap(container, step_run, attempt, around);
+    }
+    PodTemplateSpec { metadata: Some(meta), spec: Some(pod) }
 }
 
 fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
@@ -294,19 +284,10 @@ fn install(around: &Surroundings, inherited: Option<&SecurityContext>) -> Contai
     }
 }
 
-fn wrap(pod: &mut PodSpec, step_run: &StepRun, attempt: i32, around: &Surroundings) -> Result<(), String> {
-    let container = pod
-        .containers
-        .iter_mut()
-        .find(|c| c.name == CONTAINER)
-        .ok_or_else(|| format!("spec.template: no container is named {CONTAINER}"))?;
-    let own = container
-        .command
-        .take()
-        .filter(|c| !c.is_empty())
-        .ok_or_else(|| "spec.template: the agent's command is missing".to_owned())?;
+/// Puts the shim before the agent's own command.
+fn wrap(container: &mut Container, step_run: &StepRun, attempt: i32, around: &Surroundings) {
     let mut command = vec![path::SHIM.to_owned(), "run".to_owned(), "--".to_owned()];
-    command.extend(own);
+    command.extend(container.command.take().into_iter().flatten());
     container.command = Some(command);
     container.termination_message_path = Some(path::TERMINATION_LOG.to_owned());
     container.termination_message_policy = Some("File".to_owned());
@@ -339,7 +320,6 @@ fn wrap(pod: &mut PodSpec, step_run: &StepRun, attempt: i32, around: &Surroundin
         variables.retain(|v| v.name != key);
         variables.push(EnvVar { name: key.to_owned(), value: Some(value.to_owned()), value_from: None });
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -126,6 +126,16 @@ pub fn holds(step_run: &StepRun, asker: &Asker<'_>) -> Result<(), Why> {
     }
 }
 
+/// The claim of the current attempt.
+pub fn current_claim(status: &StepRunStatus) -> Option<&Claim> {
+    claim_of(status, status.attempt)
+}
+
+/// The report of the current attempt.
+pub fn current_report(status: &StepRunStatus) -> Option<&Report> {
+    report_of(status, status.attempt)
+}
+
 /// The claim of this attempt, if there is one; what an earlier attempt left does not count.
 pub fn claim_of(status: &StepRunStatus, attempt: i32) -> Option<&Claim> {
     let claim = status.agent.as_ref()?.claim.as_ref()?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::claim;
 use crate::api::document::Document;
 use crate::api::name;
 use crate::api::step_run::{
@@ -215,11 +216,15 @@ pub fn reused(reuse: &Reuse, attempt: i32) -> ResultRef {
 /// What a StepRun has made or taken over, or is about to: the verdict, else what it will be over.
 pub fn made(step_run: &StepRun) -> Option<ResultRef> {
     let status = step_run.status.as_ref();
-    let attempt = status.map_or(1, |s| s.attempt);
-    let report = status.and_then(|s| s.agent.as_ref()?.report.as_ref()).filter(|r| r.attempt == attempt);
+    let report = || status.and_then(claim::current_report).map(reported);
+    committed(step_run, status).or_else(report)
+}
+
+/// The same, without what a report alone says.
+fn committed(step_run: &StepRun, status: Option<&StepRunStatus>) -> Option<ResultRef> {
     let verdict = status.and_then(|s| s.result.clone());
-    let taken = || step_run.spec.reuse.as_ref().map(|r| reused(r, attempt));
-    verdict.or_else(taken).or_else(|| report.map(reported))
+    let attempt = status.map_or(1, |s| s.attempt);
+    verdict.or_else(|| step_run.spec.reuse.as_ref().map(|r| reused(r, attempt)))
 }
 
 /// What an attempt is to read: the pinned documents, and the one that was rejected last, where it makes such.
@@ -240,12 +245,11 @@ pub fn rejected((name, uid): (&str, &str), status: &StepRunStatus, document_type
 }
 
 /// The Document that an output is read from, where it does not stand in the StepRun itself.
-pub fn carrier(step_run: &StepRun) -> Option<Pin> {
-    let result = step_run.status.as_ref()?.result.as_ref()?;
+pub fn carrier(step_run: &StepRun, status: &StepRunStatus) -> Option<Pin> {
+    let result = committed(step_run, Some(status))?;
     // Older versions kept its name in the report alone.
-    let report = step_run.status.as_ref().and_then(|s| s.agent.as_ref()?.report.as_ref());
-    let apart = || report.filter(|r| r.attempt == result.attempt)?.output_document.as_deref();
-    output_of(result).or_else(|| apart().map(|name| Pin::new(name, None))).or_else(|| document_of(result))
+    let apart = || claim::report_of(status, result.attempt)?.output_document.as_deref();
+    output_of(&result).or_else(|| apart().map(|name| Pin::new(name, None))).or_else(|| document_of(&result))
 }
 
 #[cfg(test)]

@@ -12,9 +12,6 @@ use crate::api::step::{Produces, WiderScope};
 use crate::api::step_run::DocumentRef;
 use crate::mutant::{self, Mutant};
 
-/// The type of internal documents that carry what is too large for a status; no step may ask for it.
-pub const OUTPUT_TYPE: &str = "lockstep-output";
-
 /// Where a lookup stands: the run, and the items around, outermost first.
 #[derive(Clone, Debug, Default)]
 pub struct Viewpoint {

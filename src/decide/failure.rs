@@ -3,46 +3,17 @@
 use std::time::Duration;
 
 use crate::api::agent::Agent;
-use crate::api::limits::{INFRASTRUCTURE_BUDGET, INITIAL_BACKOFF_SECONDS, MAX_ATTEMPTS, MAX_BACKOFF_SECONDS};
+use crate::api::limits::INFRASTRUCTURE_BUDGET;
 use crate::api::name;
-use crate::api::step::{OnFailure, Retry, Step};
+use crate::api::step::OnFailure;
 use crate::api::step_run::{AttemptCounts, AttemptResult, Report, ReportClass, WaitKind};
+use crate::definition::policy::AttemptPolicy;
 use crate::mutant::{self, Mutant};
 use crate::protocol::mark;
 
-/// How often and how far apart, with every default filled in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    pub max_attempts: i32,
-    pub initial_backoff: i64,
-    pub max_backoff: i64,
-    pub idempotent: bool,
-    /// Whether a person is asked where another attempt could help.
-    pub on_failure: OnFailure,
-}
-
-impl Policy {
-    /// The step's word counts before the Agent's and the run's, field by field.
-    pub fn of(step: Option<&Step>, agent: Option<&Agent>, of_the_run: OnFailure) -> Self {
-        let sources = [step.and_then(|s| s.retry.as_ref()), agent.and_then(|a| a.spec.retry.as_ref())];
-        let initial = first(sources, |r| r.initial_backoff_seconds).unwrap_or(INITIAL_BACKOFF_SECONDS);
-        Self {
-            max_attempts: first(sources, |r| r.max_attempts).unwrap_or(MAX_ATTEMPTS),
-            initial_backoff: initial,
-            max_backoff: first(sources, |r| r.max_backoff_seconds).unwrap_or(MAX_BACKOFF_SECONDS).max(initial),
-            idempotent: agent.is_some_and(|a| a.spec.idempotent),
-            on_failure: step.and_then(|s| s.on_failure).unwrap_or(of_the_run),
-        }
-    }
-}
-
-fn first<T>(sources: [Option<&Retry>; 2], field: impl Fn(&Retry) -> Option<T>) -> Option<T> {
-    sources.into_iter().flatten().find_map(field)
-}
-
 /// Back-off before the attempt that follows the n-th failure: doubling, then shortened by up to a quarter. The jitter
 /// comes from the attempt's identity, so that the same pass decides the same.
-pub fn backoff(policy: Policy, failures: i32, identity: &str) -> Duration {
+pub fn backoff(policy: AttemptPolicy, failures: i32, identity: &str) -> Duration {
     let doublings = u32::try_from(failures.clamp(1, 32) - 1).unwrap_or_default();
     let seconds = policy.initial_backoff.saturating_mul(1_i64 << doublings).min(policy.max_backoff);
     let full = u64::try_from(seconds).unwrap_or_default() * 1000;
@@ -91,14 +62,14 @@ pub enum Next {
 }
 
 /// The counts with this failure in them, and what follows. Nobody is asked under `Fail` and `Continue`.
-pub fn next(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (AttemptCounts, Next) {
+pub fn next(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy) -> (AttemptCounts, Next) {
     match (by_class(result, counts, policy), policy.on_failure) {
         ((counts, Next::Ask(_)), OnFailure::Fail | OnFailure::Continue) => (counts, Next::Fail),
         (decided, _) => decided,
     }
 }
 
-fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (AttemptCounts, Next) {
+fn by_class(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy) -> (AttemptCounts, Next) {
     use AttemptResult as R;
     match result {
         R::Infrastructure => {
@@ -133,12 +104,14 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: Policy) -> (At
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy {
+    const POLICY: AttemptPolicy = AttemptPolicy {
         max_attempts: 3,
         initial_backoff: 10,
         max_backoff: 300,
         idempotent: false,
         on_failure: OnFailure::Wait,
+        timeout: 3600,
+        start_timeout: 600,
     };
 
     #[test]
@@ -162,7 +135,7 @@ mod tests {
         check(R::NameConflict, AttemptCounts { retryable: 2, infrastructure: 5, answers: 0 }, POLICY, Next::Again);
         check(R::OutcomeUnknown, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
         check(R::OutputLost, fresh, POLICY, Next::Ask(WaitKind::OutcomeUnknown));
-        let idempotent = Policy { idempotent: true, ..POLICY };
+        let idempotent = AttemptPolicy { idempotent: true, ..POLICY };
         check(R::OutcomeUnknown, fresh, idempotent, Next::Again);
         check(R::OutputLost, AttemptCounts { retryable: 2, ..fresh }, idempotent, Next::Ask(WaitKind::RetriesSpent));
         for class in [
@@ -185,7 +158,7 @@ mod tests {
         use AttemptResult as R;
         let spent = AttemptCounts { retryable: 2, infrastructure: 5, answers: 0 };
         for on_failure in [OnFailure::Fail, OnFailure::Continue] {
-            let policy = Policy { on_failure, ..POLICY };
+            let policy = AttemptPolicy { on_failure, ..POLICY };
             for class in
                 [R::Retryable, R::InvalidOutput, R::Timeout, R::Infrastructure, R::OutcomeUnknown, R::OutputLost]
             {
@@ -195,19 +168,6 @@ mod tests {
                 let instead = if matches!(asked, Next::Ask(_)) { Next::Fail } else { Next::Again };
                 assert_eq!(next(class, AttemptCounts::default(), policy).1, instead, "{class} {on_failure:?}");
             }
-        }
-    }
-
-    #[test]
-    fn the_step_says_what_a_failure_means_before_the_run_does() {
-        let step = |on_failure| Step { on_failure, ..Step::default() };
-        for (own, of_the_run, expected) in [
-            (None, OnFailure::Wait, OnFailure::Wait),
-            (None, OnFailure::Fail, OnFailure::Fail),
-            (Some(OnFailure::Continue), OnFailure::Fail, OnFailure::Continue),
-            (Some(OnFailure::Wait), OnFailure::Fail, OnFailure::Wait),
-        ] {
-            assert_eq!(Policy::of(Some(&step(own)), None, of_the_run).on_failure, expected, "{own:?} {of_the_run:?}");
         }
     }
 

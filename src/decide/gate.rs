@@ -71,7 +71,7 @@ pub fn has_agent(step_run: &StepRun) -> bool {
 }
 
 /// Whether the step is an approval and nothing else.
-fn is_approval_alone(step_run: &StepRun) -> bool {
+pub fn is_approval_alone(step_run: &StepRun) -> bool {
     let spec = &step_run.spec;
     spec.gate.is_some() && spec.reuse.is_none() && spec.ask.is_none() && spec.agent_id.is_empty()
 }
@@ -84,12 +84,7 @@ pub fn reviewed(step_run: &StepRun, status: &StepRunStatus) -> Option<String> {
     status.result.as_ref().map(|r| r.digest.clone())
 }
 
-/// The output of a step that is an approval and nothing else, once it was accepted.
-pub fn output(step_run: &StepRun) -> Option<Value> {
-    output_of(step_run, step_run.status.as_ref()?)
-}
-
-/// As `output`, with a status that is not stored yet.
+/// The output of a step that is an approval and nothing else, once it was accepted; of a status that may not be stored yet.
 pub fn output_of(step_run: &StepRun, status: &StepRunStatus) -> Option<Value> {
     let gate = status.gate.as_ref().filter(|_| is_approval_alone(step_run))?;
     can_proceed(step_run.spec.gate.as_ref(), Some(gate)).then(|| told(gate))
@@ -279,6 +274,10 @@ mod tests {
 
     fn wanted(approvals: i32) -> StepRunGate {
         StepRunGate { name: "g".into(), approvals, ..StepRunGate::default() }
+    }
+
+    fn output(step_run: &StepRun) -> Option<Value> {
+        output_of(step_run, step_run.status.as_ref()?)
     }
 
     fn decide(gate: &GateStatus, approvals: i32, letter: &Letter) -> GateStatus {

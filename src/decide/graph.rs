@@ -15,20 +15,19 @@ use std::sync::Arc;
 pub use tally::Tally;
 
 use super::content::Pin;
-use super::expression::Expression;
 use super::observed::Observed;
 use super::scope::{Fault, Frame, Output, Seen, Sources, Start};
 use super::settled::Settled;
 use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
 use super::{build, decisions, document};
 use crate::api::condition;
-use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentStatus};
 use crate::api::limits::{ACTIVE_STEPS, PENDING};
 use crate::api::name;
-use crate::api::step::{OnFailure, Step};
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
 use crate::api::workflow::{AcceptanceDecision, PendingAcceptance, Phase, StepStatus};
+use crate::definition::expression::Expression;
+use crate::definition::program::{Program, Step};
 use crate::mutant::{self, Mutant};
 
 /// The findings.
@@ -112,23 +111,23 @@ pub struct Walked {
 }
 
 /// Walks the definition; with `Start::Not` nothing new begins.
-pub fn stand(o: &Observed, definition: &Definition, start: Start) -> Walked {
+pub fn stand(o: &Observed, program: &Program, start: Start) -> Walked {
     let known = &o.settled;
     let cold = known.lists.is_empty() && !o.step_runs.is_empty();
     if !cold {
-        let (walked, accounted) = Walk::of(o, definition, known.as_ref().clone()).go(start);
+        let (walked, accounted) = Walk::of(o, program, known.as_ref().clone()).go(start);
         // A StepRun is gone, or somebody else made one: what was settled is looked at again.
         if accounted == o.step_runs.size() || known.lists.is_empty() {
             return walked;
         }
     }
     // Slots are counted over what was begun: the first look finds it, the second one may begin more.
-    let (first, _) = Walk::of(o, definition, Settled::default()).go(Start::Not);
+    let (first, _) = Walk::of(o, program, Settled::default()).go(Start::Not);
     if start == Start::Not || first.settled.lists.is_empty() {
-        let again = || Walk::of(o, definition, Settled::default()).go(start).0;
+        let again = || Walk::of(o, program, Settled::default()).go(start).0;
         return if start == Start::Not { first } else { again() };
     }
-    Walk::of(o, definition, first.settled).go(start).0
+    Walk::of(o, program, first.settled).go(start).0
 }
 
 struct Walk<'a> {
@@ -136,8 +135,6 @@ struct Walk<'a> {
     sources: Sources<'a>,
     latched: BTreeMap<String, StepStatus>,
     tallies: BTreeMap<String, Tally>,
-    /// Paths in file order.
-    order: Vec<String>,
     /// By identity of an item: paths of the StepRuns in it. Made where something was begun that nobody remembers.
     begun: Option<BTreeMap<String, BTreeSet<String>>>,
     settled: Settled,
@@ -149,24 +146,21 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn of(o: &'a Observed, definition: &'a Definition, settled: Settled) -> Self {
+    fn of(o: &'a Observed, program: &'a Program, settled: Settled) -> Self {
         let status = o.workflow.status.as_ref();
         let latched = status.map(|s| s.steps.iter().map(|s| (s.path.clone(), s.clone())).collect()).unwrap_or_default();
         let sources = Sources {
-            definition,
+            program,
             documents: &o.documents,
             contents: &o.contents,
             evaluator: &o.evaluator,
             unread: RefCell::new(BTreeSet::new()),
         };
-        let mut order = Vec::new();
-        lay_out(&definition.steps, "", &mut order);
         Walk {
             o,
             sources,
             latched,
             tallies: BTreeMap::new(),
-            order,
             begun: None,
             settled,
             accounted: 0,
@@ -177,9 +171,9 @@ impl<'a> Walk<'a> {
     }
 
     fn go(mut self, start: Start) -> (Walked, usize) {
-        let definition = self.sources.definition;
         let frame = Frame { start, ..Frame::default() };
-        let (outcome, _) = self.list((&definition.steps, definition.order, definition.output.as_deref()), &frame);
+        let program = self.sources.program;
+        let (outcome, _) = self.list(&program.steps, "", &frame);
         self.finish(outcome);
         let unread = self.sources.unread.take();
         (Walked { stand: self.stand, settled: self.settled, unread, looked: self.looked }, self.accounted)
@@ -192,11 +186,11 @@ impl<'a> Walk<'a> {
     // ---- one execution
 
     /// A step of one StepRun: an agent's, a question, an approval.
-    fn run(&mut self, step: &Step, path: &str, frame: &Frame) -> Outcome {
-        let definition = self.sources.definition;
-        let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
+    fn run(&mut self, step: &Step, frame: &Frame) -> Outcome {
+        let path: &str = &step.path;
+        let own = self.step_run_name(path, &frame.keys);
         if let Some(found) = self.o.step_runs.get(&own).cloned() {
-            return self.existing(&found, path, frame);
+            return self.existing(&found, step, frame);
         }
         let begun = self.latched.get(path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
         if begun && !mutant::on(Mutant::MadeAgain) {
@@ -212,10 +206,16 @@ impl<'a> Walk<'a> {
         if frame.start != Start::May {
             return Outcome::Ahead;
         }
-        self.begin(step, path, frame)
+        self.begin(step, frame)
     }
 
-    fn existing(&mut self, step_run: &Arc<StepRun>, path: &str, frame: &Frame) -> Outcome {
+    fn step_run_name(&self, path: &str, keys: &[String]) -> String {
+        let run = &self.sources.program.run;
+        build::step_run_name(&run.name, &run.uid, path, keys)
+    }
+
+    fn existing(&mut self, step_run: &Arc<StepRun>, step: &Step, frame: &Frame) -> Outcome {
+        let path: &str = &step.path;
         let status = step_run.status.clone().unwrap_or_default();
         let phase = status.phase.unwrap_or_default();
         self.accounted += 1;
@@ -230,7 +230,7 @@ impl<'a> Walk<'a> {
         }
         tally.started_at = begun.or_else(|| tally::earliest(tally.started_at.take(), status.started_at.clone()));
         tally.completed_at = tally::latest(tally.completed_at.take(), status.completed_at.clone());
-        if status.completed_at.is_some() && !self.is_unpublished(step_run, path, frame) {
+        if status.completed_at.is_some() && !self.is_unpublished(step_run, step, frame) {
             return self.ended(step_run, phase, path, frame);
         }
         self.unfinished.extend(step_run.metadata.name.clone());
@@ -244,10 +244,10 @@ impl<'a> Walk<'a> {
 
     /// Whether its document, which was accepted, cannot be seen by others yet: that is a moment after it was. If it was
     /// exchanged or taken away by then, the pass over the StepRun says so.
-    fn is_unpublished(&self, step_run: &StepRun, path: &str, frame: &Frame) -> bool {
+    fn is_unpublished(&self, step_run: &StepRun, step: &Step, frame: &Frame) -> bool {
         let status = step_run.status.as_ref().filter(|_| is_published_late(step_run) && !has_changed(step_run));
         let Some(name) = status.and_then(|s| s.result.as_ref()?.document_name.as_ref()) else { return false };
-        let Some(produces) = self.sources.definition.step(path).and_then(|s| s.produces.as_ref()) else { return false };
+        let Some(produces) = step.produces() else { return false };
         let key = document::key_of(name, produces, &self.sources.viewpoint(frame));
         // One that was taken over may lie elsewhere.
         let elsewhere = || document::named(&self.o.documents, &produces.document_type, std::slice::from_ref(name));
@@ -335,15 +335,8 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What a failure of this step means. A rejection is never passed over.
-    fn on_failure(&self, step: &Step) -> OnFailure {
-        let wanted = step.on_failure.unwrap_or(self.sources.definition.on_failure);
-        if step.gate.is_some() && wanted == OnFailure::Continue { OnFailure::Fail } else { wanted }
-    }
-
-    fn evaluate(&self, text: &str, frame: &Frame, what: &str) -> Result<serde_json::Value, Fault> {
-        let expression = Expression::parse(text).map_err(|e| Fault::Wrong(format!("{what} {e}")))?;
-        let scope = self.sources.scope(frame, &[&expression], &[])?;
+    fn evaluate(&self, expression: &Expression, frame: &Frame, what: &str) -> Result<serde_json::Value, Fault> {
+        let scope = self.sources.scope(frame, &[expression], &[])?;
         expression.evaluate(&scope).map_err(|e| Fault::Wrong(format!("{what}: {e}")))
     }
 
@@ -372,6 +365,7 @@ impl<'a> Walk<'a> {
     // ---- the end of the walk
 
     fn finish(&mut self, outcome: Outcome) {
+        let program = self.sources.program;
         self.stand.failure = match &outcome {
             // What the end of the run ended is no failure of its own.
             Outcome::Failing(f) | Outcome::Failed(f) if f.class != AttemptResult::Cancelled => Some(f.clone()),
@@ -391,15 +385,18 @@ impl<'a> Walk<'a> {
             decisions::newest(tallies.values_mut().flat_map(|t| std::mem::take(&mut t.decisions)).collect());
         // Failures are passed over; that something was ended with the run is not: it is not complete.
         let cut_short = tallies.values().any(|t| t.cancelled);
-        let mut steps: Vec<StepStatus> =
-            self.order.iter().map(|path| tallies.remove(path).unwrap_or_default().status(path)).collect();
+        let mut steps: Vec<StepStatus> = program
+            .all()
+            .into_iter()
+            .map(|step| tallies.remove(&*step.path).unwrap_or_default().status(&step.path))
+            .collect();
         tally::roll_up(&mut steps);
         self.stand.steps = steps;
         if let (Outcome::Done(seen), false) = (outcome, cut_short) {
             // A list that is too large to be read has failed before; what else cannot be read is null.
             match self.sources.output(&seen.output) {
                 Err(Fault::Changed(message)) => {
-                    let (place, class) = (self.sources.definition.workflow.clone(), AttemptResult::DocumentChanged);
+                    let (place, class) = (program.run.name.clone(), AttemptResult::DocumentChanged);
                     self.stand.failure.get_or_insert(Failure { place, class, message });
                 }
                 read => {
@@ -412,14 +409,13 @@ impl<'a> Walk<'a> {
 
     /// What is made in this pass is written down in this pass: the next one then has nothing to add.
     fn latch_begun(&mut self) {
-        let definition = self.sources.definition;
+        let run = &self.sources.program.run;
         for Beginning { spec, keys, .. } in &self.stand.creates {
             let tally = self.tallies.entry(spec.path.clone()).or_default();
             let begun = self.latched.get(&spec.path).and_then(|s| s.started_at.clone());
             tally.started_at = begun.or(tally.started_at.take()).or_else(|| Some(self.o.now.clone()));
             if keys.is_empty() {
-                let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, &spec.path, keys);
-                tally.step_run = Some(own);
+                tally.step_run = Some(build::step_run_name(&run.name, &run.uid, &spec.path, keys));
             }
         }
     }
@@ -441,11 +437,11 @@ impl<'a> Walk<'a> {
 
     /// Items whose StepRun is gone: more were begun than there are. They are never made again.
     fn find_lost(&mut self) {
-        for path in self.order.clone() {
-            let begun = self.latched.get(&path).and_then(|s| s.counts).map_or(0, |c| c.started);
-            let is_group = self.sources.definition.step(&path).is_none_or(|s| !s.steps.is_empty());
-            let tally = self.tally(&path);
-            if is_group || begun <= tally.found {
+        for step in self.sources.program.all() {
+            let path: &str = &step.path;
+            let begun = self.latched.get(path).and_then(|s| s.counts).map_or(0, |c| c.started);
+            let tally = self.tally(path);
+            if step.group().is_some() || begun <= tally.found {
                 continue;
             }
             // Not met on this walk is not gone: a step before it may be older in this copy than the status is.
@@ -454,12 +450,12 @@ impl<'a> Walk<'a> {
             if lost <= 0 {
                 continue;
             }
-            let tally = self.tally(&path);
+            let tally = self.tally(path);
             tally.counts.failed += lost;
             // It stays as it was: the next pass must find them lost, too.
             tally.lost = lost;
             let message = format!("StepRuns of it were deleted ({lost}); they are never made again");
-            let failure = Failure { place: path, class: AttemptResult::StepRunLost, message };
+            let failure = Failure { place: path.to_owned(), class: AttemptResult::StepRunLost, message };
             self.stand.failure.get_or_insert(failure);
         }
     }
@@ -474,15 +470,6 @@ impl<'a> Walk<'a> {
             tally.running -= 1;
             tally.counts.started -= 1;
         }
-    }
-}
-
-/// Paths in file order, each group before its steps.
-fn lay_out(steps: &[Step], prefix: &str, order: &mut Vec<String>) {
-    for step in steps {
-        let path = format!("{prefix}{}", step.name);
-        order.push(path.clone());
-        lay_out(&step.steps, &format!("{path}/"), order);
     }
 }
 

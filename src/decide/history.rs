@@ -7,7 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::gate;
+use super::output::{self, StoredOutput};
+use super::{content, gate};
 use crate::api::step_run::{Action, Attempt, Decision, StepRun, StepRunStatus};
 use crate::api::workflow::{Phase, StepStatus, Workflow};
 
@@ -258,41 +259,17 @@ fn input(step: &StepRun) -> Value {
     if step.spec.parameters.trim().is_empty() { Value::Null } else { json(&step.spec.parameters) }
 }
 
-/// What the step gave, once there is a verdict; where only a document was made, its name and digest.
+/// What the step gave, once there is a verdict; where a Document carries it, its name and digest. Of a manual approval that
+/// was rejected, by whom and why.
 pub fn output(step: &StepRun) -> Value {
-    if let Some(reuse) = &step.spec.reuse {
-        let inline = reuse.output.as_deref().map(json);
-        return inline.unwrap_or_else(|| carried(reuse.document_name.as_deref(), &reuse.digest));
+    match output::of(step) {
+        StoredOutput::Inline(text) => json(&text),
+        StoredOutput::Document(pin) => {
+            let digest = content::made(step).map(|made| made.digest).unwrap_or_default();
+            object([("documentName", Value::String(pin.name)), ("digest", Value::String(digest))])
+        }
+        StoredOutput::Nowhere => step.status.as_ref().and_then(|s| gate::verdict(step, s)).unwrap_or_default(),
     }
-    let Some(status) = &step.status else {
-        return Value::Null;
-    };
-    if let Some(answer) = &status.answer {
-        return json(&answer.value);
-    }
-    let Some(verdict) = &status.result else {
-        return approval(step, status);
-    };
-    let report = status.agent.as_ref().and_then(|agent| agent.report.as_ref());
-    let report = report.filter(|r| r.attempt == verdict.attempt && r.digest == verdict.digest);
-    let apart = report.and_then(|r| r.output_document.as_deref());
-    match report.and_then(|r| r.output.as_deref()) {
-        Some(text) => json(text),
-        None => match carried(apart.or(verdict.document_name.as_deref()), &verdict.digest) {
-            Value::Null => approval(step, status),
-            document => document,
-        },
-    }
-}
-
-/// Of a manual approval: what was decided.
-fn approval(step: &StepRun, status: &StepRunStatus) -> Value {
-    gate::verdict(step, status).unwrap_or_default()
-}
-
-fn carried(document: Option<&str>, digest: &str) -> Value {
-    let text = |text: &str| Value::String(text.to_owned());
-    document.map_or(Value::Null, |name| object([("documentName", text(name)), ("digest", text(digest))]))
 }
 
 #[cfg(test)]

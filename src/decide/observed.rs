@@ -9,13 +9,13 @@ use rpds::RedBlackTreeMapSync;
 
 use super::content::Contents;
 use super::document::Documents;
-use super::expression::Evaluate;
 use super::settled::Settled;
 use crate::api::agent::Agent;
-use crate::api::definition::Definition;
 use crate::api::step_run::StepRun;
 use crate::api::workflow::Workflow;
 use crate::api::workflow_template::WorkflowTemplate;
+use crate::definition::expression::Evaluate;
+use crate::definition::program::Program;
 
 /// StepRuns of one run, by name.
 pub type StepRuns = RedBlackTreeMapSync<String, Arc<StepRun>>;
@@ -24,8 +24,8 @@ pub type StepRuns = RedBlackTreeMapSync<String, Arc<StepRun>>;
 pub struct Observed {
     pub workflow: Arc<Workflow>,
     pub template: Option<Arc<WorkflowTemplate>>,
-    /// The pinned one, once there is one.
-    pub definition: Option<Arc<Definition>>,
+    /// The pinned one, compiled, once there is one.
+    pub definition: Option<Arc<Program>>,
     /// Those that exist of the agents that the steps name.
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// Those that this run's UID owns.
@@ -47,5 +47,5 @@ pub struct Observed {
 pub struct Previous {
     pub step_runs: StepRuns,
     /// What it had pinned; without it neither decisions nor answers are taken over.
-    pub definition: Option<Arc<Definition>>,
+    pub definition: Option<Arc<Program>>,
 }

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 use serde_json::{Map, Value, json};
 
-use super::content::{self, Content, Contents, Pin};
+use super::content::{Content, Contents, Pin};
 use super::document::{self, Documents, Viewpoint};
-use super::expression::{Evaluate, Expression, Scope, expressions, underscored};
-use super::gate;
-use crate::api::definition::Definition;
+use super::output::{self, StoredOutput};
 use crate::api::limits::DOCUMENT_BYTES;
-use crate::api::step::{Format, Step};
+use crate::api::step::Format;
 use crate::api::step_run::StepRun;
 use crate::api::workflow::Phase;
+use crate::definition::expression::{self, Evaluate, Expression, Scope, underscored};
+use crate::definition::program::Program;
 
 /// The output of a step, not yet read.
 #[derive(Clone, Debug)]
@@ -67,8 +67,6 @@ pub struct Entity {
 /// A place in a run: the steps that have ended before it, the items around it.
 #[derive(Clone, Debug, Default)]
 pub struct Frame {
-    /// `group/`, or empty.
-    pub prefix: String,
     pub keys: Vec<String>,
     /// Outermost first.
     pub items: Vec<Entity>,
@@ -97,7 +95,7 @@ pub enum Fault {
 
 /// Where values come from.
 pub struct Sources<'a> {
-    pub definition: &'a Definition,
+    pub program: &'a Program,
     pub documents: &'a Documents,
     pub contents: &'a Contents,
     /// Documents whose contents are wanted and not there.
@@ -108,26 +106,26 @@ pub struct Sources<'a> {
 impl Sources<'_> {
     pub fn viewpoint(&self, frame: &Frame) -> Viewpoint {
         Viewpoint {
-            workflow_uid: self.definition.workflow_uid.clone(),
-            session: self.definition.session.clone(),
-            project: self.definition.project.clone(),
+            workflow_uid: self.program.run.uid.clone(),
+            session: self.program.run.session.clone(),
+            project: self.program.run.project.clone(),
             keys: frame.keys.clone(),
         }
     }
 
     /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before.
     pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Result<Scope, Fault> {
-        let d = self.definition;
+        let run = &self.program.run;
         let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
         let mut scope = Scope::new(self.evaluator)
             .with("steps", self.steps(frame, used)?)
             .with("documents", self.visible(frame, &named(used, "documents"), pinned)?);
         // A run's parameters can be large: nobody gets them who does not ask.
         if variables.contains("parameters") {
-            scope = scope.with("parameters", Value::Object(d.parameters.clone()));
+            scope = scope.with("parameters", Value::Object(run.parameters.clone()));
         }
         if variables.contains("workflow") {
-            scope = scope.with("workflow", json!({"name": d.workflow, "session": d.session, "project": d.project, "input": d.input, "parameters": d.parameters}));
+            scope = scope.with("workflow", run.variable());
         }
         for entity in frame.items.iter().filter(|entity| variables.contains(&entity.as_name)) {
             scope = scope.with(&entity.as_name, entity.value.as_ref().clone());
@@ -172,7 +170,7 @@ impl Sources<'_> {
                 let mut values = Vec::with_capacity(items.len());
                 for item in items.iter() {
                     let value = self.output(&item.output)?;
-                    bytes += super::expression::size(&value) + 1;
+                    bytes += expression::size(&value) + 1;
                     if bytes > DOCUMENT_BYTES {
                         return Err(Fault::Wrong(too_large()));
                     }
@@ -185,22 +183,11 @@ impl Sources<'_> {
     }
 
     fn of_step_run(&self, step_run: &StepRun) -> Result<Value, Fault> {
-        let status = step_run.status.as_ref();
-        let read = |text: &str| serde_json::from_str(text).unwrap_or_default();
-        if let Some(answer) = status.and_then(|s| s.answer.as_ref()) {
-            return Ok(read(&answer.value));
+        match output::of(step_run) {
+            StoredOutput::Nowhere => Ok(Value::Null),
+            StoredOutput::Inline(text) => Ok(output::read(&text)),
+            StoredOutput::Document(pin) => Ok(output::read(self.content(&pin)?.text())),
         }
-        if let Some(given) = gate::output(step_run) {
-            return Ok(given);
-        }
-        let report = status.and_then(|s| s.result.as_ref().and(s.agent.as_ref())).and_then(|a| a.report.as_ref());
-        let reuse = step_run.spec.reuse.as_ref();
-        let inline = report.and_then(|r| r.output.as_deref()).or(reuse.and_then(|r| r.output.as_deref()));
-        if let Some(text) = inline {
-            return Ok(read(text));
-        }
-        let Some(pin) = content::carrier(step_run) else { return Ok(Value::Null) };
-        Ok(read(self.content(&pin)?.text()))
     }
 
     /// What a Document holds, if it is the one that is meant.
@@ -266,18 +253,6 @@ fn named(used: &[&Expression], variable: &str) -> Wanted {
         all.extend(expression.members(variable));
     }
     Wanted(Some(all))
-}
-
-/// Every expression of a step that parses, and that it begins with: parameters and question.
-pub fn of_step(step: &Step) -> Vec<Expression> {
-    let mut found = Vec::new();
-    for (key, value) in step.parameters.iter().flatten() {
-        expressions(value, key, &mut found);
-    }
-    if let Some(ask) = &step.ask {
-        expressions(&Value::String(ask.question.clone()), "question", &mut found);
-    }
-    found.into_iter().filter_map(|(_, e)| e.ok()).collect()
 }
 
 pub fn too_large() -> String {

@@ -10,17 +10,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
-use super::agent::CONTAINER;
 use super::build::{self, ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID};
-use super::step_run::{Hold, JobSeen, PodSeen, Ran, was_launched};
+use super::step_run::{Hold, JobSeen, PodSeen, Ran, gone_at, was_launched};
 use crate::api::condition::clip;
 use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
-
-/// Seconds after which a pod that should be gone is not waited for.
-const UNREACHABLE_SECONDS: i64 = 60;
+use crate::definition::agent::CONTAINER;
 
 /// How many StepRuns the status says were begun, each step's once.
 pub fn begun(workflow: &Workflow) -> usize {
@@ -193,7 +190,7 @@ pub fn is_unfinished(job: &Job) -> bool {
 /// Whether a pod may still do something: one that should be long gone is on a node that nobody reaches.
 pub fn is_alive(pod: &Pod, now: &Time) -> bool {
     let by = pod.metadata.deletion_timestamp.as_ref();
-    let unreachable = by.is_some_and(|by| now.0.duration_since(by.0).as_secs() > UNREACHABLE_SECONDS);
+    let unreachable = by.is_some_and(|by| now.0 >= gone_at(by).0);
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     !unreachable && !matches!(phase, Some("Succeeded" | "Failed"))
 }

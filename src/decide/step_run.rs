@@ -17,33 +17,30 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::build::{self, Surroundings};
 use super::content::{self, Changed, Content, Found};
-use super::expression::Evaluate;
-use super::failure::{self, Next, Policy};
+use super::failure::{self, Next};
 use super::gate::{self, Guard};
-use super::{Effect, Kept, Plan, document};
+use super::{Effect, Kept, Plan, claim, document};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
-use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentPhase, DocumentStatus};
-use crate::api::limits::{
-    ATTEMPTS_KEPT, LOG_TAIL_BYTES, MESSAGE_BYTES, SKEW_SECONDS, START_TIMEOUT_SECONDS, TIMEOUT_SECONDS,
-};
+use crate::api::limits::{ATTEMPTS_KEPT, LOG_TAIL_BYTES, MESSAGE_BYTES, SKEW_SECONDS};
 use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use crate::api::step::{Gate, OnFailure, Step};
+use crate::api::step::OnFailure;
 use crate::api::step_run::{
     Act, Action, Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance,
     JobRef, Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus,
     WaitKind, WaitingFor,
 };
 use crate::api::workflow::Phase;
+use crate::definition::expression::Evaluate;
+use crate::definition::policy::AttemptPolicy;
+use crate::definition::program::{Gate, Program, Step};
 use crate::mutant::{self, Mutant};
 pub use gates::{has_changed, is_published_late};
 pub use hold::{Hold, hold};
 pub use proof::{POLICIES, needs_guard};
 pub use slot::{Need, Slot, holds_slot, need, was_launched};
 
-/// Seconds after which a pod that should be gone counts as gone.
-const GONE_AFTER_SECONDS: i64 = 60;
 /// How long to wait before asking again whether the policies stand.
 const GUARD_AGAIN: Duration = Duration::from_secs(5);
 
@@ -53,7 +50,7 @@ pub struct Observed {
     pub step_run: Arc<StepRun>,
     /// What the run says of it as a whole.
     pub hold: Hold,
-    pub definition: Option<Arc<Definition>>,
+    pub definition: Option<Arc<Program>>,
     pub agent: Option<Arc<Agent>>,
     pub job: JobSeen,
     /// What the API server said when it refused the Job of the current attempt.
@@ -100,7 +97,7 @@ pub enum JobSeen {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ran {
     pub uid: Option<String>,
-    /// As `agent::work_digest` gives it.
+    /// As `definition::agent::work_digest` gives it.
     pub digest: Option<String>,
 }
 
@@ -116,6 +113,12 @@ pub struct PodSeen {
     pub image_digest: Option<String>,
     /// Why it does not run yet, in Kubernetes' words.
     pub obstacle: Option<String>,
+}
+
+/// When a pod counts as gone that should be gone by then: deletion plus grace. Who still sees it looks at a node that nobody
+/// reaches.
+pub fn gone_at(gone_by: &Time) -> Time {
+    after(gone_by, 60)
 }
 
 /// What to do with this StepRun now.
@@ -135,7 +138,7 @@ struct Pass<'a> {
     status: StepRunStatus,
     plan: Plan<StepRunStatus>,
     step: Option<&'a Step>,
-    policy: Policy,
+    policy: AttemptPolicy,
 }
 
 impl<'a> Pass<'a> {
@@ -143,8 +146,7 @@ impl<'a> Pass<'a> {
         let step = o.definition.as_deref().and_then(|d| d.step(&o.step_run.spec.path));
         let mut status = o.step_run.status.clone().unwrap_or_default();
         status.observed_generation = o.step_run.metadata.generation.unwrap_or_default();
-        let default = o.definition.as_deref().map(|d| d.on_failure).unwrap_or_default();
-        Self { o, status, plan: Plan::default(), step, policy: Policy::of(step, o.agent.as_deref(), default) }
+        Self { o, status, plan: Plan::default(), step, policy: AttemptPolicy::of(step, o.agent.as_deref()) }
     }
 
     fn advance(&mut self) {
@@ -205,21 +207,13 @@ impl<'a> Pass<'a> {
     }
 
     fn report(&self) -> Option<Report> {
-        self.status
-            .agent
-            .as_ref()?
-            .report
-            .clone()
-            .filter(|r| r.attempt == self.status.attempt || mutant::on(Mutant::ReportOfOldAttempt))
+        let any = || self.status.agent.as_ref()?.report.as_ref().filter(|_| mutant::on(Mutant::ReportOfOldAttempt));
+        claim::current_report(&self.status).or_else(any).cloned()
     }
 
     fn claim(&self) -> Option<Claim> {
-        self.status
-            .agent
-            .as_ref()?
-            .claim
-            .clone()
-            .filter(|c| c.attempt == self.status.attempt || mutant::on(Mutant::ClaimOfOldAttempt))
+        let any = || self.status.agent.as_ref()?.claim.as_ref().filter(|_| mutant::on(Mutant::ClaimOfOldAttempt));
+        claim::current_claim(&self.status).or_else(any).cloned()
     }
 
     fn gate_is(&self, state: GateState) -> bool {
@@ -293,7 +287,7 @@ impl<'a> Pass<'a> {
 
     /// The gate as the pinned definition has it: what is no business of admission.
     fn gate_terms(&self) -> Option<&'a Gate> {
-        self.step.and_then(|s| s.gate.as_ref())
+        self.step.and_then(Step::gate)
     }
 
     /// Jobs of attempts behind the fence, and of a StepRun that needs none.

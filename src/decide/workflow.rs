@@ -13,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::jiff::SignedDuration;
 
 pub use committed::{Committed, committed};
-pub use needs::agent_names;
+pub use needs::agents;
 pub use taken::name_taken;
 
 use super::content::Pin;
@@ -24,11 +24,11 @@ use super::settled::Settled;
 use super::step_run::POLICIES;
 use super::{Effect, Plan, build, document, status};
 use crate::api::condition::{self, clip};
-use crate::api::definition::Definition;
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
 use crate::api::step_run::AttemptResult;
 use crate::api::workflow::{DefinitionRef, Phase, RunOutput, WorkflowStatus};
+use crate::definition::program::Program;
 
 /// What a pass decided, and what it needs or found besides.
 #[derive(Default)]
@@ -64,20 +64,20 @@ pub fn decide(o: &Observed) -> Decided {
     decided
 }
 
-fn advance(o: &Observed, mut status: WorkflowStatus, definition: &Definition) -> Decided {
+fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decided {
     let mut plan = Plan::default();
     status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
-    let stop = stop(o, &status, definition);
+    let stop = stop(o, &status, program);
     if let Some(left) = stop.left {
         plan.look_again(left);
     }
     let missing = if o.step_runs.is_empty() && status.steps.iter().all(|s| s.step_run.is_none()) {
-        needs::missing_at_start(o, definition)
+        needs::missing_at_start(o, program)
     } else {
         Vec::new()
     };
     let mut walked = if missing.is_empty() {
-        graph::stand(o, definition, stop.start)
+        graph::stand(o, program, stop.start)
     } else {
         graph::Walked { stand: Stand { missing_documents: missing, ..Stand::default() }, ..graph::Walked::default() }
     };
@@ -113,9 +113,9 @@ struct Stop {
     left: Option<Duration>,
 }
 
-fn stop(o: &Observed, status: &WorkflowStatus, definition: &Definition) -> Stop {
+fn stop(o: &Observed, status: &WorkflowStatus, program: &Program) -> Stop {
     let spec = &o.workflow.spec;
-    let limit = definition.timeout_seconds.zip(status.started_at.as_ref());
+    let limit = program.timeout_seconds.zip(status.started_at.as_ref());
     let due = limit.and_then(|(seconds, start)| start.0.checked_add(SignedDuration::from_secs(seconds)).ok());
     let left = due.map(|due| Duration::try_from(due.duration_since(o.now.0)).unwrap_or(Duration::ZERO));
     let end = if spec.cancel == Some(true) {
@@ -129,11 +129,11 @@ fn stop(o: &Observed, status: &WorkflowStatus, definition: &Definition) -> Stop 
     };
     let start = if end == status::End::Open { Start::May } else { Start::Not };
     let failure = (end == status::End::TimedOut).then(|| Failure {
-        place: definition.workflow.clone(),
+        place: program.run.name.clone(),
         class: AttemptResult::Timeout,
         message: format!(
             "the run took longer than its timeoutSeconds ({})",
-            definition.timeout_seconds.unwrap_or_default()
+            program.timeout_seconds.unwrap_or_default()
         ),
     });
     Stop { start, end, failure, left: left.filter(|l| !l.is_zero()) }
@@ -209,6 +209,7 @@ mod tests {
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
     use crate::api::condition::Truth;
+    use crate::api::definition::Definition;
     use crate::api::step::Step;
     use crate::api::workflow::{SessionPhase, Workflow, WorkflowSpec};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -241,7 +242,7 @@ mod tests {
             contents: std::collections::BTreeMap::new(),
             previous: None,
             settled: Arc::default(),
-            evaluator: Arc::new(crate::decide::expression::InProcess),
+            evaluator: Arc::new(crate::definition::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
         };
         let begins = |plan: &Plan<WorkflowStatus>| {
@@ -257,7 +258,8 @@ mod tests {
         assert!(!begins(&workflow(&o)));
         run.status = Some(status);
         o.workflow = Arc::new(run);
-        o.definition = Some(Arc::new(Definition { steps: vec![step], ..Definition::default() }));
+        let definition = Definition { steps: vec![step], ..Definition::default() };
+        o.definition = Some(Arc::new(Program::compile(&definition).expect("a program")));
         assert!(begins(&workflow(&o)));
     }
 }

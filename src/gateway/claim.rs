@@ -12,14 +12,14 @@ use super::auth::{self, Act, Caller};
 use super::cluster::{add, patch_status};
 use super::context::{self, Parts};
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, cluster, document};
-use crate::api::definition::Definition;
-use crate::api::limits::TIMEOUT_SECONDS;
-use crate::api::step::{Format, Step};
+use super::{Gateway, attempt, cluster, definitions, document};
+use crate::api::step::Format;
 use crate::api::step_run::{StepRunSpec, StepRunStatus};
 use crate::api::{Agent, StepRun};
 use crate::decide::claim::{self as rules, Answer, Asker};
 use crate::decide::content::Pin;
+use crate::definition::policy::AttemptPolicy;
+use crate::definition::program::{AgentStep, Program, Step};
 use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
@@ -88,19 +88,19 @@ async fn write(
 async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Result<Claimed> {
     let spec = &step_run.spec;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, spec).await?;
-    let step = step(&definition, spec)?;
+    let (step, own) = definitions::step(&definition, spec)?;
     let agent = agent(gateway, who, spec).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
     let status = attempt::status(step_run);
     context::claimed(&Parts {
         attempt: who,
         spec,
-        rejected: rejected(gateway, who, &status, step).await?,
+        rejected: rejected(gateway, who, &status, own).await?,
         status: &status,
-        definition: &definition,
-        step,
+        run: &definition.run,
+        step: own,
         formats: &formats,
-        timeout_seconds: timeout(step, agent.as_ref()),
+        timeout_seconds: AttemptPolicy::of(Some(step), agent.as_ref()).timeout,
         progress_timeout_seconds: agent.as_ref().and_then(|agent| agent.spec.progress_timeout_seconds),
     })
     .map_err(|error| {
@@ -114,7 +114,7 @@ async fn rejected(
     gateway: &Gateway,
     who: &AttemptRef,
     status: &StepRunStatus,
-    step: &Step,
+    step: &AgentStep,
 ) -> Result<Option<InputFile>> {
     let (Some(pin), Some(produces)) = (context::rejected(who, status, step), &step.produces) else {
         return Ok(None);
@@ -122,15 +122,6 @@ async fn rejected(
     let content = document::content(gateway, &who.namespace, &pin).await?;
     let path = context::rejected_path(produces);
     Ok(Some(InputFile { name: pin.name, path, digest: content.digest().to_owned() }))
-}
-
-pub fn step<'a>(definition: &'a Definition, spec: &StepRunSpec) -> Result<&'a Step> {
-    definition.step(&spec.path).ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
-}
-
-fn timeout(step: &Step, agent: Option<&Agent>) -> i64 {
-    let of_the_agent = agent.and_then(|agent| agent.spec.timeout_seconds);
-    step.timeout_seconds.or(of_the_agent).unwrap_or(TIMEOUT_SECONDS)
 }
 
 pub async fn agent(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> Result<Option<Agent>> {
@@ -144,10 +135,10 @@ async fn formats(
     gateway: &Gateway,
     who: &AttemptRef,
     spec: &StepRunSpec,
-    definition: &Definition,
+    definition: &Program,
 ) -> Result<HashMap<String, Format>> {
-    let mut made = HashMap::new();
-    produced(&definition.steps, &mut made);
+    let made: HashMap<&str, Format> =
+        definition.all().into_iter().filter_map(Step::produces).map(|p| (p.document_type.as_str(), p.format)).collect();
     let known = |document: &crate::api::step_run::DocumentRef| {
         document.key.as_ref()?;
         made.get(document.document_type.as_str()).copied()
@@ -165,13 +156,4 @@ async fn formats(
         .buffered(READS_AT_ONCE)
         .try_collect()
         .await
-}
-
-fn produced<'a>(steps: &'a [Step], made: &mut HashMap<&'a str, Format>) {
-    for step in steps {
-        if let Some(produces) = &step.produces {
-            made.insert(&produces.document_type, produces.format);
-        }
-        produced(&step.steps, made);
-    }
 }

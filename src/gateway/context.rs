@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::judge::document_file;
-use crate::api::definition::Definition;
 use crate::api::name;
-use crate::api::step::{Format, Produces, Step};
+use crate::api::step::{Format, Produces};
 use crate::api::step_run::{Attempt, AttemptResult, DocumentRef, StepRunSpec, StepRunStatus};
 use crate::decide::content::{self, Pin};
+use crate::definition::program::{AgentStep, DocumentSelector, RunContext};
 use crate::protocol::{self, AttemptRef, Claimed, InputFile};
 
 /// All that an attempt's input is made of.
@@ -19,8 +19,8 @@ pub struct Parts<'a> {
     pub attempt: &'a AttemptRef,
     pub spec: &'a StepRunSpec,
     pub status: &'a StepRunStatus,
-    pub definition: &'a Definition,
-    pub step: &'a Step,
+    pub run: &'a RunContext,
+    pub step: &'a AgentStep,
     /// Formats by the Document's name.
     pub formats: &'a HashMap<String, Format>,
     /// What was rejected last, where that was a document.
@@ -39,10 +39,10 @@ pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
         "workflow": {
             "name": spec.workflow.name,
             "uid": spec.workflow.uid,
-            "session": parts.definition.session,
-            "project": parts.definition.project,
+            "session": parts.run.session,
+            "project": parts.run.project,
         },
-        "session": parts.definition.session,
+        "session": parts.run.session,
         "step": {
             "path": spec.path,
             "stepRun": parts.attempt.step_run,
@@ -53,7 +53,7 @@ pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
         "scopeChain": spec.scope_chain,
         "item": spec.item,
         "parameters": serde_json::from_str::<Value>(&spec.parameters)?,
-        "input": parts.definition.input,
+        "input": parts.run.input,
         "history": history(parts),
         "documents": documents,
     });
@@ -77,7 +77,7 @@ fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
     let round = parts.status.round.to_string();
     let key = name::digest([parts.attempt.uid.as_bytes(), round.as_bytes()]);
     [
-        (env::SESSION_ID, parts.definition.session.clone()),
+        (env::SESSION_ID, parts.run.session.clone()),
         (env::WORKFLOW, parts.spec.workflow.name.clone()),
         (env::STEP_ID, parts.spec.path.clone()),
         (env::AGENT_ID, parts.spec.agent_id.clone()),
@@ -120,7 +120,7 @@ fn previous(parts: &Parts<'_>) -> Option<Value> {
 }
 
 /// The Document that was rejected last.
-pub fn rejected(attempt: &AttemptRef, status: &StepRunStatus, step: &Step) -> Option<Pin> {
+pub fn rejected(attempt: &AttemptRef, status: &StepRunStatus, step: &AgentStep) -> Option<Pin> {
     let produces = step.produces.as_ref()?;
     content::rejected((&attempt.step_run, &attempt.uid), status, &produces.document_type)
 }
@@ -169,7 +169,7 @@ fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
     }
     // A fan-in over no items is an empty list, not an absent one.
     for wanted in &parts.step.documents {
-        if let Some(document_type) = wanted.strip_suffix("/*") {
+        if let DocumentSelector::OfAllItems(document_type) = wanted {
             members.entry(document_type).or_default();
         }
     }
@@ -231,6 +231,8 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::definition::Definition;
+    use crate::definition::program::{Program, Step};
 
     fn reference(document_type: &str, name: &str, key: Option<&str>) -> Value {
         json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeId": "w", "key": key})
@@ -254,14 +256,15 @@ mod tests {
         }))
         .expect("a spec");
         let definition: Definition = serde_json::from_value(json!({
-            "workflow": "shop", "workflowUid": "w", "session": "ses", "input": "A shop", "steps": []}))
+            "workflow": "shop", "workflowUid": "w", "session": "ses", "input": "A shop", "steps": [
+                {"name": "plan", "agentId": "planner", "documents": ["brief", "none/*"],
+                 "produces": {"type": "plan", "format": "json"}}]}))
         .expect("a definition");
-        let step: Step = serde_json::from_value(json!({"name": "plan", "documents": ["brief", "none/*"],
-            "produces": {"type": "plan", "format": "json"}}))
-        .expect("a step");
+        let program = Program::compile(&definition).expect("a program");
+        let step = program.step("plan").and_then(Step::agent).expect("an agent's step");
         let status: StepRunStatus = serde_json::from_value(status).expect("a status");
         let formats = HashMap::from([("b".to_owned(), Format::Markdown), ("k1".to_owned(), Format::Json)]);
-        let rejected = rejected(&attempt, &status, &step).map(|pin| InputFile {
+        let rejected = rejected(&attempt, &status, step).map(|pin| InputFile {
             name: pin.name,
             path: rejected_path(step.produces.as_ref().expect("it produces")),
             digest: "sha256:p".to_owned(),
@@ -271,8 +274,8 @@ mod tests {
             attempt: &attempt,
             spec: &spec,
             status: &status,
-            definition: &definition,
-            step: &step,
+            run: &program.run,
+            step,
             formats: &formats,
             timeout_seconds: 60,
             progress_timeout_seconds: Some(5),

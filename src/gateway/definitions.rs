@@ -1,4 +1,4 @@
-//! Pinned definitions: fetched when needed, never watched, kept because they never change.
+//! Pinned definitions, compiled: fetched when needed, never watched, kept because they never change.
 
 use std::sync::Arc;
 
@@ -8,13 +8,14 @@ use kube::Api;
 use super::cluster;
 use super::refusal::{Reason, Refusal, Result};
 use crate::api::StepRunSpec;
-use crate::api::definition::Definition;
 use crate::cluster::bounded::Bounded;
+use crate::definition::pinned;
+use crate::definition::program::{self, AgentStep, Program, Step};
 
 const BYTES: usize = 16 * 1024 * 1024;
 
 /// By namespace, UID of the run, name of the revision and pinned digest.
-pub struct Definitions(Bounded<Definition>);
+pub struct Definitions(Bounded<Program>);
 
 impl Default for Definitions {
     fn default() -> Self {
@@ -23,37 +24,40 @@ impl Default for Definitions {
 }
 
 impl Definitions {
-    pub async fn get(&self, client: &kube::Client, namespace: &str, spec: &StepRunSpec) -> Result<Arc<Definition>> {
-        let pinned = &spec.definition;
-        let key = [namespace, &spec.workflow.uid, &pinned.revision_name, &pinned.digest].join("/");
+    pub async fn get(&self, client: &kube::Client, namespace: &str, spec: &StepRunSpec) -> Result<Arc<Program>> {
+        let wanted = &spec.definition;
+        let key = [namespace, &spec.workflow.uid, &wanted.revision_name, &wanted.digest].join("/");
         if let Some(found) = self.0.get(&key) {
             return Ok(found);
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let revision = cluster::find(|| api.get(&pinned.revision_name))
+        let revision = cluster::find(|| api.get(&wanted.revision_name))
             .await?
             .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition of the run is gone"))?;
-        let (definition, bytes) = read(revision, spec)?;
-        let definition = Arc::new(definition);
-        self.0.keep(key, Arc::clone(&definition), bytes);
-        Ok(definition)
+        let (program, bytes) = read(revision, spec)?;
+        let program = Arc::new(program);
+        self.0.keep(key, Arc::clone(&program), bytes);
+        Ok(program)
     }
 }
 
 /// The definition, if it is the one that the StepRun was made from, and how many bytes it has.
-fn read(revision: ControllerRevision, spec: &StepRunSpec) -> Result<(Definition, usize)> {
+fn read(revision: ControllerRevision, spec: &StepRunSpec) -> Result<(Program, usize)> {
     let refuse = |why: &str| Refusal::new(Reason::NotFound, why);
     let run = &spec.workflow.uid;
     let owned = revision.metadata.owner_references.iter().flatten().any(|owner| owner.uid == *run);
     let data = revision.data.filter(|_| owned).ok_or_else(|| refuse("the pinned definition is not the run's own"))?.0;
-    let bytes = data.to_string().len();
-    let definition = Definition::pinned(data, &spec.definition.digest).map_err(|why| {
+    let bytes = program::bytes(&data);
+    let program = pinned::read(data, &spec.definition.digest).map_err(|why| {
         tracing::error!(revision = spec.definition.revision_name, %why, "a definition is not the pinned one");
         refuse(&format!("the pinned definition: {why}"))
     })?;
-    if definition.workflow_uid == *run {
-        Ok((definition, bytes))
-    } else {
-        Err(refuse("the pinned definition is of another run"))
-    }
+    if program.run.uid == *run { Ok((program, bytes)) } else { Err(refuse("the pinned definition is of another run")) }
+}
+
+/// The step of a StepRun, and what its agent is to do.
+pub fn step<'a>(definition: &'a Program, spec: &StepRunSpec) -> Result<(&'a Step, &'a AgentStep)> {
+    let step = definition.step(&spec.path);
+    let own = step.and_then(|step| Some((step, step.agent()?)));
+    own.ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition has no such step"))
 }

@@ -10,14 +10,14 @@ use kube::{Api, Resource};
 use super::attempt::Asked;
 use super::auth::Caller;
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, claim, cluster, context};
-use crate::api::definition::Definition;
+use super::{Gateway, attempt, cluster, context, definitions};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::document::Scope;
 use crate::api::step::{Format, Produces, WiderScope};
 use crate::api::step_run::{Binding, StepRunSpec};
 use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
 use crate::decide::content::{Content, Loaded, Pin};
-use crate::decide::document::OUTPUT_TYPE;
+use crate::definition::program::RunContext;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
 /// The bytes of one pinned document.
@@ -53,7 +53,7 @@ pub async fn content(gateway: &Gateway, namespace: &str, pin: &Pin) -> Result<Co
 async fn rejected(gateway: &Gateway, step_run: &StepRun, request: &Asked<DocumentRequest>) -> Result<Option<Pin>> {
     let who = &request.attempt;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, &step_run.spec).await?;
-    let step = claim::step(&definition, &step_run.spec)?;
+    let (_, step) = definitions::step(&definition, &step_run.spec)?;
     let rejected = context::rejected(who, &attempt::status(step_run), step);
     Ok(rejected.filter(|pin| pin.name == request.body.name))
 }
@@ -62,7 +62,7 @@ async fn rejected(gateway: &Gateway, step_run: &StepRun, request: &Asked<Documen
 pub struct Origin<'a> {
     pub attempt: &'a AttemptRef,
     pub spec: &'a StepRunSpec,
-    pub definition: &'a Definition,
+    pub run: &'a RunContext,
     pub produces: &'a Produces,
 }
 
@@ -107,7 +107,7 @@ pub async fn create(
 }
 
 fn build(origin: &Origin<'_>, content: String) -> Document {
-    let Origin { attempt, spec, definition, produces } = origin;
+    let Origin { attempt, spec, run, produces } = origin;
     let scope = match produces.scope {
         Some(WiderScope::Session) => Scope::Session,
         Some(WiderScope::Project) => Scope::Project,
@@ -135,8 +135,8 @@ fn build(origin: &Origin<'_>, content: String) -> Document {
             document_type: produces.document_type.clone(),
             scope,
             scope_id: spec.scope_chain.last().map(|link| link.scope_id.clone()),
-            session: Some(definition.session.clone()),
-            project: definition.project.clone(),
+            session: Some(run.session.clone()),
+            project: run.project.clone(),
             workflow: Some(spec.workflow.name.clone()),
             path: Some(spec.path.clone()),
             attempt: Some(attempt.attempt),
@@ -174,9 +174,9 @@ mod tests {
                 {"scope": "workflow", "scopeId": "w"}, {"scope": "epic", "scopeId": "w/e1"}]))
             .expect("a chain");
             spec.item = item.then(Default::default);
-            let definition = Definition { session: "ses".to_owned(), ..Definition::default() };
+            let run = RunContext { session: "ses".to_owned(), ..RunContext::default() };
             let produces = Produces { document_type: "plan".to_owned(), scope: wider, ..Produces::default() };
-            let origin = Origin { attempt: &who, spec: &spec, definition: &definition, produces: &produces };
+            let origin = Origin { attempt: &who, spec: &spec, run: &run, produces: &produces };
             let document = build(&origin, "text".to_owned());
             assert_eq!(document.spec.scope, scope);
             assert_eq!(document.spec.scope_id.as_deref(), Some("w/e1"));

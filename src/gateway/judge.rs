@@ -9,7 +9,7 @@ use crate::api::condition::clip;
 use crate::api::limits::{DOCUMENT_BYTES, MESSAGE_BYTES, OUTPUT_INLINE_BYTES};
 use crate::api::step::{Format, Produces};
 use crate::api::step_run::ReportClass;
-use crate::decide::expression::Evaluate;
+use crate::definition::expression::Evaluate;
 use crate::protocol::{Fault, Output};
 
 const FAULTS: usize = 20;
@@ -269,7 +269,7 @@ impl<'de> Visitor<'de> for StrictVisitor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::expression::InProcess;
+    use crate::definition::expression::InProcess;
     use ReportClass::{InvalidOutput, OutputTooLarge, Succeeded};
     use serde_json::json;
 

@@ -10,12 +10,13 @@ use super::document::{self, Origin};
 use super::judge::{self, Contract, Judgement};
 use super::metrics::Class;
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, claim, cluster};
+use super::{Gateway, attempt, claim, cluster, definitions};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::step_run::{Report, ReportClass, StepRunSpec};
 use crate::api::{StepRun, name};
 use crate::decide::claim::{self as rules, Answer};
-use crate::decide::expression::{Evaluate, Trouble};
+use crate::definition::expression::{Evaluate, Trouble};
+use crate::definition::program::Program;
 use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
 
 const ROUNDS: usize = 5;
@@ -165,9 +166,9 @@ async fn put_up(
         return Ok(Ok(()));
     }
     let definition = definition(gateway, who, spec).await?;
-    let step = claim::step(&definition, spec)?;
+    let (_, step) = definitions::step(&definition, spec)?;
     let internal = document::internal();
-    let origin = |produces| Origin { attempt: who, spec, definition: &definition, produces };
+    let origin = |produces| Origin { attempt: who, spec, run: &definition.run, produces };
     if let (Some(content), Some(produces)) = (document, &step.produces) {
         match document::create(gateway, &origin(produces), content).await? {
             Ok((name, bound)) => {
@@ -234,22 +235,19 @@ fn ended(request: &Asked<ReportRequest>) -> Report {
     }
 }
 
-async fn definition(
-    gateway: &Gateway,
-    who: &AttemptRef,
-    spec: &StepRunSpec,
-) -> Result<std::sync::Arc<crate::api::definition::Definition>> {
+async fn definition(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> Result<Arc<Program>> {
     gateway.definitions.get(&gateway.client, &who.namespace, spec).await
 }
 
 async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output: Output) -> Result<Judgement> {
     let definition = definition(gateway, who, spec).await?;
-    let step = claim::step(&definition, spec)?;
+    let (_, step) = definitions::step(&definition, spec)?;
     let Some(agent) = claim::agent(gateway, who, spec).await? else {
         let why = format!("Agent {} is gone, and its outputSchema with it", spec.agent_id);
         return Ok(refused(why));
     };
-    let schemas = [("step", step.output_schema.clone()), ("Agent", agent.spec.output_schema)];
+    let own = step.output_schema.as_ref().map(|schema| schema.as_object().clone());
+    let schemas = [("step", own), ("Agent", agent.spec.output_schema)];
     let contract = Contract {
         produces: step.produces.clone(),
         schemas: schemas.into_iter().filter_map(|(whose, schema)| Some((whose, schema?))).collect(),

@@ -59,7 +59,8 @@ async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
         };
         let mut revision = build::revision(&run, &definition);
         revision.metadata.name = Some(own.clone());
-        let pinned = DefinitionRef { revision_name: own.clone(), digest: definition.digest() };
+        let pinned =
+            DefinitionRef { revision_name: own.clone(), digest: lockstep::definition::pinned::digest(&definition) };
         let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), &team.namespace);
         revisions.create(&PostParams::default(), &revision).await?;
         let read = |pinned: DefinitionRef| {

@@ -14,6 +14,9 @@ use lockstep::api::definition::Definition;
 use lockstep::api::step_run::{StepRun, StepRunStatus};
 use lockstep::api::{Agent, Workflow, name};
 use lockstep::decide::build::{self, Surroundings};
+use lockstep::definition::agent::CheckedAgent;
+use lockstep::definition::expression::InProcess;
+use lockstep::definition::policy::AttemptPolicy;
 use lockstep::protocol::{self, AttemptRef, env};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -242,7 +245,9 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
         gateway_ca: String::new(),
     };
     let status = StepRunStatus { attempt: 1, ..StepRunStatus::default() };
-    let job = build::job(&step_run, &status, &agent, None, &around).map_err(|fault| anyhow!(fault))?;
+    let policy = AttemptPolicy::of(None, Some(&agent));
+    let agent = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow!(faults.join("; ")))?;
+    let job = build::job(&step_run, &status, &agent, &policy, &around);
     let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", team.namespace);
     let job = team.operator.gets(&Ask::post(jobs, serde_json::to_value(&job)?)).await?;
     let job = json!({"attempt": 1, "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]});

@@ -19,6 +19,9 @@ use lockstep::cluster::world::World;
 use lockstep::decide::Effect;
 use lockstep::decide::build::{self, Surroundings};
 use lockstep::decide::step_run::{self, Hold, JobSeen};
+use lockstep::definition::agent::CheckedAgent;
+use lockstep::definition::expression::InProcess;
+use lockstep::definition::policy::AttemptPolicy;
 use serde_json::{Value, json};
 
 use crate::support::{Ask, GATEWAY, OPERATOR, Team, document, policies_whole, until, workflow};
@@ -112,13 +115,14 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let (_, made) = begun(&team).await?;
     let mut step_run: StepRun = serde_json::from_value(made)?;
     let (observer, agent) = (observer(&team)?, writer()?);
+    let policy = AttemptPolicy::of(None, Some(&agent));
+    let agent = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow::Error::msg(faults.join("; ")))?;
     let job = |step_run: &StepRun| {
         let status = step_run.status.clone().unwrap_or_default();
         let around = Surroundings { image: "none".to_owned(), ..Surroundings::default() };
-        let job = build::job(step_run, &status, &agent, None, &around);
-        job.map(|job| Effect::CreateJob(Box::new(job))).map_err(anyhow::Error::msg)
+        Box::new(build::job(step_run, &status, &agent, &policy, &around))
     };
-    let Effect::CreateJob(first) = job(&step_run)? else { bail!("no Job") };
+    let first = job(&step_run);
     let mut squatter = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": first.name_any(),
         "ownerReferences": first.metadata.owner_references}, "spec": {"suspend": true, "template": {"spec": {
         "restartPolicy": "Never", "containers": [{"name": "agent", "image": "evil"}]}}}});
@@ -132,7 +136,7 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     observer.taken.remember(&team.namespace, &name, &holder);
     let mut seen = observer.step_run(Arc::new(step_run.clone())).await?;
     assert_eq!(seen.job, JobSeen::Foreign(holder));
-    seen.agent = Some(Arc::new(agent.clone()));
+    seen.agent = Some(Arc::new(agent.agent().clone()));
     let plan = step_run::step_run(&seen);
     let status = plan.status.context("a status")?;
     assert_eq!((status.attempt, status.counts.retryable, status.completed_at.is_some()), (2, 0, false));
@@ -143,7 +147,7 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     );
     step_run.status = Some(status);
 
-    let second = [job(&step_run)?];
+    let second = [Effect::CreateJob(job(&step_run))];
     let ours = apply(&client, &team.namespace, &second, &observer.consistency).await?.job.context("a Job")?;
     let jobs: Api<Job> = Api::namespaced(team.admin.client(), &team.namespace);
     let live = jobs.get(&ours.name).await?;

@@ -6,46 +6,48 @@ use std::path::Path;
 use crate::source::{File, closing, files, room, rust, word_at};
 use crate::{none, one, refused};
 
-/// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 3: both edges
+/// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 4: both edges
 /// go down.
-const FLOORS: [(&str, u8); 12] = [
+const FLOORS: [(&str, u8); 13] = [
     ("api", 0),
     ("mutant", 0),
     ("protocol", 0),
-    ("decide", 1),
+    ("definition", 1),
     ("server", 1),
-    ("cluster", 2),
-    ("telemetry", 2),
-    ("controllers", 3),
-    ("gateway", 3),
-    ("cli", 3),
-    ("shim", 3),
-    ("bin", 4),
+    ("decide", 2),
+    ("cluster", 3),
+    ("telemetry", 3),
+    ("controllers", 4),
+    ("gateway", 4),
+    ("cli", 4),
+    ("shim", 4),
+    ("bin", 5),
 ];
 
 /// Names that say nothing of what is inside.
 const EMPTY_NAMES: [&str; 8] = ["utils", "util", "helpers", "common", "manager", "service", "misc", "lib_"];
 
-/// In `decide` nothing that could make the same input decide otherwise, or wait. In `api` and `protocol` no client.
-const NEVER: [(&str, &[&str]); 3] = [
-    (
-        "decide",
-        &[
-            "async",
-            "await",
-            "tokio",
-            "std::env",
-            "env::var",
-            "std::fs",
-            "std::net",
-            "std::process",
-            "thread",
-            "Client",
-            "Api",
-            "static mut",
-            "Mutex",
-        ],
-    ),
+/// Nothing that could make the same input decide otherwise, or wait.
+const IMPURE: [&str; 13] = [
+    "async",
+    "await",
+    "tokio",
+    "std::env",
+    "env::var",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "thread",
+    "Client",
+    "Api",
+    "static mut",
+    "Mutex",
+];
+
+/// In `definition` and `decide` nothing impure. In `api` and `protocol` no client.
+const NEVER: [(&str, &[&str]); 4] = [
+    ("definition", &IMPURE),
+    ("decide", &IMPURE),
     ("api", &["async", "tokio", "Client", "Api"]),
     ("protocol", &["async", "tokio", "kube", "k8s_openapi", "std::process", "std::fs"]),
 ];
@@ -213,6 +215,7 @@ fn wrong_edges_are_refused() {
         ("src/shim.rs", "use super::{gateway::x};", "imports gateway"),
         ("src/decide/x.rs", "mod tests { use super::super::super::cli::X; }", "imports cli"),
         ("src/decide/x.rs", "use crate::*;", "imports everything"),
+        ("src/definition/x.rs", "use crate::decide::Plan;", "definition (floor 1) imports decide"),
         ("src/decide/x.rs", "use crate::new_room::X;", "imports new_room"),
         ("src/cellar/x.rs", "", "has no floor"),
         ("src/cluster/x.rs", "use crate::telemetry::Metrics;", "imports telemetry"),
@@ -235,6 +238,7 @@ fn empty_names_are_refused() {
 #[test]
 fn what_a_room_never_does_is_refused() {
     refused(&never(&one("src/decide/x.rs", "async fn f() {}")), "async in decide");
+    refused(&never(&one("src/definition/x.rs", "async fn f() {}")), "async in definition");
     refused(&never(&one("src/decide/x.rs", "fn f() { std::env::var(n) }")), "std::env");
     refused(&never(&one("src/api/x.rs", "use kube::Client;")), "Client in api");
     refused(&never(&one("src/protocol.rs", "use kube::Api;")), "kube in protocol");

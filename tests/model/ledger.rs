@@ -169,7 +169,7 @@ impl Ledger {
             changed_input: None,
             guard: Guard::Proven("policies".into()),
             surroundings: Arc::new(Surroundings::default()),
-            evaluator: Arc::new(lockstep::decide::expression::InProcess),
+            evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: time(match view.clock {
                 Clock::Early => 0,
                 Clock::AfterBackoff => WHILE_SECONDS,

@@ -7,7 +7,8 @@ use lockstep::api::definition::Definition;
 use lockstep::api::step::{Order, Step};
 use lockstep::api::step_run::{Decision, GateState, StepRun};
 use lockstep::api::workflow::{Phase, StepStatus, Workflow, WorkflowStatus};
-use lockstep::decide::{Effect, gate, order};
+use lockstep::decide::{Effect, gate};
+use lockstep::definition::order;
 
 use crate::world::{Happened, World};
 

@@ -329,7 +329,10 @@ impl Teller {
         let run = self.world.workflows[run].clone();
         let status = run.status.clone().expect("a run that began");
         let mut spec: Map<String, Value> = yaml(body);
-        if let Some(step) = spec.remove("step") {
+        if let Some(mut step) = spec.remove("step") {
+            if let (Some(agent), Some(step)) = (spec.get("agentId"), step.as_object_mut()) {
+                step.insert("agentId".to_owned(), agent.clone());
+            }
             self.world.pin_step(&run, serde_json::from_value(step).expect("a step"));
         }
         let uid = run.metadata.uid.clone().unwrap_or_default();

@@ -24,6 +24,7 @@ use lockstep::decide::gate::{self, Guard};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Ran, Slot};
 use lockstep::decide::{Effect, Kept, Notice, Plan, document, seen, step_run, workflow};
+use lockstep::definition::program::Program;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -127,6 +128,10 @@ impl World {
         serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()
     }
 
+    fn program(&self, workflow: &Workflow) -> Option<Arc<Program>> {
+        self.definition(workflow).map(|definition| Arc::new(Program::compile(&definition).expect("a program")))
+    }
+
     /// One more step, behind all others: the walk over the definition does not come to it while one before it is open.
     pub fn pin_step(&mut self, run: &Workflow, step: Step) {
         let mut definition = self.definition(run).expect("a definition");
@@ -146,13 +151,8 @@ impl World {
 
     fn observe_workflow(&self, workflow: &Workflow) -> workflow::Observed {
         let template = workflow.spec.template_ref.as_ref().and_then(|t| self.templates.get(&t.name));
-        let definition = self.definition(workflow);
-        let steps = match (&definition, template) {
-            (Some(definition), _) => definition.steps.clone(),
-            (None, Some(template)) => template.spec.steps.clone(),
-            (None, None) => workflow.spec.steps.clone(),
-        };
-        let agents: BTreeMap<_, _> = workflow::agent_names(&steps)
+        let definition = self.program(workflow);
+        let agents: BTreeMap<_, _> = workflow::agents(definition.as_deref(), template, workflow)
             .into_iter()
             .filter_map(|name| Some((name.clone(), Arc::new(self.agents.get(&name)?.clone()))))
             .collect();
@@ -165,18 +165,18 @@ impl World {
             of.and_then(|of| self.workflows.get(&of.name)).filter(|w| w.metadata.uid.as_ref() == of.map(|of| &of.uid));
         let previous = of.filter(|_| there.is_some() || definition.is_some()).map(|of| workflow::Previous {
             step_runs: table(Some(&of.uid)),
-            definition: there.and_then(|w| self.definition(w)).map(Arc::new),
+            definition: there.and_then(|w| self.program(w)),
         });
         workflow::Observed {
             template: template.cloned().map(Arc::new),
-            definition: definition.map(Arc::new),
+            definition,
             agents,
             step_runs: table(workflow.metadata.uid.as_ref()),
             documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
             contents: Contents::new(),
             previous,
             settled: Arc::default(),
-            evaluator: Arc::new(lockstep::decide::expression::InProcess),
+            evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
             workflow: Arc::new(workflow.clone()),
         }
@@ -192,9 +192,9 @@ impl World {
         let pod = job.and_then(|j| j.pod.clone()).filter(|p| claimed.is_none_or(|c| c.pod_uid == p.uid));
         let made = content::made(step_run).unwrap_or_default();
         let document = self.found(made.document_name.as_ref());
-        let definition = run.and_then(|w| self.definition(w)).map(Arc::new);
+        let definition = run.and_then(|w| self.program(w));
         let step = definition.as_ref().and_then(|d| d.step(&step_run.spec.path));
-        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
+        let produces = step.and_then(|s| s.produces()).map(|p| p.document_type.as_str());
         step_run::Observed {
             hold: run.map_or(Hold::Stopping, step_run::hold),
             refusal: self.refused.get(&job_name).cloned(),
@@ -229,7 +229,7 @@ impl World {
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
             surroundings: Arc::new(Surroundings::default()),
-            evaluator: Arc::new(lockstep::decide::expression::InProcess),
+            evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }

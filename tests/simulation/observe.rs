@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use lockstep::api::definition::Definition;
 use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::{DefinitionRef, WorkflowStatus};
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
@@ -14,11 +13,12 @@ use lockstep::decide::Plan;
 use lockstep::decide::build::Surroundings;
 use lockstep::decide::content::{self, Changed, Content, Contents, Found, Loaded, Pin};
 use lockstep::decide::document::{self, Documents};
-use lockstep::decide::expression::InProcess;
 use lockstep::decide::gate::Guard;
 use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Hold, JobSeen, Need, PodSeen, Slot};
 use lockstep::decide::workflow::{self, Previous, StepRuns};
+use lockstep::definition::expression::InProcess;
+use lockstep::definition::program::Program;
 
 use super::operator::Trouble;
 use super::server::{Kind, Object, Request};
@@ -34,12 +34,8 @@ impl World {
             Some(pinned) => self.definition(op, pinned, &object.uid)?,
             None => None,
         };
-        let steps = match (&definition, &template) {
-            (Some(definition), _) => definition.steps.as_slice(),
-            (None, Some(template)) => template.spec.steps.as_slice(),
-            (None, None) => workflow.spec.steps.as_slice(),
-        };
-        let agents: BTreeMap<String, Arc<Agent>> = workflow::agent_names(steps)
+        let named = workflow::agents(definition.as_deref(), template.as_deref(), &workflow);
+        let agents: BTreeMap<String, Arc<Agent>> = named
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.cached(op, Kind::Agent, &name)?.typed())))
             .collect();
@@ -50,7 +46,9 @@ impl World {
         let mut late = Vec::new();
         for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
-            let there = |d: &Document| document::is_published(d) || d.spec.document_type == document::OUTPUT_TYPE;
+            let there = |d: &Document| {
+                document::is_published(d) || d.spec.document_type == lockstep::api::document::OUTPUT_TYPE
+            };
             if seen.is_some_and(|d| there(&d)) {
                 continue;
             }
@@ -139,14 +137,16 @@ impl World {
         Ok(Some(Previous { step_runs: own.map(|s| (s.name.clone(), s.typed())).collect(), definition }))
     }
 
-    fn definition(&mut self, op: usize, pinned: &DefinitionRef, run: &str) -> Result<Option<Arc<Definition>>, Trouble> {
+    fn definition(&mut self, op: usize, pinned: &DefinitionRef, run: &str) -> Result<Option<Arc<Program>>, Trouble> {
         if let Some(found) = self.operators[op].definitions.get(run) {
             return Ok(Some(Arc::clone(found)));
         }
         let found = self.get(op, Kind::Revision, &pinned.revision_name)?;
         let found = found.filter(|r| r.controller.as_ref().is_some_and(|(_, uid)| uid == run));
         let Some(found) = found else { return Ok(None) };
-        let Ok(definition) = Definition::pinned(found.value["data"].clone(), &pinned.digest) else { return Ok(None) };
+        let Ok(definition) = lockstep::definition::pinned::read(found.value["data"].clone(), &pinned.digest) else {
+            return Ok(None);
+        };
         let definition = Arc::new(definition);
         self.operators[op].definitions.insert(run.to_owned(), Arc::clone(&definition));
         Ok(Some(definition))
@@ -204,7 +204,7 @@ impl World {
 
     fn changed_input(&mut self, op: usize, o: &step_run::Observed) -> Result<Option<Changed>, Trouble> {
         let step = o.definition.as_ref().and_then(|d| d.step(&o.step_run.spec.path));
-        let produces = step.and_then(|s| s.produces.as_ref()).map(|p| p.document_type.as_str());
+        let produces = step.and_then(|s| s.produces()).map(|p| p.document_type.as_str());
         for pin in content::inputs(&o.step_run, produces) {
             let cached = self.cached(op, Kind::Document, &pin.name).map(|d| d.typed::<Document>());
             if cached.is_some_and(|d| pin.is_met_by(&d)) {

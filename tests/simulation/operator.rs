@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
-use lockstep::api::definition::Definition;
 use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Document, Workflow};
@@ -15,6 +14,7 @@ use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::step_run::Hold;
 use lockstep::decide::{self, Effect, Kept, Notice, Plan, seen};
+use lockstep::definition::program::Program;
 use serde_json::{Map, Value, json};
 
 use super::server::{Kind, Object, Part, Propagation, Request};
@@ -67,7 +67,7 @@ pub struct Operator {
     pub ahead: i64,
     pub caches: BTreeMap<Kind, Cache>,
     written: BTreeMap<String, (u64, i64)>,
-    pub definitions: BTreeMap<String, Arc<Definition>>,
+    pub definitions: BTreeMap<String, Arc<Program>>,
     pub texts: BTreeMap<String, Loaded>,
     pub bare: BTreeMap<u64, Arc<Document>>,
     pub settled: BTreeMap<String, Arc<Settled>>,

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::{structure, warn};
 use crate::api::{Agent, Document, Workflow, WorkflowTemplate};
-use crate::decide::expression::InProcess;
-use crate::decide::{agent, validate};
+use crate::definition::expression::InProcess;
+use crate::definition::{agent, validate};
 
 pub const GROUP: &str = "lockstep.dev";
 pub const VERSION: &str = "lockstep.dev/v1alpha1";

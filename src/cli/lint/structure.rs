@@ -10,7 +10,7 @@
 use serde_json::{Map, Value};
 
 use crate::cli::text::near;
-use crate::decide::expression::{Evaluate, Expression, InProcess, Scope};
+use crate::definition::expression::{Evaluate, Expression, InProcess, Scope};
 
 /// The schema of a kind; none for a kind that is not ours.
 pub fn of_kind(kind: &str) -> Option<Value> {

@@ -16,8 +16,8 @@ use serde_json::{Map, Value};
 use super::process::bounded_line;
 use super::wire::{Answer, Asked, QUESTION_BYTES, READY};
 use crate::api::limits::EXPRESSION_MEMORY_BYTES;
-use crate::decide::expression::{Evaluate, InProcess};
-use crate::decide::schema::Compiled;
+use crate::definition::expression::{Evaluate, InProcess};
+use crate::definition::schema::Compiled;
 
 /// The stack that evaluation has. It counts against the memory, but only what is touched is real.
 const STACK_BYTES: usize = 64 << 20;

@@ -1,8 +1,9 @@
 use super::*;
 use crate::api::agent::AgentSpec;
 use crate::api::step_run::{Item, ScopeLink, WorkflowIdentity};
-use crate::decide::expression::InProcess;
-use serde_json::json;
+use crate::definition::expression::InProcess;
+use k8s_openapi::api::core::v1::PodSpec;
+use serde_json::{Value, json};
 
 fn step_run_of(parameters: &str) -> StepRun {
     let mut step_run = StepRun::new(
@@ -45,7 +46,9 @@ fn agent(pod: impl Into<Value>) -> Agent {
 
 fn built(agent: &Agent, attempt: i32) -> Job {
     let status = StepRunStatus { attempt, ..StepRunStatus::default() };
-    job(&step_run_of("{}"), &status, agent, None, &around()).expect("a Job")
+    let policy = AttemptPolicy::of(None, Some(agent));
+    let agent = CheckedAgent::of(agent, &InProcess).expect("no faults");
+    job(&step_run_of("{}"), &status, &agent, &policy, &around())
 }
 
 fn pod_of(job: &Job) -> PodSpec {
@@ -205,7 +208,9 @@ fn no_input_of_a_run_is_in_its_pods() {
         {"name": "S3_BUCKET_NAME", "value": "b"}]}]});
     let of = |parameters: &str| {
         let agent = agent(command.clone());
-        pod_of(&job(&step_run_of(parameters), &StepRunStatus::default(), &agent, None, &around()).expect("a Job"))
+        let policy = AttemptPolicy::of(None, Some(&agent));
+        let agent = CheckedAgent::of(&agent, &InProcess).expect("no faults");
+        pod_of(&job(&step_run_of(parameters), &StepRunStatus::default(), &agent, &policy, &around()))
     };
     let hostile = of(r#"{"word": "$(touch /tmp/x); `touch /tmp/x`", "image": "other"}"#);
     assert_eq!(hostile, of("{}"));
@@ -219,11 +224,11 @@ fn no_input_of_a_run_is_in_its_pods() {
 }
 
 #[test]
-fn a_step_may_have_its_own_timeout() {
-    let step = Step { timeout_seconds: Some(10), ..Step::default() };
-    let status = StepRunStatus::default();
+fn the_policy_says_how_long_a_job_may_take() {
     let agent = agent(plain());
-    let job = job(&step_run_of("{}"), &status, &agent, Some(&step), &around()).expect("a Job");
+    let policy = AttemptPolicy { timeout: 10, ..AttemptPolicy::of(None, Some(&agent)) };
+    let checked = CheckedAgent::of(&agent, &InProcess).expect("no faults");
+    let job = job(&step_run_of("{}"), &StepRunStatus::default(), &checked, &policy, &around());
     assert_eq!(job.spec.and_then(|s| s.active_deadline_seconds), Some(600 + 10 + 120));
 }
 
@@ -235,9 +240,6 @@ fn a_template_without_an_agent_or_a_command_is_a_fault() {
         json!({"containers": [{"name": "agent", "image": "i", "command": []}]}),
         json!({"containers": "none"}),
     ] {
-        let agent = agent(pod);
-        let status = StepRunStatus::default();
-        assert!(job(&step_run_of("{}"), &status, &agent, None, &around()).is_err());
-        assert!(not_ready(&agent, &InProcess).is_some());
+        assert!(CheckedAgent::of(&agent(pod), &InProcess).is_err());
     }
 }

@@ -1,32 +1,34 @@
 //! The beginning of one execution: its documents, its resolved parameters, its StepRun; or what a finished run did already.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     Arc, AttemptResult, Beginning, Failure, Fault, Frame, Outcome, Pin, Step, StepRun, StepRunSpec, Walk, document,
     has_changed, name,
 };
 use crate::api::agent::Agent;
-use crate::api::document::{Document, DocumentStatus, Scope};
+use crate::api::document::{Document, DocumentStatus, OUTPUT_TYPE, Scope};
 use crate::api::limits::{PARAMETERS_BYTES, PENDING};
-use crate::api::step::OnReject;
 use crate::api::step_run::{
     Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRunAsk, StepRunGate, WorkflowIdentity,
 };
 use crate::api::workflow::Phase;
-use crate::decide::expression;
-use crate::decide::{agent, build, content, gate, scope};
+use crate::decide::output::{self, StoredOutput};
+use crate::decide::{build, content, gate};
+use crate::definition::agent;
+use crate::definition::program::{DocumentSelector, OnReject, Parameters};
 use crate::mutant::{self, Mutant};
 
 type Refused = (AttemptResult, Fault);
 
 impl Walk<'_> {
-    pub(super) fn begin(&mut self, step: &Step, path: &str, frame: &Frame) -> Outcome {
-        let Some(documents) = self.documents(step, path, frame) else {
+    pub(super) fn begin(&mut self, step: &Step, frame: &Frame) -> Outcome {
+        let path: &str = &step.path;
+        let Some(documents) = self.documents(step, frame) else {
             self.active(path, frame);
             return Outcome::Open;
         };
-        let made = self.spec(step, path, frame, documents).and_then(|spec| self.taken_over(spec, step, path, frame));
+        let made = self.spec(step, frame, documents).and_then(|spec| self.taken_over(spec, step, frame));
         match made {
             Err((_, Fault::Unread)) => {
                 self.active(path, frame);
@@ -38,8 +40,7 @@ impl Walk<'_> {
                 Outcome::Failed(Failure { place: frame.place(path), class, message })
             }
             Ok(begun) => {
-                let definition = self.sources.definition;
-                let own = build::step_run_name(&definition.workflow, &definition.workflow_uid, path, &frame.keys);
+                let own = self.step_run_name(path, &frame.keys);
                 self.unfinished.push(own);
                 self.stand.creates.push(begun);
                 self.stand.running += 1;
@@ -53,33 +54,33 @@ impl Walk<'_> {
     }
 
     /// The documents that a step reads, pinned; none while one of them, or the Agent, is missing.
-    fn documents(&mut self, step: &Step, path: &str, frame: &Frame) -> Option<Vec<DocumentRef>> {
-        let mut wanted = step.documents.clone();
-        if let Some(agent) = &step.agent_id {
-            let Some(found) = self.o.agents.get(agent) else {
-                self.pends(format!("{path}: Agent {agent} does not exist"));
-                return None;
-            };
-            wanted.splice(0..0, found.spec.required_documents.iter().cloned());
-        }
+    fn documents(&mut self, step: &Step, frame: &Frame) -> Option<Vec<DocumentRef>> {
+        let Some(own) = step.agent() else { return Some(Vec::new()) };
+        let Some(agent) = self.o.agents.get(&own.agent) else {
+            self.pends(format!("{}: Agent {} does not exist", step.path, own.agent));
+            return None;
+        };
         let from = self.sources.viewpoint(frame);
         let mut found: Vec<DocumentRef> = Vec::new();
         let mut complete = true;
-        for kind in &wanted {
-            if let Some(plain) = kind.strip_suffix("/*") {
-                let all = document::fan_in(&self.o.documents, plain, &from).into_iter();
-                found.extend(all.map(|(key, d)| document::pinned(d, Some(key))));
-            } else if let Some(d) = document::find(&self.o.documents, kind, &from) {
-                if !found.iter().any(|old| old.key.is_none() && old.document_type == *kind) {
-                    found.push(document::pinned(d, None));
+        for selector in own.reads(agent) {
+            match selector {
+                DocumentSelector::OfAllItems(kind) => {
+                    let all = document::fan_in(&self.o.documents, &kind, &from).into_iter();
+                    found.extend(all.map(|(key, d)| document::pinned(d, Some(key))));
                 }
-            } else {
-                complete = false;
-                self.missing(kind);
+                DocumentSelector::Newest(kind) => match document::find(&self.o.documents, &kind, &from) {
+                    Some(_) if found.iter().any(|old| old.key.is_none() && old.document_type == kind) => {}
+                    Some(d) => found.push(document::pinned(d, None)),
+                    None => {
+                        complete = false;
+                        self.missing(&kind);
+                    }
+                },
             }
         }
         if !complete {
-            self.tally(path).documents += 1;
+            self.tally(&step.path).documents += 1;
         }
         complete.then_some(found)
     }
@@ -91,18 +92,12 @@ impl Walk<'_> {
         }
     }
 
-    fn spec(
-        &self,
-        step: &Step,
-        path: &str,
-        frame: &Frame,
-        documents: Vec<DocumentRef>,
-    ) -> Result<StepRunSpec, Refused> {
-        let used = scope::of_step(step);
+    fn spec(&self, step: &Step, frame: &Frame, documents: Vec<DocumentRef>) -> Result<StepRunSpec, Refused> {
         let at_fault = |fault| (AttemptResult::ExpressionError, fault);
-        let scope = self.sources.scope(frame, &used.iter().collect::<Vec<_>>(), &[]).map_err(at_fault)?;
+        let scope = self.sources.scope(frame, &step.expressions(), &[]).map_err(at_fault)?;
         let wrong = |text| at_fault(Fault::Wrong(text));
-        let parameters = expression::expand(&step.parameters.clone().unwrap_or_default(), &scope).map_err(wrong)?;
+        let none = Parameters::default();
+        let parameters = step.parameters().unwrap_or(&none).expand(&scope).map_err(wrong)?;
         let parameters = Value::Object(parameters).to_string();
         if parameters.len() > PARAMETERS_BYTES {
             let message = format!(
@@ -111,31 +106,30 @@ impl Walk<'_> {
             );
             return Err((AttemptResult::InvalidParameters, Fault::Wrong(message)));
         }
-        let ask = match &step.ask {
-            None => None,
-            Some(ask) => Some(StepRunAsk {
-                name: step.name.clone(),
-                question: question(&ask.question, &scope).map_err(wrong)?,
-                deadline_seconds: ask.deadline_seconds,
-            }),
-        };
-        let definition = self.sources.definition;
+        let question = step.ask().map(|ask| ask.question.expand_to_text(&scope)).transpose();
+        let question = question.map_err(|e| wrong(format!("ask.question: {e}")))?;
+        let ask = step.ask().zip(question).map(|(ask, question)| StepRunAsk {
+            name: step.name.clone(),
+            question,
+            deadline_seconds: ask.deadline_seconds,
+        });
+        let run = &self.sources.program.run;
         let status = self.o.workflow.status.as_ref();
-        let agent_id = step.agent_id.clone().unwrap_or_default();
+        let agent_id = step.agent().map(|own| own.agent.clone()).unwrap_or_default();
         let question = ask.as_ref().map(|a| a.question.clone()).unwrap_or_default();
         let digests: Vec<&[u8]> =
-            [agent_id.as_bytes(), parameters.as_bytes(), definition.input.as_bytes(), question.as_bytes()]
+            [agent_id.as_bytes(), parameters.as_bytes(), run.input.as_bytes(), question.as_bytes()]
                 .into_iter()
                 .chain(documents.iter().map(|d| d.digest.as_bytes()))
                 .collect();
         Ok(StepRunSpec {
             workflow: WorkflowIdentity {
-                name: definition.workflow.clone(),
-                uid: definition.workflow_uid.clone(),
+                name: run.name.clone(),
+                uid: run.uid.clone(),
                 creator: status.and_then(|s| s.creator.clone()),
             },
             definition: status.and_then(|s| s.definition.clone()).unwrap_or_default(),
-            path: path.to_owned(),
+            path: step.path.to_string(),
             input_digest: name::digest(digests),
             agent_id,
             ask,
@@ -153,22 +147,21 @@ impl Walk<'_> {
     }
 
     fn gate(&self, step: &Step) -> Option<StepRunGate> {
-        let gate = step.gate.as_ref()?;
-        let own_name = || step.produces.as_ref().map_or(&step.name, |p| &p.document_type).clone();
+        let gate = step.gate()?;
         let creator = self.o.workflow.status.as_ref().and_then(|s| s.creator.clone());
         Some(StepRunGate {
-            name: gate.name.clone().unwrap_or_else(own_name),
+            name: gate.name.clone(),
             acceptors: gate.acceptors.clone(),
-            approvals: gate.approvals.unwrap_or(1),
+            approvals: gate.approvals,
             not_by: gate.four_eyes.then(|| creator.unwrap_or_default()),
             require_review: gate.require_review,
-            revise: gate.on_reject == Some(OnReject::Revise),
+            revise: matches!(gate.on_reject, OnReject::Revise { .. }),
             message: gate.message.clone(),
         })
     }
 
     fn scope_chain(&self, frame: &Frame) -> Vec<ScopeLink> {
-        let uid = &self.sources.definition.workflow_uid;
+        let uid = &self.sources.program.run.uid;
         let own = ScopeLink { scope: "workflow".to_owned(), scope_id: uid.clone() };
         let items = frame.items.iter().enumerate().map(|(depth, entity)| ScopeLink {
             scope: entity.as_name.clone(),
@@ -180,7 +173,8 @@ impl Walk<'_> {
     // ---- what a finished run did already
 
     /// The same, if the run that this one goes on from completed it with the same input and nothing before it is new.
-    fn taken_over(&mut self, spec: StepRunSpec, step: &Step, path: &str, frame: &Frame) -> Result<Beginning, Refused> {
+    fn taken_over(&mut self, spec: StepRunSpec, step: &Step, frame: &Frame) -> Result<Beginning, Refused> {
+        let path: &str = &step.path;
         let mut begun = Beginning { spec, keys: frame.keys.clone(), copies: Vec::new() };
         let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(begun) };
         let from = of.from.as_deref().is_some_and(|from| from == path || path.starts_with(&format!("{from}/")));
@@ -192,10 +186,10 @@ impl Walk<'_> {
         let Some(old) = found.filter(whole).cloned() else { return Ok(begun) };
         let then = previous.definition.as_deref().and_then(|d| d.step(path));
         let gate = match then {
-            Some(then) if then.gate == step.gate => compare(&old.spec, &begun.spec),
+            Some(then) if then.gate() == step.gate() => compare(&old.spec, &begun.spec),
             _ => Comparison::Differs,
         };
-        let other_question = step.ask.is_some() && then.is_none_or(|then| then.ask != step.ask);
+        let other_question = step.ask().is_some() && then.and_then(Step::ask) != step.ask();
         let agent = self.o.agents.get(&begun.spec.agent_id);
         if other_question || !of.keep_results && agent.is_some_and(|agent| works_otherwise(&old, agent)) {
             return Ok(begun);
@@ -207,16 +201,20 @@ impl Walk<'_> {
         if alone && !opens {
             return Ok(begun);
         }
-        let kind = step.produces.as_ref().map_or(document::OUTPUT_TYPE, |p| p.document_type.as_str());
+        let kind = step.produces().map_or(OUTPUT_TYPE, |p| p.document_type.as_str());
         let result = old.status.as_ref().and_then(|s| s.result.clone()).unwrap_or_default();
-        let apart = content::carrier(&old).filter(|pin| result.document_name.as_ref() != Some(&pin.name));
-        for (pin, kind) in [(content::document_of(&result), kind), (apart, document::OUTPUT_TYPE)] {
+        let apart = old
+            .status
+            .as_ref()
+            .and_then(|status| content::carrier(&old, status))
+            .filter(|pin| result.document_name.as_ref() != Some(&pin.name));
+        for (pin, kind) in [(content::document_of(&result), kind), (apart, OUTPUT_TYPE)] {
             let Some(pin) = pin else { continue };
             match self.copied(&pin, kind, &frame.place(path), frame) {
                 Ok(Some((name, binding, copy))) => {
                     // Nobody sees it before the gate, where that opens again.
                     begun.copies.extend(copy.map(|(copy, status)| (copy, status.filter(|_| opens))));
-                    let (names, bindings) = if kind == document::OUTPUT_TYPE {
+                    let (names, bindings) = if kind == OUTPUT_TYPE {
                         (&mut taken.output_document, &mut taken.output_binding)
                     } else {
                         (&mut taken.document_name, &mut taken.document_binding)
@@ -245,12 +243,12 @@ impl Walk<'_> {
             Err(Fault::Changed(_)) => return Ok(None),
             other => other?,
         };
-        let uid = &self.sources.definition.workflow_uid;
+        let uid = &self.sources.program.run.uid;
         let mut copy: Document = build::copied_document(&self.o.workflow, content.document(), place);
         let keys: &[String] = if old.spec.scope == Scope::Item { &frame.keys } else { &[] };
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         // What carries an output is found by nobody.
-        let found = kind != document::OUTPUT_TYPE;
+        let found = kind != OUTPUT_TYPE;
         let status = found.then(|| document::put_up(&copy, &document::siblings(&self.o.documents, &copy)));
         let name = copy.metadata.name.clone().unwrap_or_default();
         let binding = Binding { uid: None, digest: content.digest().to_owned() };
@@ -260,14 +258,6 @@ impl Walk<'_> {
 
 /// The name of a document that is taken over, what it holds, and the copy that is to be made.
 type Taken = (String, Binding, Option<(Document, Option<DocumentStatus>)>);
-
-fn question(text: &str, scope: &expression::Scope) -> Result<String, String> {
-    let given: Map<String, Value> = [("question".to_owned(), Value::String(text.to_owned()))].into_iter().collect();
-    Ok(match expression::expand(&given, scope)?.remove("question").unwrap_or_default() {
-        Value::String(text) => text,
-        other => other.to_string(),
-    })
-}
 
 fn was_completed(old: &StepRun, spec: &StepRunSpec) -> bool {
     let status = old.status.as_ref();
@@ -301,16 +291,16 @@ fn agent_digest(old: &StepRun) -> Option<String> {
 
 fn reuse(old: &StepRun, compares: Comparison) -> Reuse {
     let status = old.status.clone().unwrap_or_default();
-    let report = status.agent.as_ref().and_then(|a| a.report.as_ref()).and_then(|r| r.output.clone());
-    let answer = status.answer.as_ref().map(|a| a.value.clone());
-    let approval = gate::output(old).map(|value| value.to_string());
-    let earlier = old.spec.reuse.as_ref().and_then(|r| r.output.clone());
+    let output = match output::stored(old, &status) {
+        StoredOutput::Inline(text) => Some(text),
+        StoredOutput::Nowhere | StoredOutput::Document(_) => None,
+    };
     let gate = status.gate.as_ref().map(|gate| gate::reused(gate, compares));
     Reuse {
         step_run: old.metadata.name.clone().unwrap_or_default(),
         uid: old.metadata.uid.clone().unwrap_or_default(),
         digest: status.result.map(|r| r.digest).unwrap_or_default(),
-        output: report.or(answer).or(approval).or(earlier),
+        output,
         decided_by: gate.iter().flat_map(|g| &g.decisions).map(|d| d.decided_by.clone()).collect(),
         gate,
         agent_digest: agent_digest(old),

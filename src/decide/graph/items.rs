@@ -6,22 +6,22 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::list::may_pass;
-use super::{Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk, name, tally};
+use super::{Expression, Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk, name, tally};
 use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
-use crate::api::step::ForEach;
 use crate::api::step_run::{AttemptResult, StepRunStatus};
 use crate::decide::document;
-use crate::decide::expression::{self, Expression, kind};
 use crate::decide::scope::{self, Entity, Item};
 use crate::decide::settled::{Ended, List};
-use crate::decide::validate;
+use crate::definition::expression::{self, kind};
+use crate::definition::program::ForEach;
 use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;
 
 impl Walk<'_> {
-    pub(super) fn for_each(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame) -> Outcome {
+    pub(super) fn for_each(&mut self, what: (&Step, &ForEach), frame: &Frame) -> Outcome {
         let (step, for_each) = what;
+        let path: &str = &step.path;
         let place = format!("{path}\0{}", frame.keys.join("/"));
         let known = self.settled.lists.remove(&place).filter(|list| self.is_latched(list, path, frame));
         if known.is_none() && frame.start == Start::Behind && !self.has_begun(path, frame) {
@@ -43,26 +43,25 @@ impl Walk<'_> {
         }
         let total = list.items.len();
         self.tally(path).counts.total += i32::try_from(total).unwrap_or(i32::MAX);
-        self.expect(&step.steps, path, total);
+        self.expect(step, total);
         for (path, sum) in &list.sums {
             self.tallies.entry(path.clone()).or_default().add(sum);
         }
         self.accounted += list.step_runs;
-        let outcome = self.items(what, path, frame, Arc::make_mut(&mut list));
+        let outcome = self.items(what, frame, Arc::make_mut(&mut list));
         self.settled.lists.insert(place, list);
         outcome
     }
 
     /// Those that are open, then as many new ones as there are slots.
-    fn items(&mut self, what: (&Step, &ForEach), path: &str, frame: &Frame, list: &mut List) -> Outcome {
+    fn items(&mut self, what: (&Step, &ForEach), frame: &Frame, list: &mut List) -> Outcome {
         let (step, for_each) = what;
-        let limit = usize::try_from(for_each.max_parallel.unwrap_or(10)).unwrap_or(10);
-        let allowed = validate::tolerated(for_each.tolerate.as_ref(), list.items.len());
+        let allowed = for_each.tolerate.of(list.items.len());
         let allowed = allowed + usize::from(mutant::on(Mutant::ToleranceMiscounted));
         let busy: BTreeSet<usize> =
             list.open.iter().filter(|(_, own)| self.is_busy(own)).map(|(index, _)| *index).collect();
         let mut used = busy.len();
-        let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { limit };
+        let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { for_each.max_parallel };
         let mut failing: Option<Failure> = None;
         let mut looked: Vec<usize> = list.open.keys().copied().collect();
         if frame.start != Start::May && list.open.is_empty() && list.ended.is_empty() {
@@ -72,7 +71,7 @@ impl Walk<'_> {
             let has_slot = busy.contains(&index);
             let free = (has_slot || used < limit) && list.failed <= allowed;
             let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
-            match self.item((step, for_each, path), &Frame { start, ..frame.clone() }, index, list) {
+            match self.item((step, for_each), &Frame { start, ..frame.clone() }, index, list) {
                 Looked::Began if !has_slot => used += 1,
                 Looked::On if !has_slot && self.goes_on(list, index) => used += 1,
                 Looked::Failing(f) => failing = failing.or(Some(f)),
@@ -88,7 +87,7 @@ impl Walk<'_> {
             && failing.is_none()
         {
             if !list.is_begun(index) {
-                match self.item((step, for_each, path), frame, index, list) {
+                match self.item((step, for_each), frame, index, list) {
                     Looked::Began => used += 1,
                     Looked::Failing(f) => failing = failing.or(Some(f)),
                     // Somebody else began it: another operator, or this one in a pass that it forgot.
@@ -101,7 +100,7 @@ impl Walk<'_> {
             }
             index += 1;
         }
-        self.verdict(list, allowed, failing, path, frame)
+        self.verdict(list, allowed, failing, &step.path, frame)
     }
 
     fn verdict(
@@ -135,13 +134,8 @@ impl Walk<'_> {
     }
 
     /// Looks at one item, and takes it out of the open ones when it has ended.
-    fn item(
-        &mut self,
-        (step, for_each, path): (&Step, &ForEach, &str),
-        frame: &Frame,
-        index: usize,
-        list: &mut List,
-    ) -> Looked {
+    fn item(&mut self, (step, for_each): (&Step, &ForEach), frame: &Frame, index: usize, list: &mut List) -> Looked {
+        let path: &str = &step.path;
         self.looked += 1;
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
@@ -150,12 +144,12 @@ impl Walk<'_> {
         inner.items.push(Entity { as_name: for_each.as_name.clone(), index: number, value });
         let outer = (std::mem::take(&mut self.tallies), self.accounted, std::mem::take(&mut self.unfinished));
         let before = self.stand.creates.len();
-        let (outcome, done) = self.body(step, path, &inner);
+        let (outcome, done) = self.body(step, &inner);
         let outcome = self.collected(outcome, for_each, path, &Frame { done, ..inner.clone() });
         let (began, found) = (self.stand.creates.len() > before, self.accounted - outer.1);
         let is_begun = began || found > 0 || list.open.contains_key(&index);
         let over = matches!(outcome, Outcome::Done(_) | Outcome::Failed(_));
-        if !step.steps.is_empty() && (is_begun || over) {
+        if step.group().is_some() && (is_begun || over) {
             tally::item(&mut self.tally(path).counts, &outcome);
         }
         let own = std::mem::replace(&mut self.tallies, outer.0);
@@ -275,23 +269,22 @@ impl Walk<'_> {
             }
             all
         });
-        let here = name::scope_id(&self.sources.definition.workflow_uid, &frame.keys);
+        let here = name::scope_id(&self.sources.program.run.uid, &frame.keys);
         let inside = format!("{path}/");
         begun.get(&here).is_some_and(|paths| paths.iter().any(|p| p == path || p.starts_with(&inside)))
     }
 
     /// The steps of a group have to be done once for each item.
-    fn expect(&mut self, steps: &[Step], path: &str, items: usize) {
-        for step in steps {
-            let path = format!("{path}/{}", step.name);
-            let tally = self.tally(&path);
+    fn expect(&mut self, group: &Step, items: usize) {
+        for step in group.group().into_iter().flat_map(|list| &list.steps) {
+            let tally = self.tally(&step.path);
             tally.wanted = Some(tally.wanted.unwrap_or_default() + items);
             if step.for_each.is_some() {
                 continue;
             }
             tally.plural = true;
             tally.counts.total += i32::try_from(items).unwrap_or(i32::MAX);
-            self.expect(&step.steps, &path, items);
+            self.expect(step, items);
         }
     }
 
@@ -301,16 +294,15 @@ impl Walk<'_> {
         let pinned = frame.keys.is_empty() && !mutant::on(Mutant::ListReadAgain);
         let latched = self.latched.get(path).filter(|_| pinned).cloned().unwrap_or_default();
         let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
-        let expression = Expression::parse(&for_each.items).map_err(|e| wrong(format!(" {e}")))?;
-        let scope = self.sources.scope(frame, &[&expression], &latched.collection_documents)?;
-        let value = expression.evaluate(&scope).map_err(|e| wrong(format!(": {e}")))?;
+        let scope = self.sources.scope(frame, &[&for_each.items], &latched.collection_documents)?;
+        let value = for_each.items.evaluate(&scope).map_err(|e| wrong(format!(": {e}")))?;
         let digest = name::digest_bytes(value.to_string().as_bytes());
         if latched.collection_digest.as_ref().is_some_and(|old| *old != digest) {
             return Err(wrong(": the list is not the one it was when the step began".to_owned()));
         }
         let documents = match latched.collection_digest {
             Some(_) => latched.collection_documents,
-            None => self.read_from(&expression, frame),
+            None => self.read_from(&for_each.items, frame),
         };
         let items = match value {
             Value::Null => Vec::new(),
@@ -337,13 +329,13 @@ impl Walk<'_> {
         if items.len() > ITEMS {
             return Err(wrong(format!("in gives {} items, at most {ITEMS} are allowed", items.len())));
         }
-        let key = for_each.key.as_deref().map(Expression::parse).transpose().map_err(|e| wrong(format!("key {e}")))?;
-        let mut scope = key.as_ref().map(|key| self.sources.scope(frame, &[key], &[])).transpose()?;
+        let key = for_each.key.as_ref();
+        let mut scope = key.map(|key| self.sources.scope(frame, &[key], &[])).transpose()?;
         let mut seen = BTreeSet::new();
         let mut keyed = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
             scope = scope.map(|s| s.with(&for_each.as_name, value.clone()));
-            let own = match (&key, &scope) {
+            let own = match (key, &scope) {
                 (Some(key), Some(scope)) => match key.evaluate(scope) {
                     Ok(Value::String(text)) => text,
                     Ok(Value::Number(number)) => number.to_string(),

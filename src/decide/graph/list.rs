@@ -3,15 +3,13 @@
 use rpds::RedBlackTreeMapSync;
 use serde_json::Value;
 
-use super::{AttemptResult, Failure, Fault, Frame, OnFailure, Outcome, Output, Phase, Seen, Start, Step, Walk};
+use super::{AttemptResult, Expression, Failure, Fault, Frame, Outcome, Output, Phase, Seen, Start, Step, Walk};
 use crate::api::limits::DOCUMENT_BYTES;
-use crate::api::step::Order;
-use crate::decide::expression;
-use crate::decide::order;
+use crate::api::step::{OnFailure, Order};
+use crate::definition::expression;
+use crate::definition::program::{StepKind, StepList};
 use crate::mutant::{self, Mutant};
 
-/// The steps of a list, how they follow each other, and what they give together.
-pub(super) type Body<'s> = (&'s [Step], Order, Option<&'s str>);
 /// The steps of a list that have ended.
 pub(super) type Done = RedBlackTreeMapSync<String, Seen>;
 
@@ -22,23 +20,24 @@ enum When {
 }
 
 impl Walk<'_> {
-    pub(super) fn list(&mut self, (steps, order, output): Body<'_>, frame: &Frame) -> (Outcome, Done) {
+    /// The steps of the group at `path`; of the run itself where that is empty.
+    pub(super) fn list(&mut self, list: &StepList, path: &str, frame: &Frame) -> (Outcome, Done) {
+        let (steps, graph) = (&list.steps, list.order == Order::Graph);
         let mut here = frame.clone();
         let mut ended: Vec<Option<Seen>> = vec![None; steps.len()];
         let (mut failure, mut open, mut ahead, mut begun) = (None, false, false, false);
         let mark = self.unfinished.len();
-        for index in order::sequence(steps, order) {
+        for &index in &list.sequence {
             let step = &steps[index];
-            let needed = order::needed(steps, order, index);
-            let ignored = order == Order::Graph && mutant::on(Mutant::NeedsIgnored);
-            let needed = if ignored { Vec::new() } else { needed };
+            let ignored = graph && mutant::on(Mutant::NeedsIgnored);
+            let needed = if ignored { &[][..] } else { &step.needs };
             let its_turn = needed.iter().all(|n| ended[*n].is_some());
             let ready = its_turn && failure.is_none();
             let fresh = frame.fresh || needed.iter().any(|n| ended[*n].as_ref().is_some_and(|s| s.fresh));
             let inner = Frame { start: if ready { frame.start } else { Start::Behind }, fresh, ..here.clone() };
             let skipped = |n: &usize| ended[*n].as_ref().is_some_and(|s| s.phase == Phase::Skipped);
-            let handed_on = |n: &usize| skipped(n) && !order::asks_about(step, &steps[*n].name);
-            let in_graph = order == Order::Graph && !mutant::on(Mutant::SkipNotHandedOn);
+            let handed_on = |n: &usize| skipped(n) && !step.asks_about(&steps[*n].name);
+            let in_graph = graph && !mutant::on(Mutant::SkipNotHandedOn);
             let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
             let outcome = if its_turn && passed_by {
                 self.skip(step, &inner)
@@ -69,7 +68,7 @@ impl Walk<'_> {
             Some(failure) => Outcome::Failed(failure),
             None if open || (ahead && begun) => Outcome::Open,
             None if ahead => Outcome::Ahead,
-            None => self.together(output, &ended, &here),
+            None => self.together(list, path, &ended, &here),
         };
         (outcome, here.done)
     }
@@ -80,26 +79,25 @@ impl Walk<'_> {
     }
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
-    fn together(&mut self, output: Option<&str>, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
+    fn together(&mut self, list: &StepList, path: &str, ended: &[Option<Seen>], frame: &Frame) -> Outcome {
         let fresh = frame.fresh || ended.iter().flatten().any(|s| s.fresh);
-        let last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
-        let Some(text) = output else {
-            return Outcome::Done(Seen { phase: Phase::Completed, output: last, fresh });
+        let output_of_last = ended.last().cloned().flatten().map_or(Output::Null, |s| s.output);
+        let Some(output) = &list.output else {
+            return Outcome::Done(Seen { phase: Phase::Completed, output: output_of_last, fresh });
         };
-        let path = frame.prefix.trim_end_matches('/').to_owned();
-        match self.computed(text, &path, frame) {
+        match self.computed(output, path, frame) {
             Ok(output) => Outcome::Done(Seen { phase: Phase::Completed, output, fresh }),
-            Err(fault) => self.at_fault(fault, &path, frame),
+            Err(fault) => self.at_fault(fault, path, frame),
         }
     }
 
     /// A value that is computed once from what cannot change any more.
-    fn computed(&mut self, text: &str, path: &str, frame: &Frame) -> Result<Output, Fault> {
+    fn computed(&mut self, output: &Expression, path: &str, frame: &Frame) -> Result<Output, Fault> {
         let place = frame.place(path);
         if let Some(known) = self.settled.values.get(&place) {
             return Ok(Output::Value(known.clone()));
         }
-        let value = self.evaluate(text, frame, "output")?;
+        let value = self.evaluate(output, frame, "output")?;
         if expression::size(&value) > DOCUMENT_BYTES {
             return Err(Fault::Wrong(format!("output gives more than {DOCUMENT_BYTES} bytes")));
         }
@@ -112,13 +110,12 @@ impl Walk<'_> {
 
     /// A step whose turn it is.
     fn step(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        let path = format!("{}{}", frame.prefix, step.name);
-        match self.when(step, &path, frame) {
+        match self.when(step, frame) {
             Ok(When::No) => self.skip(step, frame),
             Ok(When::Yes) => self.execution(step, frame),
             Err(fault) => {
-                self.want(&path, frame);
-                self.at_fault(fault, &path, frame)
+                self.want(&step.path, frame);
+                self.at_fault(fault, &step.path, frame)
             }
         }
     }
@@ -129,13 +126,14 @@ impl Walk<'_> {
         }
     }
 
-    fn when(&mut self, step: &Step, path: &str, frame: &Frame) -> Result<When, Fault> {
-        let Some(text) = &step.when else { return Ok(When::Yes) };
+    fn when(&mut self, step: &Step, frame: &Frame) -> Result<When, Fault> {
+        let Some(when) = &step.when else { return Ok(When::Yes) };
+        let path: &str = &step.path;
         let outside = frame.keys.is_empty();
         let latched = self.latched.get(path).and_then(|s| s.when).filter(|_| outside);
         let verdict = match latched {
             Some(verdict) => verdict,
-            None => match self.evaluate(text, frame, "when")? {
+            None => match self.evaluate(when, frame, "when")? {
                 Value::Bool(verdict) => verdict,
                 other => {
                     return Err(Fault::Wrong(format!("when gives {}, not true or false", expression::kind(&other))));
@@ -150,40 +148,37 @@ impl Walk<'_> {
 
     /// Whether its `when` was asked, and said no: a failure elsewhere does not take that back.
     fn is_skipped(&self, step: &Step, frame: &Frame) -> bool {
-        let path = format!("{}{}", frame.prefix, step.name);
-        frame.keys.is_empty() && self.latched.get(&path).is_some_and(|s| s.when == Some(false))
+        frame.keys.is_empty() && self.latched.get(&*step.path).is_some_and(|s| s.when == Some(false))
     }
 
     fn skip(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        let path = format!("{}{}", frame.prefix, step.name);
-        self.want(&path, frame);
-        self.skipped(step, &path);
+        self.want(&step.path, frame);
+        self.skipped(step);
         // What is new before it is new for those behind it, too.
         Outcome::Done(Seen { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh })
     }
 
     /// The step, and all that is in it.
-    fn skipped(&mut self, step: &Step, path: &str) {
-        let tally = self.tally(path);
+    fn skipped(&mut self, step: &Step) {
+        let tally = self.tally(&step.path);
         tally.counts.skipped += 1;
         tally.complete += 1;
         tally.wanted.get_or_insert(1);
-        for inner in &step.steps {
-            self.skipped(inner, &format!("{path}/{}", inner.name));
+        for inner in step.group().into_iter().flat_map(|group| &group.steps) {
+            self.skipped(inner);
         }
     }
 
     fn execution(&mut self, step: &Step, frame: &Frame) -> Outcome {
-        let path = format!("{}{}", frame.prefix, step.name);
-        self.want(&path, frame);
+        self.want(&step.path, frame);
         let mark = self.stand.creates.len();
         let outcome = match &step.for_each {
-            None => self.body(step, &path, frame).0,
-            Some(for_each) => self.for_each((step, for_each), &path, frame),
+            None => self.body(step, frame).0,
+            Some(for_each) => self.for_each((step, for_each), frame),
         };
         let outcome = self.passed_over(step, outcome, mark);
         let outside = frame.keys.is_empty();
-        let tally = self.tally(&path);
+        let tally = self.tally(&step.path);
         match &outcome {
             Outcome::Done(seen) => {
                 tally.complete += 1;
@@ -197,12 +192,11 @@ impl Walk<'_> {
         outcome
     }
 
-    pub(super) fn body(&mut self, step: &Step, path: &str, frame: &Frame) -> (Outcome, Done) {
-        if !step.steps.is_empty() {
-            let inner = Frame { prefix: format!("{path}/"), ..frame.clone() };
-            return self.list((&step.steps, step.order.unwrap_or_default(), step.output.as_deref()), &inner);
+    pub(super) fn body(&mut self, step: &Step, frame: &Frame) -> (Outcome, Done) {
+        if let StepKind::Group(list) = &step.kind {
+            return self.list(list, &step.path, frame);
         }
-        let outcome = self.run(step, path, frame);
+        let outcome = self.run(step, frame);
         let mut done = frame.done.clone();
         if let Outcome::Done(seen) = &outcome {
             done.insert_mut(step.name.clone(), seen.clone());
@@ -214,11 +208,11 @@ impl Walk<'_> {
     fn passed_over(&mut self, step: &Step, outcome: Outcome, mark: usize) -> Outcome {
         let may = |f: &Failure| may_pass(f.class);
         match outcome {
-            Outcome::Failing(f) if may(&f) && self.on_failure(step) == OnFailure::Continue => {
+            Outcome::Failing(f) if may(&f) && step.on_failure == OnFailure::Continue => {
                 self.hold_back(mark);
                 Outcome::Open
             }
-            Outcome::Failed(f) if may(&f) && self.on_failure(step) == OnFailure::Continue => {
+            Outcome::Failed(f) if may(&f) && step.on_failure == OnFailure::Continue => {
                 self.hold_back(mark);
                 Outcome::Done(Seen { phase: Phase::Failed, output: Output::Null, fresh: true })
             }

@@ -1,10 +1,11 @@
 use super::*;
 use crate::api::agent::{Agent, AgentSpec};
+use crate::api::definition::Definition;
 use crate::api::step_run::{AgentReport, GateStatus, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
-use crate::decide::expression::InProcess;
 use crate::decide::workflow::committed;
-use crate::decide::{build, status, validate};
+use crate::decide::{build, status};
+use crate::definition::expression::InProcess;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -12,10 +13,7 @@ use serde_json::json;
 const NOW: Time = Time(Timestamp::UNIX_EPOCH);
 
 /// A run of these steps that knows what it made.
-fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, Definition) {
-    let mut workflow = Workflow::new("w", WorkflowSpec::default());
-    workflow.metadata.uid = Some("12345678-rest".into());
-    workflow.status = Some(WorkflowStatus::default());
+fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, Program) {
     let definition = Definition {
         workflow: "w".into(),
         workflow_uid: "12345678-rest".into(),
@@ -23,6 +21,13 @@ fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, 
         parameters: parameters.as_object().cloned().unwrap_or_default(),
         ..Definition::default()
     };
+    run_of(&definition)
+}
+
+fn run_of(definition: &Definition) -> (Observed, Program) {
+    let mut workflow = Workflow::new("w", WorkflowSpec::default());
+    workflow.metadata.uid = Some("12345678-rest".into());
+    workflow.status = Some(WorkflowStatus::default());
     let agent = Arc::new(Agent::new("x", AgentSpec::default()));
     let observed = Observed {
         workflow: Arc::new(workflow),
@@ -37,17 +42,17 @@ fn run(steps: &serde_json::Value, parameters: &serde_json::Value) -> (Observed, 
         evaluator: Arc::new(InProcess),
         now: NOW,
     };
-    (observed, definition)
+    (observed, Program::compile(definition).expect("a program"))
 }
 
 /// Everything that is to be made is made and completes; what was walked.
-fn step_on(o: &mut Observed, definition: &Definition) -> Walked {
-    step_on_with(o, definition, "1", None)
+fn step_on(o: &mut Observed, program: &Program) -> Walked {
+    step_on_with(o, program, "1", None)
 }
 
 /// The same, with what each step gives, and a gate that somebody has decided.
-fn step_on_with(o: &mut Observed, definition: &Definition, output: &str, gate: Option<&GateStatus>) -> Walked {
-    let mut walked = stand(o, definition, Start::May);
+fn step_on_with(o: &mut Observed, program: &Program, output: &str, gate: Option<&GateStatus>) -> Walked {
+    let mut walked = stand(o, program, Start::May);
     for Beginning { spec, keys, .. } in std::mem::take(&mut walked.stand.creates) {
         let mut made = build::step_run(&o.workflow, "s", spec, &keys);
         let digest = name::digest_bytes(output.as_bytes());
@@ -91,10 +96,10 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     let items: Vec<u32> = (0..5_000).collect();
     let steps =
         json!([{"name": "each", "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 100}}]);
-    let (mut o, definition) = run(&steps, &json!({"all": items}));
+    let (mut o, program) = run(&steps, &json!({"all": items}));
     let mut passes = 0;
     loop {
-        let walked = step_on(&mut o, &definition);
+        let walked = step_on(&mut o, &program);
         // The hundred that ended since, and the hundred that begin.
         assert!(walked.looked <= 201, "{} items were looked at", walked.looked);
         passes += 1;
@@ -106,12 +111,12 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     assert_eq!(o.step_runs.size(), 5_000);
     // Whoever remembers nothing finds the same.
     o.settled = Arc::default();
-    let cold = stand(&o, &definition, Start::May);
+    let cold = stand(&o, &program, Start::May);
     assert!(cold.stand.done.is_some() && cold.stand.creates.is_empty());
 }
 
 /// Groups of 19 steps with names as long as they may be, and a forEach over 5,000 items.
-fn large(groups: usize) -> (Observed, Definition) {
+fn large(groups: usize) -> (Observed, Program) {
     let name = |n: usize| format!("{:0<40}", format!("step-{n}-"));
     let group = |n: usize| {
         let inner: Vec<_> = (0..15).map(|i| json!({"name": name(n * 100 + i), "agentId": "x"})).collect();
@@ -125,9 +130,15 @@ fn large(groups: usize) -> (Observed, Definition) {
         json!({"name": name(1), "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 1000}}),
     );
     let all: Vec<u32> = (0..5_000).collect();
-    let (o, mut definition) = run(&json!(steps), &json!({"all": all}));
-    definition.order = crate::api::step::Order::Graph;
-    (o, definition)
+    let parameters = json!({"all": all});
+    run_of(&Definition {
+        workflow: "w".into(),
+        workflow_uid: "12345678-rest".into(),
+        steps: serde_json::from_value(json!(steps)).expect("steps"),
+        parameters: parameters.as_object().cloned().unwrap_or_default(),
+        order: crate::api::step::Order::Graph,
+        ..Definition::default()
+    })
 }
 
 #[test]
@@ -139,10 +150,10 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
     let gate: GateStatus = serde_json::from_value(gate).expect("a gate");
     // Of up to 100 steps it says what they gave.
     for (groups, least, tells) in [(5, 95, true), (10, 190, false)] {
-        let (mut o, definition) = large(groups);
-        assert!(validate::count(&definition.steps) > least);
+        let (mut o, program) = large(groups);
+        assert!(program.all().len() > least);
         let mut passes = 0;
-        while step_on_with(&mut o, &definition, &format!("\"{}\"", "x".repeat(100)), Some(&gate)).stand.done.is_none() {
+        while step_on_with(&mut o, &program, &format!("\"{}\"", "x".repeat(100)), Some(&gate)).stand.done.is_none() {
             let status = o.workflow.status.as_ref();
             let bytes = serde_json::to_string(&status).map_or(usize::MAX, |s| s.len());
             assert!(bytes < 64 * 1024, "{bytes} bytes");
@@ -185,32 +196,32 @@ fn begins(walked: &Walked) -> Vec<String> {
 }
 
 /// A run whose items came from the first step, and a copy in which that step has not ended.
-fn with_an_older_copy() -> (Observed, Definition) {
+fn with_an_older_copy() -> (Observed, Program) {
     let each = json!({"in": "steps.list.output", "as": "n", "key": "n"});
     let steps = json!([
         {"name": "list", "agentId": "x"},
         {"name": "each", "agentId": "x", "forEach": each},
         {"name": "last", "agentId": "x"},
     ]);
-    let (mut o, definition) = run(&steps, &json!({}));
-    step_on(&mut o, &definition);
+    let (mut o, program) = run(&steps, &json!({}));
+    step_on(&mut o, &program);
     change(&mut o, "list", None, gives(r#"["a","b"]"#));
-    let walked = step_on(&mut o, &definition);
+    let walked = step_on(&mut o, &program);
     assert_eq!(walked.stand.steps[1].counts.map(|c| c.started), Some(2));
     change(&mut o, "list", None, open);
     change(&mut o, "each", Some("a"), open);
     change(&mut o, "each", Some("b"), open);
     // A restart since: it remembers nothing.
     o.settled = Arc::default();
-    (o, definition)
+    (o, program)
 }
 
 #[test]
 fn an_older_copy_takes_nothing_back_that_was_latched() {
-    let (o, definition) = with_an_older_copy();
+    let (o, program) = with_an_older_copy();
     let before = o.workflow.status.clone().unwrap_or_default();
     assert!(before.steps[1].collection_digest.is_some() && before.steps[0].step_run.is_some());
-    let after = stand(&o, &definition, Start::May).stand;
+    let after = stand(&o, &program, Start::May).stand;
     for (was, is) in before.steps.iter().zip(&after.steps) {
         let latched = |s: &StepStatus| (s.step_run.clone(), s.collection_digest.clone(), s.started_at.clone());
         assert_eq!(latched(was), latched(is), "{}", was.path);
@@ -219,8 +230,8 @@ fn an_older_copy_takes_nothing_back_that_was_latched() {
 
 #[test]
 fn a_step_that_is_open_in_an_older_copy_fails_nothing_behind_it() {
-    let (o, definition) = with_an_older_copy();
-    let after = stand(&o, &definition, Start::May).stand;
+    let (o, program) = with_an_older_copy();
+    let after = stand(&o, &program, Start::May).stand;
     // Its items cannot be listed without its output, and their StepRuns are not met: neither is a fault.
     assert_eq!(after.failure, None);
     assert!(after.steps.iter().all(|s| s.phase != Phase::Failed), "{:?}", after.steps);
@@ -231,54 +242,53 @@ fn what_ended_before_what_it_needs_in_an_older_copy_lets_nothing_begin() {
     let steps = json!([
         {"name": "a", "agentId": "x"}, {"name": "b", "agentId": "x"}, {"name": "c", "agentId": "x"},
     ]);
-    let (mut o, definition) = run(&steps, &json!({}));
-    step_on(&mut o, &definition);
-    step_on(&mut o, &definition);
-    assert_eq!(begins(&stand(&o, &definition, Start::May)), ["c"]);
+    let (mut o, program) = run(&steps, &json!({}));
+    step_on(&mut o, &program);
+    step_on(&mut o, &program);
+    assert_eq!(begins(&stand(&o, &program, Start::May)), ["c"]);
     change(&mut o, "a", None, open);
-    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
 }
 
 #[test]
 fn items_that_another_operator_began_hold_their_slots() {
     let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 2});
-    let (mut o, definition) =
+    let (mut o, program) =
         run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [0, 1, 2, 3, 4, 5]}));
-    step_on(&mut o, &definition);
+    step_on(&mut o, &program);
     let remembered = Arc::clone(&o.settled);
     // The first two have ended, and the other one began the next two, which this one has never looked at.
-    step_on(&mut o, &definition);
+    step_on(&mut o, &program);
     change(&mut o, "each", Some("2"), open);
     change(&mut o, "each", Some("3"), open);
     o.settled = remembered;
-    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
     change(&mut o, "each", Some("3"), |s| s.phase = Some(Phase::WaitingForAcceptance));
-    assert_eq!(begins(&stand(&o, &definition, Start::May)), ["each/4"], "who waits has given the slot up");
+    assert_eq!(begins(&stand(&o, &program, Start::May)), ["each/4"], "who waits has given the slot up");
 }
 
 #[test]
 fn an_item_that_another_operator_took_on_holds_its_slot_again() {
     let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 1});
     let inner = json!([{"name": "first", "agentId": "x"}, {"name": "second", "agentId": "x"}]);
-    let (mut o, definition) =
-        run(&json!([{"name": "each", "steps": inner, "forEach": each}]), &json!({"all": [0, 1, 2]}));
-    step_on(&mut o, &definition);
+    let (mut o, program) = run(&json!([{"name": "each", "steps": inner, "forEach": each}]), &json!({"all": [0, 1, 2]}));
+    step_on(&mut o, &program);
     // This one knows of the first step only, which waited for a person and gave the slot up.
     change(&mut o, "each/first", Some("0"), |s| {
         s.phase = Some(Phase::WaitingForAcceptance);
         s.completed_at = None;
     });
-    let seen = stand(&o, &definition, Start::Not);
+    let seen = stand(&o, &program, Start::Not);
     o.settled = Arc::new(seen.settled);
     change(&mut o, "each/first", Some("0"), |s| {
         s.phase = Some(Phase::Completed);
         s.completed_at = Some(NOW);
     });
     let remembered = Arc::clone(&o.settled);
-    step_on(&mut o, &definition);
+    step_on(&mut o, &program);
     change(&mut o, "each/second", Some("0"), open);
     o.settled = remembered;
-    assert_eq!(begins(&stand(&o, &definition, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&stand(&o, &program, Start::May)), Vec::<String>::new());
 }
 
 #[test]
@@ -355,12 +365,12 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
     let items: Vec<u32> = (0..5_000).collect();
     let each = json!({"in": "parameters.all", "as": "n", "maxParallel": 100});
     let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
-    let (mut o, definition) = run(&steps, &json!({"all": items}));
+    let (mut o, program) = run(&steps, &json!({"all": items}));
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status.get_or_insert_default().definition = Some(crate::api::workflow::DefinitionRef::default());
     o.workflow = Arc::new(workflow);
     for pass in 0..5 {
-        step_on(&mut o, &definition);
+        step_on(&mut o, &program);
         let ended: Vec<String> = o.settled.open.clone();
         for name in &ended {
             let mut step_run = o.step_runs[name].as_ref().clone();
@@ -374,7 +384,7 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
         // One of them is behind in the cache of Documents: it comes again, the others do not.
         let late = ended[..1].to_vec();
         Arc::make_mut(&mut o.settled).late.clone_from(&late);
-        let again = stand(&o, &definition, Start::Not).settled;
+        let again = stand(&o, &program, Start::Not).settled;
         let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
         assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
         Arc::make_mut(&mut o.settled).late.clear();
@@ -389,20 +399,19 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
     let list = json!({"in": "steps.?list.?output.orValue([0, 0])", "as": "n", "maxParallel": 1});
     let inner = json!([{"name": "list", "agentId": "x"}, {"name": "each", "agentId": "x", "forEach": list}]);
     let outer = json!({"in": "parameters.all", "as": "p", "key": "p"});
-    let (mut o, definition) =
-        run(&json!([{"name": "outer", "steps": inner, "forEach": outer}]), &json!({"all": ["p"]}));
-    step_on(&mut o, &definition);
+    let (mut o, program) = run(&json!([{"name": "outer", "steps": inner, "forEach": outer}]), &json!({"all": ["p"]}));
+    step_on(&mut o, &program);
     change(&mut o, "outer/list", Some("p"), gives("[7, 8]"));
-    step_on(&mut o, &definition);
+    step_on(&mut o, &program);
     let newer = o.step_runs.clone();
     // A restart, on a copy in which the list has not been made yet; then one that has caught up.
     change(&mut o, "outer/list", Some("p"), open);
     o.settled = Arc::default();
-    let behind = stand(&o, &definition, Start::May);
+    let behind = stand(&o, &program, Start::May);
     assert!(behind.stand.done.is_none() && behind.stand.failure.is_none());
     o.settled = Arc::new(behind.settled);
     o.step_runs = newer;
-    let after = stand(&o, &definition, Start::May).stand;
+    let after = stand(&o, &program, Start::May).stand;
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
@@ -410,15 +419,15 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
 #[test]
 fn when_a_step_began_stays_as_it_was_latched() {
     let each = json!({"in": "parameters.all", "as": "n"});
-    let (mut o, definition) = run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [1, 2]}));
-    step_on(&mut o, &definition);
-    step_on(&mut o, &definition);
+    let (mut o, program) = run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({"all": [1, 2]}));
+    step_on(&mut o, &program);
+    step_on(&mut o, &program);
     // Another operator, whose clock is ahead, has latched it; this one remembers it otherwise.
     let other = Some(Time(Timestamp::from_second(5).expect("a time")));
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status.as_mut().expect("it has one").steps[0].started_at.clone_from(&other);
     o.workflow = Arc::new(workflow);
-    let walked = stand(&o, &definition, Start::May);
+    let walked = stand(&o, &program, Start::May);
     assert_eq!(walked.stand.steps[0].started_at, other, "two operators would correct each other for ever");
 }
 
@@ -426,21 +435,21 @@ fn when_a_step_began_stays_as_it_was_latched() {
 fn what_was_skipped_stays_so_after_a_failure() {
     let steps = json!([{"name": "a", "agentId": "x"}, {"name": "b", "agentId": "x", "when": "false"}]);
     let group = json!([{"name": "g", "order": "Graph", "steps": steps}]);
-    let (mut o, definition) = run(&group, &json!({}));
+    let (mut o, program) = run(&group, &json!({}));
     let skipped = |walked: &Walked| {
         walked.stand.steps.iter().any(|s| s.path == "g/b" && s.phase == Phase::Skipped && s.when == Some(false))
     };
-    assert!(skipped(&step_on(&mut o, &definition)));
+    assert!(skipped(&step_on(&mut o, &program)));
     change(&mut o, "g/a", None, |status| status.phase = Some(Phase::Failed));
-    let walked = stand(&o, &definition, Start::May);
+    let walked = stand(&o, &program, Start::May);
     assert!(skipped(&walked), "{:?}", walked.stand.steps);
 }
 
 /// Reads what it is asked to from these Documents: name, UID, content.
-fn read_from(o: &mut Observed, definition: &Definition, there: &[(&str, &str, &str)]) -> Walked {
+fn read_from(o: &mut Observed, program: &Program, there: &[(&str, &str, &str)]) -> Walked {
     use crate::decide::content::{Content, Loaded};
     for _ in 0..5 {
-        let walked = stand(o, definition, Start::May);
+        let walked = stand(o, program, Start::May);
         if walked.unread.is_empty() {
             return walked;
         }
@@ -467,8 +476,8 @@ fn an_output_that_lies_apart_is_read_as_it_was_reported() {
         ("made again", vec![("out", "o2", whole)], None),
         ("other bytes", vec![("out", "o1", r#"{"text": "forged"}"#)], None),
     ] {
-        let (mut o, definition) = run(&steps, &json!({}));
-        step_on(&mut o, &definition);
+        let (mut o, program) = run(&steps, &json!({}));
+        step_on(&mut o, &program);
         change(&mut o, "a", None, |status| {
             let bound = crate::api::step_run::Binding {
                 uid: Some("o1".into()),
@@ -481,7 +490,7 @@ fn an_output_that_lies_apart_is_read_as_it_was_reported() {
             });
             status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report").output = None;
         });
-        let walked = read_from(&mut o, &definition, &there);
+        let walked = read_from(&mut o, &program, &there);
         let parameters = walked.stand.creates.first().map(|b| b.spec.parameters.clone());
         assert_eq!(parameters, given.map(|text| json!({"seen": text}).to_string()), "{what}");
         let failure = walked.stand.failure.map(|f| (f.class, f.message.contains("Document out")));

@@ -150,7 +150,8 @@ fn who_decided_is_told_the_same_everywhere() {
         );
         assert_eq!(output(&sign), expected, "{state}");
         if state == "Accepted" {
-            assert_eq!(gate::output(&sign).as_ref(), Some(&expected), "what expressions see");
+            let status = sign.status.as_ref().expect("a status");
+            assert_eq!(gate::output_of(&sign, status).as_ref(), Some(&expected), "what expressions see");
         }
         let listed = run(json!({"phase": phase, "steps": [{"path": "sign", "phase": phase}]}));
         let recorded = &record(&listed, [&sign])["steps"][0];

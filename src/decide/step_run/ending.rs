@@ -3,9 +3,9 @@
 use crate::mutant::{self, Mutant};
 
 use super::{
-    ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, GONE_AFTER_SECONDS, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES,
-    Next, Pass, Phase, Ran, Report, ReportClass, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after, clip,
-    condition, content, failure,
+    ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES, Next, Pass, Phase,
+    Ran, Report, ReportClass, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after, clip, condition, content,
+    failure, gone_at,
 };
 
 impl Pass<'_> {
@@ -16,12 +16,10 @@ impl Pass<'_> {
             _ => self.launched(Truth::Unknown, "Launched", ""),
         }
         // The shim ends the agent itself; this is for a shim that cannot.
-        let deadline = after(&claim.at, self.timeout() + 60 + SKEW_SECONDS);
+        let deadline = after(&claim.at, self.policy.timeout + 60 + SKEW_SECONDS);
         let ended = match &self.o.pod {
             None => true,
-            Some(pod) => {
-                pod.ended || pod.gone_by.as_ref().is_some_and(|by| self.o.now.0 >= after(by, GONE_AFTER_SECONDS).0)
-            }
+            Some(pod) => pod.ended || pod.gone_by.as_ref().is_some_and(|by| self.o.now.0 >= gone_at(by).0),
         };
         let by_job = matches!(self.o.job, JobSeen::Present { ended: true, .. });
         if mutant::on(Mutant::VerdictFromJob) && by_job {
@@ -33,10 +31,14 @@ impl Pass<'_> {
             return self.end_attempt(result, None, &format!("pod {} ended without a report", claim.pod_name));
         }
         if self.o.now.0 >= deadline.0 {
-            return self.end_attempt(AttemptResult::Timeout, None, &format!("no report within {} s", self.timeout()));
+            return self.end_attempt(
+                AttemptResult::Timeout,
+                None,
+                &format!("no report within {} s", self.policy.timeout),
+            );
         }
         if let Some(by) = self.o.pod.as_ref().and_then(|p| p.gone_by.clone()) {
-            self.wake_at(&after(&by, GONE_AFTER_SECONDS));
+            self.wake_at(&gone_at(&by));
         }
         self.wake_at(&deadline);
     }
@@ -46,7 +48,7 @@ impl Pass<'_> {
         if report.class != ReportClass::Succeeded {
             let result = failure::verdict(report, self.o.agent.as_deref());
             let message = report.message.clone().unwrap_or_else(|| match (report.class, report.exit_code) {
-                (ReportClass::Timeout, _) => format!("ended by the shim after {} s", self.timeout()),
+                (ReportClass::Timeout, _) => format!("ended by the shim after {} s", self.policy.timeout),
                 (_, Some(code)) => format!("the agent exited with {code}"),
                 (class, None) => format!("the agent ended without an exit code: {class:?}"),
             });

@@ -10,10 +10,9 @@ use super::{
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
-use crate::decide::expression::{Expression, Scope, kind};
-
-/// Outputs that are reviewed at most, the first included, unless the gate says otherwise.
-const MAX_ROUNDS: i32 = 3;
+use crate::decide::output::{self, StoredOutput};
+use crate::definition::expression::{Expression, Scope, kind};
+use crate::definition::program::{Gate, MAX_ROUNDS, Step};
 
 /// Whether the document of an accepted step is published after its end was stored.
 pub fn is_published_late(step_run: &StepRun) -> bool {
@@ -47,7 +46,7 @@ impl Pass<'_> {
         if self.closing() {
             return self.cancel();
         }
-        match self.gate_terms().and_then(|g| g.when.as_deref()).map(|when| self.required(when)) {
+        match self.gate_terms().and_then(|g| g.when.as_ref()).map(|when| self.required(when)) {
             None | Some(Ok(true)) => {}
             Some(Ok(false)) => {
                 self.set_gate(GateState::NotRequired, &reviewed, "");
@@ -153,10 +152,8 @@ impl Pass<'_> {
     }
 
     fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, letter: &gate::Letter) {
-        let produced = self
-            .step
-            .and_then(|s| s.produces.as_ref())
-            .map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
+        let produced =
+            self.step.and_then(Step::produces).map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
         let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.as_str()).unwrap_or_default();
         let decided =
             gate::decided(open, wanted.approvals, letter, &gate::About { produced, scope_id, now: &self.o.now });
@@ -219,7 +216,7 @@ impl Pass<'_> {
             return self.conclude(Phase::Failed);
         }
         self.keep_comments();
-        let most = self.gate_terms().and_then(|g| g.max_rounds).unwrap_or(MAX_ROUNDS);
+        let most = self.gate_terms().map_or(MAX_ROUNDS, Gate::max_rounds);
         if self.status.round < most {
             self.next_round();
         } else if self.policy.on_failure == OnFailure::Wait {
@@ -346,15 +343,14 @@ impl Pass<'_> {
     // ---- gate.when
 
     /// What `when` gives.
-    fn required(&self, when: &str) -> Result<bool, String> {
-        let expression = Expression::parse(when)?;
+    fn required(&self, when: &Expression) -> Result<bool, String> {
         let apart = self.status.result.as_ref().is_some_and(|r| r.output_document.is_some());
-        if apart && expression.variables().iter().any(|v| v == "output") {
+        if apart && when.variables().iter().any(|v| v == "output") {
             return Err(format!(
                 "reads `output`, which has more than {OUTPUT_INLINE_BYTES} bytes and lies in a Document of its own"
             ));
         }
-        match expression.evaluate(&self.scope(self.output()?))? {
+        match when.evaluate(&self.scope(self.output()?))? {
             Value::Bool(required) => Ok(required),
             other => Err(format!("gives {}, not a boolean", kind(&other))),
         }
@@ -363,16 +359,9 @@ impl Pass<'_> {
     fn scope(&self, output: Value) -> Scope {
         let spec = &self.o.step_run.spec;
         let mut scope = Scope::new(&self.o.evaluator).with("output", output);
-        if let Some(d) = self.o.definition.as_deref() {
-            let parameters = Value::Object(d.parameters.clone());
-            let workflow = [
-                ("name", d.workflow.clone().into()),
-                ("session", d.session.clone().into()),
-                ("project", d.project.clone().map_or(Value::Null, Value::from)),
-                ("input", d.input.clone().into()),
-                ("parameters", parameters.clone()),
-            ];
-            scope = scope.with("workflow", Value::from_iter(workflow)).with("parameters", parameters);
+        if let Some(program) = self.o.definition.as_deref() {
+            let parameters = Value::Object(program.run.parameters.clone());
+            scope = scope.with("workflow", program.run.variable()).with("parameters", parameters);
         }
         if let (Some(item), Some(link)) = (&spec.item, spec.scope_chain.last()) {
             let place = [("key", item.key.clone().into()), ("index", Value::from(item.index))];
@@ -383,15 +372,13 @@ impl Pass<'_> {
 
     /// Inline, or in the document that carries it; null where there is none.
     fn output(&self) -> Result<Value, String> {
-        let reuse = self.o.step_run.spec.reuse.as_ref();
-        let inline = match (reuse, self.report()) {
-            (Some(reuse), _) => reuse.output.clone(),
-            (None, report) => report.and_then(|r| r.output),
-        };
-        if let Some(text) = inline {
-            return Ok(serde_json::from_str(&text).unwrap_or_default());
+        match output::stored(&self.o.step_run, &self.status) {
+            StoredOutput::Nowhere => Ok(Value::Null),
+            StoredOutput::Inline(text) => Ok(output::read(&text)),
+            StoredOutput::Document(_) => {
+                let content = self.content().map_err(|changed| changed.to_string())?;
+                Ok(content.map(|c| output::read(c.text())).unwrap_or_default())
+            }
         }
-        let content = self.content().map_err(|changed| changed.to_string())?;
-        Ok(content.map(|c| serde_json::from_str(c.text()).unwrap_or_default()).unwrap_or_default())
     }
 }

@@ -1,10 +1,10 @@
 //! Before an attempt runs: what it waits for, its Job, its start.
 
 use super::{
-    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, START_TIMEOUT_SECONDS, SignedDuration,
-    Slot, TIMEOUT_SECONDS, Time, Truth, after, build, condition, failure, name, slot,
+    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, SignedDuration, Slot, Time, Truth, after,
+    build, clip, condition, failure, name, slot,
 };
-
+use crate::definition::agent::CheckedAgent;
 use crate::mutant::{self, Mutant};
 
 /// Names that are tried one after the other without a pause.
@@ -51,13 +51,18 @@ impl Pass<'_> {
             return self.fail(AttemptResult::GateNotProven, why);
         }
         let name = &self.o.step_run.spec.agent_id;
-        let Some(agent) = self.o.agent.clone() else {
+        let Some(agent) = self.o.agent.as_deref() else {
             let why = format!("Agent {name} does not exist in this namespace; it starts when it does");
             return self.pend("AgentNotFound", &why);
         };
-        if let Some(faults) = build::not_ready(&agent, self.o.evaluator.as_ref()) {
-            return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
-        }
+        // Its status may be behind its spec, and says nothing then.
+        let agent = match CheckedAgent::of(agent, self.o.evaluator.as_ref()) {
+            Ok(agent) => agent,
+            Err(faults) => {
+                let faults = clip(&faults.join("; "), 600);
+                return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
+            }
+        };
         if let Some(not_before) = self.status.not_before.clone()
             && self.o.now.0 < not_before.0
         {
@@ -117,19 +122,17 @@ impl Pass<'_> {
         self.pend(WAITING_FOR_SLOT, &message);
     }
 
-    pub(super) fn create_job(&mut self, agent: &Agent) {
-        if let Some(faults) = self.parameter_faults(agent) {
+    fn create_job(&mut self, agent: &CheckedAgent<'_>) {
+        if let Some(faults) = self.parameter_faults(agent.agent()) {
             return self.end_attempt(AttemptResult::InvalidParameters, None, &faults);
         }
-        match build::job(&self.o.step_run, &self.status, agent, self.step, &self.o.surroundings) {
-            Ok(job) => self.plan.effects.push(Effect::CreateJob(Box::new(job))),
-            Err(fault) => return self.pend("AgentInvalid", &fault),
-        }
+        let job = build::job(&self.o.step_run, &self.status, agent, &self.policy, &self.o.surroundings);
+        self.plan.effects.push(Effect::CreateJob(Box::new(job)));
         self.launched(Truth::Unknown, "Launched", "");
-        self.wake_in(self.start_timeout());
+        self.wake_in(self.policy.start_timeout);
     }
 
-    pub(super) fn parameter_faults(&self, agent: &Agent) -> Option<String> {
+    fn parameter_faults(&self, agent: &Agent) -> Option<String> {
         let wanted = agent.spec.parameters_schema.as_ref()?;
         let parameters = serde_json::from_str(&self.o.step_run.spec.parameters).ok()?;
         let faults = match self.o.evaluator.faults(wanted, &parameters) {
@@ -140,8 +143,8 @@ impl Pass<'_> {
             .then(|| format!("the parameters do not meet the Agent's parametersSchema: {}", faults.join("; ")))
     }
 
-    pub(super) fn starting(&mut self, created: Option<Time>) {
-        let deadline = after(&created.unwrap_or_else(|| self.o.now.clone()), self.start_timeout() + SKEW_SECONDS);
+    fn starting(&mut self, created: Option<Time>) {
+        let deadline = after(&created.unwrap_or_else(|| self.o.now.clone()), self.policy.start_timeout + SKEW_SECONDS);
         let obstacle = self.o.pod.as_ref().and_then(|p| p.obstacle.clone());
         if self.o.now.0 >= deadline.0 {
             let slow = if self.o.pod.is_some() { "its pod is still being set up" } else { "it has no pod yet" };
@@ -149,7 +152,7 @@ impl Pass<'_> {
             return self.end_attempt(
                 AttemptResult::Infrastructure,
                 None,
-                &format!("not started within {} s: {why}", self.start_timeout()),
+                &format!("not started within {} s: {why}", self.policy.start_timeout),
             );
         }
         match obstacle {
@@ -164,14 +167,5 @@ impl Pass<'_> {
         self.status.phase = Some(Phase::Running);
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
         self.condition("Started", started, reason, message);
-    }
-
-    pub(super) fn start_timeout(&self) -> i64 {
-        self.o.agent.as_ref().and_then(|a| a.spec.start_timeout_seconds).unwrap_or(START_TIMEOUT_SECONDS)
-    }
-
-    pub(super) fn timeout(&self) -> i64 {
-        let agent = self.o.agent.as_ref().and_then(|a| a.spec.timeout_seconds);
-        self.step.and_then(|s| s.timeout_seconds).or(agent).unwrap_or(TIMEOUT_SECONDS)
     }
 }

@@ -3,6 +3,7 @@
 
 use super::{GUARD_AGAIN, Guard, Observed, Pass, ReportClass, StepRun, Truth, condition, gate, slot, step_run};
 use crate::api::name::{ACTION, ANSWER, DECISION};
+use crate::decide::claim;
 
 /// Condition of a StepRun, and of its run, that waits for the policies.
 pub const POLICIES: &str = "GatePolicyInstalled";
@@ -24,7 +25,7 @@ fn has_mail(step_run: &StepRun) -> bool {
 
 fn reported(step_run: &StepRun) -> Option<ReportClass> {
     let status = step_run.status.as_ref()?;
-    status.agent.as_ref()?.report.as_ref().filter(|r| r.attempt == status.attempt).map(|r| r.class)
+    claim::current_report(status).map(|r| r.class)
 }
 
 fn opens_gate(step_run: &StepRun) -> bool {

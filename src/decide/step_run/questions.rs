@@ -9,7 +9,8 @@ use super::{
     WaitKind, WaitingFor, after, clip, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
-use crate::decide::expression::Evaluate;
+use crate::definition::expression::Evaluate;
+use crate::definition::schema::Schema;
 use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
@@ -189,7 +190,7 @@ impl Pass<'_> {
     fn take_answer(&mut self, by: &str, text: &str) {
         // Without the definition nobody knows the schema.
         let Some(step) = self.step else { return self.plan.look_again(GUARD_AGAIN) };
-        let wanted = step.ask.as_ref().and_then(|a| a.schema.as_ref());
+        let wanted = step.ask().and_then(|a| a.schema.as_ref()).map(Schema::as_object);
         let value = match read(text, wanted, self.o.evaluator.as_ref()) {
             Ok(value) => value,
             Err(fault) => return self.refuse_answer(&format!("the answer was not recorded: {fault}; answer again")),
@@ -293,7 +294,7 @@ fn read(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::expression::InProcess;
+    use crate::definition::expression::InProcess;
 
     #[test]
     fn an_answer_is_json_or_words() {

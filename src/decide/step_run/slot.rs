@@ -2,7 +2,9 @@
 //! never while people are waited for or a back-off runs.
 
 use super::{Agent, Hold, JobSeen, Observed, StepRun, StepRunStatus, condition, gate, hold};
-use crate::decide::agent;
+use crate::decide::agent::is_known_faulty;
+use crate::decide::claim;
+use crate::definition::agent::pod_faults;
 
 /// Whether an attempt may be launched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,17 +38,15 @@ pub(super) fn launched(status: &StepRunStatus) -> bool {
 /// Whether an attempt was launched and has not ended.
 pub fn holds_slot(step_run: &StepRun, job: &JobSeen) -> bool {
     let status = step_run.status.clone().unwrap_or_default();
-    let agent = status.agent.as_ref();
-    let claimed = agent.and_then(|a| a.claim.as_ref()).is_some_and(|c| c.attempt == status.attempt);
-    let begun = claimed || launched(&status) || matches!(job, JobSeen::Present { ended: false, .. });
+    let begun = claim::current_claim(&status).is_some()
+        || launched(&status)
+        || matches!(job, JobSeen::Present { ended: false, .. });
     begun && may_run(step_run, &status)
 }
 
 fn may_run(step_run: &StepRun, status: &StepRunStatus) -> bool {
     let idle = status.completed_at.is_some() || status.waiting_for.is_some() || status.result.is_some();
-    let agent = status.agent.as_ref();
-    let reported = agent.and_then(|a| a.report.as_ref()).is_some_and(|r| r.attempt == status.attempt);
-    !idle && !reported && !hold::was_stopped(status) && gate::has_agent(step_run)
+    !idle && claim::current_report(status).is_none() && !hold::was_stopped(status) && gate::has_agent(step_run)
 }
 
 /// Decided on everything but the slot itself.
@@ -56,7 +56,7 @@ pub fn need(o: &Observed) -> Need {
         return Need::Holds;
     }
     // Looked at where nothing may be evaluated: what is wrong with its schemas its status says, and the pass finds out.
-    let sound = |agent: &Agent| agent::pod_faults(agent).is_empty() && !agent::is_known_faulty(agent);
+    let sound = |agent: &Agent| pod_faults(agent).is_empty() && !is_known_faulty(agent);
     let ready = o.agent.as_deref().is_some_and(sound);
     let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
     let free = o.job == JobSeen::Absent && o.refusal.is_none();

@@ -30,7 +30,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         changed_input: None,
         guard: Guard::Proven("p".into()),
         surroundings: Arc::default(),
-        evaluator: Arc::new(crate::decide::expression::InProcess),
+        evaluator: Arc::new(crate::definition::expression::InProcess),
         now: NOW,
     }
 }
@@ -247,7 +247,8 @@ fn a_decision_is_recorded_with_all_that_it_is() {
     let mut o = with_document(json!({"phase": "WaitingForAcceptance", "gate": gate}), true, Some(("p1", "a plan")));
     let definition = json!({"workflow": "shop", "workflowUid": "w", "session": "s", "steps": [
         {"name": "draft", "agentId": "writer", "produces": {"type": "plan"}, "gate": {"approvals": 2}}]});
-    o.definition = Some(Arc::new(serde_json::from_value(definition).expect("a definition")));
+    let definition = serde_json::from_value(definition).expect("a definition");
+    o.definition = Some(Arc::new(crate::definition::program::Program::compile(&definition).expect("a program")));
     let step = Arc::make_mut(&mut o.step_run);
     step.spec.gate.as_mut().expect("a gate").approvals = 2;
     step.spec.scope_chain = serde_json::from_value(json!([{"scope": "workflow", "scopeId": "w"}])).expect("a chain");

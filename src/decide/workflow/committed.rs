@@ -41,8 +41,10 @@ pub fn committed(workflow: &Workflow, step_runs: &StepRuns, settled: &Settled, n
         let done = step_run.status.as_ref().filter(|s| s.phase == Some(Phase::Completed));
         let done = done.filter(|s| recent(s.completed_at.as_ref()));
         let own = done.and_then(|s| s.result.as_ref()?.document_name.clone());
-        let apart =
-            done.and_then(|_| content::carrier(step_run)).map(|pin| pin.name).filter(|n| own.as_ref() != Some(n));
+        let apart = done
+            .and_then(|status| content::carrier(step_run, status))
+            .map(|pin| pin.name)
+            .filter(|n| own.as_ref() != Some(n));
         own.into_iter().chain(apart).map(|document| (step_run.metadata.name.clone(), document))
     });
     Committed { documents: inline.chain(made).collect(), looked: looked.len() }

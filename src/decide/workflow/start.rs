@@ -12,7 +12,8 @@ use crate::api::definition::Definition;
 use crate::api::name::{self, CREATED_BY};
 use crate::api::step::{OnFailure, Order, Step};
 use crate::api::workflow::{DefinitionRef, SessionPhase, SessionStatus, WorkflowStatus};
-use crate::decide::{Effect, build, document, status, validate};
+use crate::decide::{Effect, build, document, status};
+use crate::definition::{pinned, validate};
 
 pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowStatus> {
     let mut plan = Plan::default();
@@ -161,7 +162,8 @@ fn pin(
         plan.effects.extend(document::create(made, published));
     }
     status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
-    status.definition = Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: definition.digest() });
+    status.definition =
+        Some(DefinitionRef { revision_name: name::revision(&own, &uid), digest: pinned::digest(&definition) });
     status.session = Some(SessionStatus {
         id: definition.session.clone(),
         phase: SessionPhase::Initiated,

@@ -9,11 +9,12 @@ use crate::api::agent::AgentSpec;
 use crate::api::definition::Definition;
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::content::{Content, Loaded};
-use crate::decide::expression::InProcess;
 use crate::decide::graph::{Walked, stand};
 use crate::decide::observed::{Observed, Previous};
 use crate::decide::scope::Start;
 use crate::decide::{Effect, workflow};
+use crate::definition::expression::InProcess;
+use crate::definition::program::Program;
 
 const AT: &str = "2026-01-01T00:00:00Z";
 
@@ -29,6 +30,10 @@ fn definition(run: &str, steps: &Value) -> Definition {
     let (workflow, workflow_uid) = (run.to_owned(), format!("{run}-uid"));
     let steps = serde_json::from_value(steps.clone()).expect("steps");
     Definition { workflow, workflow_uid, steps, ..Definition::default() }
+}
+
+fn compiled(definition: &Definition) -> Arc<Program> {
+    Arc::new(Program::compile(definition).expect("a program"))
 }
 
 fn agent(template: &str) -> Agent {
@@ -61,7 +66,7 @@ fn again(steps: &Value) -> Again {
     };
     let definition_now = definition("new", steps);
     // As it begins by itself.
-    let begun = stand(&observed, &definition_now, Start::May).stand.creates.remove(0).spec;
+    let begun = stand(&observed, &compiled(&definition_now), Start::May).stand.creates.remove(0).spec;
     let mut old = StepRun::new(&name::step_run("old", "old-uid", "a", &[]), begun);
     (old.metadata.namespace, old.metadata.uid) = (Some("team".into()), Some("old-a".into()));
     old.spec.workflow = WorkflowIdentity { name: "old".into(), uid: "old-uid".into(), creator: None };
@@ -101,8 +106,8 @@ impl Again {
     fn walk(&mut self) -> Walked {
         let name = self.old.metadata.name.clone().unwrap_or_default();
         let step_runs = [(name, Arc::new(self.old.clone()))].into_iter().collect();
-        self.o.previous = Some(Previous { step_runs, definition: Some(Arc::new(self.then.clone())) });
-        stand(&self.o, &self.definition, Start::May)
+        self.o.previous = Some(Previous { step_runs, definition: Some(compiled(&self.then)) });
+        stand(&self.o, &compiled(&self.definition), Start::May)
     }
 
     fn begun(&mut self) -> Beginning {
@@ -261,7 +266,7 @@ fn with_documents() -> Again {
         report.output = None;
     }
     a.document("p", "p1", "plan", "a plan");
-    a.document("o", "o1", document::OUTPUT_TYPE, "[1]");
+    a.document("o", "o1", OUTPUT_TYPE, "[1]");
     a
 }
 
@@ -304,8 +309,8 @@ fn what_was_exchanged_runs_again() {
         ("deleted", "p", None),
         ("made again", "p", Some(("p2", "plan", "a plan"))),
         ("other bytes", "p", Some(("p1", "plan", "forged"))),
-        ("the output was made again", "o", Some(("o2", document::OUTPUT_TYPE, "[1]"))),
-        ("other bytes of the output", "o", Some(("o1", document::OUTPUT_TYPE, "[2]"))),
+        ("the output was made again", "o", Some(("o2", OUTPUT_TYPE, "[1]"))),
+        ("other bytes of the output", "o", Some(("o1", OUTPUT_TYPE, "[2]"))),
     ] {
         let mut a = with_documents();
         let keys: Vec<String> =
@@ -342,7 +347,7 @@ fn what_is_held_back_leaves_no_copies() {
         // It reads what it takes over before it knows that something else fails.
         let walked = read(&mut a);
         assert_eq!(walked.stand.failure.is_some(), copied == 0, "{parameter}");
-        a.o.definition = Some(Arc::new(a.definition.clone()));
+        a.o.definition = Some(compiled(&a.definition));
         Arc::make_mut(&mut a.o.workflow).status.as_mut().expect("a status").definition =
             Some(crate::api::workflow::DefinitionRef::default());
         let plan = workflow::workflow(&a.o);

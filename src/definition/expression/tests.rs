@@ -1,7 +1,6 @@
 //! Tables of expressions, and what no text may do.
 
 use super::evaluate::size;
-use super::template::expand_text;
 use super::*;
 use serde_json::json;
 
@@ -9,6 +8,18 @@ fn scope() -> Scope {
     Scope::in_process()
         .with("parameters", json!({"depth": 2, "name": "x"}))
         .with("documents", json!({"backlog": {"epics": [{"id": "a"}, {"id": "b"}]}, "brief": "text"}))
+}
+
+/// What a text gives, or what is wrong with it.
+fn expand_text(text: &str, scope: &Scope) -> Result<Value, String> {
+    let mut fault = String::new();
+    let mut heard = |_: &str, found: Result<&Expression, String>| {
+        if let Err(why) = found {
+            fault = why;
+        }
+    };
+    let parsed = TextTemplate::parse(text, "", &mut heard);
+    parsed.ok_or(fault)?.expand(scope)
 }
 
 fn check(source: &str, expected: Result<Value, &str>) {
@@ -214,7 +225,7 @@ fn every_known_function_is_there() {
         let got = Expression::parse(call).and_then(|e| e.evaluate(&Scope::in_process()));
         assert!(got.is_ok(), "{call}: {got:?}");
     }
-    for name in filter::FUNCTIONS {
+    for name in vocabulary::FUNCTIONS {
         assert!(calls.iter().any(|call| call.contains(&format!("{name}("))), "{name} is called nowhere here");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Walk;
 use crate::api::step::Step;
-use crate::decide::expression::{Expression, underscored};
+use crate::definition::expression::{Expression, underscored};
 
 /// What expressions may name at a place.
 #[derive(Clone)]
@@ -51,11 +51,8 @@ pub(super) fn producers(steps: &[Step], around: &mut Vec<String>, found: &mut Ve
 }
 
 impl Walk<'_> {
-    pub(super) fn expression(&mut self, place: &str, parsed: Result<Expression, String>, seen: &Visible) {
-        let expression = match parsed {
-            Ok(expression) => expression,
-            Err(fault) => return self.fault(format!("{place}: {fault}")),
-        };
+    /// Whether an expression names only what can be seen from its place.
+    pub(super) fn names(&mut self, place: &str, expression: &Expression, seen: &Visible) {
         let used = expression.variables();
         for name in used.difference(&seen.variables) {
             self.fault(format!("{place}: {name} is not known here; known are {}", joined(&seen.variables)));
@@ -74,8 +71,7 @@ impl Walk<'_> {
     }
 
     /// In a forEach, what documents hold is looked at again and again: only those count that this run alone makes.
-    pub(super) fn pinned_documents(&mut self, place: &str, text: &str) {
-        let Ok(expression) = Expression::parse(text) else { return };
+    pub(super) fn pinned_documents(&mut self, place: &str, expression: &Expression) {
         for kind in expression.members("documents") {
             let made = |p: &Producer| (p.document_type == kind || underscored(&p.document_type) == kind) && p.private;
             if !self.produced.iter().any(made) {

@@ -4,9 +4,9 @@ use serde_json::Value;
 
 use super::Walk;
 use super::names::{Maker, Visible};
+use crate::api::document::OUTPUT_TYPE;
 use crate::api::step::{Ask, ForEach, Gate, OnFailure, OnReject, Step};
-use crate::decide::document::OUTPUT_TYPE;
-use crate::decide::expression::{Expression, expressions};
+use crate::definition::expression::{Expression, expressions};
 
 impl Walk<'_> {
     pub(super) fn step(&mut self, step: &Step, place: &str, seen: &Visible) {

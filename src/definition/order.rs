@@ -1,6 +1,5 @@
 //! The order of the steps of a list: what each needs, in which sequence they are looked at, whether there is one at all.
 
-use super::expression::{Expression, underscored};
 use crate::api::step::{Order, Step};
 
 /// Indexes of the steps that must have ended before this one.
@@ -40,12 +39,6 @@ pub fn ancestors(steps: &[Step], order: Order, index: usize) -> Vec<usize> {
         }
     }
     found
-}
-
-/// Whether a step's `when` names that step: then it decides what its being skipped means.
-pub fn asks_about(step: &Step, name: &str) -> bool {
-    let parsed = step.when.as_deref().and_then(|w| Expression::parse(w).ok());
-    parsed.is_some_and(|when| when.members("steps").iter().any(|m| *m == name || *m == underscored(name)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use cel::{Context, Env, extensions};
 use serde_json::{Map, Number, Value};
 
 use crate::api::limits::EXPRESSION_DATA_BYTES;
-use crate::decide::schema;
+use crate::definition::schema;
 use crate::protocol::Fault;
 
 /// The language: the standard one, with optional values and the extensions for texts, lists, numbers and base64.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators};
 use serde_json::Value;
 
-use super::filter::{NAMESPACES, TYPES};
+use super::vocabulary::{NAMESPACES, TYPES};
 use super::{Scope, kind};
 
 pub fn each_child<'a>(expression: &'a Expr, visit: &mut dyn FnMut(&'a IdedExpr)) {
@@ -38,7 +38,7 @@ fn each_entry<'a>(entry: &'a EntryExpr, visit: &mut dyn FnMut(&'a IdedExpr)) {
 }
 
 /// What an expression reads of its scope.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Reads {
     /// Free variables: those of its own loops are none.
     pub variables: BTreeSet<String>,
@@ -131,36 +131,44 @@ fn is_access(function: &str) -> bool {
 }
 
 /// `a.b.c`, `a["b"][0]`, `a.?b.c.orValue([])`: resolved without CEL.
-pub struct Path<'a> {
-    root: &'a str,
-    steps: Vec<Access<'a>>,
+#[derive(Clone, Debug)]
+pub struct Path {
+    root: String,
+    steps: Vec<Access>,
     /// What `orValue` gives.
     otherwise: Option<Value>,
 }
 
-struct Access<'a> {
-    key: Key<'a>,
+#[derive(Clone, Debug)]
+struct Access {
+    key: OwnedKey,
     optional: bool,
 }
 
-impl<'a> Path<'a> {
+#[derive(Clone, Debug)]
+enum OwnedKey {
+    Name(String),
+    Index(i64),
+}
+
+impl Path {
     /// Where the whole expression is nothing else. Optional ones must end with `orValue`: CEL knows what to say else.
-    pub fn of(tree: &'a IdedExpr) -> Option<Self> {
+    pub fn of(tree: &IdedExpr) -> Option<Self> {
         let (chain, otherwise) = match &tree.expr {
             Expr::Call(call) if call.func_name == "orValue" => {
                 (call.target.as_deref()?, Some(literal(&call.args.first()?.expr)?))
             }
             _ => (tree, None),
         };
-        let mut path = Self { root: "", steps: Vec::new(), otherwise };
+        let mut path = Self { root: String::new(), steps: Vec::new(), otherwise };
         path.follow(chain)?;
         let optional = path.steps.iter().any(|step| step.optional);
         (optional == path.otherwise.is_some()).then_some(path)
     }
 
-    fn follow(&mut self, chain: &'a IdedExpr) -> Option<()> {
+    fn follow(&mut self, chain: &IdedExpr) -> Option<()> {
         if let Expr::Ident(name) = &chain.expr {
-            self.root = name;
+            self.root.clone_from(name);
             return Some(());
         }
         if matches!(&chain.expr, Expr::Select(select) if select.test) {
@@ -171,14 +179,18 @@ impl<'a> Path<'a> {
         let optional = matches!(&chain.expr, Expr::Call(call) if call.func_name != operators::INDEX);
         // Behind an optional step every step is one.
         let optional = optional || self.steps.last().is_some_and(|step| step.optional);
+        let key = match key {
+            Key::Name(name) => OwnedKey::Name(name.to_owned()),
+            Key::Index(index) => OwnedKey::Index(index),
+        };
         self.steps.push(Access { key, optional });
         Some(())
     }
 
     pub fn resolve(&self, scope: &Scope) -> Result<Value, String> {
-        let mut value = scope.get(self.root).ok_or_else(|| format!("{} is not known here", self.root))?;
+        let mut value = scope.get(&self.root).ok_or_else(|| format!("{} is not known here", self.root))?;
         for (depth, step) in self.steps.iter().enumerate() {
-            match (enter(value, step.key), &self.otherwise) {
+            match (enter(value, &step.key), &self.otherwise) {
                 (Some(inner), _) => value = inner,
                 (None, Some(otherwise)) if step.optional => return Ok(otherwise.clone()),
                 (None, _) => return Err(self.absent(depth, value)),
@@ -188,26 +200,28 @@ impl<'a> Path<'a> {
     }
 
     fn absent(&self, depth: usize, value: &Value) -> String {
-        let mut place = self.root.to_owned();
+        let mut place = self.root.clone();
         for step in &self.steps[..depth] {
-            match step.key {
-                Key::Name(name) => place.push_str(&format!(".{name}")),
-                Key::Index(index) => place.push_str(&format!("[{index}]")),
+            match &step.key {
+                OwnedKey::Name(name) => place.push_str(&format!(".{name}")),
+                OwnedKey::Index(index) => place.push_str(&format!("[{index}]")),
             }
         }
-        match (self.steps[depth].key, value) {
-            (Key::Name(name), Value::Object(_)) => format!("{place} has no field {name}"),
-            (Key::Name(name), other) => format!("{place} is {}, not an object with a field {name}", kind(other)),
-            (Key::Index(index), Value::Array(items)) => format!("{place} has {} items, none at {index}", items.len()),
-            (Key::Index(_), other) => format!("{place} is {}, not a list", kind(other)),
+        match (&self.steps[depth].key, value) {
+            (OwnedKey::Name(name), Value::Object(_)) => format!("{place} has no field {name}"),
+            (OwnedKey::Name(name), other) => format!("{place} is {}, not an object with a field {name}", kind(other)),
+            (OwnedKey::Index(index), Value::Array(items)) => {
+                format!("{place} has {} items, none at {index}", items.len())
+            }
+            (OwnedKey::Index(_), other) => format!("{place} is {}, not a list", kind(other)),
         }
     }
 }
 
-fn enter<'v>(value: &'v Value, key: Key<'_>) -> Option<&'v Value> {
+fn enter<'v>(value: &'v Value, key: &OwnedKey) -> Option<&'v Value> {
     match (key, value) {
-        (Key::Name(name), Value::Object(map)) => map.get(name),
-        (Key::Index(index), Value::Array(items)) => items.get(usize::try_from(index).ok()?),
+        (OwnedKey::Name(name), Value::Object(map)) => map.get(name),
+        (OwnedKey::Index(index), Value::Array(items)) => items.get(usize::try_from(*index).ok()?),
         _ => None,
     }
 }

@@ -31,6 +31,22 @@ const PER_BYTE: usize = 40;
 const FAULTS: usize = 20;
 const FAULT_BYTES: usize = 256;
 
+/// A JSON Schema as its author wrote it, within the limits. Compiling it is for whoever `expression::Evaluate` leads to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schema(Map<String, Value>);
+
+impl Schema {
+    /// The limits that hold for a schema as it is written. The work is bounded by the limits themselves, and nothing is
+    /// compiled: this may run anywhere.
+    pub fn bounded(schema: &Map<String, Value>) -> Result<Self, String> {
+        bounded(schema).map(|()| Self(schema.clone()))
+    }
+
+    pub fn as_object(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
 /// A schema that was compiled. Only those who may spend time and memory without a bound make one: the processes that
 /// evaluate, and the person's own in `lint`.
 #[derive(Debug)]
@@ -99,8 +115,7 @@ fn patterns_bytes(patterns: &[(String, &str)]) -> Result<usize, String> {
     Ok(all)
 }
 
-/// The limits that hold for a schema as it is written. The work is bounded by the limits themselves, and nothing is
-/// compiled: this may run anywhere.
+/// As `Schema::bounded`, and nothing is kept.
 pub fn bounded(schema: &Map<String, Value>) -> Result<(), String> {
     measured(&Value::Object(schema.clone())).map(drop)
 }

@@ -9,19 +9,19 @@
 mod evaluate;
 mod filter;
 mod template;
+mod vocabulary;
 mod walk;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cel::IdedExpr;
 use cel::parser::ParseErrors;
 use serde_json::{Map, Value};
 
 #[expect(clippy::disallowed_types, reason = "where it is defined")]
 pub use evaluate::InProcess;
 pub use evaluate::{Evaluate, Trouble};
-pub use template::{expand, expressions};
+pub use template::{Template, TextTemplate};
 
 use crate::api::limits::{EXPRESSION_BYTES, EXPRESSION_DATA_BYTES, EXPRESSION_PATH_BYTES};
 use evaluate::parser;
@@ -31,11 +31,19 @@ use walk::{Path, Reads};
 /// Brackets, calls and conditionals inside each other. With it no text that is short enough can exhaust a stack of 2 MB.
 const NESTING: u16 = 32;
 
-/// A parsed expression.
+/// A parsed expression. Whoever evaluates gets the text: of the tree only what it reads is kept, and the path that it may be.
+#[derive(Clone, Debug)]
 pub struct Expression {
     source: String,
-    tree: IdedExpr,
+    path: Option<Path>,
     reads: Reads,
+}
+
+/// The text says all.
+impl PartialEq for Expression {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
 }
 
 /// The variables that an expression sees, by name, and who evaluates it.
@@ -80,8 +88,7 @@ impl Expression {
         }
         let tree = parser().max_recursion_depth(NESTING).parse(text).map_err(|errors| unreadable(&errors))?;
         filter::check(&tree, text)?;
-        let reads = walk::reads(&tree);
-        Ok(Self { source: text.to_owned(), tree, reads })
+        Ok(Self { source: text.to_owned(), path: Path::of(&tree), reads: walk::reads(&tree) })
     }
 
     /// Names of the variables it reads.
@@ -102,7 +109,7 @@ impl Expression {
 
     /// Evaluates; plain paths may read more than other expressions.
     pub fn evaluate(&self, scope: &Scope) -> Result<Value, String> {
-        if let Some(path) = Path::of(&self.tree) {
+        if let Some(path) = &self.path {
             let value = path.resolve(scope)?;
             let bytes = size(&value);
             if bytes > EXPRESSION_PATH_BYTES {

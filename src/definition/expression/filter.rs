@@ -3,6 +3,7 @@
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, Expr, IdedExpr, LiteralValue, operators};
 
+use super::vocabulary::{FUNCTIONS, MACROS, NAMESPACES};
 use super::walk::each_child;
 
 const NODES: usize = 200;
@@ -12,73 +13,6 @@ const NESTED: usize = 2;
 const JOINED_BYTES: usize = 128;
 const JOINS: usize = 3;
 
-/// What may be called; `a.b` in a namespace.
-pub const FUNCTIONS: [&str; 58] = [
-    "base64.decode",
-    "base64.encode",
-    "bool",
-    "bytes",
-    "charAt",
-    "contains",
-    "distinct",
-    "double",
-    "dyn",
-    "endsWith",
-    "flatten",
-    "format",
-    "hasValue",
-    "indexOf",
-    "int",
-    "join",
-    "lastIndexOf",
-    "lists.range",
-    "lowerAscii",
-    "matches",
-    "math.abs",
-    "math.bitAnd",
-    "math.bitNot",
-    "math.bitOr",
-    "math.bitShiftLeft",
-    "math.bitShiftRight",
-    "math.bitXor",
-    "math.ceil",
-    "math.floor",
-    "math.greatest",
-    "math.isFinite",
-    "math.isInf",
-    "math.isNaN",
-    "math.least",
-    "math.round",
-    "math.sign",
-    "math.sqrt",
-    "math.trunc",
-    "optional.none",
-    "optional.of",
-    "optional.ofNonZeroValue",
-    "or",
-    "orValue",
-    "replace",
-    "reverse",
-    "size",
-    "slice",
-    "sort",
-    "split",
-    "startsWith",
-    "string",
-    "strings.quote",
-    "substring",
-    "trim",
-    "type",
-    "uint",
-    "upperAscii",
-    "value",
-];
-/// What the parser replaces; one that is left has the wrong number of arguments.
-const MACROS: [&str; 9] = ["has", "all", "exists", "exists_one", "map", "filter", "sortBy", "optMap", "optFlatMap"];
-/// Names before a dot that are no variables.
-pub const NAMESPACES: [&str; 5] = ["base64", "lists", "math", "optional", "strings"];
-/// Names of types, as in `type(x) == int`.
-pub const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
 /// Calls whose result is not longer than what they read, but for a few digits.
 const NEUTRAL: [&str; 5] = ["lowerAscii", "string", "substring", "trim", "upperAscii"];
 /// Calls whose result is longer than what they read.

@@ -1,0 +1,115 @@
+//! Values as people type them. What a schema says is a text stays one, and no digit is ever lost: the API server holds
+//! whole numbers of 64 bits with a sign, and all others as doubles.
+
+#![expect(clippy::disallowed_types, reason = "on the machine of whoever types")]
+
+use serde_json::{Map, Value};
+
+use super::text::inline;
+use crate::definition::expression::{Evaluate, InProcess};
+
+/// Doubles hold every whole number up to this one.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
+/// What a typed text is: JSON where the schema allows that, or where there is none and nothing is lost; else the text.
+pub fn typed(text: &str, schema: Option<&Map<String, Value>>) -> Result<Value, String> {
+    let as_text = Value::String(text.to_owned());
+    let Ok(json) = serde_json::from_str::<Value>(text) else { return Ok(as_text) };
+    let loses = loss(&json, "");
+    // Spelt in another way it is the same number still, where a number is what is wanted.
+    let respelt = matches!(&json, Value::Number(number) if number.to_string() != text);
+    let fits = |value: &Value| schema.is_some_and(|s| InProcess.faults(s, value).is_ok_and(|faults| faults.is_empty()));
+    match (&loses, schema.is_some(), fits(&json), fits(&as_text)) {
+        (None, true, true, is_text) if !(respelt && is_text) => Ok(json),
+        (_, true, _, true) => Ok(as_text),
+        (None, true, ..) => Ok(json),
+        (None, false, ..) if !respelt => Ok(json),
+        (_, false, ..) if json.is_number() => Ok(as_text),
+        _ => Err(format!(
+            "{} has more digits than the API server keeps{}; put it in quotes, as a text",
+            inline(text, 80),
+            loses.filter(|at| !at.is_empty()).map_or_else(String::new, |at| format!(" at {at}"))
+        )),
+    }
+}
+
+/// Whether a text would have been a number, had no digit been lost.
+pub fn is_spared(text: &str, value: &Value) -> bool {
+    value.is_string() && serde_json::from_str::<Value>(text).is_ok_and(|json| json.is_number())
+}
+
+/// Where a value holds a number that the API server would change.
+pub fn loss(value: &Value, at: &str) -> Option<String> {
+    match value {
+        Value::Number(n) if n.is_i64() => None,
+        Value::Number(n) => n.as_f64().is_none_or(|double| double.abs() >= EXACT).then(|| at.to_owned()),
+        Value::Array(items) => items.iter().enumerate().find_map(|(n, item)| loss(item, &format!("{at}/{n}"))),
+        Value::Object(members) => members.iter().find_map(|(key, member)| loss(member, &format!("{at}/{key}"))),
+        _ => None,
+    }
+}
+
+/// The schema of one parameter, with what its references name.
+pub fn of_parameter(schema: &Map<String, Value>, key: &str) -> Option<Map<String, Value>> {
+    let mut own = schema.get("properties")?.get(key)?.as_object()?.clone();
+    if let Some(defs) = schema.get("$defs") {
+        own.insert("$defs".to_owned(), defs.clone());
+    }
+    Some(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_typed_arrives_as_typed() {
+        let text = json!({"type": "string"});
+        let number = json!({"type": "number"});
+        let either = json!({"type": ["string", "integer"]});
+        let table = [
+            // What the schema says.
+            (Some(&text), "3.10", Some(json!("3.10"))),
+            (Some(&text), "007", Some(json!("007"))),
+            (Some(&text), "1234e56", Some(json!("1234e56"))),
+            (Some(&text), "12345678901234567890", Some(json!("12345678901234567890"))),
+            (Some(&text), "true", Some(json!("true"))),
+            (Some(&text), "\"2\"", Some(json!("2"))),
+            (Some(&number), "3.10", Some(json!(3.1))),
+            (Some(&number), "20200219", Some(json!(20_200_219))),
+            (Some(&number), "12345678901234567890", None),
+            (Some(&number), "1e3", Some(json!(1000.0))),
+            (Some(&number), "many", Some(json!("many"))),
+            (Some(&either), "5", Some(json!(5))),
+            (Some(&either), "05", Some(json!("05"))),
+            (Some(&either), "9007199254740993000", Some(json!(9_007_199_254_740_993_000_i64))),
+            // Without one.
+            (None, "2", Some(json!(2))),
+            (None, "2.5", Some(json!(2.5))),
+            (None, "true", Some(json!(true))),
+            (None, "two words", Some(json!("two words"))),
+            (None, "{\"a\": [1]}", Some(json!({"a": [1]}))),
+            (None, "3.10", Some(json!("3.10"))),
+            (None, "1e5", Some(json!("1e5"))),
+            (None, "881217801864", Some(json!(881_217_801_864_i64))),
+            (None, "12345678901234567890", Some(json!("12345678901234567890"))),
+            (None, "123456789012345678901234567890", Some(json!("123456789012345678901234567890"))),
+            (None, "{\"a\": [1, 12345678901234567890]}", None),
+        ];
+        for (schema, typed_in, expected) in table {
+            let schema = schema.and_then(Value::as_object);
+            assert_eq!(typed(typed_in, schema).ok(), expected, "{schema:?} {typed_in}");
+        }
+        let lost = typed("{\"a\": [1, 12345678901234567890]}", None).expect_err("a digit would be lost");
+        assert!(lost.contains("at /a/1"), "{lost}");
+    }
+
+    #[test]
+    fn a_parameter_has_its_own_schema() {
+        let all = json!({"$defs": {"v": {"type": "string"}}, "properties": {"version": {"$ref": "#/$defs/v"}}});
+        let own = of_parameter(all.as_object().expect("an object"), "version").expect("it is there");
+        assert_eq!(typed("3.10", Some(&own)), Ok(json!("3.10")));
+        assert_eq!(of_parameter(all.as_object().expect("an object"), "other"), None);
+    }
+}

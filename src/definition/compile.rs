@@ -1,0 +1,213 @@
+//! From what is written to a `Program`: one walk that parses, resolves and checks, so that nothing can be checked otherwise
+//! than it is read. What only breaks a rule is a fault and still compiles; what cannot be read compiles to nothing. So a
+//! rule that a later version adds is told to authors, and ends no run that was pinned before.
+
+mod names;
+mod step;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::expression::Expression;
+use super::order;
+use super::program::{Program, RunContext, Step, StepList, StepPath};
+use super::schema::Schema;
+use crate::api::definition::Definition;
+use crate::api::limits::ALL_STEPS;
+use crate::api::step::{self as written, OnFailure, Order};
+use names::{Maker, Producer, Visible};
+
+/// Faults that are told of one definition; who mends them is told of the rest.
+const FAULTS: usize = 50;
+
+/// A definition as it is written, in a template, in a run, or pinned.
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    pub steps: &'a [written::Step],
+    pub order: Order,
+    pub output: Option<&'a str>,
+    /// Where a step does not say.
+    pub on_failure: OnFailure,
+    pub parameters_schema: Option<&'a Map<String, Value>>,
+}
+
+/// What a definition comes to.
+pub struct Compilation {
+    /// None where something in it cannot be read; then there are faults.
+    pub steps: Option<StepList>,
+    /// Each with its path.
+    pub faults: Vec<String>,
+}
+
+/// Says what is wrong with a schema that is within its limits.
+pub type SchemaCheck<'a> = &'a dyn Fn(&Schema) -> Result<(), String>;
+
+/// What cannot be read; the fault that says why is told.
+struct Unreadable;
+type Readable<T> = Result<T, Unreadable>;
+
+impl Program {
+    /// Compiles a definition that was validated before it was pinned; its schemas are not compiled again. An error names every
+    /// place that this version cannot read.
+    pub fn compile(definition: &Definition) -> Result<Self, Vec<String>> {
+        let source = Source {
+            steps: &definition.steps,
+            order: definition.order,
+            output: definition.output.as_deref(),
+            on_failure: definition.on_failure,
+            parameters_schema: None,
+        };
+        let Compilation { steps, faults } = compile(source, &|_| Ok(()));
+        Ok(Self {
+            run: RunContext {
+                name: definition.workflow.clone(),
+                uid: definition.workflow_uid.clone(),
+                session: definition.session.clone(),
+                project: definition.project.clone(),
+                input: definition.input.clone(),
+                parameters: definition.parameters.clone(),
+            },
+            steps: steps.ok_or(faults)?,
+            timeout_seconds: definition.timeout_seconds,
+        })
+    }
+}
+
+/// Compiles and checks; `check` says what a schema is worth.
+pub fn compile(source: Source<'_>, check: SchemaCheck<'_>) -> Compilation {
+    let mut walk = Walk {
+        check,
+        on_failure: source.on_failure,
+        faults: Vec::new(),
+        names: BTreeSet::new(),
+        produced: Vec::new(),
+        makers: Vec::new(),
+    };
+    let schema = source.parameters_schema.map(|schema| walk.schema("spec.parametersSchema", schema)).transpose();
+    let all = count(source.steps);
+    if all > ALL_STEPS {
+        walk.fault(format!(
+            "spec.steps: {all} steps in all, at most {ALL_STEPS} are allowed; move a part into a workflow of its own"
+        ));
+    }
+    names::producers(source.steps, &mut Vec::new(), &mut walk.produced);
+    let group = Group { place: "spec.steps", path: None, output: source.output.map(|text| ("spec.output", text)) };
+    let listed = walk.steps((source.steps, source.order), &group, &Visible::default());
+    walk.one_after_the_other();
+    let (list, _) = walk.list(listed, &group);
+    Compilation { steps: schema.and(list).ok(), faults: walk.faults }
+}
+
+/// Steps of a definition, groups and their steps counted.
+pub fn count(steps: &[written::Step]) -> usize {
+    steps.iter().map(|s| 1 + count(&s.steps)).sum()
+}
+
+/// A list of steps: where it is written, and what it gives.
+struct Group<'a> {
+    place: &'a str,
+    /// None for the run itself.
+    path: Option<&'a StepPath>,
+    output: Option<(&'a str, &'a str)>,
+}
+
+/// The steps of a list, and what can be seen behind all of them.
+struct Listed {
+    steps: Readable<Vec<Step>>,
+    order: Order,
+    sequence: Vec<usize>,
+    inside: Visible,
+}
+
+/// Where a step is written, and what stands before it.
+struct Place<'a> {
+    at: &'a str,
+    path: StepPath,
+    needs: Vec<usize>,
+}
+
+struct Walk<'a> {
+    check: SchemaCheck<'a>,
+    on_failure: OnFailure,
+    faults: Vec<String>,
+    names: BTreeSet<String>,
+    produced: Vec<Producer>,
+    makers: Vec<Maker>,
+}
+
+impl Walk<'_> {
+    fn steps(&mut self, (steps, order): (&[written::Step], Order), group: &Group<'_>, outer: &Visible) -> Listed {
+        let mut compiled = Vec::with_capacity(steps.len());
+        for (index, step) in steps.iter().enumerate() {
+            let at = format!("{}[{index}]", group.place);
+            self.needs(steps, order, step, &at);
+            let mut seen = outer.clone();
+            let before = order::ancestors(steps, order, index);
+            seen.steps.extend(before.into_iter().filter(|n| *n != index).map(|n| steps[n].name.clone()));
+            let path = StepPath::new(group.path, &step.name);
+            let place = Place { at: &at, path, needs: order::needed(steps, order, index) };
+            compiled.push(self.step(step, place, &seen));
+        }
+        let sequence = order::sequence(steps, order);
+        if sequence.len() < steps.len() {
+            let circle: Vec<&str> =
+                (0..steps.len()).filter(|n| !sequence.contains(n)).map(|n| steps[n].name.as_str()).collect();
+            self.fault(format!("{}: {} wait for each other", group.place, circle.join(", ")));
+        }
+        let mut inside = outer.clone();
+        inside.steps.extend(steps.iter().map(|s| s.name.clone()));
+        Listed { steps: compiled.into_iter().collect(), order, sequence, inside }
+    }
+
+    /// The list of them, with what it gives; and what can be seen behind it.
+    fn list(&mut self, listed: Listed, group: &Group<'_>) -> (Readable<StepList>, Visible) {
+        let Listed { steps, order, sequence, inside } = listed;
+        let output = group.output.map(|(place, text)| self.expression(place, text, &inside)).transpose();
+        let list = steps.and_then(|steps| Ok(StepList { steps, order, sequence, output: output? }));
+        (list, inside)
+    }
+
+    fn needs(&mut self, steps: &[written::Step], order: Order, step: &written::Step, place: &str) {
+        if order == Order::Chain && !step.needs.is_empty() {
+            self.fault(format!(
+                "{place}.needs: goes with order: Graph; in a Chain each step follows the one before it"
+            ));
+            return;
+        }
+        for (index, name) in step.needs.iter().enumerate() {
+            if *name == step.name {
+                self.fault(format!("{place}.needs[{index}]: a step cannot need itself"));
+            } else if !steps.iter().any(|s| s.name == *name) {
+                self.fault(format!("{place}.needs[{index}]: {name} is no step of this list"));
+            }
+        }
+    }
+
+    /// An expression that reads only what can be seen from its place.
+    fn expression(&mut self, place: &str, text: &str, seen: &Visible) -> Readable<Expression> {
+        match Expression::parse(text) {
+            Ok(expression) => {
+                self.names(place, &expression, seen);
+                Ok(expression)
+            }
+            Err(fault) => self.unreadable(format!("{place}: {fault}")),
+        }
+    }
+
+    fn schema(&mut self, place: &str, schema: &Map<String, Value>) -> Readable<Schema> {
+        let found = Schema::bounded(schema).and_then(|schema| (self.check)(&schema).map(|()| schema));
+        found.or_else(|fault| self.unreadable(format!("{place}: {fault}")))
+    }
+
+    fn fault(&mut self, fault: String) {
+        if self.faults.len() < FAULTS {
+            self.faults.push(fault);
+        }
+    }
+
+    fn unreadable<T>(&mut self, fault: String) -> Readable<T> {
+        self.fault(fault);
+        Err(Unreadable)
+    }
+}

@@ -4,6 +4,11 @@
 //! resourceVersion stayed the same for the lease time on our own clock, so that clocks need not agree; the holder stops
 //! before that, at the renew deadline, counted from when its last good write was sent.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a lease stood still; when it was renewed, for people; the pace of renewals"
+)]
+
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};

@@ -1,5 +1,7 @@
 //! May this attempt still speak? `decide::claim` says so, of a StepRun that was just read here.
 
+#![expect(clippy::disallowed_methods, reason = "stamps claims and reports")]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;

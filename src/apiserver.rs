@@ -27,10 +27,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 pub use collector::USER as COLLECTOR;
-pub use kind::Kind;
+pub use kind::{Kind, Part};
 pub use object::{Key, Object};
 pub use patch::Format;
-pub use registry::{Clock, Part, Registry, Writer};
+pub use registry::{Clock, Registry, Writer};
 pub use store::{Act, Change, Memory, Store};
 
 /// The server, as one user sees it. Clones share the objects.

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod build;
 pub mod claim;
 pub mod content;
+pub mod decisions;
 pub mod document;
 pub mod failure;
 pub mod gate;

@@ -1,5 +1,16 @@
 #![doc = include_str!("ARCHITECTURE.md")]
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::allow_attributes,
+        clippy::disallowed_macros,
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "what ships says where it reads a clock, sleeps or draws lots, see .clippy.toml; and its waivers go when they waive nothing"
+    )
+)]
 
+#[expect(clippy::disallowed_macros, reason = "the derives of the kinds write their schemas with it")]
 pub mod api;
 pub mod mutant;
 pub mod protocol;

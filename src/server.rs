@@ -91,6 +91,7 @@ struct Shared {
 
 impl Server {
     /// Serves until told to stop, then ends what is under way.
+    #[expect(clippy::disallowed_methods, reason = "back-off of accept")]
     pub async fn serve(self, listener: TcpListener, mut stop: watch::Receiver<bool>) {
         let table = Mutex::new(Table::new(self.limits));
         let shared = Arc::new(Shared { server: self, table });
@@ -131,6 +132,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 impl Shared {
+    #[expect(clippy::disallowed_methods, reason = "connections come at a bounded pace")]
     fn admit(self: &Arc<Self>, from: SocketAddr) -> Option<Place> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = table.admit(table::network(from.ip()), Instant::now());

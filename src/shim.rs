@@ -121,6 +121,13 @@ struct FailKind {
     unrecoverable: bool,
 }
 
+/// How `context` prints a string.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Strings {
+    Raw,
+    Json,
+}
+
 /// A reason to end with an exit code.
 #[derive(Debug)]
 struct Stop {
@@ -148,8 +155,10 @@ pub fn main() -> ExitCode {
         Verb::Run { command } => run::run(&command),
         Verb::Progress { percent, text } => calls::progress(percent, &text.join(" ")),
         Verb::Result { file } => calls::result(file.as_deref()),
-        Verb::Fail(fail) => calls::fail(fail.kind.retryable, &fail.message.join(" ")),
-        Verb::Context { pointer, json, .. } => calls::context(&pointer, json),
+        Verb::Fail(fail) => calls::fail(&fail.kind, &fail.message.join(" ")),
+        Verb::Context { pointer, json, .. } => {
+            calls::context(&pointer, if json { Strings::Json } else { Strings::Raw })
+        }
         Verb::Version => calls::version(),
     };
     match done {

@@ -1,6 +1,6 @@
 //! Every state of small worlds, with the real decisions in them: fence and claim, and the operators' lease.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "all of it is test")]
+#![expect(clippy::expect_used, clippy::fn_params_excessive_bools, clippy::panic, reason = "all of it is test")]
 
 #[path = "model/fence.rs"]
 mod fence;

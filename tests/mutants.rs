@@ -7,6 +7,7 @@
 #![allow(
     dead_code,
     clippy::expect_used,
+    clippy::fn_params_excessive_bools,
     clippy::unwrap_used,
     clippy::panic,
     clippy::too_many_lines,

@@ -1,7 +1,14 @@
 //! T2: the product itself in many small worlds in which everything goes wrong, see `product/sim.rs`.
 //! LOCKSTEP_PRODUCT_SEEDS=N runs that many, LOCKSTEP_PRODUCT_SEED=n one, with its whole story.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::too_many_lines, reason = "all of it is test")]
+#![allow(
+    clippy::expect_used,
+    clippy::fn_params_excessive_bools,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "all of it is test"
+)]
 
 #[path = "product/sim.rs"]
 mod sim;

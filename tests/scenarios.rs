@@ -1,7 +1,7 @@
-//! Stories against `decide` alone: `scenarios/NAME.txt` tells one, `scenarios/NAME.golden` is the whole transcript.
-//! A reviewer reads the golden files first. `UPDATE=1 cargo test --test scenarios` rewrites them.
+//! Stories against `decide` alone: `scenarios/NAME.txt` tells one, with the plan that must follow under every step.
+//! A reviewer reads these first. `UPDATE=1 cargo test --test scenarios` writes the plans anew, in place.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "all of it is test")]
+#![expect(clippy::expect_used, clippy::fn_params_excessive_bools, clippy::panic, reason = "all of it is test")]
 
 #[path = "scenarios/invariants.rs"]
 mod invariants;
@@ -19,21 +19,20 @@ fn folder() -> PathBuf {
 }
 
 fn check(name: &str) {
-    let text = std::fs::read_to_string(folder().join(format!("{name}.txt"))).expect("the story");
-    let transcript = story::tell(&text);
-    let golden = folder().join(format!("{name}.golden"));
+    let file = folder().join(format!("{name}.txt"));
+    let expected = std::fs::read_to_string(&file).expect("the story");
+    let found = story::tell(&expected);
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&golden, transcript).expect("the golden file is written");
+        std::fs::write(&file, found).expect("the story is written");
         return;
     }
-    let expected = std::fs::read_to_string(&golden).unwrap_or_default();
-    if transcript != expected {
-        let line = transcript.lines().zip(expected.lines()).take_while(|(a, b)| a == b).count();
+    if found != expected {
+        let line = found.lines().zip(expected.lines()).take_while(|(a, b)| a == b).count();
         panic!(
-            "{name}.golden differs at line {}; UPDATE=1 rewrites it\nexpected: {:?}\nfound:    {:?}",
+            "{name}.txt differs at line {}; UPDATE=1 rewrites it\nexpected: {:?}\nfound:    {:?}",
             line + 1,
             expected.lines().nth(line),
-            transcript.lines().nth(line)
+            found.lines().nth(line)
         );
     }
 }
@@ -68,7 +67,7 @@ macro_rules! stories {
             let told = [$(stringify!($name)),*];
             for entry in std::fs::read_dir(folder()).expect("the folder") {
                 let path = entry.expect("an entry").path();
-                if path.extension().is_some_and(|e| e == "txt" || e == "golden") {
+                if path.extension().is_some_and(|e| e == "txt") {
                     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                     assert!(told.contains(&stem.as_str()), "{stem} stands in no list");
                 }

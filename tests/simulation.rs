@@ -1,7 +1,14 @@
 //! T2: many small worlds in which everything goes wrong, see `simulation/sim.rs`. LOCKSTEP_SEEDS=N runs that many,
 //! LOCKSTEP_SEED=n one, with its whole story.
 
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::too_many_lines, reason = "all of it is test")]
+#![allow(
+    clippy::expect_used,
+    clippy::fn_params_excessive_bools,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    reason = "all of it is test"
+)]
 
 #[path = "simulation/sim.rs"]
 mod sim;

@@ -43,7 +43,7 @@ pub struct DocumentSpec {
     /// Who can see it.
     pub scope: Scope,
     /// Identity within the scope: the run's UID, or the run's UID and the keys of the item. Set by Lockstep.
-    #[serde(default, rename = "scopeID", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub scope_id: Option<String>,
     /// The session that sees it (scope Session).
@@ -65,7 +65,7 @@ pub struct DocumentSpec {
     /// The attempt that made it. Set by Lockstep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
-    pub round: Option<i32>,
+    pub attempt: Option<i32>,
     #[serde(default)]
     pub format: Format,
     /// At most 512 KiB.

@@ -43,6 +43,16 @@ pub const INFRASTRUCTURE_BUDGET: i32 = 5;
 pub const ACTIVE_STEPS: usize = 50;
 /// Entries of the pending lists in `Workflow.status`.
 pub const PENDING: usize = 20;
+/// Entries of `Workflow.status.iterationProgress`.
+pub const ITERATIONS_SHOWN: usize = 20;
+/// Entries of `Workflow.status.acceptanceDecisions`, the newest.
+pub const DECISIONS_SHOWN: usize = 10;
+/// Steps of a definition up to which `Workflow.status.steps` says what each gave: with more, a status would be too large.
+pub const STEPS_WITH_OUTPUTS: usize = 100;
+/// Bytes. The summary of one step in `Workflow.status.steps`.
+pub const SUMMARY_BYTES: usize = 120;
+/// Bytes. The summaries of all steps together.
+pub const SUMMARIES_BYTES: usize = 6 * 1024;
 
 /// Seconds from claim to exit, when neither step nor Agent says otherwise.
 pub const TIMEOUT_SECONDS: i64 = 3_600;

@@ -1,5 +1,5 @@
 //! A step of a definition, as it is written in a Workflow or a WorkflowTemplate. The Rust type is recursive; the CRDs
-//! hold three generated levels of it (`schema::step_levels`).
+//! hold three generated levels of it (`levels`).
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schema::{free_object, number_or_percent};
+
+mod levels;
+
+pub use levels::step_levels;
 
 /// One step: an agent to run (`agentId`), a question to a person (`ask`), a manual approval (`gate` alone) or a group of
 /// steps (`steps`).

@@ -111,7 +111,7 @@ pub struct ScopeLink {
     /// `workflow`, or the `as` name of a forEach.
     #[schemars(length(min = 1, max = 40))]
     pub scope: String,
-    #[serde(rename = "scopeID")]
+    #[serde(rename = "scopeId")]
     #[schemars(length(min = 1, max = 512))]
     pub scope_id: String,
 }
@@ -121,7 +121,7 @@ pub struct DocumentRef {
     #[serde(rename = "type")]
     #[schemars(length(min = 1, max = 63))]
     pub document_type: String,
-    #[serde(default, rename = "scopeID", skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "scopeId", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub scope_id: Option<String>,
     #[schemars(length(min = 1, max = 253))]
@@ -337,6 +337,11 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub agent_digest: Option<String>,
+    /// `sha256:...` of the image that the agent's container ran, as its node names it; absent where the pod was gone before
+    /// its end was seen, or its node names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub image_digest: Option<String>,
     /// The document that the attempt made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document_binding: Option<Binding>,

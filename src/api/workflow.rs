@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::schema::{free_object, step_levels};
-use super::step::{Format, OnFailure, Order, Step};
+use super::schema::free_object;
+use super::step::{Format, OnFailure, Order, Step, step_levels};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -185,6 +185,10 @@ pub struct WorkflowStatus {
     pub definition: Option<DefinitionRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionStatus>,
+    /// Latched in the first write: the project whose documents the run shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub project: Option<String>,
     /// Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
@@ -199,6 +203,14 @@ pub struct WorkflowStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), inner(length(max = 512)))]
     pub active_steps: Vec<String>,
+    /// Derived: the steps of the outermost list that have completed, in file order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 200), inner(length(max = 40)))]
+    pub completed_steps: Vec<String>,
+    /// Derived: how far each forEach has come that stands in no other, in file order, the first 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub iteration_progress: Vec<IterationProgress>,
     /// Derived: types of required documents that are missing, 20 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(max = 65)))]
@@ -207,6 +219,11 @@ pub struct WorkflowStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub pending_acceptance: Vec<PendingAcceptance>,
+    /// Derived: what was decided at gates that no longer wait, oldest first, the newest ten. Comments and digests stand in
+    /// `status.gate` of the StepRuns, and so do all decisions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub acceptance_decisions: Vec<AcceptanceDecision>,
     /// Derived: how much waits for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
@@ -232,12 +249,16 @@ impl Default for WorkflowStatus {
             creator: None,
             definition: None,
             session: None,
+            project: None,
             started_at: None,
             completed_at: None,
             current_step: None,
             active_steps: Vec::new(),
+            completed_steps: Vec::new(),
+            iteration_progress: Vec::new(),
             pending_documents: Vec::new(),
             pending_acceptance: Vec::new(),
+            acceptance_decisions: Vec::new(),
             waiting: None,
             output: None,
             retry_of: None,
@@ -287,6 +308,37 @@ pub struct PendingAcceptance {
     pub path: String,
     #[schemars(length(max = 63))]
     pub gate: String,
+}
+
+/// How far a forEach has come.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct IterationProgress {
+    /// The step's path.
+    #[schemars(length(max = 512))]
+    pub path: String,
+    /// Items of its list.
+    pub total: i32,
+    /// Items that completed.
+    pub done: i32,
+    /// Items that failed for good.
+    pub failed: i32,
+}
+
+/// One person's decision at a gate.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct AcceptanceDecision {
+    #[schemars(length(max = 253))]
+    pub step_run: String,
+    /// Type of the document decided on; the step's path where it makes none.
+    #[schemars(length(max = 512))]
+    pub document_type: String,
+    #[schemars(length(max = 512))]
+    pub scope_id: String,
+    pub accepted: bool,
+    #[schemars(length(max = 512))]
+    pub decided_by: String,
+    pub decided_at: Time,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -342,6 +394,16 @@ pub struct StepStatus {
     /// Derived: progress of a forEach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counts: Option<Counts>,
+    /// Derived: digest of what the step's one StepRun gave, output and document; of a question, that of its answer. Absent
+    /// under forEach, and where the run has more than 100 steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub output_digest: Option<String>,
+    /// Derived: what the step gave, in one line: its output, or the member `summary` of it. At most 120 bytes, shorter
+    /// where there are more than 50 steps; absent where `outputDigest` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub summary: Option<String>,
 }
 
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::schema::{free_object, step_levels};
-use super::step::{OnFailure, Order, Step};
+use super::schema::free_object;
+use super::step::{OnFailure, Order, Step, step_levels};
 
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(

@@ -4,9 +4,8 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use serde_json::Value;
 
-use super::kind::Kind;
+use super::kind::{Kind, Part};
 use super::object::Object;
-use super::registry::Part;
 
 /// The verb of a write, as admission policies know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

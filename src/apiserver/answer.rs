@@ -1,5 +1,7 @@
 //! Requests over HTTP, as any client of Kubernetes sends them.
 
+#![expect(clippy::disallowed_macros, reason = "the Status that answers a delete")]
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};

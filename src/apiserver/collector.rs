@@ -1,14 +1,16 @@
 //! The garbage collector, by the rules of Kubernetes' own: one act at a time, until there is none left to do.
 
+#![expect(clippy::disallowed_macros, reason = "changes of objects of any kind")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use serde_json::{Value, json};
 
-use super::kind::Kind;
+use super::kind::{Kind, Part};
 use super::object::Object;
-use super::registry::{FOREGROUND, ORPHAN, Part, Registry, Writer};
+use super::registry::{FOREGROUND, ORPHAN, Registry, Writer};
 
 /// As it calls itself in admission.
 pub const USER: &str = "system:serviceaccount:kube-system:generic-garbage-collector";

@@ -31,6 +31,13 @@ pub enum Kind {
     MutatingAdmissionPolicyBinding,
 }
 
+/// Which part of an object a write is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Main,
+    Status,
+}
+
 /// API group, version and plural name, as they stand in paths; the core group is empty.
 struct Names {
     group: &'static str,

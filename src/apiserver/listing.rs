@@ -1,5 +1,7 @@
 //! Lists, page by page: all pages of a list show the same version, also when somebody writes between them.
 
+#![expect(clippy::disallowed_macros, reason = "the metadata of a list")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

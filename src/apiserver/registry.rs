@@ -4,6 +4,8 @@
 //! Not here: validation against schemas and by the rules in them, pruning of unknown fields, managed fields, and what the
 //! real server fills in for its own kinds.
 
+#![expect(clippy::disallowed_macros, reason = "changes of objects of any kind")]
+
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
@@ -11,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::access::{Access, Attributes, Operation};
-use super::kind::Kind;
+use super::kind::{Kind, Part};
 use super::object::{Key, Object};
 use super::patch::{self, Format};
 use super::status::{self, Result};
@@ -26,13 +28,6 @@ const SERVERS_OWN: [&str; 6] =
     ["uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
 /// Seconds that the containers of a pod have to end.
 const GRACE_SECONDS: i64 = 30;
-
-/// Which part of an object a write is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    Main,
-    Status,
-}
 
 /// Who writes, and whether it is meant.
 #[derive(Clone, Copy, Debug)]

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use http::{Method, Uri};
 
-use super::kind::Kind;
+use super::kind::{Kind, Part};
 use super::object::Key;
-use super::registry::Part;
 use super::selector::{Selection, fields_of, labels_of};
 use super::status::{Refusal, Result, bad_request, no_such_path, plain};
 

@@ -1,5 +1,7 @@
 //! `answer`: ends a wait for input: the answer to a step's question, or what becomes of a step that could not go on.
 
+#![expect(clippy::disallowed_types, reason = "on the machine of whoever answers")]
+
 use std::path::Path;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -8,10 +10,10 @@ use serde_json::{Map, Value};
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::mailbox::{self, Letter, Refusals};
-use super::rows::waits_for_answer;
+use super::print::put;
 use super::run::read;
-use super::target::{self, Named, Target, label};
-use super::text::{inline, put};
+use super::target::{self, Named, Target, label, waits_for_answer};
+use super::text::inline;
 use super::{print, wait};
 use crate::api::StepRun;
 use crate::api::limits::OUTPUT_INLINE_BYTES;

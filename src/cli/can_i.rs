@@ -7,7 +7,8 @@ use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::mailbox::whoami;
 use super::print;
-use super::text::{inline, put, quote};
+use super::print::put;
+use super::text::{inline, quote};
 
 /// Ask whether you may approve at a gate, answer a step's wait, or run a template
 #[derive(clap::Args, Debug)]

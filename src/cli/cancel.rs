@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use super::connect::Connection;
 use super::control::{self, Wish};
 use super::fault::{Code, Fault};
-use super::text::put;
+use super::print::put;
 use crate::api::workflow::Phase;
 
 /// Cancel a run: its pods end, its documents stay; this cannot be taken back

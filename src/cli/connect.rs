@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::fault::{Code, Fault};
 use super::print::Format;
-use super::target::near;
+use super::text::near;
 use super::text::quote;
 use crate::api::name::CLI;
 use crate::api::{StepRun, Workflow};

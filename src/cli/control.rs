@@ -1,5 +1,7 @@
 //! What `cancel`, `suspend` and `resume` share: one field of a run, and the wait until the run has ended.
 
+#![expect(clippy::disallowed_macros, reason = "the merge patches of suspend and cancel")]
+
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -12,8 +14,9 @@ use serde_json::{Value, json};
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::print;
+use super::print::put;
 use super::target::Target;
-use super::text::{clock, inline, put, quote};
+use super::text::{clock, inline, quote};
 use super::watch::watch_fault;
 use crate::api::Workflow;
 use crate::api::name::CLI;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::connect::Connection;
 use super::control;
 use super::fault::{Code, Fault};
-use super::print::{self, Format};
-use super::text::{clock, cut, hanging, inline, put, reader, short_digest, table};
+use super::print::{self, Format, put};
+use super::text::{clock, cut, hanging, inline, reader, short_digest, table};
 use crate::decide::history::{self, Acted, Entry, Guided, Place, Said, Tried};
 
 /// Show every step of a run with its input and output, or all decisions

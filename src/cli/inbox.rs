@@ -1,5 +1,7 @@
 //! `inbox`: what waits for people.
 
+#![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
+
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -7,10 +9,10 @@ use kube::api::{Api, ListParams};
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::line::View;
-use super::print::{self, Format};
+use super::print::{self, Format, put};
 use super::rows::so_far;
 use super::target::label;
-use super::text::{age, inline, put, quote, table};
+use super::text::{age, inline, quote, table};
 use super::wait;
 use crate::api::StepRun;
 use crate::api::workflow::Phase;

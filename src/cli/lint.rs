@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fault::{Code, Fault};
-use super::print::{self, Format};
+use super::print::{self, Format, put};
 use super::run::read;
-use super::text::{inline, put};
+use super::text::inline;
 use super::yaml::{self, Page};
 use check::{Found, Templates};
 

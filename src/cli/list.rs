@@ -1,13 +1,15 @@
 //! `list`: the runs.
 
+#![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
+
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
-use super::print::{self, Format};
-use super::text::{age, inline, put, table};
+use super::print::{self, Format, put};
+use super::text::{age, inline, table};
 use crate::api::{Workflow, condition};
 
 /// List runs with phase, step and what they wait for

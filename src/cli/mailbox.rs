@@ -1,5 +1,7 @@
 //! The mailbox on a StepRun: annotations that carry what a person says, and the wait until the operator took it.
 
+#![expect(clippy::disallowed_macros, reason = "the merge patch of the mailbox")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

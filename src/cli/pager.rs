@@ -9,7 +9,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
 use super::fault::{Code, Fault};
-use super::text::put;
+use super::print::put;
 
 /// What a shell says of a command that it does not find or may not run.
 const NOT_RUN: [i32; 2] = [126, 127];

@@ -1,12 +1,15 @@
-//! `-o json|yaml|name`.
+//! What is printed: texts for people, and `-o json|yaml|name` for programs.
+
+#![expect(clippy::disallowed_macros, reason = "lists as kubectl prints them")]
 
 use std::fmt::Write;
+use std::io::Write as _;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::fault::{Code, Fault};
-use super::text::{is_unsafe, put};
+use super::text::is_unsafe;
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -23,6 +26,15 @@ impl Format {
     pub fn is_text(self) -> bool {
         matches!(self, Self::Table | Self::Wide)
     }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) ends the program without noise.
+pub fn put(text: &str) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|wrong| match wrong.kind() {
+        std::io::ErrorKind::BrokenPipe => Fault::new(Code::Done, ""),
+        _ => Fault::new(Code::Api, format!("cannot write the output: {wrong}")),
+    })
 }
 
 /// One object for a program. Kinds are put in, because lists leave them out.

@@ -6,7 +6,7 @@ use super::connect::Connection;
 use super::control;
 use super::fault::{Code, Fault};
 use super::run::{Naming, Then, made, start};
-use super::target::near;
+use super::text::near;
 use crate::api::limits::NAME_CHARS;
 use crate::api::workflow::{Phase, RetryOf};
 use crate::api::{Workflow, WorkflowSpec};

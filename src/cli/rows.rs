@@ -189,23 +189,6 @@ fn accepted(step: &StepRun) -> usize {
     gate.map_or(0, |gate| gate.decisions.iter().filter(|d| d.accepted && d.round == gate.round).count())
 }
 
-fn is_open(step: &StepRun) -> bool {
-    let phase = step.status.as_ref().and_then(|s| s.phase);
-    !phase.is_some_and(Phase::is_terminal)
-}
-
-/// Whether its gate waits for a decision.
-pub fn waits_at_gate(step: &StepRun) -> bool {
-    let gate = step.status.as_ref().and_then(|s| s.gate.as_ref());
-    is_open(step) && gate.is_some_and(|gate| gate.state == GateState::Waiting)
-}
-
-/// Whether it waits for an answer.
-pub fn waits_for_answer(step: &StepRun) -> bool {
-    is_open(step)
-        && step.status.as_ref().is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
-}
-
 #[cfg(test)]
 #[expect(clippy::needless_pass_by_value, reason = "objects are built in place")]
 mod tests {
@@ -226,7 +209,7 @@ mod tests {
     const AT: &str = "2026-11-21T10:00:00Z";
 
     fn decision(by: &str, round: i32) -> Value {
-        json!({"documentType": "a", "scopeID": "u", "accepted": true, "decidedBy": by, "decidedAt": AT, "digest": "d", "round": round})
+        json!({"documentType": "a", "scopeId": "u", "accepted": true, "decidedBy": by, "decidedAt": AT, "digest": "d", "round": round})
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `run`: starts a run.
 
+#![expect(clippy::disallowed_methods, reason = "five characters that make a run's name its own")]
+
 use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,8 @@ use serde_json::{Map, Value};
 
 use super::connect::{Connection, post};
 use super::fault::{Code, Fault};
-use super::text::{inline, put};
+use super::print::put;
+use super::text::inline;
 use super::{print, value, watch, yaml};
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::name::LABEL_MADE_BY;
@@ -140,7 +143,7 @@ pub async fn made(on: &Connection, made: Workflow, then: Then) -> Result<Code, F
         eprintln!("next: {}", on.hint("watch", &name));
     }
     match then {
-        Then::Watch => watch::follow(on, made, false).await,
+        Then::Watch => watch::follow(on, made, watch::Until::End).await,
         Then::Leave => Ok(Code::Done),
     }
 }

@@ -1,5 +1,7 @@
 //! `show`: a run or a step, once, in full.
 
+#![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
+
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use std::fmt::Write as _;
@@ -7,9 +9,9 @@ use std::fmt::Write as _;
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use super::line::View;
-use super::rows::{waits_at_gate, waits_for_answer};
-use super::target::{self, Target};
-use super::text::{colours, hanging, inline, put, reader, table};
+use super::print::put;
+use super::target::{self, Target, waits_at_gate, waits_for_answer};
+use super::text::{colours, hanging, inline, reader, table};
 use super::{print, step_page, tree};
 use crate::api::{StepRun, Workflow};
 

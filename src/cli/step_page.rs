@@ -1,5 +1,7 @@
 //! The page of one step.
 
+#![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
+
 use kube::ResourceExt;
 use std::fmt::Write as _;
 
@@ -8,12 +10,12 @@ use super::difference::{self, Look};
 use super::fault::{Code, Fault};
 use super::line::{Line, View};
 use super::print;
-use super::rows::{so_far, waits_at_gate, waits_for_answer};
+use super::print::put;
+use super::rows::so_far;
 use super::subject::{self, Subject, Trouble};
-use super::target::label;
+use super::target::{label, waits_at_gate, waits_for_answer};
 use super::text::{
-    age, block, clock, colours, elapsed, framed, hanging, indent, inline, put, reader, seconds_between, short_digest,
-    table,
+    age, block, clock, colours, elapsed, framed, hanging, indent, inline, reader, seconds_between, short_digest, table,
 };
 use super::wait;
 use crate::api::limits::DOCUMENT_BYTES;
@@ -422,7 +424,7 @@ mod tests {
     #[test]
     fn the_page_says_who_did_what() {
         let decision = |by: &str| {
-            json!({"documentType": "plan", "scopeID": "u", "accepted": true, "decidedBy": by,
+            json!({"documentType": "plan", "scopeId": "u", "accepted": true, "decidedBy": by,
             "decidedAt": AT, "digest": "sha256:r", "round": 1})
         };
         let status = json!({"phase": "Completed",

@@ -2,8 +2,10 @@
 
 use super::connect::Connection;
 use super::fault::Fault;
-use super::rows::{waits_at_gate, waits_for_answer};
+use super::text::near;
 use crate::api::StepRun;
+use crate::api::step_run::GateState;
+use crate::api::workflow::Phase;
 pub use crate::decide::history::{keys, label};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,33 +154,21 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-/// At most three names that may have been meant.
-pub fn near(wanted: &str, known: &[String]) -> Vec<String> {
-    let mut close: Vec<(usize, &String)> = known
-        .iter()
-        .map(|name| {
-            let inside = wanted.len() >= 3 && (name.contains(wanted) || wanted.contains(name.as_str()));
-            (if inside { 1 } else { distance(wanted, name) }, name)
-        })
-        .filter(|(far, _)| *far <= 1 + wanted.len() / 4)
-        .collect();
-    close.sort();
-    close.into_iter().take(3).map(|(_, name)| super::text::inline(name, 300)).collect()
+fn is_open(step: &StepRun) -> bool {
+    let phase = step.status.as_ref().and_then(|s| s.phase);
+    !phase.is_some_and(Phase::is_terminal)
 }
 
-/// Edits between two texts.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(300).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().take(300).enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.iter().enumerate() {
-            let swap = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = swap.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
+/// Whether its gate waits for a decision.
+pub fn waits_at_gate(step: &StepRun) -> bool {
+    let gate = step.status.as_ref().and_then(|s| s.gate.as_ref());
+    is_open(step) && gate.is_some_and(|gate| gate.state == GateState::Waiting)
+}
+
+/// Whether it waits for an answer.
+pub fn waits_for_answer(step: &StepRun) -> bool {
+    is_open(step)
+        && step.status.as_ref().is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
 }
 
 #[cfg(test)]
@@ -289,14 +279,5 @@ mod tests {
         assert!(told(&[gate("b"), gate("c")]).starts_with("several steps"));
         assert!(told(&[question]).starts_with("no step of the run shop waits for this"));
         assert!(told(&[]).starts_with("no step of the run shop waits for this"));
-    }
-
-    #[test]
-    fn near_names_are_offered() {
-        let known: Vec<String> = ["shop", "shop-2", "billing"].map(str::to_owned).into();
-        assert_eq!(near("shpo", &known), ["shop"]);
-        assert_eq!(near("shop1", &known), ["shop", "shop-2"]);
-        assert_eq!(near("biling", &known), ["billing"]);
-        assert_eq!(near("zzzzzz", &known), Vec::<String>::new());
     }
 }

@@ -1,13 +1,11 @@
 //! Text for a terminal: what agents wrote made harmless, times, columns, colours, widths.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use unicode_width::UnicodeWidthChar;
-
-use super::fault::{Code, Fault};
 
 /// Text of others, made harmless and whole: what could move the cursor, colour, reorder or hide text is written out, as
 /// `\u{202e}`; tabs become spaces. Line ends stay.
@@ -264,13 +262,33 @@ pub fn reader() -> Option<usize> {
     std::io::stdout().is_terminal().then(|| window().1)
 }
 
-/// Writes to standard output; a reader that went away (`| head`) ends the program without noise.
-pub fn put(text: &str) -> Result<(), Fault> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|wrong| match wrong.kind() {
-        std::io::ErrorKind::BrokenPipe => Fault::new(Code::Done, ""),
-        _ => Fault::new(Code::Api, format!("cannot write the output: {wrong}")),
-    })
+/// At most three names that may have been meant.
+pub fn near(wanted: &str, known: &[String]) -> Vec<String> {
+    let mut close: Vec<(usize, &String)> = known
+        .iter()
+        .map(|name| {
+            let inside = wanted.len() >= 3 && (name.contains(wanted) || wanted.contains(name.as_str()));
+            (if inside { 1 } else { distance(wanted, name) }, name)
+        })
+        .filter(|(far, _)| *far <= 1 + wanted.len() / 4)
+        .collect();
+    close.sort();
+    close.into_iter().take(3).map(|(_, name)| inline(name, 300)).collect()
+}
+
+/// Edits between two texts.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(300).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().take(300).enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.iter().enumerate() {
+            let swap = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = swap.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 #[cfg(test)]
@@ -377,5 +395,14 @@ mod tests {
             table(&["NAME", "PHASE"], &[vec!["shop".into(), "Running".into()], vec!["世界世".into(), String::new()]]),
             "NAME     PHASE\nshop     Running\n世界世\n"
         );
+    }
+
+    #[test]
+    fn near_names_are_offered() {
+        let known: Vec<String> = ["shop", "shop-2", "billing"].map(str::to_owned).into();
+        assert_eq!(near("shpo", &known), ["shop"]);
+        assert_eq!(near("shop1", &known), ["shop", "shop-2"]);
+        assert_eq!(near("biling", &known), ["billing"]);
+        assert_eq!(near("zzzzzz", &known), Vec::<String>::new());
     }
 }

@@ -160,7 +160,6 @@ fn style(phase: Phase) -> Style {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 pub mod sample {
     use super::*;
     use serde_json::json;
@@ -197,7 +196,7 @@ pub mod sample {
             })
         };
         let gate = |state: &str, decisions: serde_json::Value| json!({"state": state, "round": 1, "outputDigest": "sha256:00ff", "openedAt": at(3), "policy": "p", "decisions": decisions});
-        let accepted = json!([{"documentType": "discovery", "scopeID": "uid", "accepted": true, "comment": "good\u{1b}[31m",
+        let accepted = json!([{"documentType": "discovery", "scopeId": "uid", "accepted": true, "comment": "good\u{1b}[31m",
             "decidedBy": "alice", "decidedAt": at(2), "digest": "sha256:00ff", "round": 1}]);
         let steps = [
             step(
@@ -235,7 +234,6 @@ pub mod sample {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

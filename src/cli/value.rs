@@ -1,6 +1,8 @@
 //! Values as people type them. What a schema says is a text stays one, and no digit is ever lost: the API server holds
 //! whole numbers of 64 bits with a sign, and all others as doubles.
 
+#![expect(clippy::disallowed_types, reason = "on the machine of whoever types")]
+
 use serde_json::{Map, Value};
 
 use super::text::inline;

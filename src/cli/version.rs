@@ -1,5 +1,7 @@
 //! `version`: of this plugin, of the cluster, of the operator in it.
 
+#![expect(clippy::disallowed_macros, reason = "the output of -o json")]
+
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
@@ -7,8 +9,8 @@ use serde_json::json;
 
 use super::connect::Connection;
 use super::fault::{Code, Fault};
-use super::print::Format;
-use super::text::{inline, put};
+use super::print::{Format, put};
+use super::text::inline;
 
 /// Print the versions of this plugin, of the cluster and of the operator
 #[derive(clap::Args, Debug)]

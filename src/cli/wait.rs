@@ -3,8 +3,7 @@
 use kube::ResourceExt;
 
 use super::line::{Line, View};
-use super::rows::{waits_at_gate, waits_for_answer};
-use super::target::label;
+use super::target::{label, waits_at_gate, waits_for_answer};
 use super::text::{Style, inline, quote};
 use crate::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step_run::WaitKind;

@@ -1,5 +1,7 @@
 //! `watch`: a run live, driven by watches. On a terminal it is drawn in place, elsewhere each change is a line.
 
+#![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -15,9 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::connect::{Connection, steps_of};
 use super::fault::{Code, Fault};
 use super::line::View;
+use super::print::put;
 use super::rows::rows;
 use super::target::Target;
-use super::text::{self, clock, put, quote};
+use super::text::{self, clock, quote};
 use super::{tree, wait};
 use crate::api::workflow::Phase;
 use crate::api::{StepRun, Workflow};
@@ -52,7 +55,15 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
         return Err(Fault::usage("watch prints text only; for objects use kubectl get -w, or show -o json"));
     }
     let run = on.workflow(&name).await?;
-    follow(on, run, args.until_wait).await
+    follow(on, run, if args.until_wait { Until::Wait } else { Until::End }).await
+}
+
+/// How long a run is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    End,
+    /// Until it ends, or waits for people.
+    Wait,
 }
 
 enum Seen {
@@ -131,12 +142,12 @@ impl Scene {
         }
     }
 
-    fn end(&self, until_wait: bool) -> Option<Code> {
+    fn end(&self, until: Until) -> Option<Code> {
         if !(self.run_known && self.steps_known) {
             return None;
         }
         let phase = self.run.status.as_ref()?.phase?;
-        let code = ended(phase, until_wait)?;
+        let code = ended(phase, until)?;
         // Just after a decision the run's phase may be behind its steps: then nothing waits for people any more.
         let waits = phase == Phase::WaitingForDocuments || !wait::open(&self.run, &self.steps()).is_empty();
         (code != Code::Waiting || waits).then_some(code)
@@ -148,11 +159,11 @@ impl Scene {
 }
 
 /// With what the watch ends, if it does.
-fn ended(phase: Phase, until_wait: bool) -> Option<Code> {
+fn ended(phase: Phase, until: Until) -> Option<Code> {
     match phase {
         Phase::Completed => Some(Code::Done),
         Phase::Failed | Phase::Cancelled => Some(Code::Failed),
-        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments if until_wait => {
+        Phase::WaitingForAcceptance | Phase::WaitingForInput | Phase::WaitingForDocuments if until == Until::Wait => {
             Some(Code::Waiting)
         }
         _ => None,
@@ -160,7 +171,7 @@ fn ended(phase: Phase, until_wait: bool) -> Option<Code> {
 }
 
 /// Shows the run until it ends.
-pub async fn follow(on: &Connection, run: Workflow, until_wait: bool) -> Result<Code, Fault> {
+pub async fn follow(on: &Connection, run: Workflow, until: Until) -> Result<Code, Fault> {
     let name = run.name_any();
     let mut scene = Scene::new(run);
     let mut shown = Shown::new();
@@ -186,15 +197,15 @@ pub async fn follow(on: &Connection, run: Workflow, until_wait: bool) -> Result<
                 };
                 take(&mut scene, &mut shown, one)?;
                 // The list that ends a run is read once more: the two watches have no common order.
-                if let Some(code) = scene.end(until_wait) {
+                if let Some(code) = scene.end(until) {
                     let last = on.step_runs(&name).await?;
                     scene.steps = last.into_iter().map(|s| (s.name_any(), s)).collect();
-                    shown.show(&scene, true)?;
+                    shown.draw(&scene)?;
                     shown.close(&scene, code)?;
                     return Ok(code);
                 }
             }
-            _ = tick.tick() => shown.show(&scene, false)?,
+            _ = tick.tick() => shown.show(&scene)?,
             _ = resized.recv() => shown.measure(),
             _ = interrupted.recv() => return Ok(left(&on.hint("watch", &name))),
             _ = terminated.recv() => return Ok(left(&on.hint("watch", &name))),
@@ -289,14 +300,16 @@ impl Shown {
         self.dirty = true;
     }
 
-    fn show(&mut self, scene: &Scene, last: bool) -> Result<(), Fault> {
+    /// Draws if there is something new. Between changes only the clocks move, once a second.
+    fn show(&mut self, scene: &Scene) -> Result<(), Fault> {
+        let ticked = self.live && self.drawn_at != Timestamp::now().as_second();
+        if self.dirty || ticked { self.draw(scene) } else { Ok(()) }
+    }
+
+    fn draw(&mut self, scene: &Scene) -> Result<(), Fault> {
         let now = Timestamp::now();
         let known = scene.run_known && scene.steps_known;
         if !known && self.lost.is_none() {
-            return Ok(());
-        }
-        // Between changes only the clocks move.
-        if !self.dirty && !last && (!self.live || self.drawn_at == now.as_second()) {
             return Ok(());
         }
         self.dirty = false;
@@ -380,18 +393,18 @@ mod tests {
     #[test]
     fn exit_codes_are_the_runs() {
         let table = [
-            (Phase::Completed, false, Some(Code::Done)),
-            (Phase::Failed, false, Some(Code::Failed)),
-            (Phase::Cancelled, true, Some(Code::Failed)),
-            (Phase::WaitingForAcceptance, true, Some(Code::Waiting)),
-            (Phase::WaitingForInput, true, Some(Code::Waiting)),
-            (Phase::WaitingForDocuments, true, Some(Code::Waiting)),
-            (Phase::WaitingForAcceptance, false, None),
-            (Phase::Running, true, None),
-            (Phase::Pending, false, None),
+            (Phase::Completed, Until::End, Some(Code::Done)),
+            (Phase::Failed, Until::End, Some(Code::Failed)),
+            (Phase::Cancelled, Until::Wait, Some(Code::Failed)),
+            (Phase::WaitingForAcceptance, Until::Wait, Some(Code::Waiting)),
+            (Phase::WaitingForInput, Until::Wait, Some(Code::Waiting)),
+            (Phase::WaitingForDocuments, Until::Wait, Some(Code::Waiting)),
+            (Phase::WaitingForAcceptance, Until::End, None),
+            (Phase::Running, Until::Wait, None),
+            (Phase::Pending, Until::End, None),
         ];
-        for (phase, until_wait, expected) in table {
-            assert_eq!(ended(phase, until_wait), expected, "{phase} {until_wait}");
+        for (phase, until, expected) in table {
+            assert_eq!(ended(phase, until), expected, "{phase} {until:?}");
         }
     }
 

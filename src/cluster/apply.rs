@@ -1,6 +1,8 @@
 //! Carries effects out, in order, up to the first failure. Doing it twice is the same as once: names come from identity,
 //! AlreadyExists under our owner is success, NotFound on delete is success.
 
+#![expect(clippy::disallowed_macros, reason = "the merge patches of effects")]
+
 use std::collections::HashMap;
 use std::fmt::Debug;
 

@@ -1,6 +1,8 @@
 //! What time it is. One clock enters every decision of a process, so that a test can hold it in its hand; durations are
 //! measured by tokio's, which a test can hold, too.
 
+#![expect(clippy::disallowed_methods, reason = "the one place where `now` enters a decision")]
+
 use std::fmt;
 use std::sync::Arc;
 

@@ -1,6 +1,8 @@
 //! Caches may be older than our own writes. What we wrote is remembered by UID; a pass over an older copy waits for the
 //! watch, and is given a fresh copy if the watch does not bring it.
 
+#![expect(clippy::disallowed_methods, reason = "how long an own write is waited for in the cache")]
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

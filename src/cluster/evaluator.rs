@@ -2,6 +2,8 @@
 //! checked against. `process` is one of them, `pool` shares them out, `memory` knows what took long, `wire` is what is
 //! said, and `serve` the other end. Operator and gateway only look at sizes themselves (`schema::bounded`).
 
+#![expect(clippy::disallowed_types, reason = "where all authors are trusted")]
+
 mod memory;
 mod pool;
 mod process;

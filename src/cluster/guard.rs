@@ -1,6 +1,9 @@
 //! Do the admission policies stand that prove who decides? The live specs are compared with those this program was built
 //! with, key by key; then a canary write that they must refuse shows that they are in force for this very object.
 
+#![expect(clippy::disallowed_methods, reason = "how long a proof of the policies is worth something")]
+#![expect(clippy::disallowed_macros, reason = "the dry run of the canary")]
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 

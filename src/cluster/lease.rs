@@ -4,6 +4,8 @@
 //! resourceVersion stayed the same for the lease time on our own clock, so that clocks need not agree; the holder stops
 //! before that, at the renew deadline, counted from when its last good write was sent.
 
+#![expect(clippy::disallowed_methods, reason = "how long a lease stood still; the pace of renewals")]
+
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};

@@ -244,7 +244,7 @@ impl Observer {
             job: self.job(&namespace, &job_name, &jobs),
             refusal: self.refusals.of(&namespace, &job_name),
             slot: Slot::Yours,
-            pod: self.pod(&step_run, &pods, attempt, done).await?,
+            pod: if done { None } else { self.pod(&step_run, &pods, attempt).await? },
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
             pods_alive: pods_alive(&pods, &now),
             guard: Guard::NotAsked,
@@ -398,16 +398,7 @@ impl Observer {
         labelled.or_else(|| self.taken.of(namespace, name)).map_or(JobSeen::Absent, JobSeen::Foreign)
     }
 
-    async fn pod(
-        &self,
-        step_run: &StepRun,
-        pods: &[Arc<Pod>],
-        attempt: i32,
-        done: bool,
-    ) -> Result<Option<PodSeen>, Error> {
-        if done {
-            return Ok(None);
-        }
+    async fn pod(&self, step_run: &StepRun, pods: &[Arc<Pod>], attempt: i32) -> Result<Option<PodSeen>, Error> {
         let Some(claim) = step_run.status.as_ref().and_then(|s| claim::claim_of(s, attempt)) else {
             return Ok(seen::newest_of(attempt, pods).map(|p| seen::pod(p)));
         };

@@ -1,5 +1,7 @@
 //! The CA that signs the gateway's certificate: made once, kept in a Secret, renewed a month before its end.
 
+#![expect(clippy::disallowed_methods, reason = "certificates have dates")]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;

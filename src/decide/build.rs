@@ -48,13 +48,13 @@ pub struct Surroundings {
     pub gateway_ca: String,
 }
 
-fn owner<K: Resource<DynamicType = ()>>(object: &K, controller: bool) -> OwnerReference {
+fn owner<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
     OwnerReference {
         api_version: K::api_version(&()).into_owned(),
         kind: K::kind(&()).into_owned(),
         name: object.meta().name.clone().unwrap_or_default(),
         uid: object.meta().uid.clone().unwrap_or_default(),
-        controller: Some(controller),
+        controller: Some(true),
         // Blocking would need the right to update finalizers where OwnerReferencesPermissionEnforcement is on.
         block_owner_deletion: None,
     }
@@ -73,7 +73,7 @@ pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevis
             name: Some(name::revision(&own, &uid)),
             namespace: meta.namespace.clone(),
             labels: Some(labels([(LABEL_WORKFLOW, &own)])),
-            owner_references: Some(vec![owner(workflow, true)]),
+            owner_references: Some(vec![owner(workflow)]),
             ..ObjectMeta::default()
         },
         data: Some(RawExtension(serde_json::to_value(definition).unwrap_or_default())),
@@ -121,7 +121,7 @@ fn owned_document(workflow: &Workflow, named: impl FnOnce(&str, &str, &str) -> S
     let mut document = Document::new(&named(&own, &uid, &spec.document_type), spec);
     document.metadata.namespace.clone_from(&meta.namespace);
     document.metadata.labels = Some(labels([(LABEL_WORKFLOW, &own)]));
-    document.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    document.metadata.owner_references = Some(vec![owner(workflow)]);
     document
 }
 
@@ -143,7 +143,7 @@ pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[S
     let mut step_run = StepRun::new(&step_run_name(&own, &uid, &spec.path, keys), spec);
     step_run.metadata.namespace.clone_from(&meta.namespace);
     step_run.metadata.labels = Some(labels);
-    step_run.metadata.owner_references = Some(vec![owner(workflow, true)]);
+    step_run.metadata.owner_references = Some(vec![owner(workflow)]);
     step_run
 }
 
@@ -180,7 +180,7 @@ pub fn job(
             namespace: meta.namespace.clone(),
             labels: Some(labels),
             annotations: Some(made_from(agent.agent())),
-            owner_references: Some(vec![owner(step_run, true)]),
+            owner_references: Some(vec![owner(step_run)]),
             ..ObjectMeta::default()
         },
         spec: Some(JobSpec {

@@ -270,4 +270,16 @@ mod tests {
             Some("workflow-3"),
         );
     }
+
+    #[test]
+    fn what_is_published_is_known_by_the_digest_of_its_content() {
+        let mut next = document(Scope::Session, "s", 0).as_ref().clone();
+        next.spec.content = "a plan".into();
+        next.metadata.uid = Some("next".into());
+        let others =
+            [document(Scope::Session, "s", 3), document(Scope::Session, "other", 8), document(Scope::Project, "s", 9)];
+        let status = put_up(&next, &others);
+        assert_eq!(status.phase, Some(DocumentPhase::Published));
+        assert_eq!((status.revision, status.digest), (Some(4), Some(name::digest_bytes(b"a plan"))));
+    }
 }

@@ -37,16 +37,16 @@ pub fn verdict(report: &Report, agent: Option<&Agent>) -> AttemptResult {
     }
 }
 
-/// What is known of an attempt whose pod ended without a report, from its termination message.
-pub fn lost(claimed: bool, termination: &str) -> AttemptResult {
+/// What is known of a claimed attempt whose pod ended without a report, from its termination message.
+pub fn lost(termination: &str) -> AttemptResult {
     if mutant::on(Mutant::LostNotStarted) {
         return AttemptResult::Infrastructure;
     }
     let reached = |mark: &str| termination.lines().any(|line| line.trim() == mark);
     if reached(mark::SUCCEEDED) {
         AttemptResult::OutputLost
-    } else if reached(mark::STARTED) || (claimed && !reached(mark::CLAIMED)) {
-        // Claimed, and the message gone: it may have started.
+    } else if reached(mark::STARTED) || !reached(mark::CLAIMED) {
+        // Without any mark the message is gone: it may have started.
         AttemptResult::OutcomeUnknown
     } else {
         AttemptResult::Infrastructure
@@ -182,15 +182,14 @@ mod tests {
     #[test]
     fn the_termination_message_tells_how_far_it_came() {
         use AttemptResult as R;
-        for (claimed, text, expected) in [
-            (false, "", R::Infrastructure),
-            (true, "claimed\n", R::Infrastructure),
-            (true, "claimed\nstarted\n", R::OutcomeUnknown),
-            (true, "claimed\nstarted\nsucceeded\n", R::OutputLost),
-            (true, "", R::OutcomeUnknown),
-            (true, "restarted\n", R::OutcomeUnknown),
+        for (text, expected) in [
+            ("claimed\n", R::Infrastructure),
+            ("claimed\nstarted\n", R::OutcomeUnknown),
+            ("claimed\nstarted\nsucceeded\n", R::OutputLost),
+            ("", R::OutcomeUnknown),
+            ("restarted\n", R::OutcomeUnknown),
         ] {
-            assert_eq!(lost(claimed, text), expected, "{claimed} {text:?}");
+            assert_eq!(lost(text), expected, "{text:?}");
         }
     }
 

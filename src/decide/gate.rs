@@ -267,6 +267,7 @@ mod tests {
         }
     }
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "a column of the tables")]
     fn mark(accepted: bool, review: Option<&str>) -> Letter {
         Letter { accepted, by: "ann".into(), comment: None, review: review.map(Into::into) }
     }

@@ -23,12 +23,12 @@ use super::scope::{Fault, Frame, Sources, Start};
 use super::settled::Settled;
 use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
 use super::tally::{self, Latched, OpenCounts, Tally};
-use super::{build, document};
+use super::{build, decisions, document};
 use crate::api::condition;
 use crate::api::document::{Document, DocumentStatus};
 use crate::api::limits::ACTIVE_STEPS;
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
-use crate::api::workflow::{PendingAcceptance, Phase, StepStatus};
+use crate::api::workflow::{AcceptanceDecision, PendingAcceptance, Phase, StepStatus};
 use crate::definition::expression::Expression;
 use crate::definition::program::{Program, Step};
 use crate::mutant::{self, Mutant};
@@ -45,6 +45,8 @@ pub struct RunProgress {
     pub active: Vec<String>,
     pub open: OpenCounts,
     pub waits: Waits,
+    /// What was decided at gates that no longer wait, the newest.
+    pub decisions: Vec<AcceptanceDecision>,
     /// The failure that ends the run.
     pub failure: Option<Failure>,
     /// Everything is done; what the run gives.
@@ -152,6 +154,7 @@ impl<'a> Walk<'a> {
         let tally = found.tally(&step.path);
         tally.counts.started = 1;
         tally.found = 1;
+        tally.decisions = decisions::of(step_run);
         tally.started_at = status.and_then(|s| s.started_at.clone());
         tally.completed_at.clone_from(&completed_at);
         if frame.keys.is_empty() {
@@ -223,6 +226,8 @@ impl<'a> Walk<'a> {
             _ => None,
         };
         let mut tallies = found.tallies;
+        let decided = tallies.values_mut().flat_map(|tally| std::mem::take(&mut tally.decisions));
+        let decisions = decisions::newest(decided.collect());
         let mut steps: Vec<StepStatus> = self
             .sources
             .program
@@ -231,8 +236,17 @@ impl<'a> Walk<'a> {
             .map(|step| tallies.remove(&*step.path).unwrap_or_default().status(&step.path))
             .collect();
         tally::roll_up(&mut steps);
-        let progress =
-            RunProgress { steps, creates, active, open, waits: found.waits, failure, done, busy: found.busy };
+        let progress = RunProgress {
+            steps,
+            creates,
+            active,
+            open,
+            waits: found.waits,
+            decisions,
+            failure,
+            done,
+            busy: found.busy,
+        };
         (progress, settled)
     }
 

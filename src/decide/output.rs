@@ -76,7 +76,7 @@ mod tests {
         let report = |digest: &str| json!({"report": {"attempt": 1, "class": "Succeeded", "digest": digest, "output": "1", "at": at}});
         let verdict = json!({"attempt": 1, "digest": "d"});
         let apart = json!({"attempt": 1, "digest": "d", "documentName": "plan", "outputDocument": "out"});
-        let accepted = json!([{"documentType": "a", "scopeID": "u", "accepted": true, "decidedBy": "ann", "decidedAt": at,
+        let accepted = json!([{"documentType": "a", "scopeId": "u", "accepted": true, "decidedBy": "ann", "decidedAt": at,
             "digest": "o", "round": 1}]);
         let gate = json!({"state": "Accepted", "round": 1, "outputDigest": "o", "openedAt": at, "policy": "p",
             "decisions": accepted});

@@ -1,5 +1,7 @@
 //! What expressions see at a place of a run: only what they name is looked up.
 
+#![expect(clippy::disallowed_macros, reason = "the variables that expressions see")]
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -47,7 +47,8 @@ pub fn identity(job: &Job) -> (String, String, i32) {
 pub fn pod(pod: &Pod) -> PodSeen {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.clone().unwrap_or_default();
-    let terminated = containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.state.as_ref()?.terminated.clone());
+    let agent = containers.iter().find(|c| c.name == CONTAINER);
+    let terminated = agent.and_then(|c| c.state.as_ref()?.terminated.clone());
     let phase_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
 
     // The API server's deletionTimestamp has the grace period in it already.
@@ -69,8 +70,17 @@ pub fn pod(pod: &Pod) -> PodSeen {
             .or(broken)
             .or(reason)
             .unwrap_or_default(),
+        image_digest: agent.and_then(|c| image_digest(&c.image_id)),
         obstacle: obstacle(&status),
     }
+}
+
+/// The digest at the end of `imageID`, which each container runtime writes in its own way: `repository@sha256:...`,
+/// `docker-pullable://repository@sha256:...`, or `sha256:...` alone.
+fn image_digest(image_id: &str) -> Option<String> {
+    let digest = image_id.rsplit('@').next().unwrap_or_default();
+    let hex = digest.strip_prefix("sha256:")?;
+    (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| digest.to_owned())
 }
 
 /// Why a pod does not run: the scheduler's words, or those of the first container that waits for more than its turn.
@@ -204,6 +214,7 @@ mod tests {
         step_run
     }
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "a column of the tables")]
     fn owner(kind: &str, version: &str, uid: &str, controller: bool) -> Value {
         json!([{"apiVersion": version, "kind": kind, "name": "n", "uid": uid, "controller": controller}])
     }
@@ -248,6 +259,25 @@ mod tests {
                 json!({"metadata": {"name": "p", "labels": {LABEL_STEP_RUN: "shop-a"}, "ownerReferences": owners}});
             let pod: Pod = serde_json::from_value(pod).expect("a pod");
             assert_eq!(is_own_pod(&pod, &jobs), own, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_image_of_the_agents_container_is_known_by_its_digest() {
+        let digest = format!("sha256:{}", "0a".repeat(32));
+        for (image_id, expected) in [
+            (format!("registry.example/agents/writer@{digest}"), Some(digest.as_str())),
+            (format!("docker-pullable://registry.example/agents/writer@{digest}"), Some(digest.as_str())),
+            (digest.clone(), Some(digest.as_str())),
+            (format!("{digest}00"), None),
+            ("registry.example/agents/writer:v1".to_owned(), None),
+            (String::new(), None),
+        ] {
+            let container = |name: &str, image_id: &str| json!({"name": name, "image": "i", "imageID": image_id, "ready": true, "restartCount": 0});
+            let other = format!("other@sha256:{}", "ff".repeat(32));
+            let statuses = json!([container("sidecar", &other), container(CONTAINER, &image_id)]);
+            let found: Pod = serde_json::from_value(json!({"status": {"containerStatuses": statuses}})).expect("a pod");
+            assert_eq!(pod(&found).image_digest.as_deref(), expected, "{image_id}");
         }
     }
 

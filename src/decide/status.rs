@@ -1,12 +1,15 @@
 //! The status of a run, derived from where it stands. Phase is for people; the conditions are what tools read: kstatus
 //! (`Reconciling`, `Stalled`), `kubectl wait` (`Succeeded`), the health script of Argo CD (`Waiting`).
 
+mod overview;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::graph::RunProgress;
 use super::step_run::POLICIES;
 use crate::api::condition::{self, Truth};
 use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
+pub use overview::show_outputs;
 
 /// Set while a run that failed still has attempts that finish.
 pub const FAILING: &str = "Failing";
@@ -17,6 +20,8 @@ pub fn differs_by_progress_only(before: &WorkflowStatus, after: &WorkflowStatus)
         let mut status = status.clone();
         status.active_steps.clear();
         status.pending_acceptance.clear();
+        status.acceptance_decisions.clear();
+        status.iteration_progress.clear();
         status.waiting = None;
         status.conditions.clear();
         for step in &mut status.steps {
@@ -71,6 +76,8 @@ pub fn derive(status: &mut WorkflowStatus, progress: &RunProgress, (end, now): (
     status.active_steps.clone_from(&progress.active);
     status.pending_documents.clone_from(&progress.waits.documents);
     status.pending_acceptance.clone_from(&progress.waits.acceptance);
+    status.acceptance_decisions.clone_from(&progress.decisions);
+    overview::progress(status);
     status.waiting = waiting(progress);
     let phase = phase(progress, end);
     status.phase = Some(phase);

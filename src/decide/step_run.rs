@@ -109,6 +109,8 @@ pub struct PodSeen {
     /// When it should be gone: deletion plus grace.
     pub gone_by: Option<Time>,
     pub termination: String,
+    /// `sha256:...` of the image that the agent's container runs.
+    pub image_digest: Option<String>,
     /// Why it does not run yet, in Kubernetes' words.
     pub obstacle: Option<String>,
 }

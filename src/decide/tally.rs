@@ -2,8 +2,9 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::decisions;
 use super::outcome::Outcome;
-use crate::api::workflow::{Counts, Phase, StepStatus};
+use crate::api::workflow::{AcceptanceDecision, Counts, Phase, StepStatus};
 
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -22,6 +23,8 @@ pub struct Tally {
     pub cancelled: bool,
     /// StepRuns that were begun and are gone.
     pub lost: i32,
+    /// What was decided at gates that no longer wait; of the items that have ended, the newest.
+    pub decisions: Vec<AcceptanceDecision>,
 }
 
 /// StepRuns that have not ended, and steps that wait for documents, by what they do.
@@ -135,6 +138,10 @@ impl Tally {
         self.phase = self.phase.or(other.phase);
         self.cancelled |= other.cancelled;
         self.lost += other.lost;
+        if !other.decisions.is_empty() {
+            self.decisions.extend_from_slice(&other.decisions);
+            self.decisions = decisions::newest(std::mem::take(&mut self.decisions));
+        }
     }
 
     /// One more item, as the path of a forEach over a group counts it.
@@ -190,6 +197,7 @@ impl Tally {
             collection_digest: digest,
             collection_documents: documents.unwrap_or_default(),
             counts: plural.then_some(Counts { started: self.counts.started + self.lost, ..self.counts }),
+            ..StepStatus::default()
         }
     }
 }

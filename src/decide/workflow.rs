@@ -94,6 +94,7 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
     create(o, &status, progress, &mut plan);
     let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
     status::derive(&mut status, progress, (stop.end, &o.now));
+    status::show_outputs(&mut status, &o.workflow, &o.step_runs);
     if let Some(missing) = progress.waits.unproven.as_ref().filter(|_| !told) {
         plan.warn("PolicyMissing", clip(missing, 900));
     }

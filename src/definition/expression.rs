@@ -18,7 +18,9 @@ use std::sync::Arc;
 use cel::parser::ParseErrors;
 use serde_json::{Map, Value};
 
-pub use evaluate::{Evaluate, InProcess, Trouble};
+#[expect(clippy::disallowed_types, reason = "where it is defined")]
+pub use evaluate::InProcess;
+pub use evaluate::{Evaluate, Trouble};
 pub use template::{Template, TextTemplate};
 
 use crate::api::limits::{EXPRESSION_BYTES, EXPRESSION_DATA_BYTES, EXPRESSION_PATH_BYTES};

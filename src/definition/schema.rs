@@ -2,6 +2,8 @@
 //! Nothing is ever fetched, and what a schema may cost is bounded before it is compiled. Compiling and judging are for
 //! whoever `expression::Evaluate` leads to; `bounded` is for everybody.
 
+#![expect(clippy::disallowed_types, reason = "where it is defined")]
+
 use serde_json::{Map, Value};
 
 use crate::api::condition::clip;
@@ -132,9 +134,9 @@ fn measured(schema: &Value) -> Result<Size<'_>, String> {
     if bytes > SCHEMA_BYTES {
         return Err(format!("/: {bytes} bytes, the limit is {SCHEMA_BYTES}"));
     }
-    let mut written = Walk::new(schema, false);
+    let mut written = Walk::new(schema, Form::Written);
     written.visit(schema, "", 0)?;
-    let mut expanded = Walk::new(schema, true);
+    let mut expanded = Walk::new(schema, Form::Expanded);
     expanded.visit(schema, "", 0)?;
     let mut patterns = written.patterns;
     patterns.extend(expanded.patterns);
@@ -153,10 +155,17 @@ fn json_depth(value: &Value, left: usize) -> Option<()> {
     }
 }
 
-/// Goes over a schema as it is written, or as it is when every reference stands written out.
+/// How a schema is walked: as its author wrote it, or with every reference written out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Written,
+    Expanded,
+}
+
+/// Goes over a schema, and counts what is in it.
 struct Walk<'a> {
     root: &'a Value,
-    expand: bool,
+    form: Form,
     seen: usize,
     members: usize,
     references: usize,
@@ -185,19 +194,19 @@ const MAP: [&str; 6] = ["properties", "patternProperties", "$defs", "definitions
 const REFUSED: [&str; 5] = ["$dynamicRef", "$recursiveRef", "$dynamicAnchor", "$recursiveAnchor", "$vocabulary"];
 
 impl<'a> Walk<'a> {
-    fn new(root: &'a Value, expand: bool) -> Self {
-        Self { root, expand, seen: 0, members: 0, references: 0, trail: Vec::new(), patterns: Vec::new() }
+    fn new(root: &'a Value, form: Form) -> Self {
+        Self { root, form, seen: 0, members: 0, references: 0, trail: Vec::new(), patterns: Vec::new() }
     }
 
     fn visit(&mut self, schema: &'a Value, at: &str, depth: usize) -> Result<(), String> {
         let Some(object) = schema.as_object() else {
             return Ok(());
         };
-        if depth > DEPTH && !self.expand {
+        if depth > DEPTH && self.form == Form::Written {
             return Err(format!("{}: schemas nest deeper than {DEPTH}", place(at)));
         }
         self.seen += 1;
-        if self.seen > SUBSCHEMAS && !self.expand {
+        if self.seen > SUBSCHEMAS && self.form == Form::Written {
             return Err(format!("{}: more than {SUBSCHEMAS} subschemas", place(at)));
         }
         self.members += 1 + object.len();
@@ -226,7 +235,7 @@ impl<'a> Walk<'a> {
                     }
                 }
                 // Definitions cost nothing until something refers to them.
-                Value::Object(_) if self.expand && matches!(key.as_str(), "$defs" | "definitions") => {}
+                Value::Object(_) if self.form == Form::Expanded && matches!(key.as_str(), "$defs" | "definitions") => {}
                 Value::Object(members) if MAP.contains(&key.as_str()) => {
                     self.members += members.len();
                     for (name, item) in members {
@@ -268,7 +277,7 @@ impl<'a> Walk<'a> {
             .root
             .pointer(pointer)
             .ok_or_else(|| format!("{at}: {} does not exist", clip(reference, FAULT_BYTES)))?;
-        if !self.expand {
+        if self.form == Form::Written {
             return Ok(());
         }
         if self.trail.contains(&reference) {

@@ -1,6 +1,8 @@
 //! Who calls: the token's audience names the attempt, TokenReview names the pod, the pod's labels and its owner say that
 //! the Job controller made it for the attempt's Job.
 
+#![expect(clippy::disallowed_methods, reason = "how long a verdict on a token is kept")]
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};

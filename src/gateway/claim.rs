@@ -1,5 +1,7 @@
 //! Claim: the one moment at which an attempt becomes a shim's own, and the way the input reaches it.
 
+#![expect(clippy::disallowed_macros, reason = "an empty status for the JSON patch")]
+
 use std::collections::HashMap;
 
 use futures::stream::{self, StreamExt, TryStreamExt};

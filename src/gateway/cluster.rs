@@ -1,6 +1,9 @@
 //! Calls to the API server: each bounded in time, repeated a few times where that may help. All of them may be
 //! repeated: reads, creates under computed names, and patches that test what they were decided on.
 
+#![expect(clippy::disallowed_methods, reason = "back-off between tries of one read")]
+#![expect(clippy::disallowed_macros, reason = "the operations of a JSON patch")]
+
 use std::future::Future;
 use std::time::Duration;
 

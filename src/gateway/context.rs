@@ -1,5 +1,7 @@
 //! `context.json` and what goes with it: pure, from the StepRun, the pinned definition and the formats of documents.
 
+#![expect(clippy::disallowed_macros, reason = "context.json, the contract with agents")]
+
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
@@ -233,7 +235,7 @@ mod tests {
     use crate::definition::program::{Program, Step};
 
     fn reference(document_type: &str, name: &str, key: Option<&str>) -> Value {
-        json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeID": "w", "key": key})
+        json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeId": "w", "key": key})
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "tables give literals")]
@@ -249,7 +251,7 @@ mod tests {
             "workflow": {"name": "shop", "uid": "w"}, "definition": {"revisionName": "r", "digest": "d"},
             "path": "group/plan", "agentId": "planner", "parameters": "{\"depth\":2}", "inputDigest": "i",
             "item": {"key": "e1", "index": 0, "value": {"id": "e1"}},
-            "scopeChain": [{"scope": "workflow", "scopeID": "w"}, {"scope": "epic", "scopeID": "w/e1"}],
+            "scopeChain": [{"scope": "workflow", "scopeId": "w"}, {"scope": "epic", "scopeId": "w/e1"}],
             "documents": documents,
         }))
         .expect("a spec");
@@ -295,7 +297,7 @@ mod tests {
                 "agentId": "planner", "attempt": 3, "round": 2}),
             ),
             ("/item/value/id", json!("e1")),
-            ("/scopeChain/1/scopeID", json!("w/e1")),
+            ("/scopeChain/1/scopeId", json!("w/e1")),
             ("/parameters", json!({"depth": 2})),
             ("/input", json!("A shop")),
             ("/history", json!([])),
@@ -309,6 +311,7 @@ mod tests {
         assert!(claimed.document_is_json);
         assert_eq!((claimed.timeout_seconds, claimed.progress_timeout_seconds), (60, Some(5)));
         let env: HashMap<_, _> = claimed.env.into_iter().collect();
+        assert_eq!((env["SESSION_ID"].as_str(), env["WORKFLOW"].as_str()), ("ses", "shop"));
         assert_eq!(env["STEP_ID"], "group/plan");
         assert_eq!(env["ATTEMPT"], "3");
         assert_eq!(env["IDEMPOTENCY_KEY"].len(), 64);
@@ -340,7 +343,7 @@ mod tests {
     fn a_round_is_told_what_was_rejected_and_why() {
         let attempt = |number: i32, round: i32, result: &str| json!({"number": number, "round": round, "result": result, "completedAt": "2026-01-01T00:00:00Z"});
         let decision = |round: i32, accepted: bool, comment: Value| {
-            json!({"documentType": "plan", "scopeID": "w", "accepted": accepted, "comment": comment, "decidedBy": "ann",
+            json!({"documentType": "plan", "scopeId": "w", "accepted": accepted, "comment": comment, "decidedBy": "ann",
                 "decidedAt": "2026-01-01T00:00:00Z", "digest": "d", "round": round})
         };
         let gate = json!({"state": "Rejected", "round": 2, "outputDigest": "d", "openedAt": "2026-01-01T00:00:00Z",

@@ -139,7 +139,7 @@ fn build(origin: &Origin<'_>, content: String) -> Document {
             project: run.project.clone(),
             workflow: Some(spec.workflow.name.clone()),
             path: Some(spec.path.clone()),
-            round: Some(attempt.attempt),
+            attempt: Some(attempt.attempt),
             format: produces.format,
             content,
         },
@@ -171,7 +171,7 @@ mod tests {
             spec.workflow.name = "shop".to_owned();
             spec.workflow.uid = "w".to_owned();
             spec.scope_chain = serde_json::from_value(json!([
-                {"scope": "workflow", "scopeID": "w"}, {"scope": "epic", "scopeID": "w/e1"}]))
+                {"scope": "workflow", "scopeId": "w"}, {"scope": "epic", "scopeId": "w/e1"}]))
             .expect("a chain");
             spec.item = item.then(Default::default);
             let run = RunContext { session: "ses".to_owned(), ..RunContext::default() };
@@ -180,7 +180,7 @@ mod tests {
             let document = build(&origin, "text".to_owned());
             assert_eq!(document.spec.scope, scope);
             assert_eq!(document.spec.scope_id.as_deref(), Some("w/e1"));
-            assert_eq!(document.spec.round, Some(2));
+            assert_eq!(document.spec.attempt, Some(2));
             let owners = document.metadata.owner_references.unwrap_or_default();
             assert_eq!(owners.len(), usize::from(owned));
             assert!(owners.iter().all(|owner| owner.controller.is_none() && owner.uid == "w"));

@@ -65,7 +65,7 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
         }
     }
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
-    let mut faults = result_faults(contract, result, file.is_some(), evaluator);
+    let mut faults = result_faults(contract, result, file, evaluator);
     if let Some(produces) = produces.filter(|_| !result_is_document) {
         faults.extend(document_faults(produces, file));
     }
@@ -85,9 +85,14 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
     }
 }
 
-fn result_faults(contract: &Contract, result: Option<&str>, has_file: bool, evaluator: &dyn Evaluate) -> Vec<Fault> {
+fn result_faults(
+    contract: &Contract,
+    result: Option<&str>,
+    file: Option<&str>,
+    evaluator: &dyn Evaluate,
+) -> Vec<Fault> {
     let Some(text) = result else {
-        let needless = contract.schemas.is_empty() && (contract.produces.is_none() || has_file);
+        let needless = contract.schemas.is_empty() && (contract.produces.is_none() || file.is_some());
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
     };
     let value = match parse(text) {
@@ -283,7 +288,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::too_many_lines)]
     fn outputs_are_judged() {
         let integer = || Some(json!({"type": "object", "properties": {"n": {"type": "integer"}}}));
         let markdown = Some(Format::Markdown);

@@ -1,5 +1,7 @@
 //! Progress: for people's eyes only, so it is written seldom and may be lost.
 
+#![expect(clippy::disallowed_methods, reason = "progress is written at a bounded pace")]
+
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The gateway's certificate: made by the operator, read from its Secret, read again while it serves.
 
+#![expect(clippy::disallowed_methods, reason = "the certificate is waited for, and looked at again")]
+
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 

@@ -1,5 +1,10 @@
 //! One connection: its handshake, its requests, its end.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long a connection may do nothing; the life and the idleness of a connection"
+)]
+
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;

@@ -1,5 +1,7 @@
 //! Who is at the other end of a connection, and how that connection stands.
 
+#![expect(clippy::disallowed_methods, reason = "since when a connection does nothing")]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,12 +1,14 @@
 //! The verbs that an agent calls: they talk to the shim over `LOCKSTEP_URL`, or read `LOCKSTEP_IN`.
 
+#![expect(clippy::disallowed_macros, reason = "bodies of the agent's calls")]
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Stop, exit, files};
+use super::{FailKind, Stop, Strings, exit, files};
 use crate::protocol::{self, Checked, env, path};
 
 /// The call itself went wrong, the verb has no answer.
@@ -51,8 +53,8 @@ fn copy(file: &Path, target: &Path) -> Result<(), Stop> {
         .map_err(|error| Stop::new(TROUBLE, format!("{}: {error}", target.display())))
 }
 
-pub fn fail(retryable: bool, message: &str) -> Result<u8, Stop> {
-    let (status, answer) = post("fail", &json!({"retryable": retryable, "message": message}))?;
+pub fn fail(kind: &FailKind, message: &str) -> Result<u8, Stop> {
+    let (status, answer) = post("fail", &json!({"retryable": kind.retryable, "message": message}))?;
     expect(status, 202, &answer)?;
     // The shim ends the whole group; a script must not go on meanwhile.
     loop {
@@ -60,7 +62,7 @@ pub fn fail(retryable: bool, message: &str) -> Result<u8, Stop> {
     }
 }
 
-pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
+pub fn context(pointer: &str, strings: Strings) -> Result<u8, Stop> {
     alive();
     let file = folder(env::IN, "in").join("context.json");
     let fault = |error: String| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
@@ -71,7 +73,7 @@ pub fn context(pointer: &str, as_json: bool) -> Result<u8, Stop> {
     }
     match context.pointer(pointer) {
         None => Ok(1),
-        Some(Value::String(text)) if !as_json => print(&format!("{text}\n")),
+        Some(Value::String(text)) if strings == Strings::Raw => print(&format!("{text}\n")),
         Some(value) => print(&format!("{value}\n")),
     }
 }

@@ -1,5 +1,10 @@
 //! Calls to the gateway, with retries.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "how long an outage is waited for; the id of a claim, which nobody else may know"
+)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,6 +1,9 @@
 //! The server inside the container: `POST LOCKSTEP_URL/progress`, `/result` and `/fail`. Its address holds a random
 //! segment, so that a fetch tool of the agent cannot guess it.
 
+#![expect(clippy::disallowed_methods, reason = "the pace of progress, and back-off")]
+#![expect(clippy::disallowed_macros, reason = "answers to the agent's calls")]
+
 use std::io::{Cursor, Read as _};
 use std::path::PathBuf;
 use std::sync::mpsc::Sender;

@@ -1,5 +1,10 @@
 //! One attempt from claim to report.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the attempt's deadline; back-off of the report, which nothing may interrupt"
+)]
+
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -250,7 +255,7 @@ impl Attempt {
         for fault in &checked.faults {
             say(&format!("the output is refused: {fault}"));
         }
-        let code = code_of(&request.ending, checked.faults.is_empty());
+        let code = code_of(&request.ending, &checked);
         if code == 0 && self.mark(mark::SUCCEEDED).is_err() {
             // The report stands; the mark would only repeat it.
             say("the termination log cannot be written");
@@ -300,10 +305,10 @@ fn signal_code(signal: i32) -> u8 {
 }
 
 /// The shim's own exit code.
-fn code_of(ending: &Ending, valid: bool) -> u8 {
+fn code_of(ending: &Ending, checked: &Checked) -> u8 {
     match ending {
         Ending::TimedOut | Ending::Silent { .. } => exit::TIMED_OUT,
-        Ending::Exited { code: 0 } if valid => 0,
+        Ending::Exited { code: 0 } if checked.faults.is_empty() => 0,
         Ending::Exited { code: 0 } => exit::INVALID_OUTPUT,
         Ending::Failed { code: 0, .. } => 1,
         Ending::Exited { code } | Ending::Failed { code, .. } => u8::try_from(*code).unwrap_or(u8::MAX),
@@ -317,14 +322,17 @@ mod tests {
 
     #[test]
     fn exit_codes_read_naturally() {
-        assert_eq!(code_of(&Ending::Exited { code: 0 }, true), 0);
-        assert_eq!(code_of(&Ending::Exited { code: 0 }, false), 65);
-        assert_eq!(code_of(&Ending::Exited { code: 143 }, false), 143);
-        assert_eq!(code_of(&Ending::TimedOut, true), 124);
-        assert_eq!(code_of(&Ending::Silent { seconds: 5 }, true), 124);
+        let valid = Checked::default();
+        let fault = protocol::Fault { pointer: String::new(), message: "no result.json".into() };
+        let invalid = Checked { faults: vec![fault] };
+        assert_eq!(code_of(&Ending::Exited { code: 0 }, &valid), 0);
+        assert_eq!(code_of(&Ending::Exited { code: 0 }, &invalid), 65);
+        assert_eq!(code_of(&Ending::Exited { code: 143 }, &invalid), 143);
+        assert_eq!(code_of(&Ending::TimedOut, &valid), 124);
+        assert_eq!(code_of(&Ending::Silent { seconds: 5 }, &valid), 124);
         let failed = |code| Ending::Failed { retryable: false, message: String::new(), code };
-        assert_eq!(code_of(&failed(0), true), 1);
-        assert_eq!(code_of(&failed(3), true), 3);
+        assert_eq!(code_of(&failed(0), &valid), 1);
+        assert_eq!(code_of(&failed(3), &valid), 3);
     }
 
     #[test]

@@ -226,13 +226,14 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
     let run: Workflow = serde_json::from_value(run)?;
     let uid = run.metadata.uid.clone().unwrap_or_default();
     let definition: Definition = serde_json::from_value(json!({"workflow": "run", "workflowUid": uid, "session": "s",
-        "steps": steps}))?;
+        "input": "A shop for $(used) bikes", "steps": steps}))?;
     let revision = build::revision(&run, &definition);
     let revisions = format!("/apis/apps/v1/namespaces/{}/controllerrevisions", team.namespace);
     team.operator.gets(&Ask::post(revisions, serde_json::to_value(&revision)?)).await?;
     let digest = name::digest_bytes(serde_json::to_string(&definition)?.as_bytes());
     let spec = json!({"workflow": {"name": "run", "uid": uid}, "path": "work", "agentId": "writer",
-        "definition": {"revisionName": revision.metadata.name, "digest": digest}, "parameters": "{}", "inputDigest": "sha256:i"});
+        "definition": {"revisionName": revision.metadata.name, "digest": digest}, "parameters": r#"{"depth":2}"#, "inputDigest": "sha256:i",
+        "scopeChain": [{"scope": "workflow", "scopeId": uid}]});
     let step_run = build::step_run(&run, "s", serde_json::from_value(spec)?, &[]);
     let made = team.operator.gets(&Ask::post(team.all("stepruns"), serde_json::to_value(&step_run)?)).await?;
     let step_run: StepRun = serde_json::from_value(made)?;
@@ -467,7 +468,9 @@ async fn the_shim_claims_and_reports() -> Result<()> {
     for part in ["in", "out", "work"] {
         std::fs::create_dir_all(folder.join(part))?;
     }
-    let script = "head -c 500000 /dev/zero | tr '\\0' x > $LOCKSTEP_OUT/plan.md";
+    let script = r#"head -c 500000 /dev/zero | tr '\0' x > $LOCKSTEP_OUT/plan.md
+        printf '{"env": ["%s", "%s", "%s", "%s", "%s", "%s"], "context": %s}' "$SESSION_ID" "$WORKFLOW" "$STEP_ID" \
+          "${LOCKSTEP_URL:+there}" "$S3_BUCKET_NAME" "$DDB_TABLE_NAME" "$(cat $LOCKSTEP_IN/context.json)" > $LOCKSTEP_OUT/result.json"#;
     let mut shim = Command::new(env!("CARGO_BIN_EXE_lockstep-shim"));
     shim.args(["run", "--", "/bin/sh", "-c", script])
         .env(env::GATEWAY, format!("https://127.0.0.1:{}", gateway.port))
@@ -475,6 +478,8 @@ async fn the_shim_claims_and_reports() -> Result<()> {
         .env(env::STEP_RUN, format!("{}/{}", attempt.namespace, attempt.step_run))
         .env(env::STEP_RUN_UID, &attempt.uid)
         .env(env::ATTEMPT, "1")
+        .env("S3_BUCKET_NAME", "bucket")
+        .env("DDB_TABLE_NAME", "table")
         .env(env::IN, folder.join("in"))
         .env(env::OUT, folder.join("out"))
         .env(env::WORK, folder.join("work"))
@@ -486,6 +491,19 @@ async fn the_shim_claims_and_reports() -> Result<()> {
     let made = team.admin.gets(&Ask::get(team.one("stepruns", &attempt.step_run))).await?;
     let report = &made["status"]["agent"]["report"];
     ensure!(report["class"] == "Succeeded", "{report}");
+    // What the command found: variables for what is short, a file for what may be long.
+    let output: Value = serde_json::from_str(report["output"].as_str().context("no output")?)?;
+    ensure!(output["env"] == json!(["s", "run", "work", "there", "bucket", "table"]), "{output}");
+    let context = &output["context"];
+    ensure!(context["workflow"]["name"] == "run" && context["session"] == "s", "{context}");
+    ensure!(
+        context["input"] == "A shop for $(used) bikes" && context["parameters"] == json!({"depth": 2}),
+        "{context}"
+    );
+    ensure!(
+        context["scopeChain"] == json!([{"scope": "workflow", "scopeId": context["workflow"]["uid"]}]),
+        "{context}"
+    );
     let document = report["documentName"].as_str().context("no document")?;
     let document = team.admin.gets(&Ask::get(team.one("documents", document))).await?;
     ensure!(document["spec"]["content"].as_str().map(str::len) == Some(500_000));

@@ -6,6 +6,7 @@
 
 #![allow(
     clippy::expect_used,
+    clippy::fn_params_excessive_bools,
     clippy::unwrap_used,
     clippy::panic,
     clippy::too_many_lines,

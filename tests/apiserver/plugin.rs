@@ -136,7 +136,7 @@ async fn start(team: &Team, run: &str) -> Result<String> {
 async fn at_gate(team: &Team, run: (&str, &str), step: &str, reported: &str, held: &str) -> Result<String> {
     let name = format!("{}-{step}", run.0);
     let spec = json!({"workflow": {"name": run.0, "uid": run.1}, "path": step,
-        "scopeChain": [{"scope": "workflow", "scopeID": run.1}], "gate": {"name": "brief"}});
+        "scopeChain": [{"scope": "workflow", "scopeId": run.1}], "gate": {"name": "brief"}});
     let made = team.step_run(&name, spec, Value::Null).await?;
     let found: StepRun = serde_json::from_value(made)?;
     put(team, &format!("{name}-document"), run.1, held).await?;
@@ -153,7 +153,7 @@ async fn at_gate(team: &Team, run: (&str, &str), step: &str, reported: &str, hel
 
 /// A document, as the gateway puts it.
 async fn put(team: &Team, name: &str, scope_id: &str, content: &str) -> Result<()> {
-    let spec = json!({"type": "brief", "scope": "Workflow", "scopeID": scope_id, "content": content});
+    let spec = json!({"type": "brief", "scope": "Workflow", "scopeId": scope_id, "content": content});
     let object =
         json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Document", "metadata": {"name": name}, "spec": spec});
     team.gateway.gets(&Ask::post(team.all("documents"), object)).await?;
@@ -184,7 +184,7 @@ async fn taken_up(team: &Team, name: &str) -> Result<String> {
     .await?;
     let note = |key: &str| annotation(&step, key).unwrap_or_default().to_owned();
     let accepted = note("lockstep.dev/decision") == "accepted";
-    let decision = json!({"documentType": "brief", "scopeID": "u", "accepted": accepted, "decidedBy": note("lockstep.dev/decided-by"),
+    let decision = json!({"documentType": "brief", "scopeId": "u", "accepted": accepted, "decidedBy": note("lockstep.dev/decided-by"),
         "decidedAt": AT, "digest": step["status"]["gate"]["outputDigest"], "round": 1});
     let state = if accepted { "Accepted" } else { "Rejected" };
     let status = json!({"status": {"phase": "Running", "gate": {"state": state, "decisions": [decision]}}});
@@ -366,7 +366,7 @@ async fn from_the_second_round_on_the_difference_is_shown() -> Result<()> {
     put(&team, &first, &uid, "# Plan\n\none epic\n").await?;
     let reported = step.status.as_ref().and_then(|s| s.result.as_ref()).map(|r| r.digest.clone()).unwrap_or_default();
     let attempt = json!({"number": 1, "round": 1, "result": "Succeeded", "completedAt": AT});
-    let rejection = json!({"documentType": "brief", "scopeID": "u", "accepted": false, "comment": "too small", "decidedBy": "carol",
+    let rejection = json!({"documentType": "brief", "scopeId": "u", "accepted": false, "comment": "too small", "decidedBy": "carol",
         "decidedAt": AT, "digest": "sha256:1", "round": 1});
     let status = json!({"status": {"round": 2, "attempts": [attempt], "gate": {"round": 2, "decisions": [rejection],
         "outputDigest": review_digest(&step, 2, &reported)}}});

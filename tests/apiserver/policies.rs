@@ -31,7 +31,7 @@ fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
     let decisions: Vec<_> = decided
         .iter()
         .map(|by| {
-            json!({"documentType": "brief", "scopeID": "u-1", "accepted": true, "decidedBy": by,
+            json!({"documentType": "brief", "scopeId": "u-1", "accepted": true, "decidedBy": by,
                 "decidedAt": "2026-01-01T00:00:00Z", "digest": "sha256:a", "round": round})
         })
         .collect();
@@ -428,6 +428,38 @@ async fn people_decide_and_answer() -> Result<()> {
     team.close().await
 }
 
+/// The permission to approve is of one gate, by its name, and of one namespace.
+#[tokio::test]
+async fn who_may_approve_one_gate_may_approve_no_other() -> Result<()> {
+    let _whole = policies_whole().await;
+    let (team, other) = (Team::open("one-gate").await?, Team::open("one-gate").await?);
+    let rules = json!([
+        {"apiGroups": ["lockstep.dev"], "resources": ["gates"], "resourceNames": ["backlog"], "verbs": ["approve"]},
+        {"apiGroups": ["lockstep.dev"], "resources": ["stepruns"], "verbs": ["get", "patch"]}]);
+    team.grant("erin", "backlog-approver", rules).await?;
+    let patching = json!([{"apiGroups": ["lockstep.dev"], "resources": ["stepruns"], "verbs": ["get", "patch"]}]);
+    other.grant("erin", "patcher", patching).await?;
+    for (team, name, named) in
+        [(&team, "mine", "backlog"), (&team, "theirs", "release"), (&other, "elsewhere", "backlog")]
+    {
+        team.step_run(name, json!({"gate": {"name": named}}), gate("Waiting", 1, &[])).await?;
+        until("erin may patch", || async {
+            Ok(team.may("erin", &[], "patch", "lockstep.dev", "stepruns").await?.then_some(()))
+        })
+        .await?;
+    }
+    let erin = Who::user("erin", &[]).await?;
+    let lacks = "lacks the permission approve";
+    erin.is_refused(&Ask::annotate(team.one("stepruns", "theirs"), accepted("erin")), 403, lacks).await?;
+    erin.is_refused(&Ask::annotate(other.one("stepruns", "elsewhere"), accepted("erin")), 403, lacks).await?;
+    until("erin's gate takes her decision", || async {
+        Ok(erin.asks(&Ask::annotate(team.one("stepruns", "mine"), accepted("erin"))).await.ok())
+    })
+    .await?;
+    other.close().await?;
+    team.close().await
+}
+
 /// Of a run its maker may change whether it is held, whether it goes on, and how long it is kept.
 #[tokio::test]
 async fn runs_are_held_and_ended_by_people() -> Result<()> {
@@ -542,10 +574,10 @@ async fn operator_and_gateway_may_do_their_work() -> Result<()> {
     whole["status"]["agent"] = agent_part()["status"]["agent"].clone();
     team.gateway.gets(&Ask::put(team.one("stepruns", "untouched/status"), whole)).await?;
     team.gateway.gets(&Ask::patch(team.one("stepruns", "running/status"), agent_part())).await?;
-    let made = json!({"scope": "Workflow", "scopeID": "u-1", "workflow": "shop", "path": "discovery", "round": 1});
+    let made = json!({"scope": "Workflow", "scopeId": "u-1", "workflow": "shop", "path": "discovery", "attempt": 1});
     team.gateway.gets(&Ask::post(team.all("documents"), document("made", &made))).await?;
     team.operator
-        .gets(&Ask::post(team.all("documents"), document("inline", &json!({"scope": "Workflow", "scopeID": "u-1"}))))
+        .gets(&Ask::post(team.all("documents"), document("inline", &json!({"scope": "Workflow", "scopeId": "u-1"}))))
         .await?;
     for (scope, field) in [("Session", "session"), ("Project", "project")] {
         let mine = document(&format!("mine-{field}"), &json!({"scope": scope, field: "shop"}));

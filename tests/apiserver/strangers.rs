@@ -61,9 +61,9 @@ pub async fn stage(team: &Team) -> Result<()> {
         made
     };
     let mut of_run =
-        made("made", json!({"scope": "Workflow", "scopeID": "u-1", "workflow": "making", "path": "a", "round": 1}));
+        made("made", json!({"scope": "Workflow", "scopeId": "u-1", "workflow": "making", "path": "a", "attempt": 1}));
     of_run["metadata"]["ownerReferences"] = owner(&run);
-    let wide = json!({"scope": "Session", "session": "s", "workflow": "making", "path": "a", "round": 1});
+    let wide = json!({"scope": "Session", "session": "s", "workflow": "making", "path": "a", "attempt": 1});
     for made in [of_run, made("drafted", wide.clone()), made("published", wide)] {
         team.gateway.gets(&Ask::post(team.all("documents"), made)).await?;
     }
@@ -159,7 +159,7 @@ pub async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(d, "put by Lockstep", bob, put(json!({"scope": "Workflow"})));
     add(d, "put by Lockstep", bob, put(json!({"scope": "Item"})));
     add(d, "put by Lockstep", admin, put(json!({"scope": "Workflow"})));
-    for field in [json!({"scopeID": "u-1"}), json!({"workflow": "shop"}), json!({"path": "discovery"}), json!({"round": 1})] {
+    for field in [json!({"scopeId": "u-1"}), json!({"workflow": "shop"}), json!({"path": "discovery"}), json!({"attempt": 1})] {
         add(d, "only Lockstep may set them", bob, put(field));
     }
     add(d, "types that begin with lockstep-", bob, put(json!({"type": "lockstep-output"})));
@@ -346,7 +346,7 @@ async fn what_lost_its_run_can_be_taken_away() -> Result<()> {
     let mut left = step_run("left", &json!({}));
     left["metadata"]["ownerReferences"] = owner(&run);
     team.operator.gets(&Ask::post(team.all("stepruns"), left)).await?;
-    let mut made = document("left", &json!({"scope": "Workflow", "scopeID": "u-1", "workflow": "shop"}));
+    let mut made = document("left", &json!({"scope": "Workflow", "scopeId": "u-1", "workflow": "shop"}));
     made["metadata"]["ownerReferences"] = owner(&run);
     team.gateway.gets(&Ask::post(team.all("documents"), made)).await?;
     team.admin.is_refused(&Ask::delete(team.one("stepruns", "left")), 403, "never alone").await?;

@@ -211,9 +211,9 @@ impl Kubelet {
                 "name": spec.workflow.name, "uid": spec.workflow.uid}]);
         }
         let document = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Document", "metadata": metadata, "spec": {
-            "type": produces.document_type, "scope": scope, "scopeID": spec.scope_chain.last().map(|link| &link.scope_id),
+            "type": produces.document_type, "scope": scope, "scopeId": spec.scope_chain.last().map(|link| &link.scope_id),
             "session": from.labels().get(name::LABEL_SESSION), "workflow": spec.workflow.name, "path": spec.path,
-            "round": attempt.number, "format": produces.format, "content": content}});
+            "attempt": attempt.number, "format": produces.format, "content": content}});
         let path = format!("/apis/lockstep.dev/v1alpha1/namespaces/{}/documents", attempt.namespace);
         match ask(&self.plane.gateway, Method::POST, &path, Some(&document)).await {
             Ok(_) => Ok(name),

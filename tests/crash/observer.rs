@@ -228,7 +228,7 @@ impl Seen {
         let place = (namespace.to_owned(), name.to_owned());
         let spec = &value["spec"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let scope = spec["scopeChain"].as_array().and_then(|chain| chain.last()).map(|link| text(&link["scopeID"]));
+        let scope = spec["scopeChain"].as_array().and_then(|chain| chain.last()).map(|link| text(&link["scopeId"]));
         let keys = scope.and_then(|id| id.split_once('/').map(|(_, keys)| keys.to_owned())).unwrap_or_default();
         let (run, path) = (text(&spec["workflow"]["name"]), text(&spec["path"]));
         let title = format!("{run}:{path} {keys}").trim().to_owned();

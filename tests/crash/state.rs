@@ -104,14 +104,14 @@ fn title(
             format!("{}, attempt {}", step(owner), attempt(value))
         }
         "Document" => {
-            let keys = text("/spec/scopeID");
+            let keys = text("/spec/scopeId");
             let keys = keys.split_once('/').map_or("", |(_, keys)| keys);
             format!(
-                "{} by {}:{} {keys}, round {}",
+                "{} by {}:{} {keys}, attempt {}",
                 text("/spec/type"),
                 text("/spec/workflow"),
                 text("/spec/path"),
-                value["spec"]["round"]
+                value["spec"]["attempt"]
             )
         }
         "ControllerRevision" => text("/metadata/labels/lockstep.dev~1workflow"),
@@ -134,7 +134,7 @@ fn strip(value: &mut Value, kind: &str) {
             }
             if fields.contains_key("decidedBy") {
                 fields.remove("digest");
-                fields.remove("scopeID");
+                fields.remove("scopeId");
             }
             fields.values_mut().for_each(|inner| strip(inner, kind));
         }

@@ -71,7 +71,27 @@ async fn full_workflow_with_iteration() -> Result<()> {
         decision_is_proven(&space, gate).await?;
     }
     history_is_whole(&space, epics).await?;
+    overview_is_whole(&space, epics.len()).await?;
     space.close().await
+}
+
+/// What the run's status repeats of its steps is what they say themselves.
+async fn overview_is_whole(space: &Space, epics: usize) -> Result<()> {
+    let status = space.workflow("shop").await?.status.context("status")?;
+    ensure!(status.completed_steps == ["discovery", "epic-backlog", "architecture"], "{:?}", status.completed_steps);
+    let [progress] = status.iteration_progress.as_slice() else { anyhow::bail!("{:?}", status.iteration_progress) };
+    let epics = i32::try_from(epics)?;
+    ensure!((progress.path.as_str(), progress.total, progress.done) == ("architecture", epics, epics), "{progress:?}");
+    let decided: Vec<(&str, &str)> =
+        status.acceptance_decisions.iter().map(|d| (d.document_type.as_str(), d.decided_by.as_str())).collect();
+    ensure!(decided == [("discovery", APPROVER), ("epic-backlog", APPROVER)], "{decided:?}");
+    for step in &status.steps[..2] {
+        let step_run = space.step_run("shop", &step.path).await?.context(step.path.clone())?;
+        ensure!(step.step_run == step_run.metadata.name);
+        let result = step_run.status.and_then(|s| s.result).context("no result")?;
+        ensure!(step.output_digest.as_ref() == Some(&result.digest), "{step:?}");
+    }
+    Ok(())
 }
 
 async fn decision_is_proven(space: &Space, path: &str) -> Result<()> {
@@ -99,6 +119,9 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
         let (Some(started), Some(completed)) = at else { anyhow::bail!("{name}: no times") };
         ensure!(started.0 <= completed.0 && status.phase == Some(Phase::Completed));
         ensure!(status.attempts.len() == 1 && status.result.is_some());
+        let attempt = &status.attempts[0];
+        ensure!(attempt.agent_uid.is_some() && attempt.agent_generation.is_some(), "{attempt:?}");
+        ensure!(attempt.image_digest.as_ref().is_some_and(|d| d.starts_with("sha256:")), "{attempt:?}");
         ensure!(!step_run.spec.input_digest.is_empty());
         let chain = &step_run.spec.scope_chain;
         ensure!(chain[0].scope == "workflow" && chain[0].scope_id == uid);

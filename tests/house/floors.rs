@@ -1,4 +1,7 @@
-//! Who imports whom: a floor imports only lower floors, and rooms of one floor never import each other.
+//! Who imports whom: a floor imports only lower floors, and rooms of one floor never import each other. And what a room
+//! never does, which a lint, being for the whole crate, cannot say.
+
+use std::path::Path;
 
 use crate::source::{File, closing, files, room, rust, word_at};
 use crate::{none, one, refused};
@@ -24,6 +27,31 @@ const FLOORS: [(&str, u8); 14] = [
 
 /// Names that say nothing of what is inside.
 const EMPTY_NAMES: [&str; 8] = ["utils", "util", "helpers", "common", "manager", "service", "misc", "lib_"];
+
+/// Nothing that could make the same input decide otherwise, or wait.
+const IMPURE: [&str; 13] = [
+    "async",
+    "await",
+    "tokio",
+    "std::env",
+    "env::var",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "thread",
+    "Client",
+    "Api",
+    "static mut",
+    "Mutex",
+];
+
+/// In `definition` and `decide` nothing impure. In `api` and `protocol` no client.
+const NEVER: [(&str, &[&str]); 4] = [
+    ("definition", &IMPURE),
+    ("decide", &IMPURE),
+    ("api", &["async", "tokio", "Client", "Api"]),
+    ("protocol", &["async", "tokio", "kube", "k8s_openapi", "std::process", "std::fs"]),
+];
 
 fn floor(room: &str) -> Option<u8> {
     FLOORS.iter().find(|(name, _)| *name == room).map(|(_, floor)| *floor)
@@ -139,9 +167,38 @@ fn names(paths: &[String]) -> Vec<String> {
     refusals
 }
 
+fn never(files: &[File]) -> Vec<String> {
+    let mut refusals = Vec::new();
+    for file in files {
+        let own = room(&file.path);
+        for (room, words) in NEVER.iter().filter(|(room, _)| own == Some(room)) {
+            for word in *words {
+                let found = file.words(word).into_iter();
+                refusals.extend(found.map(|at| {
+                    format!("{}: {word} in {room}; a higher floor does it and hands the value down", file.place(at))
+                }));
+            }
+        }
+    }
+    refusals
+}
+
 #[test]
 fn floors_import_downwards_only() {
     none(&edges(&files(rust)));
+}
+
+#[test]
+fn lower_floors_are_pure() {
+    none(&never(&files(rust)));
+}
+
+/// Tests wait on conditions. No lint says so of tests alone, and what ships has reasons to sleep.
+#[test]
+fn tests_do_not_sleep() {
+    let tests = files(|p| p.starts_with("tests/") && Path::new(p).extension().is_some_and(|e| e == "rs"));
+    let sleeping = tests.iter().flat_map(|f| f.words("thread::sleep").into_iter().map(|at| f.place(at)));
+    none(&sleeping.map(|place| format!("{place}: thread::sleep; wait on a condition")).collect::<Vec<_>>());
 }
 
 #[test]
@@ -177,4 +234,17 @@ fn empty_names_are_refused() {
     refused(&paths("src/common/x.rs"), "says nothing");
     refused(&paths("src/decide/mod.rs"), "mod.rs");
     none(&paths("src/decide/gate.rs"));
+}
+
+#[test]
+fn what_a_room_never_does_is_refused() {
+    refused(&never(&one("src/decide/x.rs", "async fn f() {}")), "async in decide");
+    refused(&never(&one("src/definition/x.rs", "async fn f() {}")), "async in definition");
+    refused(&never(&one("src/decide/x.rs", "fn f() { std::env::var(n) }")), "std::env");
+    refused(&never(&one("src/api/x.rs", "use kube::Client;")), "Client in api");
+    refused(&never(&one("src/protocol.rs", "use kube::Api;")), "kube in protocol");
+    none(&never(&one(
+        "src/decide/x.rs",
+        "// async\nuse crate::protocol::env; #[cfg(test)] mod tests { async fn f() {} }",
+    )));
 }

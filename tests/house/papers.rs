@@ -1,5 +1,5 @@
-//! The texts for people are true: the README's structure, the commands and links, the map of criteria; and nothing of
-//! the machine that the project was written on is in them.
+//! The texts for people are true: the README's structure, the commands and links, the map of criteria; nothing is left
+//! to do by nobody, and nothing of the machine that the project was written on is in them.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
@@ -22,11 +22,15 @@ const CRITERIA: [(&str, u32); 11] = [
     ("S3.8.", 4),
 ];
 const LETTERED: [&str; 4] = ["S1.3a", "S1.3b", "S1.4a", "S3.N"];
-/// Where a kind of test lives, and whether its names are files.
-const KINDS: [(&str, &str, &str); 7] = [
+/// Where a kind of test lives, and what stands before its name there; or that its names are files.
+const KINDS: [(&str, &str, &str); 11] = [
     ("unit", "src", "fn"),
     ("crds", "tests/crds.rs", "fn"),
     ("house", "tests/house", "fn"),
+    ("simulation", "tests/simulation.rs", "fn"),
+    ("model", "tests/model.rs", "fn"),
+    ("mutants", "tests/mutants.rs", "fn"),
+    ("chart", "hack/chart-check", "def"),
     ("apiserver", "tests/apiserver", "fn"),
     ("crash", "tests/crash", "fn"),
     ("e2e", "tests/e2e", "fn"),
@@ -197,6 +201,25 @@ fn traces(files: &[File]) -> Vec<String> {
     refusals
 }
 
+/// Something left to do needs somebody to do it.
+fn left_to_do(files: &[File]) -> Vec<String> {
+    let marks = [["TO", "DO"].concat(), ["FIX", "ME"].concat(), ["XX", "X"].concat()];
+    let mut refusals = Vec::new();
+    for file in files {
+        for mark in &marks {
+            for (at, _) in file.text.match_indices(mark.as_str()) {
+                let rest = &file.text[at + mark.len()..];
+                let alone = !rest.starts_with(|c: char| c.is_alphanumeric())
+                    && !file.text[..at].ends_with(|c: char| c.is_alphanumeric() || c == '.');
+                if alone && !rest.starts_with('(') {
+                    refusals.push(format!("{}: {mark} without an owner; write {mark}(name), or do it", file.place(at)));
+                }
+            }
+        }
+    }
+    refusals
+}
+
 fn ids() -> BTreeSet<String> {
     let numbered = CRITERIA.iter().flat_map(|(prefix, last)| (1..=*last).map(move |n| format!("{prefix}{n}")));
     numbered.chain(LETTERED.map(str::to_owned)).collect()
@@ -215,7 +238,12 @@ fn criteria(text: &str, exists: impl Fn(&str, &str) -> bool) -> Vec<String> {
         if !seen.insert(id.to_owned()) {
             refusals.push(format!("{place}: {id} stands twice; join the lines"));
         }
-        for test in tests.split(',').map(str::trim).filter(|t| *t != "open") {
+        let (tests, missing) = tests.split_once(" -- ").unwrap_or((tests, ""));
+        let tests: Vec<&str> = tests.split(',').map(str::trim).collect();
+        if tests.contains(&"open") && tests.len() > 1 && missing.is_empty() {
+            refusals.push(format!("{place}: {id} is open in part; say what is missing, ` -- what`"));
+        }
+        for test in tests.into_iter().filter(|t| *t != "open") {
             match test.split_once(':') {
                 Some((kind, name)) if exists(kind, name) => {}
                 Some(_) => refusals.push(format!(
@@ -242,9 +270,7 @@ fn test_exists(kind: &str, name: &str) -> bool {
     match *how {
         _ if inside.is_empty() => true,
         "txt" => inside.iter().any(|p| **p == format!("{place}/{name}.txt")),
-        _ => inside
-            .iter()
-            .any(|p| std::fs::read_to_string(root().join(p)).is_ok_and(|text| text.contains(&format!("fn {name}(")))),
+        _ => inside.iter().any(|p| read(p).contains(&format!("{how} {name}("))),
     }
 }
 
@@ -279,6 +305,11 @@ fn no_machine_left_a_trace() {
 }
 
 #[test]
+fn nothing_is_left_to_nobody() {
+    none(&left_to_do(&files(|_| true)));
+}
+
+#[test]
 fn criteria_are_mapped() {
     none(&criteria(&read("tests/criteria.txt"), test_exists));
 }
@@ -301,6 +332,9 @@ fn untrue_papers_are_refused() {
     refused(&traces(&one("a.sh", &["cd /wo", "rk/x"].concat())), "a.sh:1");
     refused(&traces(&one("a.sh", &["https://static.crates", ".io"].concat())), "one registry");
     none(&traces(&one("a.md", "/lockstep/work/ and $HOME/x")));
+    let mark = ["TO", "DO"].concat();
+    refused(&left_to_do(&one("a.md", &format!("x\n{mark}: this"))), "a.md:2");
+    none(&left_to_do(&one("a.md", &format!("{mark}(anna): this"))));
 }
 
 #[test]
@@ -309,9 +343,12 @@ fn untrue_criteria_are_refused() {
     none(&criteria(&all, |_, _| false));
     refused(&criteria(&all.replace("S0.1 open", "S0.1 unit:nothing"), |_, _| false), "does not exist");
     refused(&criteria(&all.replace("S0.1 open", "S0.1"), |_, _| true), "is not kind:test");
+    refused(&criteria(&all.replace("S0.1 open", "S0.1 unit:a, open"), |_, _| true), "say what is missing");
+    none(&criteria(&all.replace("S0.1 open", "S0.1 unit:a, open -- b, and c"), |_, _| true));
     refused(&criteria(&all.replace("S0.1 open\n", ""), |_, _| true), "S0.1 is missing");
     refused(&criteria(&(all.clone() + "S0.1 open"), |_, _| true), "stands twice");
     refused(&criteria(&(all + "S9.9 open"), |_, _| true), "no criterion");
+    assert!(test_exists("chart", "optional_parts_are_off"));
     assert!(test_exists("unit", "back_off_doubles_up_to_its_limit") && !test_exists("unit", "nothing_of_the_kind"));
     assert!(!test_exists("hearsay", "x"));
 }

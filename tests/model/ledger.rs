@@ -303,6 +303,7 @@ fn pod_seen(pod: u8, object: Object) -> PodSeen {
         ended: matches!(object, Object::Ended(_)),
         gone_by: (object == Object::Deleting).then(|| time(30)),
         termination,
+        image_digest: None,
         obstacle: None,
     }
 }

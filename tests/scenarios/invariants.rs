@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lockstep::api::definition::Definition;
 use lockstep::api::step::{Order, Step};
 use lockstep::api::step_run::{Decision, GateState, StepRun};
-use lockstep::api::workflow::{Phase, Workflow};
+use lockstep::api::workflow::{Phase, StepStatus, Workflow, WorkflowStatus};
 use lockstep::decide::{Effect, gate};
 use lockstep::definition::order;
 
@@ -55,6 +56,7 @@ impl Invariants {
             let uid = workflow.metadata.uid.clone().unwrap_or_default();
             let status = workflow.status.clone().unwrap_or_default();
             self.absorbed(&uid, status.phase, status.completed_at.is_some());
+            overview(world, workflow, &status);
             let bytes = serde_json::to_string(&status).expect("it serializes").len();
             assert!(bytes < 64 * 1024, "{bytes} bytes of status");
         }
@@ -70,6 +72,27 @@ impl Invariants {
             self.ended.insert(uid.to_owned(), phase);
         }
     }
+}
+
+/// What a run's status repeats is what stands in its steps and StepRuns, counted anew.
+fn overview(world: &World, workflow: &Workflow, status: &WorkflowStatus) {
+    let outermost = |s: &&StepStatus| !s.path.contains('/') && s.phase == Phase::Completed;
+    let completed: Vec<&str> = status.steps.iter().filter(outermost).map(|s| s.path.as_str()).collect();
+    assert_eq!(status.completed_steps, completed);
+    // What a run that ended says stays, whatever is done to its StepRuns later.
+    if status.completed_at.is_some() || workflow.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    let own =
+        world.step_runs.values().filter(|s| s.spec.workflow.uid == workflow.metadata.uid.clone().unwrap_or_default());
+    let gates = own.filter_map(|s| s.status.as_ref()?.gate.as_ref());
+    let over = gates.flat_map(|g| g.decisions.iter().filter(|d| g.state != GateState::Waiting || d.round < g.round));
+    let mut decided: Vec<(Time, &str)> = over.map(|d| (d.decided_at.clone(), d.decided_by.as_str())).collect();
+    decided.sort_by(|a, b| a.0.0.cmp(&b.0.0).then(a.1.cmp(b.1)));
+    let mut told: Vec<(Time, &str)> =
+        status.acceptance_decisions.iter().map(|d| (d.decided_at.clone(), d.decided_by.as_str())).collect();
+    told.sort_by(|a, b| a.0.0.cmp(&b.0.0).then(a.1.cmp(b.1)));
+    assert_eq!(told, decided[decided.len().saturating_sub(10)..]);
 }
 
 /// After settling, no Job of an attempt behind the fence is left, and of the current one there is one at most. A Job whose

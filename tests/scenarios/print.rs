@@ -49,16 +49,16 @@ impl Printer {
         let mut lines: Vec<String> = log
             .iter()
             .map(|happened| match happened {
-                Happened::Effect(effect) => format!("  + {}", Self::effect(world, effect)),
+                Happened::Effect(effect) => format!("+ {}", Self::effect(world, effect)),
                 Happened::Notice(about, notice) => {
-                    format!("  {} {about}: {}: {}", if notice.warning { "!" } else { "*" }, notice.reason, notice.note)
+                    format!("{} {about}: {}: {}", if notice.warning { "!" } else { "*" }, notice.reason, notice.note)
                 }
             })
             .collect();
         for (id, about, standing) in self.standings(world) {
             let id = (id, about.rsplit(':').next().unwrap_or_default().to_owned());
             if self.last.get(&id) != Some(&standing) {
-                lines.push(format!("  {about}: {standing}"));
+                lines.push(format!("{about}: {standing}"));
                 self.last.insert(id, standing);
             }
         }
@@ -148,6 +148,33 @@ impl Printer {
 /// A Job's name without its hash.
 fn head(name: &str) -> &str {
     name.rsplit_once('-').map_or(name, |(head, _)| head)
+}
+
+/// What a run's status says of where the run stands, one field a line.
+pub fn state(workflow: &Workflow) -> String {
+    let status = serde_json::to_value(&workflow.status).expect("it serializes");
+    let shown = [
+        "phase",
+        "project",
+        "startedAt",
+        "completedAt",
+        "currentStep",
+        "activeSteps",
+        "completedSteps",
+        "iterationProgress",
+        "pendingAcceptance",
+        "acceptanceDecisions",
+        "steps",
+    ];
+    let mut lines = String::new();
+    for name in shown {
+        match &status[name] {
+            serde_json::Value::Null => {}
+            serde_json::Value::Array(list) => list.iter().for_each(|one| lines += &format!("{name}: {one}\n")),
+            one => lines += &format!("{name}: {one}\n"),
+        }
+    }
+    lines
 }
 
 fn run(workflow: &Workflow) -> String {

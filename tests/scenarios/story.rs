@@ -1,5 +1,6 @@
-//! Reads a story and plays it. A line is a step; indented lines under it are its YAML; `#` is prose. After each step the
-//! operator looks until it has nothing left to do; with `unseen` before a step it does not look yet.
+//! Reads a story and plays it. A line is a step; indented lines under it are its YAML; `#` is prose; `|` begins a line of
+//! the plan, which is what followed from the step before it. After each step the operator looks until it has nothing left
+//! to do; with `unseen` before a step it does not look yet; `status of` a run shows what its status holds.
 
 use k8s_openapi::jiff::SignedDuration;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
@@ -15,14 +16,14 @@ use lockstep::decide::step_run::PodSeen;
 use serde_json::{Map, Value, json};
 
 use crate::invariants::Invariants;
-use crate::print::{Printer, place};
+use crate::print::{Printer, place, state};
 use crate::world::{Happened, World};
 
-/// Plays a story; the transcript is the story with what followed under every step.
+/// Plays a story; what is returned is the story with the plan under every step. Plans in the text are not read.
 pub fn tell(text: &str) -> String {
     let mut teller = Teller { world: World::new(), printer: Printer::default(), invariants: Invariants::default() };
     let mut transcript = String::new();
-    let mut lines = text.lines().peekable();
+    let mut lines = text.lines().filter(|line| !line.starts_with('|')).peekable();
     while let Some(line) = lines.next() {
         transcript += &format!("{line}\n");
         if line.trim().is_empty() || line.starts_with('#') {
@@ -33,7 +34,9 @@ pub fn tell(text: &str) -> String {
             transcript += &format!("{more}\n");
             body += &format!("{more}\n");
         }
-        transcript += &teller.step(line, &body);
+        for planned in teller.step(line, &body).lines() {
+            transcript += &format!("| {planned}\n");
+        }
     }
     transcript
 }
@@ -55,6 +58,9 @@ fn quoted(text: &str) -> String {
 
 impl Teller {
     fn step(&mut self, line: &str, body: &str) -> String {
+        if let Some(run) = line.strip_prefix("status of ") {
+            return state(&self.world.workflows[run]);
+        }
         let mut log = Vec::new();
         if let Some(line) = line.strip_prefix("unseen ") {
             self.act(line, body, &mut log);
@@ -333,7 +339,7 @@ impl Teller {
         for (key, value) in [
             ("workflow", json!({"name": run.metadata.name, "uid": uid})),
             ("definition", serde_json::to_value(status.definition).expect("it serializes")),
-            ("scopeChain", json!([{"scope": "workflow", "scopeID": uid}])),
+            ("scopeChain", json!([{"scope": "workflow", "scopeId": uid}])),
             ("parameters", json!("{}")),
             ("inputDigest", json!("")),
         ] {
@@ -504,7 +510,7 @@ impl Teller {
             project: definition.project.clone(),
             workflow: Some(step_run.spec.workflow.name.clone()),
             path: Some(step_run.spec.path.clone()),
-            round: Some(attempt),
+            attempt: Some(attempt),
             format: produces.format,
             content: content.to_owned(),
         };

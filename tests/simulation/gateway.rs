@@ -176,7 +176,7 @@ impl World {
                 project: definition.project.clone(),
                 workflow: Some(spec.workflow.name.clone()),
                 path: Some(spec.path.clone()),
-                round: Some(process.attempt),
+                attempt: Some(process.attempt),
                 format: produces.format,
                 content: content.to_owned(),
             },

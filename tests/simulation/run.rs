@@ -129,7 +129,7 @@ fn begin(world: &mut World, faulty: bool) {
 fn plant(world: &mut World) {
     let labels = json!({"planted": "yes", "lockstep.dev/workflow": "run", "lockstep.dev/steprun": "run-s1"});
     let meta = |name: &str| json!({"name": name, "labels": labels});
-    let document = json!({"type": "brief", "scope": "Workflow", "scopeID": "someone-else", "workflow": "another",
+    let document = json!({"type": "brief", "scope": "Workflow", "scopeId": "someone-else", "workflow": "another",
         "content": "{}"});
     for (kind, object) in [
         (Kind::Job, json!({"metadata": meta("run-s1-job")})),

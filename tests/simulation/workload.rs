@@ -120,7 +120,7 @@ impl Workload {
     /// A StepRun was made: where it stands is remembered, whatever becomes of it.
     pub fn learn(&mut self, step_run: &Object) {
         let spec = &step_run.value["spec"];
-        let last = spec["scopeChain"].as_array().and_then(|c| c.last()).and_then(|l| l["scopeID"].as_str());
+        let last = spec["scopeChain"].as_array().and_then(|c| c.last()).and_then(|l| l["scopeId"].as_str());
         let keys = last.and_then(|id| id.split_once('/')).map_or("", |(_, keys)| keys);
         let place = format!(
             "{}:{}/{keys}",

@@ -44,7 +44,6 @@ pub struct Decision {
     /// Type of the document decided on; the step's path where it makes none.
     #[schemars(length(max = 512))]
     pub document_type: String,
-    #[serde(rename = "scopeID")]
     #[schemars(length(max = 512))]
     pub scope_id: String,
     pub accepted: bool,

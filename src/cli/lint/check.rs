@@ -1,6 +1,8 @@
 //! One object, judged as the API server and the operator would: structure first, then the operator's own checks, whose
 //! words are those of the conditions.
 
+#![expect(clippy::disallowed_types, reason = "on the author's own machine")]
+
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;

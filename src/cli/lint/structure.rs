@@ -1,9 +1,15 @@
 //! What the API server would refuse by the structural schema of a kind: the very schema that the CRD carries, its
 //! creation rules included. Unknown fields are faults, as they are for `kubectl apply`.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "on the author's own machine, and the rules are those of our CRDs"
+)]
+
 use serde_json::{Map, Value};
 
-use crate::cli::target::near;
+use crate::cli::text::near;
 use crate::definition::expression::{Evaluate, Expression, InProcess, Scope};
 
 /// The schema of a kind; none for a kind that is not ours.

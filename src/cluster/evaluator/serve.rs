@@ -1,5 +1,7 @@
 //! The other end, `lockstep evaluate`: answers until its input ends. Bounds itself first, and says that it did.
 
+#![expect(clippy::disallowed_types, reason = "the process that evaluates")]
+
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;

@@ -191,12 +191,36 @@ fn a_job_runs_one_pod_once_and_names_its_origin() {
     let owner = &meta.owner_references.as_ref().expect("an owner")[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("StepRun", "s"));
     assert_eq!(owner.controller, Some(true));
+    assert_eq!(meta.labels.as_ref().expect("labels")[LABEL_AGENT], "writer");
     let annotations = meta.annotations.as_ref().expect("annotations");
     assert_eq!(annotations[ANNOTATION_AGENT_GENERATION], "7");
     let spec = job.spec.expect("a spec");
     assert_eq!((spec.backoff_limit, spec.completions, spec.parallelism), (Some(0), Some(1), Some(1)));
     assert_eq!(spec.pod_replacement_policy.as_deref(), Some("Failed"));
     assert_eq!(spec.active_deadline_seconds, Some(600 + 3600 + 120));
+}
+
+/// What a run is given reaches its agent as data of the attempt. Nothing of it is in the pod, and nothing is expanded there.
+#[test]
+fn no_input_of_a_run_is_in_its_pods() {
+    let command = json!({"containers": [{"name": "agent", "image": "i", "command": ["sh", "-c", "echo ${ parameters.word }"],
+        "args": ["${ workflow.input }"], "env": [{"name": "WORD", "value": "${ parameters.word }"},
+        {"name": "S3_BUCKET_NAME", "value": "b"}]}]});
+    let of = |parameters: &str| {
+        let agent = agent(command.clone());
+        let policy = AttemptPolicy::of(None, Some(&agent));
+        let agent = CheckedAgent::of(&agent, &InProcess).expect("no faults");
+        pod_of(&job(&step_run_of(parameters), &StepRunStatus::default(), &agent, &policy, &around()))
+    };
+    let hostile = of(r#"{"word": "$(touch /tmp/x); `touch /tmp/x`", "image": "other"}"#);
+    assert_eq!(hostile, of("{}"));
+    let own = agent_container(&hostile);
+    assert_eq!(own.command.expect("a command")[3..], ["sh", "-c", "echo ${ parameters.word }"]);
+    assert_eq!(own.args.expect("arguments"), ["${ workflow.input }"]);
+    let env: Vec<(String, Option<String>)> =
+        own.env.expect("an environment").into_iter().take(2).map(|v| (v.name, v.value)).collect();
+    assert_eq!(env[0], ("WORD".into(), Some("${ parameters.word }".into())));
+    assert_eq!(env[1], ("S3_BUCKET_NAME".into(), Some("b".into())));
 }
 
 #[test]

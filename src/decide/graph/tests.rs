@@ -2,7 +2,7 @@ use super::*;
 use crate::api::agent::{Agent, AgentSpec};
 use crate::api::definition::Definition;
 use crate::api::name;
-use crate::api::step_run::{AgentReport, Report, ReportClass, ResultRef, StepRunStatus};
+use crate::api::step_run::{AgentReport, GateStatus, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::workflow::committed;
 use crate::decide::{build, status};
@@ -48,15 +48,21 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
 
 /// Everything that is to be made is made and completes; what was walked.
 fn step_on(o: &mut Observed, program: &Program) -> Walked {
+    step_on_with(o, program, "1", None)
+}
+
+/// The same, with what each step gives, and a gate that somebody has decided.
+fn step_on_with(o: &mut Observed, program: &Program, output: &str, gate: Option<&GateStatus>) -> Walked {
     let mut walked = walk(o, program, Start::May);
     for Beginning { spec, keys, .. } in std::mem::take(&mut walked.progress.creates) {
         let mut made = build::step_run(&o.workflow, "s", spec, &keys);
+        let digest = name::digest_bytes(output.as_bytes());
         let report = Report {
             attempt: 1,
             exit_code: Some(0),
             class: ReportClass::Succeeded,
-            digest: "d".into(),
-            output: Some("1".into()),
+            digest: digest.clone(),
+            output: Some(output.into()),
             output_document: None,
             output_binding: None,
             document_name: None,
@@ -69,7 +75,8 @@ fn step_on(o: &mut Observed, program: &Program) -> Walked {
             phase: Some(Phase::Completed),
             started_at: Some(NOW),
             completed_at: Some(NOW),
-            result: Some(ResultRef { attempt: 1, digest: "d".into(), ..ResultRef::default() }),
+            gate: gate.cloned(),
+            result: Some(ResultRef { attempt: 1, digest, ..ResultRef::default() }),
             agent: Some(AgentReport { report: Some(report), ..AgentReport::default() }),
             ..StepRunStatus::default()
         });
@@ -77,6 +84,7 @@ fn step_on(o: &mut Observed, program: &Program) -> Walked {
     }
     let mut after = o.workflow.status.clone().unwrap_or_default();
     status::derive(&mut after, &walked.progress, (status::End::Open, &NOW));
+    status::show_outputs(&mut after, &o.workflow, &o.step_runs);
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status = Some(after);
     o.workflow = Arc::new(workflow);
@@ -108,8 +116,8 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     assert!(cold.progress.done.is_some() && cold.progress.creates.is_empty());
 }
 
-#[test]
-fn the_status_of_the_largest_run_stays_below_its_limit() {
+/// Groups of 19 steps with names as long as they may be, and a forEach over 5,000 items.
+fn large(groups: usize) -> (Observed, Program) {
     let name = |n: usize| format!("{:0<40}", format!("step-{n}-"));
     let group = |n: usize| {
         let inner: Vec<_> = (0..15).map(|i| json!({"name": name(n * 100 + i), "agentId": "x"})).collect();
@@ -118,31 +126,45 @@ fn the_status_of_the_largest_run_stays_below_its_limit() {
             .collect();
         json!({"name": name(n * 100 + 99), "order": "Graph", "steps": outer})
     };
-    let mut steps: Vec<_> = (1..11).map(group).collect();
+    let mut steps: Vec<_> = (1..=groups).map(group).collect();
     steps.push(
         json!({"name": name(1), "agentId": "x", "forEach": {"in": "parameters.all", "as": "n", "maxParallel": 1000}}),
     );
     let all: Vec<u32> = (0..5_000).collect();
     let parameters = json!({"all": all});
-    let definition = Definition {
+    run_of(&Definition {
         workflow: "w".into(),
         workflow_uid: "12345678-rest".into(),
         steps: serde_json::from_value(json!(steps)).expect("steps"),
         parameters: parameters.as_object().cloned().unwrap_or_default(),
         order: crate::api::step::Order::Graph,
         ..Definition::default()
-    };
-    let (mut o, program) = run_of(&definition);
-    assert!(program.all().len() > 190);
-    for _ in 0..20 {
-        let walked = step_on(&mut o, &program);
-        let bytes = serde_json::to_string(&o.workflow.status).map_or(usize::MAX, |s| s.len());
-        assert!(bytes < 64 * 1024, "{bytes} bytes");
-        if walked.progress.done.is_some() {
-            return;
+    })
+}
+
+#[test]
+fn the_status_of_the_largest_run_stays_below_its_limit() {
+    let decision = json!({"documentType": "t".repeat(63), "scopeId": "u".repeat(120), "accepted": true,
+        "decidedBy": "p".repeat(60), "decidedAt": NOW, "digest": "d", "round": 1});
+    let gate = json!({"state": "Accepted", "round": 1, "outputDigest": "d", "openedAt": NOW, "policy": "p",
+        "decisions": [decision]});
+    let gate: GateStatus = serde_json::from_value(gate).expect("a gate");
+    // Of up to 100 steps it says what they gave.
+    for (groups, least, tells) in [(5, 95, true), (10, 190, false)] {
+        let (mut o, program) = large(groups);
+        assert!(program.all().len() > least);
+        let mut passes = 0;
+        while step_on_with(&mut o, &program, &format!("\"{}\"", "x".repeat(100)), Some(&gate)).progress.done.is_none() {
+            let status = o.workflow.status.as_ref();
+            let bytes = serde_json::to_string(&status).map_or(usize::MAX, |s| s.len());
+            assert!(bytes < 64 * 1024, "{bytes} bytes");
+            passes += 1;
+            assert!(passes < 20, "it never ends");
         }
+        let status = o.workflow.status.clone().unwrap_or_default();
+        let told = status.steps.iter().filter(|s| s.summary.is_some() && s.output_digest.is_some()).count();
+        assert_eq!((told > 70, status.acceptance_decisions.len()), (tells, 10));
     }
-    panic!("it never ends");
 }
 
 // ---- copies that are older than the status, and other operators
@@ -287,6 +309,56 @@ fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
     assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
+}
+
+#[test]
+fn items_say_what_they_are_of_and_scopes_are_left_again() {
+    let chapters = json!({"in": "part.chapters", "as": "chapter", "key": "chapter.id"});
+    let inner = json!([
+        {"name": "outline", "agentId": "x"},
+        {"name": "write", "agentId": "x", "forEach": chapters},
+        {"name": "edit", "agentId": "x"},
+    ]);
+    let parts = json!({"in": "parameters.parts", "as": "part", "key": "part.id"});
+    let steps = json!([{"name": "part", "steps": inner, "forEach": parts}, {"name": "print", "agentId": "x"}]);
+    let parts = json!([{"id": "p1", "chapters": [{"id": "c1"}, {"id": "c2"}]}, {"id": "p2", "chapters": []}]);
+    let (mut o, definition) = run(&steps, &json!({"parts": parts}));
+    for _ in 0..10 {
+        if step_on(&mut o, &definition).progress.done.is_some() {
+            break;
+        }
+    }
+    let uid = "12345678-rest";
+    let told: BTreeSet<String> = o
+        .step_runs
+        .values()
+        .map(|s| {
+            let chain = s.spec.scope_chain.iter().map(|link| format!("{} {}", link.scope, link.scope_id));
+            let item = s.spec.item.as_ref().map(|i| format!("{} {} {}", i.index, i.key, i.value));
+            format!("{}: {}; {}", s.spec.path, chain.collect::<Vec<_>>().join(", "), item.unwrap_or_default())
+        })
+        .collect();
+    let run = format!("workflow {uid}");
+    let (first, second) = (format!("{run}, part {uid}/p1"), format!("{run}, part {uid}/p2"));
+    let expected = [
+        format!("part/outline: {first}; 0 p1 {}", parts[0]),
+        format!("part/write: {first}, chapter {uid}/p1/c1; 0 c1 {}", parts[0]["chapters"][0]),
+        format!("part/write: {first}, chapter {uid}/p1/c2; 1 c2 {}", parts[0]["chapters"][1]),
+        format!("part/edit: {first}; 0 p1 {}", parts[0]),
+        format!("part/outline: {second}; 1 p2 {}", parts[1]),
+        format!("part/edit: {second}; 1 p2 {}", parts[1]),
+        format!("print: {run}; "),
+    ];
+    assert_eq!(told, BTreeSet::from(expected));
+    let status = o.workflow.status.clone().unwrap_or_default();
+    let lists: Vec<(&str, bool, Option<i32>)> = status
+        .steps
+        .iter()
+        .map(|s| (s.path.as_str(), s.collection_digest.is_some(), s.counts.map(|c| c.total)))
+        .collect();
+    assert_eq!(lists[0], ("part", true, Some(2)));
+    assert_eq!(lists[2], ("part/write", false, Some(2)));
+    assert_eq!(lists[4], ("print", false, None));
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn shop() -> (Workflow, Vec<StepRun>) {
             {"path": "report", "phase": "Cancelled"},
         ],
     }));
-    let decision = json!({"documentType": "discovery", "scopeID": "uid", "accepted": true, "comment": "good",
+    let decision = json!({"documentType": "discovery", "scopeId": "uid", "accepted": true, "comment": "good",
         "decidedBy": "alice", "decidedAt": at(2), "digest": "sha256:r", "round": 1});
     let gate = |state: &str| {
         json!({"state": state, "round": 1, "outputDigest": "sha256:r", "openedAt": at(1), "policy": "p",
@@ -57,7 +57,7 @@ fn shop() -> (Workflow, Vec<StepRun>) {
     };
     let item = |key: &str, index: i32| {
         json!({"path": "arch", "agentId": "a", "item": {"key": key, "index": index, "value": null},
-        "scopeChain": [{"scope": "epic", "scopeID": format!("uid/{key}")}]})
+        "scopeChain": [{"scope": "epic", "scopeId": format!("uid/{key}")}]})
     };
     let steps = vec![
         // Not in file order, as a list from the API server.
@@ -126,7 +126,7 @@ fn every_step_has_its_line() {
 #[test]
 fn who_decided_is_told_the_same_everywhere() {
     let decision = |by: &str, accepted: bool, round: i32, comment: Value| {
-        json!({"documentType": "sign", "scopeID": "uid", "accepted": accepted, "comment": comment, "decidedBy": by,
+        json!({"documentType": "sign", "scopeId": "uid", "accepted": accepted, "comment": comment, "decidedBy": by,
             "decidedAt": at(2), "digest": "sha256:r", "round": round})
     };
     let none = Value::Null;
@@ -165,7 +165,7 @@ fn what_people_ordered_is_told_and_recorded() {
     let action = |word: &str, attempt: i32| json!({"action": word, "wait": "RetriesSpent", "attempt": attempt, "by": "carol", "at": at(5), "comment": "x".repeat(1000)});
     let item = |key: &str, index: i32, actions: Vec<Value>| {
         let spec = json!({"path": "arch", "agentId": "a", "item": {"key": key, "index": index, "value": null},
-            "scopeChain": [{"scope": "epic", "scopeID": format!("uid/{key}")}]});
+            "scopeChain": [{"scope": "epic", "scopeId": format!("uid/{key}")}]});
         step(spec, json!({"phase": "Completed", "actions": actions}))
     };
     let steps = [
@@ -214,7 +214,7 @@ fn what_people_said_is_told_with_its_step() {
     let said = serde_json::to_value(said(&places(&run, &steps))).expect("JSON");
     assert_eq!(
         said["decisions"][0],
-        json!({"StepId": "discovery", "documentType": "discovery", "scopeID": "uid", "accepted": true, "comment": "good",
+        json!({"StepId": "discovery", "documentType": "discovery", "scopeId": "uid", "accepted": true, "comment": "good",
             "decidedBy": "alice", "decidedAt": at(2), "digest": "sha256:r", "round": 1})
     );
     assert_eq!(said["decisions"].as_array().map(Vec::len), Some(2));

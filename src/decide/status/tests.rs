@@ -106,6 +106,11 @@ fn a_session_is_initiated_until_the_first_claim() {
     ] {
         assert_eq!(derived(&progress).session.map(|s| s.phase), Some(expected));
     }
+    // Nothing takes it back: not an attempt behind the fence, which no longer counts as claimed.
+    let busy = SessionStatus { phase: SessionPhase::Busy, ..SessionStatus::default() };
+    let mut status = WorkflowStatus { session: Some(busy), ..WorkflowStatus::default() };
+    derive(&mut status, &progress(false, false, None), (End::Open, &NOW));
+    assert_eq!(status.session.map(|s| s.phase), Some(SessionPhase::Busy));
 }
 
 #[test]
@@ -123,6 +128,7 @@ fn only_progress_may_wait_to_be_written() {
     };
     assert!(counted(|s| s.steps[0].counts = Some(Counts { total: 9, started: 3, done: 1, ..Counts::default() })));
     assert!(counted(|s| s.active_steps.push("a/1".into())));
+    assert!(counted(|s| s.iteration_progress.push(crate::api::workflow::IterationProgress::default())));
     assert!(!counted(|s| s.phase = Some(Phase::Completed)));
     assert!(!counted(|s| s.steps[0].phase = Phase::Completed));
     assert!(!counted(|s| s.steps[0].step_run = Some("latched".into())));

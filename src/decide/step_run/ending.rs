@@ -27,7 +27,7 @@ impl Pass<'_> {
         }
         if ended {
             let termination = self.o.pod.as_ref().map(|p| p.termination.clone()).unwrap_or_default();
-            let result = failure::lost(true, &termination);
+            let result = failure::lost(&termination);
             return self.end_attempt(result, None, &format!("pod {} ended without a report", claim.pod_name));
         }
         if self.o.now.0 >= deadline.0 {
@@ -119,6 +119,7 @@ impl Pass<'_> {
             job_uid: self.status.job.as_ref().filter(|job| job.attempt == self.status.attempt).map(|j| j.uid.clone()),
             agent_uid: ran.uid,
             agent_digest: ran.digest,
+            image_digest: self.o.pod.as_ref().and_then(|pod| pod.image_digest.clone()),
             document_binding: report.and_then(|r| r.document_binding.clone()),
             started_at: self.claim().map(|c| c.at),
             completed_at: report.map_or_else(|| self.o.now.clone(), |r| r.at.clone()),

@@ -129,6 +129,7 @@ fn the_job_is_written_down_once() {
 }
 
 /// A StepRun whose attempt made the document `plan`, and what lies under its name now.
+#[expect(clippy::fn_params_excessive_bools, reason = "a column of the tables")]
 fn with_document(status: serde_json::Value, gated: bool, found: Option<(&str, &str)>) -> Observed {
     let bound = json!({"uid": "p1", "digest": name::digest_bytes(b"a plan")});
     let at = "1970-01-01T00:00:00Z";
@@ -155,7 +156,7 @@ fn with_document(status: serde_json::Value, gated: bool, found: Option<(&str, &s
 fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
     let at = "1970-01-01T00:00:00Z";
     let gate = |state: &str, decisions: serde_json::Value| json!({"state": state, "round": 1, "outputDigest": "o", "openedAt": at, "policy": "p", "decisions": decisions});
-    let accepted = json!([{"documentType": "plan", "scopeID": "w", "accepted": true, "decidedBy": "ann", "decidedAt": at,
+    let accepted = json!([{"documentType": "plan", "scopeId": "w", "accepted": true, "decidedBy": "ann", "decidedAt": at,
         "digest": "o", "round": 1}]);
     for (what, found) in [
         ("it", Some(("p1", "a plan"))),
@@ -207,6 +208,56 @@ fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
         let again = step_run(&Observed { step_run: Arc::new(after), ..o });
         assert!(again.status.is_none() && again.notices.is_empty(), "{what}");
     }
+}
+
+#[test]
+fn an_attempt_keeps_what_it_ran_with() {
+    let at = "1970-01-01T00:00:00Z";
+    let claim = json!({"attempt": 1, "id": "i", "podName": "p", "podUID": "u", "at": at});
+    let report = json!({"attempt": 1, "class": "Succeeded", "digest": "d", "at": at});
+    let mut o = observed(&json!({"attempt": 1, "agent": {"claim": claim, "report": report}}));
+    o.pod = Some(PodSeen { uid: "u".into(), image_digest: Some("sha256:1".into()), ..PodSeen::default() });
+    o.job = JobSeen::Present {
+        uid: "j".into(),
+        created: Some(NOW),
+        deleting: false,
+        ended: false,
+        agent_generation: Some(7),
+        ran: Ran { uid: Some("agent".into()), digest: Some("sha256:2".into()) },
+    };
+    let status = step_run(&o).status.expect("a status");
+    let ran = serde_json::to_value(&status.attempts[0]).expect("JSON");
+    for (field, value) in [
+        ("agentUID", json!("agent")),
+        ("agentGeneration", json!(7)),
+        ("agentDigest", json!("sha256:2")),
+        ("imageDigest", json!("sha256:1")),
+    ] {
+        assert_eq!(ran[field], value, "{field}");
+    }
+}
+
+#[test]
+fn a_decision_is_recorded_with_all_that_it_is() {
+    let at = "1970-01-01T00:00:00Z";
+    let first = json!({"documentType": "plan", "scopeId": "w", "accepted": true, "decidedBy": "bob", "decidedAt": at,
+        "digest": "sha256:o", "round": 1});
+    let gate = json!({"state": "Waiting", "round": 1, "outputDigest": "sha256:o", "openedAt": at, "policy": "p",
+        "decisions": [first]});
+    let mut o = with_document(json!({"phase": "WaitingForAcceptance", "gate": gate}), true, Some(("p1", "a plan")));
+    let definition = json!({"workflow": "shop", "workflowUid": "w", "session": "s", "steps": [
+        {"name": "draft", "agentId": "writer", "produces": {"type": "plan"}, "gate": {"approvals": 2}}]});
+    let definition = serde_json::from_value(definition).expect("a definition");
+    o.definition = Some(Arc::new(crate::definition::program::Program::compile(&definition).expect("a program")));
+    let step = Arc::make_mut(&mut o.step_run);
+    step.spec.gate.as_mut().expect("a gate").approvals = 2;
+    step.spec.scope_chain = serde_json::from_value(json!([{"scope": "workflow", "scopeId": "w"}])).expect("a chain");
+    let letter = [(DECISION, "accepted"), (DECIDED_BY, "ann"), (COMMENT, "good")];
+    step.metadata.annotations = Some(letter.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    let gate = step_run(&o).status.and_then(|s| s.gate).expect("a gate");
+    let second = json!({"documentType": "plan", "scopeId": "w", "accepted": true, "comment": "good", "decidedBy": "ann",
+        "decidedAt": at, "digest": "sha256:o", "round": 1});
+    assert_eq!(serde_json::to_value(&gate.decisions).expect("JSON"), json!([first, second]));
 }
 
 #[test]

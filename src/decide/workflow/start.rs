@@ -169,6 +169,7 @@ fn pin(
         phase: SessionPhase::Initiated,
         start_time: Some(o.now.clone()),
     });
+    status.project.clone_from(&definition.project);
     status.started_at = Some(o.now.clone());
     status.retry_of.clone_from(&spec.retry_of);
     let at = (&o.now, status.observed_generation);

@@ -1,6 +1,8 @@
 //! Values for CEL and back, and who evaluates: `InProcess` is pure and unguarded, for what a person does on their own
 //! machine; operator and gateway ask processes of their own, where neither time nor memory can hurt them.
 
+#![expect(clippy::disallowed_types, reason = "where it is defined")]
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 

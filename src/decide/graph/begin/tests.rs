@@ -70,7 +70,7 @@ fn again(steps: &Value) -> Again {
     let mut old = StepRun::new(&name::step_run("old", "old-uid", "a", &[]), begun);
     (old.metadata.namespace, old.metadata.uid) = (Some("team".into()), Some("old-a".into()));
     old.spec.workflow = WorkflowIdentity { name: "old".into(), uid: "old-uid".into(), creator: None };
-    let accepted = json!({"documentType": "a", "scopeID": "old-uid", "accepted": true, "decidedBy": "ann",
+    let accepted = json!({"documentType": "a", "scopeId": "old-uid", "accepted": true, "decidedBy": "ann",
         "decidedAt": AT, "digest": "sha256:seen", "round": 1});
     old.status = serde_json::from_value(json!({
         "phase": "Completed", "completedAt": AT, "result": {"attempt": 1, "digest": "sha256:d"},

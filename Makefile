@@ -68,15 +68,15 @@ check: ## What needs no cluster: formatting, lints, house rules, unit tests, sce
 models: ## Every state of small worlds: fence and claim, the lease
 	cargo test --locked --test model -- $(TIMES)
 
-simulate: ## SEEDS worlds (20000) in which everything goes wrong; a failing one prints its story
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --test simulation -- $(TIMES) --nocapture
+simulate: ## SEEDS worlds (20000) of a mirror and some of the product in which everything goes wrong; a failing one prints its story
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --test simulation --test product -- $(TIMES) --nocapture
 
 mutants: ## Deliberate bugs, one at a time: simulation or model must find each
 	cargo test --locked --features mutants --test mutants -- $(TIMES) --nocapture
 
 # In one build: with the bugs compiled in and none switched on, the worlds are those of `simulate`.
 simulate-and-mutants:
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --features mutants --test simulation --test mutants -- $(TIMES) --nocapture
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --features mutants --test simulation --test product --test mutants -- $(TIMES) --nocapture
 
 # On the control plane that KUBECONFIG names.
 test-apiserver:

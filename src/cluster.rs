@@ -7,6 +7,7 @@ pub mod apply;
 pub mod bounded;
 pub mod cache;
 pub mod client;
+pub mod clock;
 pub mod consistency;
 pub mod contents;
 pub mod error;

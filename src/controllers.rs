@@ -20,10 +20,12 @@ use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::cluster::cache::{Cache, Watched, ready};
 use crate::cluster::client::bounded;
+use crate::cluster::clock::Clock;
 use crate::cluster::consistency::Consistency;
 use crate::cluster::contents::{Contents, Memory};
 use crate::cluster::evaluator::Evaluator;
@@ -122,6 +124,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     };
     let observer = Observer {
         client: client.clone(),
+        clock: Clock::default(),
         world: World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),
@@ -136,12 +139,10 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });
     let context = Arc::new(Context::new(observer, recorder, metrics));
-    let mut elector =
-        Elector::new(context.observer.client.clone(), &options.namespace, &options.lease_name, identity());
-    let standing = elector.standing();
+    let lease = (options.namespace.as_str(), options.lease_name.as_str());
+    let mut elector = Elector::new(context.observer.client.clone(), lease, identity(), Clock::default());
     let ended = tokio::select! {
-        what = supervise(&options, Arc::clone(&context), health, standing) => what,
-        why = elector.run(), if options.leader_elect => why.to_owned(),
+        why = work(&options, Arc::clone(&context), health, &mut elector) => why,
         () = renewing => "renewing the certificate ended".to_owned(),
         served = listening => format!("the metrics listener ended: {served:?}"),
         _ = terminate.recv() => {
@@ -154,6 +155,17 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     elector.leave().await;
     anyhow::ensure!(ended.is_empty(), ended);
     Ok(())
+}
+
+/// The operator without what surrounds it in its process: stands by, leads and works. Returns why it ended; what it has
+/// begun ends with it.
+pub async fn work(options: &Options, context: Arc<Context>, health: Health, elector: &mut Elector) -> String {
+    let standing = elector.standing();
+    tokio::select! {
+        biased;
+        what = supervise(options, context, health, standing) => what,
+        why = elector.run(), if options.leader_elect => why.to_owned(),
+    }
 }
 
 /// The pod's name: who starts again in its place finds its own lease, and goes on at once.
@@ -206,7 +218,7 @@ async fn supervise(
 ) -> String {
     let (triggers, mut queues) = Triggers::new();
     let triggers = Arc::new(triggers);
-    let mut watching = futures::future::select_all(watches(&context, &triggers));
+    let mut watching = watches(&context, &triggers);
     let standby = async {
         if !filled(&context.observer.world).await {
             return "a watch ended before its first list".to_owned();
@@ -216,10 +228,11 @@ async fn supervise(
         if options.leader_elect { led(standing).await } else { String::new() }
     };
     let why = tokio::select! {
+        biased;
         // Who leads looks at every object; till then a full queue would hold up the watches.
         () = queues.discard() => "the queues ended".to_owned(),
         why = standby => why,
-        _ = &mut watching => "a watch ended".to_owned(),
+        _ = watching.join_next() => "a watch ended".to_owned(),
     };
     if !why.is_empty() {
         return why;
@@ -228,6 +241,7 @@ async fn supervise(
     context.leads();
     let (n, world) = (options.concurrency, &context.observer.world);
     tokio::select! {
+        biased;
         () = drive("Workflow", &world.workflows, queues.workflows, (&context, n), reconcile::workflow) => {}
         () = drive("StepRun", &world.step_runs, queues.step_runs, (&context, n), reconcile::step_run) => {}
         () = drive("Agent", &world.agents, queues.agents, (&context, n), reconcile::agent) => {}
@@ -235,7 +249,7 @@ async fn supervise(
         () = drive("Document", &world.documents, queues.documents, (&context, n), reconcile::document) => {}
         () = triggers.turns(&context.observer.slots) => {}
         () = triggers.answers(&context.observer.evaluator) => {}
-        _ = watching => {}
+        _ = watching.join_next() => {}
     }
     "a controller or a watch ended".to_owned()
 }
@@ -262,39 +276,40 @@ async fn led(mut standing: watch::Receiver<Standing>) -> String {
     }
 }
 
-fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> Vec<tokio::task::JoinHandle<()>> {
+/// One task a kind, which all end with the set.
+fn watches(context: &Arc<Context>, triggers: &Arc<Triggers>) -> JoinSet<()> {
     type Pick<K> = fn(&World) -> &Arc<Cache<K>>;
     fn one<K: Watched, W: Future<Output = ()> + Send + 'static>(
         (context, triggers): (&Arc<Context>, &Arc<Triggers>),
         pick: Pick<K>,
         config: watcher::Config,
         wake: fn(Arc<Triggers>, Arc<Context>, Arc<K>) -> W,
-    ) -> tokio::task::JoinHandle<()> {
+    ) -> impl Future<Output = ()> + Send + use<K, W> {
         let (context, triggers) = (Arc::clone(context), Arc::clone(triggers));
         let cache = Arc::clone(pick(&context.observer.world));
         let api = Api::all(context.observer.client.clone());
-        tokio::spawn(cache.run(api, config, move |object| wake(Arc::clone(&triggers), Arc::clone(&context), object)))
+        cache.run(api, config, move |object| wake(Arc::clone(&triggers), Arc::clone(&context), object))
     }
     let both = (context, triggers);
     let all = watcher::Config::default;
     let ours = || watcher::Config::default().labels(LABEL_STEP_RUN);
-    vec![
-        one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }),
-        one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }),
-        one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }),
-        one(
-            both,
-            |w| &w.step_runs,
-            all(),
-            |t, c, o| async move {
-                c.observer.left(&o);
-                t.step_run(&o).await;
-            },
-        ),
-        one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }),
-        one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
-        one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }),
-    ]
+    let mut set = JoinSet::new();
+    set.spawn(one(both, |w| &w.agents, all(), |t, c, o| async move { t.agent(&c.observer.world, &o).await }));
+    set.spawn(one(both, |w| &w.templates, all(), |t, c, o| async move { t.template(&c.observer.world, &o).await }));
+    set.spawn(one(both, |w| &w.workflows, all(), |t, c, o| async move { t.workflow(&c.observer.world, &o).await }));
+    set.spawn(one(
+        both,
+        |w| &w.step_runs,
+        all(),
+        |t, c, o| async move {
+            c.observer.left(&o);
+            t.step_run(&o).await;
+        },
+    ));
+    set.spawn(one(both, |w| &w.documents, all(), |t, c, o| async move { t.document(&c.observer.world, &o).await }));
+    set.spawn(one(both, |w| &w.jobs, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }));
+    set.spawn(one(both, |w| &w.pods, ours(), |t, _, o| async move { t.labelled_step_run(o.as_ref()).await }));
+    set
 }
 
 async fn drive<K, R, F>(
@@ -308,8 +323,7 @@ async fn drive<K, R, F>(
     R: Fn(Arc<Context>, Arc<K>) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
-    let there: Vec<ObjectRef<K>> =
-        cache.store().state().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect();
+    let there: Vec<ObjectRef<K>> = cache.all().iter().map(|object| ObjectRef::from_obj(object.as_ref())).collect();
     let queue = stream::iter(there).chain(stream::poll_fn(move |context| queue.poll_recv(context)));
     let passes = applier(
         move |object: Arc<K>, context: Arc<Context>| {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use tokio::net::TcpListener;
@@ -13,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::cluster::clock::Clock;
 use crate::cluster::evaluator::Evaluator;
 use crate::cluster::fair::Fair;
 use crate::server::rate::Rate;
@@ -117,11 +119,12 @@ struct Gateway {
     outputs: Fair,
     judges: Fair,
     evaluator: Evaluator,
+    clock: Clock,
     ready: AtomicBool,
 }
 
 impl Gateway {
-    fn new(client: kube::Client, bounds: &Bounds, evaluator: Evaluator) -> Self {
+    fn new(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock) -> Self {
         Self {
             client,
             verdicts: auth::Verdicts::default(),
@@ -132,6 +135,7 @@ impl Gateway {
             outputs: Fair::new(bounds.max_outputs, QUEUED),
             judges: Fair::new(JUDGED_AT_ONCE, QUEUED),
             evaluator,
+            clock,
             ready: AtomicBool::new(false),
         }
     }
@@ -141,9 +145,15 @@ impl Gateway {
     }
 }
 
+/// The calls of agents, without the connections that bring them.
+pub fn calls(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock) -> Router {
+    routes::agents(Arc::new(Gateway::new(client, bounds, evaluator, clock)))
+}
+
 /// Serves until SIGTERM.
 pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
-    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds, Evaluator::new(options.evaluators)));
+    let evaluator = Evaluator::new(options.evaluators);
+    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds, evaluator, Clock::default()));
     let (stopper, mut stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;

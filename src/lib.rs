@@ -15,6 +15,7 @@ pub mod api;
 pub mod mutant;
 pub mod protocol;
 
+pub mod apiserver;
 pub mod definition;
 
 pub mod decide;

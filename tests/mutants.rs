@@ -16,31 +16,36 @@
 
 #[path = "model/fence.rs"]
 mod fence;
+#[path = "product/sim.rs"]
+mod product;
 #[path = "simulation/sim.rs"]
 mod sim;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockstep::mutant::{self, Mutant};
-use sim::run;
 
-/// Seeds that a bug may hide from.
+/// Seeds that a bug may hide from: in worlds of the mirror, and in those of the product, which take longer.
 const SEEDS: u64 = 4_000;
+const PRODUCT_SEEDS: u64 = 2_000;
 
 /// Bugs of the claim itself are the model's: no seed of the simulation starts a shim twice in one pod.
 const OF_THE_MODEL: [Mutant; 1] = [Mutant::ClaimIdNotCompared];
 
-fn by_simulation() -> Option<(u64, String)> {
+/// What a world comes to, where it violates something.
+type Tell = fn(u64) -> Option<String>;
+
+fn search(seeds: u64, tell: Tell) -> Option<(u64, String)> {
     let (next, bad) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while bad.load(Ordering::Relaxed) == u64::MAX {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= SEEDS {
+                    if seed >= seeds {
                         break;
                     }
-                    if run::tell(seed, false).violation.is_some() {
+                    if tell(seed).is_some() {
                         bad.fetch_min(seed, Ordering::Relaxed);
                     }
                 }
@@ -48,7 +53,15 @@ fn by_simulation() -> Option<(u64, String)> {
         }
     });
     let seed = bad.load(Ordering::Relaxed);
-    (seed < SEEDS).then(|| (seed, run::tell(seed, false).violation.unwrap_or_default()))
+    (seed < seeds).then(|| (seed, tell(seed).unwrap_or_default()))
+}
+
+/// LOCKSTEP_MUTANTS_IN=product looks in worlds of the product, else in those of the mirror.
+fn by_simulation() -> Option<(u64, String)> {
+    if std::env::var("LOCKSTEP_MUTANTS_IN").is_ok_and(|place| place == "product") {
+        return search(PRODUCT_SEEDS, |seed| product::run::tell(seed, false).violation);
+    }
+    search(SEEDS, |seed| sim::run::tell(seed, false).violation)
 }
 
 /// Those that are tried.

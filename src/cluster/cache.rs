@@ -60,6 +60,13 @@ impl<K: Watched> Cache<K> {
         self.store.get(&ObjectRef::new(name).within(namespace))
     }
 
+    /// Everything, by namespace and name: the store itself has an order of its own in every process.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        let mut all = self.store.state();
+        all.sort_by(|a, b| place(a.as_ref()).cmp(&place(b.as_ref())));
+        all
+    }
+
     /// Everything under a key, by rank.
     pub fn table(&self, key: &str) -> Table<K> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -105,14 +112,14 @@ impl<K: Watched> Cache<K> {
             _ => None,
         };
         let old = reference.as_ref().and_then(|r| self.store.get(r));
-        let before = if matches!(event, Event::InitDone) { self.store.state() } else { Vec::new() };
+        let before = if matches!(event, Event::InitDone) { self.all() } else { Vec::new() };
         self.writer.write().unwrap_or_else(PoisonError::into_inner).apply_watcher_event(&event);
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Init | Event::InitApply(_) => Vec::new(),
             Event::InitDone => {
                 index.clear();
-                let now = self.store.state();
+                let now = self.all();
                 for object in &now {
                     insert(&mut index, &self.keeping, object);
                 }
@@ -131,6 +138,10 @@ impl<K: Watched> Cache<K> {
             }
         }
     }
+}
+
+fn place<K: Watched>(object: &K) -> (Option<&str>, Option<&str>) {
+    (object.meta().namespace.as_deref(), object.meta().name.as_deref())
 }
 
 fn insert<K: Watched>(index: &mut Index<K>, keeping: &Keeping<K>, object: &Arc<K>) {

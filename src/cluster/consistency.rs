@@ -5,9 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube::core::ObjectMeta;
+use tokio::time::Instant;
 
 /// How long the watch may take before the API server is asked.
 pub const PATIENCE: Duration = Duration::from_secs(5);

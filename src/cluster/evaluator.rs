@@ -2,6 +2,8 @@
 //! checked against. `process` is one of them, `pool` shares them out, `memory` knows what took long, `wire` is what is
 //! said, and `serve` the other end. Operator and gateway only look at sizes themselves (`schema::bounded`).
 
+#![expect(clippy::disallowed_types, reason = "where all authors are trusted")]
+
 mod memory;
 mod pool;
 mod process;
@@ -17,15 +19,16 @@ use tokio::sync::watch;
 pub use serve::serve;
 
 use super::Error;
-use crate::definition::expression::{Evaluate, Trouble};
+use crate::definition::expression::{Evaluate, InProcess, Trouble};
 use crate::definition::schema;
 use crate::protocol::Fault;
 use pool::{Pool, Reply};
 use wire::{Answer, Question};
 
-/// The processes that evaluate for this one. They are started when they are needed first.
+/// The processes that evaluate for this one. They are started when they are needed first. Without any this very thread
+/// evaluates.
 #[derive(Clone, Debug)]
-pub struct Evaluator(Arc<Pool>);
+pub struct Evaluator(Option<Arc<Pool>>);
 
 /// An object that a pass is about, to be woken when an answer comes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +60,17 @@ impl Evaluator {
     }
 
     pub fn of(program: impl Into<PathBuf>, processes: u16) -> Self {
-        Self(Arc::new(Pool::of(program.into(), processes)))
+        Self(Some(Arc::new(Pool::of(program.into(), processes))))
+    }
+
+    /// On the caller's own stack, without a bound of time or memory: only where all authors are trusted, as in tests.
+    pub fn here() -> Self {
+        Self(None)
+    }
+
+    /// Whether whoever asks must be a thread that may block.
+    pub fn blocks(&self) -> bool {
+        self.0.is_some()
     }
 
     /// One for each pass: trouble of one is not that of another.
@@ -73,22 +86,25 @@ impl Evaluator {
 
     fn isolated(&self, namespace: &str, subject: Option<Subject>) -> Isolated {
         let asker = Asker { namespace: namespace.into(), subject };
-        Isolated { pool: Arc::clone(&self.0), asker, trouble: OnceLock::new(), later: OnceLock::new() }
+        Isolated { pool: self.0.clone(), asker, trouble: OnceLock::new(), later: OnceLock::new() }
     }
 
     /// Objects whose answers have come since the last call; waits for the first.
     pub async fn told(&self) -> Vec<Subject> {
-        self.0.told().await
+        match &self.0 {
+            Some(pool) => pool.told().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// How many processes were started in all.
     pub fn started(&self) -> usize {
-        self.0.started()
+        self.0.as_ref().map_or(0, |pool| pool.started())
     }
 
     /// The processes that have answered and wait for more.
     pub fn idle(&self) -> Vec<u32> {
-        self.0.idle()
+        self.0.as_ref().map(|pool| pool.idle()).unwrap_or_default()
     }
 }
 
@@ -102,10 +118,10 @@ pub fn sound(evaluator: &dyn Evaluate) -> Result<bool, Error> {
     }
 }
 
-/// Asks the processes. Its callers are threads that may block.
+/// Asks the processes, where there are any. Its callers are threads that may block then.
 #[derive(Debug)]
 pub struct Isolated {
-    pool: Arc<Pool>,
+    pool: Option<Arc<Pool>>,
     asker: Asker,
     trouble: OnceLock<Trouble>,
     later: OnceLock<watch::Receiver<()>>,
@@ -120,10 +136,10 @@ impl Isolated {
         }
     }
 
-    fn ask(&self, question: &Question<'_>) -> Result<Answer, String> {
+    fn ask(&self, pool: &Arc<Pool>, question: &Question<'_>) -> Result<Answer, String> {
         // What follows is void anyway.
         if self.trouble.get().is_none() {
-            match self.pool.ask(&self.asker, question) {
+            match pool.ask(&self.asker, question) {
                 Reply::Answer(Answer::Error(fault)) => return Err(fault),
                 Reply::Answer(answer) => return Ok(answer),
                 Reply::Later(ends) => {
@@ -146,7 +162,8 @@ impl Isolated {
 
 impl Evaluate for Isolated {
     fn evaluate(&self, source: &str, variables: &Map<String, Value>) -> Result<Value, String> {
-        match self.ask(&Question::Evaluate { source, variables })? {
+        let Some(pool) = &self.pool else { return InProcess.evaluate(source, variables) };
+        match self.ask(pool, &Question::Evaluate { source, variables })? {
             Answer::Value(value) => Ok(value),
             other => self.strange(&other),
         }
@@ -154,7 +171,8 @@ impl Evaluate for Isolated {
 
     fn check(&self, schema: &Map<String, Value>) -> Result<(), String> {
         schema::bounded(schema)?;
-        match self.ask(&Question::Check { schema })? {
+        let Some(pool) = &self.pool else { return InProcess.check(schema) };
+        match self.ask(pool, &Question::Check { schema })? {
             Answer::Fine => Ok(()),
             other => self.strange(&other),
         }
@@ -162,7 +180,8 @@ impl Evaluate for Isolated {
 
     fn faults(&self, schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String> {
         schema::bounded(schema)?;
-        match self.ask(&Question::Faults { schema, instance })? {
+        let Some(pool) = &self.pool else { return InProcess.faults(schema, instance) };
+        match self.ask(pool, &Question::Faults { schema, instance })? {
             Answer::Faults(faults) => Ok(faults),
             other => self.strange(&other),
         }

@@ -5,13 +5,14 @@
 #![expect(clippy::disallowed_macros, reason = "the dry run of the canary")]
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::try_join_all;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::Error;
 use super::client::bounded;

@@ -4,21 +4,19 @@
 //! resourceVersion stayed the same for the lease time on our own clock, so that clocks need not agree; the holder stops
 //! before that, at the renew deadline, counted from when its last good write was sent.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "how long a lease stood still; when it was renewed, for people; the pace of renewals"
-)]
+#![expect(clippy::disallowed_methods, reason = "how long a lease stood still; the pace of renewals")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Error;
+use super::clock::Clock;
 use crate::api::name::OPERATOR;
 
 /// The three times, and the longest that one call may take.
@@ -185,18 +183,20 @@ pub struct Elector {
     name: String,
     own: String,
     begun: Instant,
+    clock: Clock,
     state: State,
     standing: watch::Sender<Standing>,
 }
 
 impl Elector {
     /// `own` must be of this process alone, or of the ones that were in its place before.
-    pub fn new(client: Client, namespace: &str, name: &str, own: String) -> Self {
+    pub fn new(client: Client, (namespace, name): (&str, &str), own: String, clock: Clock) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
             name: name.to_owned(),
             own,
             begun: Instant::now(),
+            clock,
             state: State::Standby(None),
             standing: watch::Sender::new(Standing::Behind(String::new())),
         }
@@ -304,7 +304,7 @@ impl Elector {
         lease.spec = Some(LeaseSpec {
             holder_identity: Some(holder),
             lease_duration_seconds: i32::try_from(TIMES.lease.as_secs()).ok(),
-            renew_time: Some(MicroTime(Timestamp::now())),
+            renew_time: Some(MicroTime(self.clock.now().0)),
             ..LeaseSpec::default()
         });
         match version {

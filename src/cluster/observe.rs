@@ -1,21 +1,19 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
-#![expect(clippy::disallowed_methods, reason = "the one place where `now` enters a decision")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use super::Error;
 use super::cache::Table;
 use super::client::bounded;
+use super::clock::Clock;
 use super::consistency::{Consistency, Freshness};
 use super::contents::{Contents, Memory};
 use super::evaluator::{Evaluator, Kind};
@@ -37,14 +35,14 @@ use crate::decide::{claim, document, seen, step_run, workflow};
 use crate::definition::program::Step;
 
 /// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
-fn pods_alive(pods: &[Arc<Pod>]) -> usize {
-    let now = now();
-    pods.iter().filter(|pod| seen::is_alive(pod, &now)).count()
+fn pods_alive(pods: &[Arc<Pod>], now: &Time) -> usize {
+    pods.iter().filter(|pod| seen::is_alive(pod, now)).count()
 }
 
 /// Everything that observing needs.
 pub struct Observer {
     pub client: Client,
+    pub clock: Clock,
     pub world: World,
     pub consistency: Consistency,
     pub contents: Contents,
@@ -56,10 +54,6 @@ pub struct Observer {
     pub refusals: Refusals,
     /// Who holds the name of a Job that was to be made: it is not in the cache, which holds only what bears our label.
     pub taken: Refusals,
-}
-
-pub fn now() -> Time {
-    Time(Timestamp::now())
 }
 
 impl Observer {
@@ -96,7 +90,7 @@ impl Observer {
             previous,
             settled,
             evaluator: self.evaluator.for_pass(Kind::Workflow, &namespace, &workflow.name_any()),
-            now: now(),
+            now: self.clock.now(),
             workflow,
         })
     }
@@ -162,7 +156,7 @@ impl Observer {
     ) -> Result<Vec<String>, Error> {
         let namespace = workflow.namespace().unwrap_or_default();
         let mut late = Vec::new();
-        for (step_run, name) in workflow::committed(workflow, step_runs, settled, &now()).documents {
+        for (step_run, name) in workflow::committed(workflow, step_runs, settled, &self.clock.now()).documents {
             // What carries an output is never published: it is enough that it is there.
             let seen = |d: &Document| document::is_published(d) || d.spec.document_type == OUTPUT_TYPE;
             if self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
@@ -243,6 +237,7 @@ impl Observer {
             .loaded()
             .map(|d| document::siblings(&self.world.documents.table(&namespace), d.document()))
             .unwrap_or_default();
+        let now = self.clock.now();
         let mut observed = step_run::Observed {
             hold,
             agent: self.world.agents.get(&namespace, &step_run.spec.agent_id),
@@ -251,11 +246,11 @@ impl Observer {
             slot: Slot::Yours,
             pod: if done { None } else { self.pod(&step_run, &pods, attempt).await? },
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
-            pods_alive: pods_alive(&pods),
+            pods_alive: pods_alive(&pods, &now),
             guard: Guard::NotAsked,
             surroundings: Arc::clone(&self.surroundings),
             evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
-            now: now(),
+            now,
             definition,
             document,
             siblings,
@@ -369,7 +364,7 @@ impl Observer {
 
     /// At the start: what runs holds its slot before anybody asks for one.
     pub fn restore_slots(&self) {
-        for step_run in self.world.step_runs.store().state() {
+        for step_run in self.world.step_runs.all() {
             let namespace = step_run.namespace().unwrap_or_default();
             let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
             let job = self.job(&namespace, &seen::job_name(&step_run, attempt), &self.own_jobs(&step_run));

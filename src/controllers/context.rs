@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube::Resource;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 
 use crate::api::Workflow;
 use crate::api::step_run::JobRef;
@@ -62,7 +63,7 @@ impl Context {
         let uid = observed.workflow.metadata.uid.clone().unwrap_or_default();
         for _ in 0..READS {
             let decided;
-            (observed, decided) = elsewhere(observed, workflow::decide).await?;
+            (observed, decided) = self.elsewhere(observed, workflow::decide).await?;
             if !evaluator::sound(observed.evaluator.as_ref())? {
                 return Ok((observed, Plan::default()));
             }
@@ -93,9 +94,26 @@ impl Context {
         S: Send + 'static,
     {
         let ((observed, evaluator), plan) =
-            elsewhere(observed, |(observed, evaluator)| decide(observed, evaluator.as_ref())).await?;
+            self.elsewhere(observed, |(observed, evaluator)| decide(observed, evaluator.as_ref())).await?;
         let sound = evaluator::sound(evaluator.as_ref())?;
         Ok((observed, if sound { plan } else { Plan::default() }))
+    }
+
+    /// Decides on a thread that may block, if expressions and schemas wait for processes that evaluate them.
+    async fn elsewhere<O, D>(&self, observed: O, decide: impl FnOnce(&O) -> D + Send + 'static) -> Result<(O, D), Error>
+    where
+        O: Send + 'static,
+        D: Send + 'static,
+    {
+        if !self.observer.evaluator.blocks() {
+            let decided = decide(&observed);
+            return Ok((observed, decided));
+        }
+        let deciding = tokio::task::spawn_blocking(move || {
+            let decided = decide(&observed);
+            (observed, decided)
+        });
+        deciding.await.map_err(|e| Error::Panic(e.to_string()))
     }
 
     /// From now on this process writes.
@@ -132,6 +150,7 @@ impl Context {
     {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
+        log_plan(observed, &plan);
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
         let applied = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
             Ok(applied) => applied,
@@ -203,17 +222,39 @@ impl Context {
     }
 }
 
-/// Decides on a thread that may block: expressions and schemas wait for the processes that evaluate them.
-async fn elsewhere<O, D>(observed: O, decide: impl FnOnce(&O) -> D + Send + 'static) -> Result<(O, D), Error>
-where
-    O: Send + 'static,
-    D: Send + 'static,
-{
-    let deciding = tokio::task::spawn_blocking(move || {
-        let decided = decide(&observed);
-        (observed, decided)
-    });
-    deciding.await.map_err(|e| Error::Panic(e.to_string()))
+/// What a pass is about to do, before it does it: what it saw, and each effect with the name that it is about.
+fn log_plan<K: Watched, S>(observed: &K, plan: &Plan<S>) {
+    if tracing::enabled!(target: "lockstep::plan", tracing::Level::DEBUG) {
+        let meta = observed.meta();
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let effects: Vec<String> = plan.effects.iter().map(|e| format!("{} {}", label(e), target(e))).collect();
+        let notices: Vec<&str> = plan.notices.iter().map(|notice| notice.reason).collect();
+        tracing::debug!(
+            target: "lockstep::plan",
+            kind = %K::kind(&()),
+            namespace = text(&meta.namespace),
+            name = text(&meta.name),
+            uid = text(&meta.uid),
+            resourceVersion = text(&meta.resource_version),
+            status = plan.status.is_some(),
+            effects = effects.join(", "),
+            notices = notices.join(", "),
+            "decided"
+        );
+    }
+}
+
+/// Name of the object that an effect is about.
+fn target(effect: &Effect) -> &str {
+    let name = match effect {
+        Effect::CreateRevision(object) => object.metadata.name.as_ref(),
+        Effect::CreateDocument(object) => object.metadata.name.as_ref(),
+        Effect::CreateStepRun(object) => object.metadata.name.as_ref(),
+        Effect::CreateJob(object) => object.metadata.name.as_ref(),
+        Effect::Delete { name, .. } | Effect::SetDocumentStatus { name, .. } => Some(name),
+        Effect::EmptyMailbox { step_run, .. } => Some(step_run),
+    };
+    name.map_or("", String::as_str)
 }
 
 fn label(effect: &Effect) -> &'static str {

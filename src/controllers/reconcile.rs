@@ -10,7 +10,6 @@ use super::history;
 use crate::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use crate::cluster::Error;
 use crate::cluster::evaluator::Kind;
-use crate::cluster::observe::now;
 use crate::decide::{self, Plan};
 use crate::definition::expression::Evaluate;
 
@@ -22,7 +21,7 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let write = |object: &mut Workflow, status, _| object.status = Some(status);
     let done = context.carry_out(observed.workflow.as_ref(), plan, write).await;
     if let Err(taken @ Error::NotOurs { .. }) = &done {
-        let plan = decide::workflow::name_taken(&observed.workflow, &taken.to_string(), &now());
+        let plan = decide::workflow::name_taken(&observed.workflow, &taken.to_string(), &context.observer.clock.now());
         context.carry_out(observed.workflow.as_ref(), plan, write).await?;
     }
     done.inspect(|_| history::log(ended.as_ref(), observed.step_runs.values()))
@@ -45,9 +44,10 @@ pub async fn step_run(context: Arc<Context>, step_run: Arc<StepRun>) -> Result<A
 
 pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, Error> {
     let evaluator = evaluator(&context, Kind::Agent, agent.as_ref());
+    let now = context.observer.clock.now();
     let (agent, plan) = context
-        .decided_with((agent, evaluator), |agent, evaluator| {
-            let status = decide::agent::agent_status(agent, evaluator, &now());
+        .decided_with((agent, evaluator), move |agent, evaluator| {
+            let status = decide::agent::agent_status(agent, evaluator, &now);
             Plan { status: Some(status).filter(|s| agent.status.as_ref() != Some(s)), ..Plan::default() }
         })
         .await?;
@@ -60,9 +60,10 @@ pub async fn agent(context: Arc<Context>, agent: Arc<Agent>) -> Result<Action, E
 
 pub async fn template(context: Arc<Context>, template: Arc<WorkflowTemplate>) -> Result<Action, Error> {
     let evaluator = evaluator(&context, Kind::WorkflowTemplate, template.as_ref());
+    let now = context.observer.clock.now();
     let (template, plan) = context
-        .decided_with((template, evaluator), |template, evaluator| {
-            let status = decide::agent::template_status(template, evaluator, &now());
+        .decided_with((template, evaluator), move |template, evaluator| {
+            let status = decide::agent::template_status(template, evaluator, &now);
             Plan { status: Some(status).filter(|s| template.status.as_ref() != Some(s)), ..Plan::default() }
         })
         .await?;

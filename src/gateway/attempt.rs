@@ -1,9 +1,5 @@
 //! May this attempt still speak? `decide::claim` says so, of a StepRun that was just read here.
 
-#![expect(clippy::disallowed_methods, reason = "stamps claims and reports")]
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use serde_json::Value;
 
@@ -25,10 +21,6 @@ pub struct Asked<T> {
 
 pub fn api(gateway: &Gateway, attempt: &AttemptRef) -> Api<StepRun> {
     Api::namespaced(gateway.client.clone(), &attempt.namespace)
-}
-
-pub fn now() -> Time {
-    Time(Timestamp::now())
 }
 
 /// The StepRun as it is now, if it is the one that is meant.

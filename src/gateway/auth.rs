@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::PostParams;
+use tokio::time::Instant;
 
 use super::metrics::Review;
 use super::refusal::{Reason, Refusal, Result};
@@ -128,7 +129,7 @@ pub async fn caller(gateway: &Gateway, from: IpAddr, token: &str, attempt: &Atte
         return verdict;
     }
     // Counted as bad until it is known to be good, so that many at once are counted, too.
-    if !verdicts.rates().take(from, Instant::now()) {
+    if !verdicts.rates().take(from, Instant::now().into_std()) {
         gateway.metrics.reviewed(Review::NotAsked);
         return Err(Refusal::unavailable("many bad tokens came from this address; try again in a moment"));
     }

@@ -81,7 +81,7 @@ async fn write(
         // The API server fills in the operator's defaults.
         operations.push(add("/status", &serde_json::json!({})));
     }
-    operations.push(add("/status/agent", &rules::claimed(asker, attempt::now())));
+    operations.push(add("/status/agent", &rules::claimed(asker, gateway.clock.now())));
     patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
 }
 

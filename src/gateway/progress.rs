@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::attempt::Asked;
 use super::cluster::{add, patch_status};
@@ -51,7 +53,7 @@ pub async fn progress(gateway: &Gateway, request: Asked<ProgressRequest>) -> Res
         return Ok(());
     }
     let progress =
-        Progress { percent: request.percent, message: line(&request.message, MESSAGE_CHARS), at: attempt::now() };
+        Progress { percent: request.percent, message: line(&request.message, MESSAGE_CHARS), at: gateway.clock.now() };
     // No read before the write: the tests are the check. The token already proved pod and attempt.
     let mut operations = attempt::tests(claim::held_still(&who.uid, who.attempt, &attempt::id_digest(who)));
     operations.push(add("/status/agent/progress", &progress));

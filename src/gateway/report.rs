@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::attempt::Asked;
 use super::auth::{self, Act, Caller};
 use super::cluster::{add, patch_status};
@@ -134,7 +136,7 @@ fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
 /// The report and the answer to it; makes the document first, so that a report never names one that is not there.
 async fn compose(gateway: &Gateway, request: &Asked<ReportRequest>, spec: &StepRunSpec) -> Result<(Report, Checked)> {
     let who = &request.attempt;
-    let mut report = ended(request);
+    let mut report = ended(request, gateway.clock.now());
     if report.class != ReportClass::Succeeded {
         return Ok((report, Checked::default()));
     }
@@ -201,7 +203,7 @@ fn digest(output: Option<&str>, document: &str, request: &Asked<ReportRequest>) 
 }
 
 /// What the ending alone says. `fail` beats the exit code, the exit code beats the files.
-fn ended(request: &Asked<ReportRequest>) -> Report {
+fn ended(request: &Asked<ReportRequest>, at: Time) -> Report {
     let (class, exit_code, message) = match &request.body.ending {
         Ending::Exited { code: 0 } => (ReportClass::Succeeded, Some(0), None),
         Ending::Exited { code } => (ReportClass::Exited, Some(*code), None),
@@ -231,7 +233,7 @@ fn ended(request: &Asked<ReportRequest>) -> Report {
         document_binding: None,
         message,
         log_tail: Some(log_tail).filter(|text| !text.is_empty()),
-        at: attempt::now(),
+        at,
     }
 }
 
@@ -263,12 +265,15 @@ async fn judge_against(gateway: &Gateway, who: &AttemptRef, contract: Contract, 
         let evaluator = gateway.evaluator.for_namespace(&who.namespace);
         let permit = gateway.judges.acquire(&who.namespace).await?;
         let (asked, judged) = (Arc::clone(&evaluator), Arc::clone(&judged));
-        let work = tokio::task::spawn_blocking(move || {
+        let work = move || {
             // Held until the work ends, not until somebody stops waiting for it.
             let _permit = permit;
             judge::judge(&judged.0, &judged.1, asked.as_ref())
-        });
-        let judgement = work.await.map_err(|error| {
+        };
+        if !gateway.evaluator.blocks() {
+            return Ok(work());
+        }
+        let judgement = tokio::task::spawn_blocking(work).await.map_err(|error| {
             tracing::error!(%error, stepRun = who.step_run, "an output could not be judged");
             Refusal::new(Reason::Internal, "the output could not be judged")
         })?;
@@ -306,6 +311,10 @@ mod tests {
         }
     }
 
+    fn epoch() -> Time {
+        Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)
+    }
+
     #[test]
     fn fail_beats_the_exit_code_and_the_exit_code_beats_the_files() {
         let failed = |retryable| Ending::Failed { retryable, message: "no \u{7}quota".to_owned(), code: 0 };
@@ -318,7 +327,7 @@ mod tests {
             (Ending::TimedOut, ReportClass::Timeout, None),
         ] {
             let message = matches!(ending, Ending::Failed { .. }).then(|| "no quota".to_owned());
-            let report = ended(&request(ending));
+            let report = ended(&request(ending), epoch());
             assert_eq!((report.class, report.exit_code), (class, code));
             assert_eq!(report.message, message);
             assert_eq!(report.output, None);
@@ -352,7 +361,7 @@ mod tests {
         spec.workflow.name = "shop".to_owned();
         let failed = Ending::Failed { retryable: false, message: "no brief".to_owned(), code: 3 };
         let request = request(failed);
-        tracing::subscriber::with_default(subscriber, || tell(&request.attempt, &spec, &ended(&request)));
+        tracing::subscriber::with_default(subscriber, || tell(&request.attempt, &spec, &ended(&request, epoch())));
         let text = String::from_utf8(lines.0.lock().expect("a lock").clone()).expect("text");
         let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
         for (field, value) in [
@@ -373,7 +382,7 @@ mod tests {
 
     #[test]
     fn silence_is_a_timeout_that_says_so() {
-        let report = ended(&request(Ending::Silent { seconds: 5 }));
+        let report = ended(&request(Ending::Silent { seconds: 5 }), epoch());
         assert_eq!(report.class, ReportClass::Timeout);
         assert_eq!(report.message.as_deref(), Some("no call for 5 s (progressTimeoutSeconds)"));
     }
@@ -384,7 +393,7 @@ mod tests {
             Fault { pointer: "/a".to_owned(), message: "is: wrong".to_owned() },
             Fault { pointer: String::new(), message: "no result.json".to_owned() },
         ];
-        let mut report = ended(&request(Ending::Exited { code: 0 }));
+        let mut report = ended(&request(Ending::Exited { code: 0 }), epoch());
         assert_eq!(verdict(&report), Checked::default());
         report.class = ReportClass::InvalidOutput;
         report.message = judge::message(&faults);

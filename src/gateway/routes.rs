@@ -5,7 +5,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -15,6 +15,7 @@ use axum::routing::{get, post};
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::attempt::Asked;
 use super::auth::{self, Caller};
@@ -257,7 +258,7 @@ impl Incoming {
             + GRACE
             + Duration::from_secs(1) * u32::try_from(self.received / BYTES_A_SECOND).unwrap_or(u32::MAX);
         let slow = |_| Refusal::unavailable("the body came too slowly");
-        let chunk = tokio::time::timeout_at(until.into(), self.chunks.next()).await.map_err(slow)?;
+        let chunk = tokio::time::timeout_at(until, self.chunks.next()).await.map_err(slow)?;
         let chunk = chunk.transpose().map_err(|_| Refusal::bad_request("the body broke off"))?;
         self.received += chunk.as_ref().map_or(0, Bytes::len) as u64;
         Ok(chunk)

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use lockstep::cluster::clock::Clock;
 use lockstep::cluster::lease::{Elector, Standing, TIMES};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -21,7 +22,7 @@ struct Candidate {
 
 async fn candidate(own: &str) -> Result<Candidate> {
     let client = Who::user(OPERATOR, &[]).await?.client();
-    let mut elector = Elector::new(client, NAMESPACE, LEASE, own.to_owned());
+    let mut elector = Elector::new(client, (NAMESPACE, LEASE), own.to_owned(), Clock::default());
     let standing = elector.standing();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(async move {

@@ -14,6 +14,7 @@
 )]
 
 mod binding;
+mod comparison;
 mod crds;
 mod gateway;
 mod lease;
@@ -22,4 +23,3 @@ mod plugin;
 mod policies;
 mod strangers;
 mod support;
-mod toy;

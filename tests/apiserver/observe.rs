@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 use lockstep::api::{Agent, StepRun, Workflow, name};
 use lockstep::cluster::Error;
 use lockstep::cluster::apply::apply;
+use lockstep::cluster::clock::Clock;
 use lockstep::cluster::consistency::Consistency;
 use lockstep::cluster::contents::{Contents, Memory};
 use lockstep::cluster::evaluator::Evaluator;
@@ -35,6 +36,7 @@ fn observer(team: &Team) -> Result<Observer> {
     };
     Ok(Observer {
         client: team.operator.client(),
+        clock: Clock::default(),
         world: World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),

@@ -8,10 +8,11 @@ use crate::{none, one, refused};
 
 /// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 4: both edges
 /// go down.
-const FLOORS: [(&str, u8); 13] = [
+const FLOORS: [(&str, u8); 14] = [
     ("api", 0),
     ("mutant", 0),
     ("protocol", 0),
+    ("apiserver", 1),
     ("definition", 1),
     ("server", 1),
     ("decide", 2),

@@ -10,7 +10,6 @@ use lockstep::api::step::{OnFailure, Order};
 use lockstep::api::step_run::{Reuse, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{StepRun, Workflow};
-use lockstep::decide::Effect;
 use serde_json::Value;
 
 use super::super::server::{Kind, Object};
@@ -71,7 +70,7 @@ fn reason(workflow: &Workflow) -> String {
 }
 
 /// What a copy of a run says that lets nothing new start.
-fn forbids(run: &Value) -> Option<&'static str> {
+pub fn forbids(run: &Value) -> Option<&'static str> {
     let conditions = run["status"]["conditions"].as_array();
     let failing = conditions.into_iter().flatten().any(|c| c["type"] == "Failing" && c["status"] == "True");
     [
@@ -147,19 +146,8 @@ impl World {
     }
 
     /// A pass that has heard that nothing may start starts nothing.
-    pub fn judge_heard(&mut self, op: usize, about: &Object, effects: &[Effect]) {
-        let starts = |e: &&Effect| matches!(e, Effect::CreateJob(_) | Effect::CreateStepRun(_));
-        if !effects.iter().any(|e| starts(&e)) {
-            return;
-        }
-        let run = if about.kind == Kind::Workflow {
-            Some(about.value.clone())
-        } else {
-            let identity = &about.value["spec"]["workflow"];
-            let cached = self.cached(op, Kind::Workflow, identity["name"].as_str().unwrap_or_default());
-            cached.filter(|w| identity["uid"] == w.uid.as_str()).map(|w| w.value.clone())
-        };
-        if let Some(word) = run.as_ref().and_then(forbids) {
+    pub fn judge_heard(&mut self, about: &Object, run: &Object) {
+        if let Some(word) = forbids(&run.value) {
             self.violated(format!("{} starts something, and its run is {word}", about.name));
         }
     }
@@ -208,7 +196,8 @@ impl World {
         if self.judge.bereaved || after.is_deleting() {
             return;
         }
-        let Some(pinned) = status.definition.as_ref().and_then(|d| self.server.find(Kind::Revision, &d.revision_name))
+        let Some(pinned) =
+            status.definition.as_ref().and_then(|d| self.server.find(Kind::ControllerRevision, &d.revision_name))
         else {
             return;
         };

@@ -9,7 +9,6 @@ use lockstep::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{Document, StepRun, Workflow};
-use lockstep::decide::{Effect, Notice};
 use serde_json::Value;
 
 use super::kubelet::Process;
@@ -399,22 +398,19 @@ impl World {
         });
     }
 
-    pub fn judge_notices(&mut self, uid: &str, notices: &[Notice]) {
-        let refusing = |n: &&Notice| matches!(n.reason, "DecisionRefused" | "AnswerRefused");
-        let count = u32::try_from(notices.iter().filter(refusing).count()).unwrap_or_default();
+    /// Reasons of the notices of a pass.
+    pub fn judge_notices<'a>(&mut self, uid: &str, reasons: impl Iterator<Item = &'a str>) {
+        let refusing = reasons.filter(|r| matches!(*r, "DecisionRefused" | "AnswerRefused"));
+        let count = u32::try_from(refusing.count()).unwrap_or_default();
         *self.judge.refusals.entry(uid.to_owned()).or_default() += count;
     }
 
-    /// A pass knows what it does.
-    pub fn judge_effects(&mut self, op: usize, about: &Object, effects: &[Effect]) {
-        self.judge_heard(op, about, effects);
-        for effect in effects {
-            if let Effect::CreateStepRun(made) = effect {
-                let name = made.metadata.name.clone().unwrap_or_default();
-                let steps = about.value["status"]["steps"].as_array();
-                let latched = steps.into_iter().flatten().any(|s| s["stepRun"] == name.as_str());
-                self.uphold(!latched, || format!("{name} was begun, is gone, and is made again"));
-            }
+    /// A pass knows what it does: these StepRuns it is about to make, of that run as it saw it.
+    pub fn judge_making<'a>(&mut self, about: &Object, names: impl Iterator<Item = &'a str>) {
+        for name in names {
+            let steps = about.value["status"]["steps"].as_array();
+            let latched = steps.into_iter().flatten().any(|s| s["stepRun"] == name);
+            self.uphold(!latched, || format!("{name} was begun, is gone, and is made again"));
         }
     }
 
@@ -508,7 +504,7 @@ impl World {
     }
 
     pub fn judge_leftovers(&mut self) {
-        for kind in [Kind::Workflow, Kind::StepRun, Kind::Job, Kind::Pod, Kind::Revision, Kind::Document] {
+        for kind in [Kind::Workflow, Kind::StepRun, Kind::Job, Kind::Pod, Kind::ControllerRevision, Kind::Document] {
             let left: Vec<String> = self
                 .all(kind)
                 .iter()

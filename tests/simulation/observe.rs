@@ -27,7 +27,8 @@ use super::world::{Who, World};
 impl World {
     pub fn observe_workflow(&mut self, op: usize, object: &Arc<Object>) -> Result<workflow::Observed, Trouble> {
         let workflow: Arc<Workflow> = object.typed();
-        let template = workflow.spec.template_ref.as_ref().and_then(|t| self.cached(op, Kind::Template, &t.name));
+        let template =
+            workflow.spec.template_ref.as_ref().and_then(|t| self.cached(op, Kind::WorkflowTemplate, &t.name));
         let template: Option<Arc<WorkflowTemplate>> = template.map(|t| t.typed());
         let pinned = workflow.status.as_ref().and_then(|s| s.definition.clone());
         let definition = match &pinned {
@@ -141,7 +142,7 @@ impl World {
         if let Some(found) = self.operators[op].definitions.get(run) {
             return Ok(Some(Arc::clone(found)));
         }
-        let found = self.get(op, Kind::Revision, &pinned.revision_name)?;
+        let found = self.get(op, Kind::ControllerRevision, &pinned.revision_name)?;
         let found = found.filter(|r| r.controller.as_ref().is_some_and(|(_, uid)| uid == run));
         let Some(found) = found else { return Ok(None) };
         let Ok(definition) = lockstep::definition::pinned::read(found.value["data"].clone(), &pinned.digest) else {

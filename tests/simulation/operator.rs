@@ -215,7 +215,7 @@ impl World {
                 keys.extend(of_agent.map(|s| (Kind::StepRun, s.name.clone())));
                 keys.extend(self.expecting(op));
             }
-            Kind::Template => keys.extend(self.expecting(op)),
+            Kind::WorkflowTemplate => keys.extend(self.expecting(op)),
             Kind::Document => {
                 keys.push((Kind::Document, object.name.clone()));
                 let siblings = known(Kind::Document).into_iter().flat_map(|all| all.values());
@@ -225,7 +225,7 @@ impl World {
                 keys.extend(run.map(|run| (Kind::Workflow, run.to_owned())));
                 keys.extend(self.expecting(op));
             }
-            Kind::Revision | Kind::ConfigMap => {}
+            _ => {}
         }
         for key in keys {
             self.wake(op, key, self.now);
@@ -287,7 +287,7 @@ impl World {
         match planned {
             Err(trouble) => self.failed(op, key, trouble),
             Ok(running) => {
-                self.judge_notices(&running.observed.uid.clone(), &running.notices);
+                self.judge_notices(&running.observed.uid.clone(), running.notices.iter().map(|n| n.reason));
                 if running.effects.is_empty() && running.status.is_none() {
                     return self.finished(op, &key, &running);
                 }
@@ -337,7 +337,7 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_workflow(op, &object)?;
         let plan = self.decided(op, observed, &object.uid)?;
-        self.judge_effects(op, &object, &plan.effects);
+        self.judge_plan(op, &object, &plan.effects);
         let plan = self.paced(op, &object, plan);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
@@ -346,8 +346,24 @@ impl World {
         let object = self.fresh(op, cached)?;
         let observed = self.observe_step_run(op, &object)?;
         let plan = decide::step_run::step_run(&observed);
-        self.judge_effects(op, &object, &plan.effects);
+        self.judge_plan(op, &object, &plan.effects);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
+    }
+
+    fn judge_plan(&mut self, op: usize, about: &Arc<Object>, effects: &[Effect]) {
+        let starts = |e: &Effect| matches!(e, Effect::CreateJob(_) | Effect::CreateStepRun(_));
+        let identity = &about.value["spec"]["workflow"];
+        let run = if about.kind == Kind::Workflow {
+            Some(Arc::clone(about))
+        } else {
+            let cached = self.cached(op, Kind::Workflow, identity["name"].as_str().unwrap_or_default());
+            cached.filter(|w| identity["uid"] == w.uid.as_str())
+        };
+        if let Some(run) = run.filter(|_| effects.iter().any(starts)) {
+            self.judge_heard(about, &run);
+        }
+        let names: Vec<&str> = effects.iter().filter_map(made).collect();
+        self.judge_making(about, names.into_iter());
     }
 
     fn plan_document(&mut self, op: usize, cached: &Arc<Object>) -> Running {
@@ -435,7 +451,7 @@ impl World {
             self.tell(|| format!("operator {op} does not get the answer"));
             return Err(Trouble::Api);
         }
-        reply.map_err(|refused| match refused.reason {
+        reply.map_err(|refused| match refused.reason.as_str() {
             "Conflict" => Trouble::Conflict,
             "AlreadyExists" => Trouble::NotOurs,
             _ => Trouble::Api,
@@ -444,7 +460,7 @@ impl World {
 
     fn carry_out(&mut self, op: usize, effect: &Effect, running: &mut Running) -> Result<(), Trouble> {
         match effect {
-            Effect::CreateRevision(object) => self.create(op, Kind::Revision, json_of(object)).map(drop),
+            Effect::CreateRevision(object) => self.create(op, Kind::ControllerRevision, json_of(object)).map(drop),
             Effect::CreateDocument(object) => {
                 let there = self.create(op, Kind::Document, json_of(object))?;
                 running.made.insert(there.name.clone(), there);
@@ -535,6 +551,14 @@ impl World {
     fn wrote(&mut self, op: usize, object: &Arc<Object>) {
         let now = self.now;
         self.operators[op].written.insert(object.uid.clone(), (object.version, now));
+    }
+}
+
+/// Name of the StepRun that an effect makes.
+fn made(effect: &Effect) -> Option<&str> {
+    match effect {
+        Effect::CreateStepRun(made) => made.metadata.name.as_deref(),
+        _ => None,
     }
 }
 

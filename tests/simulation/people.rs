@@ -271,7 +271,7 @@ impl World {
 
     fn policies_come_and_go(&mut self) {
         if self.policies.standing {
-            self.policies.standing = false;
+            self.set_policies(false);
             self.tell(|| "the admission policies are taken away".into());
         } else {
             self.policies_back();
@@ -280,8 +280,7 @@ impl World {
 
     pub fn policies_back(&mut self) {
         if !self.policies.standing {
-            self.policies.standing = true;
-            self.policies.serial += 1;
+            self.set_policies(true);
             self.tell(|| "the admission policies stand again".into());
         }
     }

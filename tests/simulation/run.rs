@@ -109,7 +109,7 @@ fn begin(world: &mut World, faulty: bool) {
     if let Some(template) = workload.template {
         world.tell(|| format!("the template: {template}"));
         let object = json!({"metadata": {"name": "template"}, "spec": template});
-        let _ = world.ask(Who::Admin, &Request::Create(Kind::Template, object));
+        let _ = world.ask(Who::Admin, &Request::Create(Kind::WorkflowTemplate, object));
     }
     world.restore_agents();
     plant(world);

@@ -1,7 +1,7 @@
-//! A whole installation in one thread and in virtual time: a toy API server, operators that run the real `decide`, a
+//! A whole installation in one thread and in virtual time: an API server in memory, operators that run the real `decide`, a
 //! gateway, Jobs, pods, people, and everything that may go wrong with them. One seed is one story, always the same.
 //!
-//! Read `world` (time and requests), `server` (the toy), `operator` and `observe` (how a pass sees and acts), `gateway`
+//! Read `world` (time and requests), `server` (that of `src/apiserver`), `operator` and `observe` (how a pass sees and acts), `gateway`
 //! and `kubelet` (an attempt from both ends), `turns` (slots), `people` and `control` (who act), `workload` and `maker`
 //! (what is run), `judge` (what must hold; with `reading` and `course`, what a run's own definition asks of it), `run`.
 

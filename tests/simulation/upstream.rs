@@ -21,7 +21,7 @@ pub struct Pinned {
 }
 
 pub fn definition(server: &Server, spec: &StepRunSpec) -> Option<Arc<Pinned>> {
-    Some(server.find(Kind::Revision, &spec.definition.revision_name)?.typed())
+    Some(server.find(Kind::ControllerRevision, &spec.definition.revision_name)?.typed())
 }
 
 /// A gate before that StepRun that nobody opened, in words.

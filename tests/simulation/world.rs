@@ -1,4 +1,4 @@
-//! Time, the queue of what comes next, and the one door to the toy API server: who asks, what is admitted, who hears of
+//! Time, the queue of what comes next, and the one door to the API server: who asks, what is admitted, who hears of
 //! it.
 
 use std::collections::BTreeMap;
@@ -142,10 +142,7 @@ impl World {
     }
 
     fn set_clock(&mut self, now: i64) {
-        if now / 1000 != self.now / 1000 || self.server.now.is_empty() {
-            let second = time(now - now.rem_euclid(1000));
-            self.server.now = second.0.to_string();
-        }
+        self.server.set_clock(time(now).0);
         self.now = now;
     }
 
@@ -277,6 +274,11 @@ impl World {
         self.server.find(kind, name).filter(|o| o.uid == uid).cloned()
     }
 
+    pub fn set_policies(&mut self, standing: bool) {
+        self.policies.standing = standing;
+        self.policies.serial += u32::from(standing);
+    }
+
     pub fn stamp(&self) -> String {
         format!("policies-{}", self.policies.serial)
     }
@@ -289,7 +291,7 @@ pub fn time(millis: i64) -> Time {
 
 /// Kinds that operators watch.
 pub fn watched() -> impl Iterator<Item = Kind> {
-    KINDS.into_iter().filter(|k| !matches!(k, Kind::Revision | Kind::ConfigMap))
+    KINDS.into_iter().filter(|k| !matches!(k, Kind::ControllerRevision | Kind::ConfigMap))
 }
 
 fn spoken(who: Who, request: &Request, reply: &Reply) -> String {

@@ -1,28 +1,29 @@
-//! T4: the toy API server of the simulation against the real one. Random requests from a seed go to both; after each the
+//! T4: the API server in memory, `src/apiserver`, against the real one, through the same client. Random requests from a seed go to both; after each the
 //! replies must agree, and at the end of a story what the watches told. The garbage collector works in its own time, so
-//! where it acts its end is waited for, and compared. LOCKSTEP_TOY_SEEDS=N runs that many stories from
-//! LOCKSTEP_TOY_FIRST_SEED on, LOCKSTEP_TOY_SEED=n one, with every request and both replies:
+//! where it acts its end is waited for, and compared. LOCKSTEP_COMPARISON_SEEDS=N runs that many stories from
+//! LOCKSTEP_COMPARISON_FIRST_SEED on, LOCKSTEP_COMPARISON_SEED=n one, with every request and both replies:
 //!
-//!     KUBECONFIG=... cargo test --test apiserver toy -- --nocapture
+//!     KUBECONFIG=... cargo test --test apiserver comparison -- --nocapture
 
 #[path = "../simulation/chance.rs"]
 #[expect(dead_code, reason = "the simulation's, which uses all of it")]
 mod chance;
 mod draw;
-mod real;
 #[path = "../simulation/server.rs"]
 #[expect(dead_code, reason = "the simulation's, which uses all of it")]
 mod server;
+mod sides;
 mod twins;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
-use draw::{Asked, Drawer};
-use real::{Real, Said, Sent};
+use draw::{Both, Drawer};
+use http::Method;
 use serde_json::{Value, json};
-use server::{KINDS, Kind, Reply, Request};
+use server::{KINDS, Kind, NAMESPACE};
+use sides::{Real, Said, Sent, send};
 use twins::{Twins, differences};
 
 use crate::support::{Ask, OPERATOR, Team, Who, policies_whole, until};
@@ -38,7 +39,7 @@ fn number(name: &str) -> Option<u64> {
 #[derive(Default)]
 struct Counts {
     requests: usize,
-    refused: BTreeMap<&'static str, usize>,
+    refused: BTreeMap<String, usize>,
     collected: usize,
 }
 
@@ -54,9 +55,9 @@ struct Story {
 }
 
 #[tokio::test]
-async fn the_toy_is_like_the_real_one() -> Result<()> {
+async fn the_server_in_memory_is_like_the_real_one() -> Result<()> {
     let _whole = policies_whole().await;
-    let team = Team::open("toy").await?;
+    let team = Team::open("comparison").await?;
     // The policies let the operator do what the kinds allow, and as a master it may ask for it.
     let client = Who::user(OPERATOR, &["system:masters"]).await?.client();
     until("the default account", || async {
@@ -65,9 +66,9 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
     .await?;
     collector_knows_the_kinds(&team).await?;
     let mut real = Real::open(client, &team.namespace).await?;
-    let one = number("LOCKSTEP_TOY_SEED");
-    let first = number("LOCKSTEP_TOY_FIRST_SEED").unwrap_or(0);
-    let many = first..first + number("LOCKSTEP_TOY_SEEDS").unwrap_or(SEEDS);
+    let one = number("LOCKSTEP_COMPARISON_SEED");
+    let first = number("LOCKSTEP_COMPARISON_FIRST_SEED").unwrap_or(0);
+    let many = first..first + number("LOCKSTEP_COMPARISON_SEEDS").unwrap_or(SEEDS);
     let seeds = one.map_or(many, |seed| seed..seed + 1);
     let (began, mut counts, stories) = (Instant::now(), Counts::default(), seeds.end - seeds.start);
     for seed in seeds {
@@ -84,7 +85,9 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
             println!("{}", story.lines.join("\n"));
         }
         if let Err(why) = told {
-            bail!("seed {seed}: {why}\nagain: LOCKSTEP_TOY_SEED={seed} cargo test --test apiserver toy -- --nocapture");
+            bail!(
+                "seed {seed}: {why}\nagain: LOCKSTEP_COMPARISON_SEED={seed} cargo test --test apiserver comparison -- --nocapture"
+            );
         }
     }
     let Counts { requests, refused, collected } = &counts;
@@ -93,7 +96,7 @@ async fn the_toy_is_like_the_real_one() -> Result<()> {
     println!("refused: {refused:?}; acts of the collector: {collected}");
     if stories >= SEEDS {
         let reasons = ["", "AlreadyExists", "Conflict", "Invalid", "NotFound"];
-        let never: Vec<_> = reasons.iter().filter(|r| !refused.contains_key(*r)).collect();
+        let never: Vec<_> = reasons.iter().filter(|r| !refused.contains_key(**r)).collect();
         ensure!(never.is_empty() && *collected > 0, "these stories are too dull: nothing is refused as {never:?}");
     }
     team.close().await
@@ -127,7 +130,7 @@ impl Counts {
         self.requests += other.requests;
         self.collected += other.collected;
         for (reason, count) in &other.refused {
-            *self.refused.entry(reason).or_default() += count;
+            *self.refused.entry(reason.clone()).or_default() += count;
         }
     }
 }
@@ -136,48 +139,41 @@ impl Story {
     async fn tell(&mut self, seed: u64, namespace: &str, real: &mut Real) -> Result<()> {
         // A node of its own, which nobody has: the controller manager forgets pods of a node that it long misses.
         let mut drawer = Drawer::new(seed, &format!("{namespace}-{seed}"));
-        "2026-01-01T00:00:00Z".clone_into(&mut self.twins.toy.now);
+        self.twins.memory.set_clock("2026-01-01T00:00:00Z".parse()?);
         for _ in 0..REQUESTS {
-            let (request, sent) = drawer.next(&self.twins);
-            self.step(&request, &sent, real).await?;
+            let both = drawer.next(&self.twins);
+            self.step(&both, real).await?;
         }
-        while let Some((request, sent)) = Drawer::last(&self.twins) {
+        while let Some(both) = Drawer::last(&self.twins) {
             ensure!(self.counts.requests < REQUESTS + 100, "what is left cannot be taken away");
-            self.step(&request, &sent, real).await?;
+            self.step(&both, real).await?;
         }
         self.settle(real).await?;
         self.watched(real)
     }
 
-    async fn step(&mut self, asked: &Asked, sent: &Sent, real: &mut Real) -> Result<()> {
+    async fn step(&mut self, both: &Both, real: &mut Real) -> Result<()> {
         self.counts.requests += 1;
-        if matches!(asked, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
+        if both.memory.method == Method::DELETE {
             // The collector hears of dependants by watches as we do: it must know them before the owner goes.
             self.settle(real).await?;
         }
-        let reply = match asked {
-            Asked::Request(request) => self.twins.toy.handle(request),
-            Asked::Purge(name) => {
-                let old = self.twins.toy.find(Kind::Pod, name).cloned().expect("it is there");
-                self.twins.toy.purge(Kind::Pod, name);
-                Ok(self.twins.toy.find(Kind::Pod, name).cloned().unwrap_or(old))
-            }
-        };
-        let body = sent.body.clone().unwrap_or_default();
-        self.lines.push(format!("{:3} {asked:?}\n    sent {body}", self.counts.requests));
-        self.lines.push(format!("    toy  {}", shown(&reply)));
-        let said = real.send(sent).await?;
-        let heard = said.as_ref().map_or_else(|refusal| format!("{refusal:?}"), |value| brief(value).to_string());
-        self.lines.push(format!("    real {heard}"));
-        self.agree(asked, &reply, &said)?;
-        if let Err(refused) = &reply {
-            *self.counts.refused.entry(refused.reason).or_default() += 1;
+        let client = self.twins.memory.api.client(NAMESPACE);
+        let memory = send(&client, NAMESPACE, &both.memory).await?;
+        self.twins.memory.catch_up();
+        self.lines.push(format!("{:3} {:?}", self.counts.requests, both.memory));
+        self.lines.push(format!("    memory {}", shown(&memory)));
+        let said = real.send(&both.real).await?;
+        self.lines.push(format!("    real   {}", shown(&said)));
+        self.agree(&both.memory, &memory, &said)?;
+        if let Err((_, reason, _)) = &memory {
+            *self.counts.refused.entry(reason.clone()).or_default() += 1;
         }
         let before = self.counts.collected;
-        while let Some(act) = self.twins.toy.collect() {
+        while let Some(act) = self.twins.memory.collect() {
             self.lines.push(format!("    {act}"));
             self.counts.collected += 1;
-            ensure!(self.counts.collected < 1000, "the toy's collector comes to no end");
+            ensure!(self.counts.collected < 1000, "the collector in memory comes to no end");
         }
         if self.counts.collected > before {
             self.collected = true;
@@ -186,51 +182,51 @@ impl Story {
         Ok(())
     }
 
-    fn agree(&mut self, request: &Asked, reply: &Reply, said: &Said) -> Result<()> {
-        match (reply, said) {
-            (Err(refused), Err((code, reason, message))) => {
+    fn agree(&mut self, sent: &Sent, memory: &Said, real: &Said) -> Result<()> {
+        match (memory, real) {
+            (Err((code, reason, message)), Err((real_code, real_reason, real_message))) => {
                 ensure!(
-                    refused.code == *code && refused.reason == reason,
-                    "{request:?}: toy {} {}, real {code} {reason} {message}",
-                    refused.code,
-                    refused.reason
+                    (code, reason) == (real_code, real_reason),
+                    "{sent:?}: memory {code} {reason} {message}, real {real_code} {real_reason} {real_message}"
                 );
+                // Where it names neither UIDs nor versions, people read the same.
+                let is_plain = matches!(reason.as_str(), "NotFound" | "AlreadyExists")
+                    || message.contains("object has been modified");
+                ensure!(!is_plain || message == real_message, "memory says {message:?}, the real one {real_message:?}");
             }
             (Ok(object), Ok(value)) => {
-                let lives = self.twins.toy.find(object.kind, &object.name).is_some_and(|o| o.uid == object.uid);
                 // The reply to a delete that is done is a bare Status for most kinds.
-                if !lives && matches!(request, Asked::Request(Request::Delete { .. }) | Asked::Purge(_)) {
-                    ensure!(
-                        value["metadata"]["finalizers"].is_null(),
-                        "{request:?}: toy: gone, real: {}",
-                        brief(value)
-                    );
+                if object["kind"] == "Status" {
+                    let finalizers = &value["metadata"]["finalizers"];
+                    ensure!(finalizers.is_null(), "{sent:?}: memory: gone, real: {}", brief(value));
                     return Ok(());
                 }
-                ensure!(value["kind"] == object.kind.api().1, "{request:?}: toy: it is there, real: {value}");
-                if lives {
-                    self.twins.pair(object, value, true).map_err(|why| anyhow::anyhow!("{request:?}: {why}"))?;
+                ensure!(value["kind"] == object["kind"], "{sent:?}: memory: it is there, real: {value}");
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                let stored = self.twins.memory.find(sent.kind, name).cloned();
+                if let Some(stored) = stored.filter(|o| object["metadata"]["uid"] == o.uid.as_str()) {
+                    self.twins.pair(&stored, value, true).map_err(|why| anyhow::anyhow!("{sent:?}: {why}"))?;
                 }
-                let different = self.differ(object.kind, &object.value, value);
-                ensure!(different.is_empty(), "{request:?}:\n{different}");
+                let different = self.differ(sent.kind, object, value);
+                ensure!(different.is_empty(), "{sent:?}:\n{different}");
             }
             (Ok(_), Err((code, reason, message))) => {
-                bail!("{request:?}: toy: accepted, real: {code} {reason} {message}")
+                bail!("{sent:?}: memory: accepted, real: {code} {reason} {message}")
             }
-            (Err(refused), Ok(value)) => bail!("{request:?}: toy: {refused:?}, real: accepted {}", brief(value)),
+            (Err(refused), Ok(value)) => bail!("{sent:?}: memory: {refused:?}, real: accepted {}", brief(value)),
         }
         Ok(())
     }
 
-    fn differ(&self, kind: Kind, toy: &Value, real: &Value) -> String {
-        differences(&self.twins.view(kind, toy), &self.twins.view(kind, real))
+    fn differ(&self, kind: Kind, memory: &Value, real: &Value) -> String {
+        differences(&self.twins.view(kind, memory), &self.twins.view(kind, real))
     }
 
-    /// Waits until the real server has what the toy has, and nothing else.
+    /// Waits until the real server has what the one in memory has, and nothing else.
     async fn settle(&mut self, real: &mut Real) -> Result<()> {
         let same = real.hears(|real| self.apart(real).is_empty()).await?;
         ensure!(same, "what is there at last:\n{}", self.apart(real));
-        let all: Vec<_> = KINDS.iter().flat_map(|kind| self.twins.toy.all(*kind)).cloned().collect();
+        let all: Vec<_> = KINDS.iter().flat_map(|kind| self.twins.memory.all(*kind)).cloned().collect();
         for object in all {
             let value = &real.objects[&(object.kind, object.name.clone())];
             self.twins.pair(&object, value, false).map_err(|why| anyhow::anyhow!("{} at last: {why}", object.name))?;
@@ -241,9 +237,9 @@ impl Story {
     /// Where what is there differs, or was not yet heard of.
     fn apart(&self, real: &Real) -> String {
         let mut lines = Vec::new();
-        for object in KINDS.iter().flat_map(|kind| self.twins.toy.all(*kind)) {
+        for object in KINDS.iter().flat_map(|kind| self.twins.memory.all(*kind)) {
             match real.objects.get(&(object.kind, object.name.clone())) {
-                None => lines.push(format!("  {:?} {}: only the toy has it", object.kind, object.name)),
+                None => lines.push(format!("  {:?} {}: only the one in memory has it", object.kind, object.name)),
                 Some(value) => {
                     let mut different = self.differ(object.kind, &object.value, value);
                     if let Some(version) = self.twins.other_version(object, value) {
@@ -255,24 +251,24 @@ impl Story {
                 }
             }
         }
-        for (kind, name) in real.objects.keys().filter(|(k, n)| self.twins.toy.find(*k, n).is_none()) {
+        for (kind, name) in real.objects.keys().filter(|(k, n)| self.twins.memory.find(*k, n).is_none()) {
             lines.push(format!("  {kind:?} {name}: only the real server has it"));
         }
         // What came and went, or is again as it was, looks the same before it was heard of.
-        let (events, told) = (self.twins.toy.log.len(), real.log.len() - self.heard);
+        let (events, told) = (self.twins.memory.log.len(), real.log.len() - self.heard);
         if events != told {
-            lines.push(format!("  the toy tells {events} events, the real server {told}"));
+            lines.push(format!("  the one in memory tells {events} events, the real server {told}"));
         }
         lines.join("\n")
     }
 
-    /// The toy's log is what the watches told: object by object, and where no collector acted, all in one order.
+    /// The log in memory is what the watches told: object by object, and where no collector acted, all in one order.
     fn watched(&self, real: &Real) -> Result<()> {
         let mut told: Vec<_> = real.log[self.heard..].iter().collect();
         told.sort_by_key(|(_, _, o)| o["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse::<u64>().ok()));
         let mut told: Vec<_> = told.into_iter().map(|(kind, word, o)| (*word, self.twins.view(*kind, o))).collect();
         let mut log: Vec<_> = Vec::new();
-        for event in &self.twins.toy.log {
+        for event in &self.twins.memory.log {
             let word = match (&event.before, &event.after) {
                 (None, _) => "added",
                 (_, None) => "deleted",
@@ -286,10 +282,10 @@ impl Story {
             log.sort_by_key(name);
         }
         for at in 0..log.len().max(told.len()) {
-            let (toy, real) = (log.get(at), told.get(at));
-            let different = match (toy, real) {
-                (Some((a, toy)), Some((b, real))) if a == b => differences(toy, real),
-                _ => format!("    toy {toy:?}\n    real {real:?}"),
+            let (memory, real) = (log.get(at), told.get(at));
+            let different = match (memory, real) {
+                (Some((a, memory)), Some((b, real))) if a == b => differences(memory, real),
+                _ => format!("    memory {memory:?}\n    real {real:?}"),
             };
             ensure!(different.is_empty(), "event {at} of the watch:\n{different}");
         }
@@ -297,8 +293,8 @@ impl Story {
     }
 }
 
-fn shown(reply: &Reply) -> String {
-    reply.as_ref().map_or_else(|refused| format!("{refused:?}"), |object| object.value.to_string())
+fn shown(said: &Said) -> String {
+    said.as_ref().map_or_else(|refusal| format!("{refusal:?}"), |value| brief(value).to_string())
 }
 
 /// Without what makes a real object long.
@@ -308,8 +304,4 @@ fn brief(value: &Value) -> Value {
         meta.remove("managedFields");
     }
     value
-}
-
-fn patch_merge(target: &mut Value, change: &Value) {
-    server::patch::merge(target, change);
 }

@@ -1,17 +1,17 @@
-//! What a story asks: requests drawn from a seed, each with what the toy is sent and what the real server is sent. Bodies
+//! What a story asks: requests drawn from a seed, each with what either server is sent. Bodies
 //! keep to fields that no rule of Lockstep's own kinds forbids to change; owners come before what they own, so that no
 //! circle of them arises.
 
 use serde_json::{Value, json};
 
 use super::chance::Chance;
-use super::real::Sent;
-use super::server::{KINDS, Kind, Object, Part, Propagation, Request};
+use super::server::{KINDS, Kind, Object, Part, Propagation};
+use super::sides::Sent;
 use super::twins::Twins;
 
 /// Names of objects of one kind.
 const NAMES: u64 = 2;
-const FINALIZERS: [&str; 2] = ["toy.test/a", "toy.test/b"];
+const FINALIZERS: [&str; 2] = ["memory.test/a", "memory.test/b"];
 
 pub struct Drawer {
     chance: Chance,
@@ -23,17 +23,21 @@ pub struct Drawer {
     node: String,
 }
 
-/// What is asked of the toy.
-#[derive(Debug)]
-pub enum Asked {
-    Request(Request),
-    /// By the kubelet, of a pod.
-    Purge(String),
+/// One request: as the server in memory gets it, and as the real one does, which has other UIDs and versions.
+pub struct Both {
+    pub memory: Sent,
+    pub real: Sent,
+}
+
+impl Both {
+    fn same(sent: Sent) -> Self {
+        Self { memory: sent.clone(), real: sent }
+    }
 }
 
 /// Where what is written starts from.
 struct Base {
-    toy: Value,
+    memory: Value,
     real: Value,
 }
 
@@ -48,42 +52,38 @@ impl Drawer {
         Self { chance, seed, kinds, deadline: 100_000, node: node.to_owned() }
     }
 
-    pub fn next(&mut self, twins: &Twins) -> (Asked, Sent) {
+    pub fn next(&mut self, twins: &Twins) -> Both {
         let kind = *self.chance.pick(&self.kinds);
         let name = format!("s{}-{}", self.seed, self.chance.below(NAMES));
-        let there = twins.toy.find(kind, &name).is_some();
+        let there = twins.memory.find(kind, &name).is_some();
         match self.chance.below(100) {
             _ if !there && self.chance.percent(75) => self.create(kind, &name, twins),
             0..12 => self.create(kind, &name, twins),
-            12..17 => (Asked::Request(Request::Get(kind, name.clone())), Sent::get(kind, &name)),
+            12..17 => Both::same(Sent::get(kind, &name)),
             17..40 => self.put(kind, &name, twins),
             40..60 => self.merge(kind, &name, twins),
             60..80 => self.json(kind, &name, twins),
-            80..84 if kind == Kind::Pod && there => (Asked::Purge(name.clone()), Sent::purge(&name)),
+            80..84 if kind == Kind::Pod && there => Both::same(Sent::purge(&name)),
             _ => self.delete(kind, &name, twins),
         }
     }
 
     /// What takes away an object that is left at the end.
-    pub fn last(twins: &Twins) -> Option<(Asked, Sent)> {
-        let left = KINDS.iter().flat_map(|kind| twins.toy.all(*kind)).next()?;
+    pub fn last(twins: &Twins) -> Option<Both> {
+        let left = KINDS.iter().flat_map(|kind| twins.memory.all(*kind)).next()?;
         let (kind, name) = (left.kind, left.name.clone());
         if left.meta("finalizers").is_null() && !left.is_deleting() {
             let propagation = Propagation::Background;
-            let request = Request::Delete { kind, name: name.clone(), uid: None, version: None, propagation };
-            return Some((Asked::Request(request), Sent::delete(kind, &name, None, None, propagation)));
+            return Some(Both::same(Sent::delete(kind, &name, None, None, propagation)));
         }
         if left.meta("finalizers").is_null() && kind == Kind::Pod {
-            return Some((Asked::Purge(name.clone()), Sent::purge(&name)));
+            return Some(Both::same(Sent::purge(&name)));
         }
         let change = json!({"metadata": {"finalizers": null, "ownerReferences": null}});
-        Some((
-            Asked::Request(Request::Merge(kind, Part::Main, name.clone(), change.clone())),
-            Sent::merge(kind, Part::Main, &name, change),
-        ))
+        Some(Both::same(Sent::merge(kind, Part::Main, &name, change)))
     }
 
-    fn create(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
+    fn create(&mut self, kind: Kind, name: &str, twins: &Twins) -> Both {
         let mut body = seed_of(kind, &self.node);
         body["metadata"]["name"] = json!(name);
         if kind == Kind::Pod && self.chance.percent(20) {
@@ -92,10 +92,10 @@ impl Drawer {
             body["spec"]["schedulerName"] = json!("nobody");
         }
         for _ in 0..self.chance.below(3) {
-            super::patch_merge(&mut body, &self.meta_change(kind, name, twins));
+            json_patch::merge(&mut body, &self.meta_change(kind, name, twins));
         }
         if self.chance.percent(30) {
-            super::patch_merge(&mut body, &self.status_change(kind));
+            json_patch::merge(&mut body, &self.status_change(kind));
         }
         for (field, value) in [
             ("resourceVersion", json!("1")),
@@ -111,34 +111,34 @@ impl Drawer {
         // Nothing is there to be removed.
         strip_nulls(&mut body);
         let real = twins.to_real(&body);
-        (Asked::Request(Request::Create(kind, body)), Sent::create(kind, real))
+        Both { memory: Sent::create(kind, body), real: Sent::create(kind, real) }
     }
 
-    fn put(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
+    fn put(&mut self, kind: Kind, name: &str, twins: &Twins) -> Both {
         let part = self.part(kind);
         let change = self.change(kind, name, part, twins);
         let mut base = self.base(kind, name, twins);
-        super::patch_merge(&mut base.toy, &change);
-        super::patch_merge(&mut base.real, &twins.to_real(&change));
+        json_patch::merge(&mut base.memory, &change);
+        json_patch::merge(&mut base.real, &twins.to_real(&change));
         let stated = self.identity(kind, name, twins);
         for key in ["uid", "resourceVersion"] {
             match &stated[key] {
                 Value::Null => {}
                 stated if stated == "" => {
-                    for side in [&mut base.toy, &mut base.real] {
+                    for side in [&mut base.memory, &mut base.real] {
                         side["metadata"].as_object_mut().map(|m| m.remove(key));
                     }
                 }
                 stated => {
-                    base.toy["metadata"][key] = stated.clone();
+                    base.memory["metadata"][key] = stated.clone();
                     base.real["metadata"][key] = twins.to_real(&json!({key: stated}))[key].clone();
                 }
             }
         }
-        (Asked::Request(Request::Put(kind, part, base.toy)), Sent::put(kind, part, name, base.real))
+        Both { memory: Sent::put(kind, part, name, base.memory), real: Sent::put(kind, part, name, base.real) }
     }
 
-    fn merge(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
+    fn merge(&mut self, kind: Kind, name: &str, twins: &Twins) -> Both {
         let part = self.part(kind);
         let mut change = self.change(kind, name, part, twins);
         if self.chance.percent(40) {
@@ -148,15 +148,15 @@ impl Drawer {
                 // In a patch the empty string would be a value.
                 fields.retain(|_, v| v != "");
             }
-            super::patch_merge(&mut change, &json!({"metadata": stated}));
+            json_patch::merge(&mut change, &json!({"metadata": stated}));
         }
         let real = twins.to_real(&change);
-        (Asked::Request(Request::Merge(kind, part, name.to_owned(), change)), Sent::merge(kind, part, name, real))
+        Both { memory: Sent::merge(kind, part, name, change), real: Sent::merge(kind, part, name, real) }
     }
 
-    fn json(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
+    fn json(&mut self, kind: Kind, name: &str, twins: &Twins) -> Both {
         let part = self.part(kind);
-        let now = twins.toy.find(kind, name).map(|o| o.value.clone()).unwrap_or_default();
+        let now = twins.memory.find(kind, name).map(|o| o.value.clone()).unwrap_or_default();
         let mut operations = Vec::new();
         if self.chance.percent(50) {
             let stated = self.identity(kind, name, twins);
@@ -169,7 +169,7 @@ impl Drawer {
         let path = |kind: Kind, chance: &mut Chance| -> (&'static str, Value) {
             match chance.below(4) {
                 0 => ("/metadata/labels/a", json!("1")),
-                1 => ("/metadata/annotations/toy.test~1a", json!("1")),
+                1 => ("/metadata/annotations/memory.test~1a", json!("1")),
                 _ if part == Part::Status => match kind {
                     Kind::Job => ("/status/active", json!(chance.between(1, 3))),
                     Kind::Pod => ("/status/message", json!("m")),
@@ -179,7 +179,7 @@ impl Drawer {
                 _ => match kind {
                     Kind::Agent => ("/spec/maxConcurrent", json!(chance.between(1, 3))),
                     Kind::Workflow | Kind::Job => ("/spec/suspend", json!(chance.percent(50))),
-                    Kind::Revision => ("/revision", json!(chance.between(1, 3))),
+                    Kind::ControllerRevision => ("/revision", json!(chance.between(1, 3))),
                     Kind::ConfigMap => ("/data/k", json!(chance.between(1, 3).to_string())),
                     _ => ("/metadata/labels/b", json!("2")),
                 },
@@ -203,17 +203,19 @@ impl Drawer {
         }
         let operations = Value::Array(operations);
         let real = twins.to_real(&operations);
-        (Asked::Request(Request::Json(kind, part, name.to_owned(), operations)), Sent::json(kind, part, name, real))
+        Both { memory: Sent::json(kind, part, name, operations), real: Sent::json(kind, part, name, real) }
     }
 
-    fn delete(&mut self, kind: Kind, name: &str, twins: &Twins) -> (Asked, Sent) {
+    fn delete(&mut self, kind: Kind, name: &str, twins: &Twins) -> Both {
         let stated = if self.chance.percent(60) { self.identity(kind, name, twins) } else { Value::Null };
         let of = |key: &str| stated[key].as_str().filter(|v| !v.is_empty()).map(str::to_owned);
         let (uid, version) = (of("uid"), of("resourceVersion"));
         let propagation = *self.chance.pick(&[Propagation::Background, Propagation::Foreground, Propagation::Orphan]);
         let real = twins.to_real(&json!({"uid": uid, "resourceVersion": version}));
-        let sent = Sent::delete(kind, name, real["uid"].as_str(), real["resourceVersion"].as_str(), propagation);
-        (Asked::Request(Request::Delete { kind, name: name.to_owned(), uid, version, propagation }), sent)
+        Both {
+            memory: Sent::delete(kind, name, uid.as_deref(), version.as_deref(), propagation),
+            real: Sent::delete(kind, name, real["uid"].as_str(), real["resourceVersion"].as_str(), propagation),
+        }
     }
 
     fn part(&mut self, kind: Kind) -> Part {
@@ -226,19 +228,19 @@ impl Drawer {
         let Some((newest, older)) = versions.split_last() else {
             let mut body = seed_of(kind, &self.node);
             body["metadata"]["name"] = json!(name);
-            return Base { real: body.clone(), toy: body };
+            return Base { real: body.clone(), memory: body };
         };
         // A pod is not put back as it was: most of its spec cannot change.
         // A Job bears its UID in its pods' labels.
-        let is_other = |(toy, _): &(&Value, &Value)| toy["metadata"]["uid"] != newest.0["metadata"]["uid"];
+        let is_other = |(memory, _): &(&Value, &Value)| memory["metadata"]["uid"] != newest.0["metadata"]["uid"];
         let fixed = kind == Kind::Pod || kind == Kind::Job && older.iter().any(is_other);
         if older.is_empty() || fixed || self.chance.percent(80) {
-            return Base { toy: newest.0.clone(), real: newest.1.clone() };
+            return Base { memory: newest.0.clone(), real: newest.1.clone() };
         }
-        let (toy, real) = *self.chance.pick(older);
-        let mut base = Base { toy: toy.clone(), real: real.clone() };
+        let (memory, real) = *self.chance.pick(older);
+        let mut base = Base { memory: memory.clone(), real: real.clone() };
         // Old owners could close a circle.
-        for side in [&mut base.toy, &mut base.real] {
+        for side in [&mut base.memory, &mut base.real] {
             side["metadata"]["ownerReferences"] = Value::Null;
             if loosely_owns(kind, name, twins) {
                 side["metadata"]["finalizers"] = Value::Null;
@@ -250,7 +252,7 @@ impl Drawer {
     /// UID and version to state: null says nothing about it, an empty text leaves it out.
     fn identity(&mut self, kind: Kind, name: &str, twins: &Twins) -> Value {
         let versions = twins.versions(kind, name);
-        let now = twins.toy.find(kind, name);
+        let now = twins.memory.find(kind, name);
         let known = |field: &str, chance: &mut Chance| -> Value {
             let old =
                 if versions.is_empty() { Value::Null } else { chance.pick(&versions).0["metadata"][field].clone() };
@@ -277,13 +279,13 @@ impl Drawer {
         // Now and then what this part does not take.
         let stray = self.chance.percent(15);
         if self.chance.percent(if part == Part::Main { 50 } else { 20 }) {
-            super::patch_merge(&mut change, &self.meta_change(kind, name, twins));
+            json_patch::merge(&mut change, &self.meta_change(kind, name, twins));
         }
         if (part == Part::Main) != stray && self.chance.percent(60) {
-            super::patch_merge(&mut change, &self.spec_change(kind));
+            json_patch::merge(&mut change, &self.spec_change(kind));
         }
         if (part == Part::Status) != stray && kind.has_status() {
-            super::patch_merge(&mut change, &self.status_change(kind));
+            json_patch::merge(&mut change, &self.status_change(kind));
         }
         change
     }
@@ -294,7 +296,7 @@ impl Drawer {
         };
         let fields = match self.chance.below(10) {
             0..2 => json!({"labels": {"a": value(&mut self.chance), "b": value(&mut self.chance)}}),
-            2..4 => json!({"annotations": {"toy.test/a": value(&mut self.chance)}}),
+            2..4 => json!({"annotations": {"memory.test/a": value(&mut self.chance)}}),
             // A Job without labels takes those of its pods.
             4 if kind == Kind::Job => json!({"annotations": {}}),
             4 => json!({"labels": null, "annotations": {}}),
@@ -319,8 +321,8 @@ impl Drawer {
     /// collector's acts depend on how fast it hears.
     fn owners(&mut self, kind: Kind, name: &str, twins: &Twins) -> Value {
         let own = |o: &Object| o.meta("ownerReferences").as_array().map_or(0, Vec::len);
-        let all: Vec<_> = KINDS.iter().flat_map(|k| twins.toy.all(*k)).collect();
-        let uid = twins.toy.find(kind, name).map(|o| o.uid.clone()).unwrap_or_default();
+        let all: Vec<_> = KINDS.iter().flat_map(|k| twins.memory.all(*k)).collect();
+        let uid = twins.memory.find(kind, name).map(|o| o.uid.clone()).unwrap_or_default();
         if all.iter().any(|o| own(o) > 1 && o.meta("ownerReferences").to_string().contains(&uid)) {
             return json!({});
         }
@@ -337,7 +339,7 @@ impl Drawer {
                 if count > 1 && own(owner) > 0 {
                     continue;
                 }
-                let (api, word) = owner.kind.api();
+                let (api, word) = (owner.kind.api_version(), owner.kind.name());
                 json!({"apiVersion": api, "kind": word, "name": owner.name, "uid": owner.uid})
             };
             let held = before.iter().any(|o| owner["uid"] == o.uid.as_str() && !o.meta("finalizers").is_null());
@@ -356,18 +358,18 @@ impl Drawer {
         let flag = self.chance.percent(50);
         match kind {
             Kind::Agent => json!({"spec": {"maxConcurrent": number}}),
-            Kind::Template => json!({"spec": {"steps": [{"name": "a", "agentId": format!("x{number}")}]}}),
+            Kind::WorkflowTemplate => json!({"spec": {"steps": [{"name": "a", "agentId": format!("x{number}")}]}}),
             Kind::Workflow if flag => json!({"spec": {"ttlSecondsAfterFinished": number}}),
             // What they are, they stay.
             Kind::StepRun | Kind::Document => json!({}),
-            Kind::Revision => json!({"revision": number}),
+            Kind::ControllerRevision => json!({"revision": number}),
             Kind::Job if flag => json!({"spec": {"parallelism": number}}),
             Kind::Workflow | Kind::Job => json!({"spec": {"suspend": number == 1}}),
             Kind::Pod => {
                 self.deadline -= 1;
                 json!({"spec": {"activeDeadlineSeconds": self.deadline}})
             }
-            Kind::ConfigMap => json!({"data": {"k": number.to_string()}}),
+            _ => json!({"data": {"k": number.to_string()}}),
         }
     }
 
@@ -378,13 +380,13 @@ impl Drawer {
             Kind::Document => json!({"status": {"revision": number}}),
             Kind::StepRun if number == 1 => json!({"status": {"attempt": 2, "counts": {"answers": 1}}}),
             Kind::StepRun | Kind::Agent if number == 2 => json!({"status": {"observedGeneration": null}}),
-            Kind::Agent | Kind::Template | Kind::Workflow | Kind::StepRun => {
+            Kind::Agent | Kind::WorkflowTemplate | Kind::Workflow | Kind::StepRun => {
                 json!({"status": {"observedGeneration": number}})
             }
             Kind::Job => json!({"status": {"active": number}}),
             Kind::Pod if number == 1 => json!({"status": {"phase": phase}}),
             Kind::Pod => json!({"status": {"message": format!("m{number}")}}),
-            Kind::Revision | Kind::ConfigMap => json!({}),
+            _ => json!({}),
         }
     }
 }
@@ -392,19 +394,19 @@ impl Drawer {
 /// Whether it owns something that would not hold it up: were it to stay for a finalizer, that one would go or stay by
 /// which of both the collector sees first.
 fn loosely_owns(kind: Kind, name: &str, twins: &Twins) -> bool {
-    let Some(owner) = twins.toy.find(kind, name) else { return false };
+    let Some(owner) = twins.memory.find(kind, name) else { return false };
     let loose = |r: &Value| r["uid"] == owner.uid.as_str() && r["blockOwnerDeletion"] != true;
-    let mut all = KINDS.iter().flat_map(|k| twins.toy.all(*k));
+    let mut all = KINDS.iter().flat_map(|k| twins.memory.all(*k));
     all.any(|o| o.meta("ownerReferences").as_array().is_some_and(|refs| refs.iter().any(loose)))
 }
 
-/// The least that the real server accepts, with every default stated that the toy does not know.
+/// The least that the real server accepts, with every default stated that the memory does not know.
 fn seed_of(kind: Kind, node: &str) -> Value {
-    let (api, word) = kind.api();
+    let (api, word) = (kind.api_version(), kind.name());
     let container = json!({"name": "agent", "image": "nothing"});
     let mut body = match kind {
         Kind::Agent => json!({"spec": {"template": {}}}),
-        Kind::Template => json!({"spec": {"steps": [{"name": "a", "agentId": "x"}]}}),
+        Kind::WorkflowTemplate => json!({"spec": {"steps": [{"name": "a", "agentId": "x"}]}}),
         Kind::Workflow => json!({"spec": {"templateRef": {"name": "default"}}}),
         Kind::StepRun => json!({"spec": {
             "workflow": {"name": "shop", "uid": "u-1"},
@@ -413,17 +415,17 @@ fn seed_of(kind: Kind, node: &str) -> Value {
         Kind::Document => {
             json!({"spec": {"type": "brief", "scope": "Namespace", "content": "# Brief", "format": "markdown"}})
         }
-        Kind::Revision => json!({"data": {"x": 1}, "revision": 1}),
+        Kind::ControllerRevision => json!({"data": {"x": 1}, "revision": 1}),
         // Managed by nobody, so that the Job controller leaves it alone.
         Kind::Job => {
-            json!({"metadata": {"labels": {"toy": "job"}}, "spec": {"suspend": true, "parallelism": 1, "managedBy": "toy.test/nobody",
+            json!({"metadata": {"labels": {"memory": "job"}}, "spec": {"suspend": true, "parallelism": 1, "managedBy": "memory.test/nobody",
             "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}})
         }
         Kind::Pod => json!({"spec": {"nodeName": node, "restartPolicy": "Never", "containers": [container]}}),
-        Kind::ConfigMap => json!({"data": {"k": "0"}}),
+        _ => json!({"data": {"k": "0"}}),
     };
     let mut whole = json!({"apiVersion": api, "kind": word, "metadata": {}});
-    super::patch_merge(&mut whole, &body);
+    json_patch::merge(&mut whole, &body);
     body = whole;
     body
 }

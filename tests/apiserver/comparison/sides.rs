@@ -1,4 +1,4 @@
-//! The real API server: how a request is sent to it, what it replies, and what its watches tell.
+//! The two servers: how a request is sent to either, what it replies, and what the real one's watches tell.
 
 use std::collections::BTreeMap;
 
@@ -13,34 +13,11 @@ use tokio::sync::mpsc;
 use super::server::{KINDS, Kind, Part, Propagation};
 use crate::support::PATIENCE;
 
-impl Kind {
-    /// API version and kind.
-    pub fn api(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Agent => ("lockstep.dev/v1alpha1", "Agent"),
-            Self::Template => ("lockstep.dev/v1alpha1", "WorkflowTemplate"),
-            Self::Workflow => ("lockstep.dev/v1alpha1", "Workflow"),
-            Self::StepRun => ("lockstep.dev/v1alpha1", "StepRun"),
-            Self::Document => ("lockstep.dev/v1alpha1", "Document"),
-            Self::Revision => ("apps/v1", "ControllerRevision"),
-            Self::Job => ("batch/v1", "Job"),
-            Self::Pod => ("v1", "Pod"),
-            Self::ConfigMap => ("v1", "ConfigMap"),
-        }
-    }
-
-    fn all(self, namespace: &str) -> String {
-        let (api, word) = self.api();
-        let root = if api.contains('/') { "apis" } else { "api" };
-        format!("/{root}/{api}/namespaces/{namespace}/{}s", word.to_lowercase())
-    }
-}
-
-/// A request as the real server gets it; the path lacks the namespace.
+/// A request as a server gets it; the path lacks the namespace.
 #[derive(Clone, Debug)]
 pub struct Sent {
-    method: Method,
-    kind: Kind,
+    pub method: Method,
+    pub kind: Kind,
     /// Behind the collection's path.
     rest: String,
     content: &'static str,
@@ -98,6 +75,19 @@ fn rest(name: &str, part: Part) -> String {
     format!("/{name}{}", if part == Part::Status { "/status" } else { "" })
 }
 
+/// Sends a request to either server.
+pub async fn send(client: &Client, namespace: &str, sent: &Sent) -> Result<Said> {
+    let uri = format!("{}{}", sent.kind.path(namespace), sent.rest);
+    let body = sent.body.as_ref().map_or_else(Vec::new, |b| b.to_string().into_bytes());
+    let request =
+        Http::builder().method(sent.method.clone()).uri(uri).header("content-type", sent.content).body(body)?;
+    match tokio::time::timeout(PATIENCE, client.request::<Value>(request)).await? {
+        Ok(value) => Ok(Ok(value)),
+        Err(kube::Error::Api(status)) => Ok(Err((status.code, status.reason.clone(), status.message.clone()))),
+        Err(other) => Err(anyhow!("{other}")),
+    }
+}
+
 /// What it says: an object (or the word that it is gone), or code, reason and message of a refusal.
 pub type Said = Result<Value, (u16, String, String)>;
 
@@ -118,7 +108,7 @@ impl Real {
     pub async fn open(client: Client, namespace: &str) -> Result<Self> {
         let (tell, told) = mpsc::unbounded_channel();
         for kind in KINDS {
-            let path = kind.all(namespace);
+            let path = kind.path(namespace);
             let list = client.request::<Value>(Http::get(&path).body(Vec::new())?).await?;
             let first = list["metadata"]["resourceVersion"].as_str().context("a list has a version")?.to_owned();
             let watch = format!("{path}?watch=true&resourceVersion={first}");
@@ -144,15 +134,7 @@ impl Real {
     }
 
     pub async fn send(&self, sent: &Sent) -> Result<Said> {
-        let uri = format!("{}{}", sent.kind.all(&self.namespace), sent.rest);
-        let body = sent.body.as_ref().map_or_else(Vec::new, |b| b.to_string().into_bytes());
-        let request =
-            Http::builder().method(sent.method.clone()).uri(uri).header("content-type", sent.content).body(body)?;
-        match tokio::time::timeout(PATIENCE, self.client.request::<Value>(request)).await? {
-            Ok(value) => Ok(Ok(value)),
-            Err(kube::Error::Api(status)) => Ok(Err((status.code, status.reason.clone(), status.message.clone()))),
-            Err(other) => Err(anyhow!("{other}")),
-        }
+        send(&self.client, &self.namespace, sent).await
     }
 
     /// Hears until the check is content. Whether it was within `patience`.

@@ -1,4 +1,4 @@
-//! The toy, and what of the real server's answers it: UIDs and versions of one are those of the other, and objects are
+//! The server in memory, and what of the real server's answers it: UIDs and versions of one are those of the other, and objects are
 //! compared without what only the real server adds.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::server::{Kind, Object, Server};
 
-/// Of kinds with defaults that the toy does not know: what the requests write.
+/// Of kinds with defaults that the one in memory does not know: what the requests write.
 const WRITTEN: [(Kind, &[&str]); 2] = [
     (Kind::Job, &["/spec/suspend", "/spec/parallelism", "/status/active"]),
     (Kind::Pod, &["/spec/nodeName", "/spec/activeDeadlineSeconds", "/status/phase", "/status/message"]),
@@ -15,10 +15,10 @@ const WRITTEN: [(Kind, &[&str]); 2] = [
 
 #[derive(Default)]
 pub struct Twins {
-    pub toy: Server,
-    /// By the toy's UID, the real one.
+    pub memory: Server,
+    /// By the UID in memory, the real one.
     uids: BTreeMap<String, String>,
-    /// By the toy's version, what both had then.
+    /// By the version in memory, what both had then.
     bodies: BTreeMap<u64, (Value, Value)>,
     /// The newest real version that a reply showed.
     newest: u64,
@@ -27,9 +27,10 @@ pub struct Twins {
 impl Twins {
     /// What both had of an object, oldest first, an earlier one of the same name too.
     pub fn versions(&self, kind: Kind, name: &str) -> Vec<(&Value, &Value)> {
-        let word = kind.api().1;
-        let of = self.bodies.values().filter(|(toy, _)| toy["kind"] == word && toy["metadata"]["name"] == name);
-        of.map(|(toy, real)| (toy, real)).collect()
+        let word = kind.name();
+        let of =
+            self.bodies.values().filter(|(memory, _)| memory["kind"] == word && memory["metadata"]["name"] == name);
+        of.map(|(memory, real)| (memory, real)).collect()
     }
 
     pub fn knows_version(&self, version: &str) -> bool {
@@ -55,35 +56,35 @@ impl Twins {
         }
     }
 
-    fn real_version(&self, toy: &Value) -> Value {
-        let known = toy.as_str().and_then(|v| v.parse().ok()).and_then(|v: u64| self.bodies.get(&v));
-        known.map_or_else(|| toy.clone(), |(_, real)| real["metadata"]["resourceVersion"].clone())
+    fn real_version(&self, memory: &Value) -> Value {
+        let known = memory.as_str().and_then(|v| v.parse().ok()).and_then(|v: u64| self.bodies.get(&v));
+        known.map_or_else(|| memory.clone(), |(_, real)| real["metadata"]["resourceVersion"].clone())
     }
 
-    /// Pairs an object of the toy with the real one; says where their UIDs or versions do not go together. A version that
+    /// Pairs an object of the memory with the real one; says where their UIDs or versions do not go together. A version that
     /// a request made is newer than all before; the collector's order is its own.
-    pub fn pair(&mut self, toy: &Object, real: &Value, requested: bool) -> Result<(), String> {
+    pub fn pair(&mut self, memory: &Object, real: &Value, requested: bool) -> Result<(), String> {
         let word = |key: &str| real["metadata"][key].as_str().unwrap_or_default().to_owned();
         let (uid, version) = (word("uid"), word("resourceVersion"));
-        match self.uids.get(&toy.uid) {
-            Some(known) if *known != uid => return Err(format!("the UID {} was {known} and is {uid}", toy.uid)),
+        match self.uids.get(&memory.uid) {
+            Some(known) if *known != uid => return Err(format!("the UID {} was {known} and is {uid}", memory.uid)),
             None if self.uids.values().any(|v| *v == uid) => {
-                return Err(format!("the UID {} is new, {uid} not", toy.uid));
+                return Err(format!("the UID {} is new, {uid} not", memory.uid));
             }
-            _ => self.uids.insert(toy.uid.clone(), uid),
+            _ => self.uids.insert(memory.uid.clone(), uid),
         };
         let number: u64 = version.parse().map_err(|_| format!("{version} is no number"))?;
-        match self.bodies.get(&toy.version) {
+        match self.bodies.get(&memory.version) {
             Some((_, known)) if known["metadata"]["resourceVersion"] == version.as_str() => return Ok(()),
             Some((_, known)) => {
                 let was = &known["metadata"]["resourceVersion"];
                 return Err(format!(
-                    "the toy keeps version {}, the real one goes from {was} to {version}",
-                    toy.version
+                    "the memory keeps version {}, the real one goes from {was} to {version}",
+                    memory.version
                 ));
             }
             None if requested && number <= self.newest => {
-                return Err(format!("the toy makes version {}, the real one stays at {version}", toy.version));
+                return Err(format!("the memory makes version {}, the real one stays at {version}", memory.version));
             }
             None => self.newest = self.newest.max(number),
         }
@@ -92,24 +93,24 @@ impl Twins {
         if let Some(meta) = real["metadata"].as_object_mut() {
             meta.remove("managedFields");
         }
-        self.bodies.insert(toy.version, (toy.value.clone(), real));
+        self.bodies.insert(memory.version, (memory.value.clone(), real));
         Ok(())
     }
 
-    /// The real version that this one of the toy's has, where it is another than the one shown.
-    pub fn other_version(&self, toy: &Object, real: &Value) -> Option<&str> {
-        let known = self.bodies.get(&toy.version)?.1["metadata"]["resourceVersion"].as_str()?;
+    /// The real version that this one of the memory's has, where it is another than the one shown.
+    pub fn other_version(&self, memory: &Object, real: &Value) -> Option<&str> {
+        let known = self.bodies.get(&memory.version)?.1["metadata"]["resourceVersion"].as_str()?;
         (real["metadata"]["resourceVersion"] != known).then_some(known)
     }
 
-    /// What is compared of an object of either server, with the toy's UIDs.
+    /// What is compared of an object of either server, with the memory's UIDs.
     pub fn view(&self, kind: Kind, value: &Value) -> Value {
         let meta = &value["metadata"];
-        let mut seen = json!({"kind": kind.api().1, "deleting": !meta["deletionTimestamp"].is_null()});
+        let mut seen = json!({"kind": kind.name(), "deleting": !meta["deletionTimestamp"].is_null()});
         for key in ["name", "generation", "deletionGracePeriodSeconds", "finalizers", "labels", "annotations"] {
             seen[key] = meta[key].clone();
         }
-        seen["owners"] = self.to_toy(&meta["ownerReferences"]);
+        seen["owners"] = self.to_memory(&meta["ownerReferences"]);
         if let Some((_, written)) = WRITTEN.iter().find(|(k, _)| *k == kind) {
             for path in *written {
                 seen[*path] = value.pointer(path).cloned().unwrap_or_default();
@@ -128,23 +129,28 @@ impl Twins {
         seen
     }
 
-    fn to_toy(&self, value: &Value) -> Value {
+    fn to_memory(&self, value: &Value) -> Value {
         match value {
             Value::String(text) => {
-                json!(self.uids.iter().find(|(_, real)| *real == text).map_or(text, |(toy, _)| toy))
+                json!(self.uids.iter().find(|(_, real)| *real == text).map_or(text, |(memory, _)| memory))
             }
-            Value::Array(list) => list.iter().map(|v| self.to_toy(v)).collect(),
-            Value::Object(fields) => Value::Object(fields.iter().map(|(k, v)| (k.clone(), self.to_toy(v))).collect()),
+            Value::Array(list) => list.iter().map(|v| self.to_memory(v)).collect(),
+            Value::Object(fields) => {
+                Value::Object(fields.iter().map(|(k, v)| (k.clone(), self.to_memory(v))).collect())
+            }
             other => other.clone(),
         }
     }
 }
 
 /// Where two views differ, one line a field.
-pub fn differences(toy: &Value, real: &Value) -> String {
+pub fn differences(memory: &Value, real: &Value) -> String {
     let keys = |v: &Value| v.as_object().into_iter().flat_map(Map::keys).cloned().collect::<Vec<_>>();
-    let mut all = keys(toy);
-    all.extend(keys(real).into_iter().filter(|k| !toy.as_object().is_some_and(|t| t.contains_key(k))));
-    let lines = all.iter().filter(|k| toy[k.as_str()] != real[k.as_str()]);
-    lines.map(|k| format!("    {k}: toy {}, real {}", toy[k.as_str()], real[k.as_str()])).collect::<Vec<_>>().join("\n")
+    let mut all = keys(memory);
+    all.extend(keys(real).into_iter().filter(|k| !memory.as_object().is_some_and(|t| t.contains_key(k))));
+    let lines = all.iter().filter(|k| memory[k.as_str()] != real[k.as_str()]);
+    lines
+        .map(|k| format!("    {k}: memory {}, real {}", memory[k.as_str()], real[k.as_str()]))
+        .collect::<Vec<_>>()
+        .join("\n")
 }

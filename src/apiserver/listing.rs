@@ -1,0 +1,65 @@
+//! Lists, page by page: all pages of a list show the same version, also when somebody writes between them.
+
+#![expect(clippy::disallowed_macros, reason = "the metadata of a list")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::kind::Kind;
+use super::object::{Key, Object};
+use super::registry::Registry;
+use super::request::{Page, token};
+use super::selector::Selection;
+use super::status::{Result, expired};
+use super::store::Act;
+
+/// The body of the answer.
+pub fn list(registry: &Registry, kind: Kind, selection: &Selection, page: &Page) -> Result<Vec<u8>> {
+    let version = page.after.as_ref().map(|(version, ..)| *version).or(page.exactly);
+    let version = version.unwrap_or_else(|| registry.store().version());
+    let all = as_of(registry, kind, version)?;
+    let mut left = all.into_iter().filter(|object| selection.takes(object) && is_behind(&object.key, page));
+    let objects: Vec<Arc<Object>> = left.by_ref().take(page.limit.unwrap_or(usize::MAX)).collect();
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    let remaining = left.count();
+    if let (Some(last), true) = (objects.last(), remaining > 0) {
+        metadata["continue"] = json!(token(version, &last.key));
+        metadata["remainingItemCount"] = json!(remaining);
+    }
+    let (api, name) = (kind.api_version(), kind.name());
+    let mut body = format!("{{\"kind\":\"{name}List\",\"apiVersion\":\"{api}\",\"metadata\":{metadata},\"items\":[");
+    for (at, object) in objects.iter().enumerate() {
+        if at > 0 {
+            body.push(',');
+        }
+        body.push_str(&String::from_utf8_lossy(&object.json()));
+    }
+    body.push_str("]}");
+    Ok(body.into_bytes())
+}
+
+fn is_behind(key: &Key, page: &Page) -> bool {
+    let Some((_, namespace, name)) = &page.after else { return true };
+    (&key.namespace, &key.name) > (namespace, name)
+}
+
+/// What was there at a version: what happened since is undone.
+fn as_of(registry: &Registry, kind: Kind, version: u64) -> Result<Vec<Arc<Object>>> {
+    let now = registry.store().list(kind);
+    if version >= registry.store().version() {
+        return Ok(now);
+    }
+    let since = registry.store().changes(version).ok_or_else(|| {
+        expired("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter.")
+    })?;
+    let mut objects: BTreeMap<Key, Arc<Object>> = now.into_iter().map(|o| (o.key.clone(), o)).collect();
+    for change in since.into_iter().rev().filter(|change| change.object.key.kind == kind) {
+        match (change.act, change.before) {
+            (Act::Added, _) | (_, None) => drop(objects.remove(&change.object.key)),
+            (_, Some(before)) => drop(objects.insert(before.key.clone(), before)),
+        }
+    }
+    Ok(objects.into_values().collect())
+}

@@ -1,7 +1,7 @@
 //! A watch: what happened after a version, and then what happens, a line of JSON for each change.
 
-#![expect(clippy::disallowed_methods, reason = "when a watch ends, and when it tells how far it is")]
 #![expect(clippy::disallowed_macros, reason = "bookmarks and errors of a watch")]
+#![expect(clippy::disallowed_methods, reason = "when a watch ends, and when it tells how far it is")]
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};

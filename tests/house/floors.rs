@@ -183,6 +183,39 @@ fn never(files: &[File]) -> Vec<String> {
     refusals
 }
 
+/// Files of `src` that no other declares: they are not compiled, whatever they say.
+fn undeclared(files: &[File]) -> Vec<String> {
+    let declares = |parent: &str, name: &str| {
+        let declaration = format!("mod {name};");
+        files.iter().any(|f| f.path == parent && f.code.contains(&declaration))
+    };
+    let modules = files.iter().filter(|f| f.path != "src/lib.rs" && !f.path.starts_with("src/bin/"));
+    let orphans = modules.filter(|file| {
+        let module = file.path.trim_end_matches(".rs");
+        let Some((folder, name)) = module.rsplit_once('/') else { return true };
+        let parent = if folder == "src" { "src/lib.rs".to_owned() } else { format!("{folder}.rs") };
+        !declares(&parent, name)
+    });
+    orphans
+        .map(|f| format!("{}: no `mod` declares it, so it is not compiled; declare it or delete it", f.path))
+        .collect()
+}
+
+#[test]
+fn every_file_is_compiled() {
+    none(&undeclared(&files(rust)));
+}
+
+#[test]
+fn a_file_that_nobody_declares_is_refused() {
+    let mut files = one("src/lib.rs", "pub mod a;");
+    files.extend(one("src/a.rs", "mod b; // mod c;"));
+    files.extend(one("src/a/b.rs", ""));
+    none(&undeclared(&files));
+    files.extend(one("src/a/c.rs", ""));
+    refused(&undeclared(&files), "src/a/c.rs: no `mod` declares it");
+}
+
 #[test]
 fn floors_import_downwards_only() {
     none(&edges(&files(rust)));

@@ -21,7 +21,7 @@ use crate::api::name::{self, CANARY};
 use crate::decide::gate::Guard;
 
 /// The files that the chart installs, with the accounts of its default release.
-const FILES: [&str; 8] = [
+pub const FILES: [&str; 8] = [
     include_str!("../../charts/lockstep/policies/gate.yaml"),
     include_str!("../../charts/lockstep/policies/status.yaml"),
     include_str!("../../charts/lockstep/policies/spec.yaml"),

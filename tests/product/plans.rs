@@ -50,7 +50,8 @@ const TARGET: &str = "lockstep::plan";
 
 impl Subscriber for Listener {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == TARGET && metadata.is_event()
+        // `tracing::enabled!` asks with metadata that is neither a span's nor an event's.
+        metadata.target() == TARGET && !metadata.is_span()
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {

@@ -8,6 +8,7 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use lockstep::api::name::CANARY;
 use lockstep::apiserver::access::{Access, Attributes, Operation};
 use lockstep::apiserver::{Key, Kind, Part, Registry, Writer};
+use lockstep::cluster::guard::FILES;
 use serde_json::Value;
 
 use super::server::NAMESPACE;
@@ -17,17 +18,7 @@ pub const GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gatewa
 
 /// Those that the operator looks for.
 static OBJECTS: LazyLock<Vec<Value>> = LazyLock::new(|| {
-    let files = [
-        include_str!("../../charts/lockstep/policies/gate.yaml"),
-        include_str!("../../charts/lockstep/policies/status.yaml"),
-        include_str!("../../charts/lockstep/policies/spec.yaml"),
-        include_str!("../../charts/lockstep/policies/delete.yaml"),
-        include_str!("../../charts/lockstep/policies/document.yaml"),
-        include_str!("../../charts/lockstep/policies/creator.yaml"),
-        include_str!("../../charts/lockstep/policies/job.yaml"),
-        include_str!("../../charts/lockstep/policies/pod.yaml"),
-    ];
-    files.iter().flat_map(|file| serde_saphyr::from_multiple::<Value>(file).expect("the chart's YAML")).collect()
+    FILES.iter().flat_map(|file| serde_saphyr::from_multiple::<Value>(file).expect("the chart's YAML")).collect()
 });
 
 /// Whether the policies stand, as the server knows it.

@@ -87,6 +87,7 @@ async fn whole(seed: u64, aloud: bool, faulty: bool) -> (Told, Option<End>) {
     let world = open(seed, aloud, faulty);
     let end = live(&world, faulty).await;
     let mut world = enter(&world);
+    world.judge_listening();
     let (writes, started) = (world.writes(), world.judge.starts());
     let had = std::mem::take(&mut world.judge.course.had);
     let story = world.story.take().unwrap_or_default();
@@ -195,7 +196,7 @@ fn begin(world: &mut World, faulty: bool) {
 fn plant(world: &mut World) {
     let labels = json!({"planted": "yes", "lockstep.dev/workflow": "run", "lockstep.dev/steprun": "run-s1"});
     let meta = |name: &str| json!({"name": name, "labels": labels});
-    let document = json!({"type": "brief", "scope": "Workflow", "scopeID": "someone-else", "workflow": "another",
+    let document = json!({"type": "brief", "scope": "Workflow", "scopeId": "someone-else", "workflow": "another",
         "content": "{}"});
     for (kind, object) in [
         (Kind::Job, json!({"metadata": meta("run-s1-job")})),

@@ -124,6 +124,8 @@ pub struct World {
     pub workload: Workload,
     /// Plans of passes that are under way, and when they were made.
     plans: HashMap<tokio::task::Id, (Plan, i64)>,
+    /// How many were heard. None means that nobody listens, and then much of what is judged is not.
+    planned: usize,
     pub story: Option<Vec<String>>,
     pub violation: Option<String>,
     own: Weak<Mutex<World>>,
@@ -168,6 +170,7 @@ impl World {
                 judge: Judge::default(),
                 workload,
                 plans: HashMap::new(),
+                planned: 0,
                 story,
                 violation: None,
                 own: Weak::clone(own),
@@ -330,7 +333,15 @@ impl World {
 
     // ---- what passes say that they will do
 
+    /// Whoever judges hears of plans.
+    pub fn judge_listening(&mut self) {
+        if self.planned == 0 {
+            self.violated("no plan was heard of in this world");
+        }
+    }
+
     fn planned(&mut self, plan: Plan) {
+        self.planned += 1;
         if !plan.effects.is_empty() {
             self.tell(|| format!("plan for {} {}: {}", plan.kind, plan.name, plan.effects.join(", ")));
         }

@@ -16,6 +16,8 @@ use super::schema::Schema;
 use crate::api::definition::Definition;
 use crate::api::limits::ALL_STEPS;
 use crate::api::step::{self as written, OnFailure, Order};
+use crate::api::workflow::WorkflowSpec;
+use crate::api::workflow_template::WorkflowTemplateSpec;
 use names::{Maker, Producer, Visible};
 
 /// Faults that are told of one definition; who mends them is told of the rest.
@@ -30,6 +32,43 @@ pub struct Source<'a> {
     /// Where a step does not say.
     pub on_failure: OnFailure,
     pub parameters_schema: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> From<&'a WorkflowTemplateSpec> for Source<'a> {
+    fn from(spec: &'a WorkflowTemplateSpec) -> Self {
+        Self {
+            steps: &spec.steps,
+            order: spec.order.unwrap_or_default(),
+            output: spec.output.as_deref(),
+            on_failure: spec.on_failure.unwrap_or_default(),
+            parameters_schema: spec.parameters_schema.as_ref(),
+        }
+    }
+}
+
+impl<'a> From<&'a WorkflowSpec> for Source<'a> {
+    fn from(spec: &'a WorkflowSpec) -> Self {
+        Self {
+            steps: &spec.steps,
+            order: spec.order.unwrap_or_default(),
+            output: spec.output.as_deref(),
+            on_failure: spec.on_failure.unwrap_or_default(),
+            parameters_schema: spec.parameters_schema.as_ref(),
+        }
+    }
+}
+
+/// Parameters were held against their schema before it was pinned.
+impl<'a> From<&'a Definition> for Source<'a> {
+    fn from(pinned: &'a Definition) -> Self {
+        Self {
+            steps: &pinned.steps,
+            order: pinned.order,
+            output: pinned.output.as_deref(),
+            on_failure: pinned.on_failure,
+            parameters_schema: None,
+        }
+    }
 }
 
 /// What a definition comes to.
@@ -51,14 +90,7 @@ impl Program {
     /// Compiles a definition that was validated before it was pinned; its schemas are not compiled again. An error names every
     /// place that this version cannot read.
     pub fn compile(definition: &Definition) -> Result<Self, Vec<String>> {
-        let source = Source {
-            steps: &definition.steps,
-            order: definition.order,
-            output: definition.output.as_deref(),
-            on_failure: definition.on_failure,
-            parameters_schema: None,
-        };
-        let Compilation { steps, faults } = compile(source, &|_| Ok(()));
+        let Compilation { steps, faults } = compile(definition.into(), &|_| Ok(()));
         Ok(Self {
             run: RunContext {
                 name: definition.workflow.clone(),

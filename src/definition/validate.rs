@@ -12,26 +12,12 @@ use crate::api::workflow_template::WorkflowTemplateSpec;
 
 /// Faults of a template.
 pub fn template(spec: &WorkflowTemplateSpec, evaluator: &dyn Evaluate) -> Vec<String> {
-    let source = Source {
-        steps: &spec.steps,
-        order: spec.order.unwrap_or_default(),
-        output: spec.output.as_deref(),
-        on_failure: spec.on_failure.unwrap_or_default(),
-        parameters_schema: spec.parameters_schema.as_ref(),
-    };
-    faults(source, evaluator)
+    faults(spec.into(), evaluator)
 }
 
 /// Faults of a Workflow itself, its own steps included.
 pub fn workflow(spec: &WorkflowSpec, evaluator: &dyn Evaluate) -> Vec<String> {
-    let source = Source {
-        steps: &spec.steps,
-        order: spec.order.unwrap_or_default(),
-        output: spec.output.as_deref(),
-        on_failure: spec.on_failure.unwrap_or_default(),
-        parameters_schema: spec.parameters_schema.as_ref(),
-    };
-    let mut faults = faults(source, evaluator);
+    let mut faults = faults(spec.into(), evaluator);
     let bytes: usize = spec.documents.iter().map(|d| d.content.len()).sum();
     if bytes > WORKFLOW_DOCUMENTS_BYTES {
         faults.push(format!("spec.documents: {bytes} bytes in all, at most {WORKFLOW_DOCUMENTS_BYTES} are allowed; put a Document of session scope instead"));
@@ -94,20 +80,12 @@ pub fn parameters(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::step::OnFailure;
     use crate::definition::expression::InProcess;
     use serde_json::json;
 
     fn check(steps: Value, expected: &[&str]) {
-        let steps: Vec<Step> = serde_json::from_value(steps).unwrap_or_default();
-        let source = Source {
-            steps: &steps,
-            order: Order::Chain,
-            output: None,
-            on_failure: OnFailure::Wait,
-            parameters_schema: None,
-        };
-        let faults = faults(source, &InProcess);
+        let steps = serde_json::from_value(steps).expect("steps");
+        let faults = template(&WorkflowTemplateSpec { steps, ..WorkflowTemplateSpec::default() }, &InProcess);
         assert_eq!(faults.len(), expected.len(), "{faults:#?}");
         for (fault, part) in faults.iter().zip(expected) {
             assert!(fault.contains(part), "{fault} lacks {part}");

@@ -32,10 +32,11 @@ pub fn show_outputs(status: &mut WorkflowStatus, before: &Workflow, step_runs: &
         return;
     }
     let bytes = SUMMARY_BYTES.min(SUMMARIES_BYTES / status.steps.len().max(1));
-    for step in &mut status.steps {
+    for (index, step) in status.steps.iter_mut().enumerate() {
         let Some(step_run) = step.step_run.as_ref().and_then(|name| step_runs.get(name)) else { continue };
         step.output_digest = digest(step_run);
-        let known = before.iter().find(|b| b.path == step.path && b.summary.is_some());
+        // In both the steps stand in the order of the definition, which is pinned.
+        let known = before.get(index).filter(|b| b.path == step.path && b.summary.is_some());
         let known = known.filter(|b| b.output_digest.is_some() && b.output_digest == step.output_digest);
         step.summary = match known {
             Some(known) => known.summary.clone(),

@@ -133,3 +133,19 @@ fn text(value: &Value, pointer: &str) -> String {
 fn list(value: &Value, pointer: &str) -> Vec<Value> {
     value.pointer(pointer).and_then(Value::as_array).cloned().unwrap_or_default()
 }
+
+/// The API server prunes what a field was called before. One object that cannot be read keeps the operator's cache of all of
+/// its kind from filling.
+#[test]
+fn what_older_versions_wrote_is_read() {
+    let spec = serde_json::json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+        "path": "a", "parameters": "{}", "inputDigest": "", "scopeChain": [{"scope": "workflow"}]});
+    let decision = serde_json::json!({"documentType": "a", "accepted": true, "decidedBy": "ann", "digest": "o", "round": 1,
+        "decidedAt": "1970-01-01T00:00:00Z"});
+    let gate = serde_json::json!({"state": "Accepted", "round": 1, "outputDigest": "o", "policy": "p",
+        "openedAt": "1970-01-01T00:00:00Z", "decisions": [decision]});
+    let object = serde_json::json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun", "metadata": {"name": "s"},
+        "spec": spec, "status": {"gate": gate}});
+    let read = serde_json::from_value::<lockstep::api::StepRun>(object);
+    assert!(read.is_ok_and(|s| s.spec.scope_chain[0].scope_id.is_empty()));
+}

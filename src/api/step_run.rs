@@ -111,8 +111,11 @@ pub struct ScopeLink {
     /// `workflow`, or the `as` name of a forEach.
     #[schemars(length(min = 1, max = 40))]
     pub scope: String,
-    #[serde(rename = "scopeId")]
-    #[schemars(length(min = 1, max = 512))]
+    /// Identity of the scope: the run's UID, then the keys of the items inwards.
+    // Objects of versions that spelt it `scopeID` have none, and must be read all the same: one that cannot be read keeps a
+    // cache from filling.
+    #[serde(default, rename = "scopeId")]
+    #[schemars(length(max = 512))]
     pub scope_id: String,
 }
 

@@ -44,6 +44,9 @@ pub struct Decision {
     /// Type of the document decided on; the step's path where it makes none.
     #[schemars(length(max = 512))]
     pub document_type: String,
+    /// Identity of the scope that the step runs in: the run's UID, then the keys of the items inwards.
+    // Absent in objects of versions that spelt it otherwise, as in `ScopeLink`.
+    #[serde(default)]
     #[schemars(length(max = 512))]
     pub scope_id: String,
     pub accepted: bool,

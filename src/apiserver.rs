@@ -19,6 +19,7 @@ mod review;
 mod selector;
 pub mod status;
 mod store;
+mod table;
 mod watch;
 
 use std::pin::pin;
@@ -31,7 +32,7 @@ pub use kind::{Kind, Part};
 pub use object::{Key, Object};
 pub use patch::Format;
 pub use registry::{Clock, Registry, Writer};
-pub use store::{Act, Change, Memory, Store};
+pub use store::{Change, ChangeType, MemoryStore, Store};
 
 /// The server, as one user sees it. Clones share the objects.
 #[derive(Clone)]

@@ -1,40 +1,59 @@
 //! `kubectl lockstep`: starts runs, shows them live, and carries people's decisions. Works on the objects alone, as the
 //! person that the kubeconfig names; one file a verb. The exit codes stand in `fault`.
 
-mod answer;
+pub(crate) mod actions;
+pub(crate) mod answer;
 mod approve;
+mod asked;
 mod can_i;
 mod cancel;
-mod connect;
+mod complete;
+pub(crate) mod connect;
 mod control;
-mod decide;
+pub(crate) mod decide;
+pub(crate) mod dev;
 mod difference;
-mod fault;
+mod doc;
+mod export;
+pub(crate) mod fault;
+pub(crate) mod file;
+#[cfg(test)]
+mod golden;
+mod held;
 mod history;
+mod import;
 mod inbox;
-mod line;
-mod lint;
+pub(crate) mod line;
+pub(crate) mod lint;
 mod list;
+mod logs;
 mod mailbox;
-mod pager;
-mod print;
+mod memory;
+pub(crate) mod pager;
+pub(crate) mod print;
 mod reject;
+mod resolve;
 mod resume;
 mod retry;
+mod retry_plan;
+pub(crate) mod review;
 mod rows;
-mod run;
+pub(crate) mod run;
 mod show;
+mod spread;
 mod step_page;
-mod subject;
+pub(crate) mod subject;
 mod suspend;
-mod target;
-mod text;
-mod tree;
+mod table;
+pub(crate) mod target;
+pub(crate) mod text;
+pub(crate) mod tree;
+mod trigger;
 mod value;
 mod version;
-mod wait;
-mod watch;
-mod yaml;
+pub(crate) mod wait;
+pub(crate) mod watch;
+pub(crate) mod yaml;
 
 use std::process::ExitCode;
 
@@ -42,6 +61,7 @@ use clap::{Parser, Subcommand};
 
 use connect::{Connection, Global};
 use fault::{Code, Fault};
+use print::Format;
 
 const EXIT_CODES: &str = "\
 Targets:
@@ -67,11 +87,17 @@ Examples:
   kubectl lockstep watch shop
   kubectl lockstep inbox -A
   kubectl lockstep show shop/discovery
+  kubectl lockstep logs shop/discovery -f
   kubectl lockstep approve shop/discovery -m 'good'
   kubectl lockstep can-i approve discovery
   kubectl lockstep history shop --decisions
   kubectl lockstep retry shop --from architecture
+  kubectl lockstep memory list planner shop
+  kubectl lockstep doc put docs/ --session spring-campaign
+  kubectl lockstep export shop > run.json
+  kubectl lockstep trigger orders --data order.json
   kubectl lockstep lint flow.yaml
+  kubectl lockstep dev -f flow.yaml -f agents.yaml --doc brief=brief.md
 ";
 
 #[derive(Parser, Debug)]
@@ -99,6 +125,7 @@ enum Verb {
     Inbox(inbox::Args),
     Watch(watch::Args),
     Show(show::Args),
+    Logs(logs::Args),
     Approve(approve::Args),
     Reject(reject::Args),
     Answer(answer::Args),
@@ -108,12 +135,24 @@ enum Verb {
     Cancel(cancel::Args),
     Suspend(suspend::Args),
     Resume(resume::Args),
+    Memory(memory::Args),
+    Doc(doc::Args),
+    Export(export::Args),
+    Trigger(trigger::Args),
     Lint(lint::Args),
+    Dev(Box<dev::Args>),
     Version(version::Args),
 }
 
-/// The whole program.
-pub fn main() -> ExitCode {
+/// The verb that stands above this room.
+pub(crate) type Dev = fn(&Global, dev::Args) -> Result<Code, Fault>;
+
+/// The whole program; under another name it completes the command line of kubectl.
+pub(crate) fn main(dev: Dev) -> ExitCode {
+    let mut words = std::env::args_os();
+    if complete::is_asked(words.next().as_deref()) {
+        return complete::main(words.collect());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(wrong) => {
@@ -123,6 +162,9 @@ pub fn main() -> ExitCode {
         }
     };
     rustls::crypto::ring::default_provider().install_default().ok();
+    if let Verb::Dev(args) = cli.verb {
+        return ended(dev(&cli.global, *args));
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(wrong) => {
@@ -133,6 +175,10 @@ pub fn main() -> ExitCode {
     let end = runtime.block_on(verb(cli));
     // Not waited for: a resolver thread may still hang on a dead network.
     runtime.shutdown_background();
+    ended(end)
+}
+
+fn ended(end: Result<Code, Fault>) -> ExitCode {
     match end {
         Ok(code) => code.into(),
         Err(fault) => {
@@ -153,23 +199,32 @@ async fn verb(cli: Cli) -> Result<Code, Fault> {
     if let Verb::Lint(args) = &cli.verb {
         return lint::run(cli.global.output, args);
     }
+    if cli.global.output == Format::Sarif {
+        return Err(Fault::usage("--output: sarif is what lint finds; choose table, wide, json, yaml or name"));
+    }
     let on = Connection::open(&cli.global).await?;
     match cli.verb {
-        Verb::Run(args) => run::run(&on, args).await,
+        Verb::Run(args) => Box::pin(run::run(&on, args)).await,
         Verb::List(args) => list::run(&on, args).await,
         Verb::Inbox(args) => inbox::run(&on, args).await,
         Verb::Watch(args) => watch::run(&on, &args).await,
-        Verb::Show(args) => show::run(&on, &args).await,
+        Verb::Logs(args) => Box::pin(logs::run(&on, &args)).await,
+        Verb::Show(args) => Box::pin(show::run(&on, &args)).await,
         Verb::Approve(args) => approve::run(&on, &args).await,
         Verb::Reject(args) => reject::run(&on, &args).await,
         Verb::Answer(args) => answer::run(&on, &args).await,
         Verb::CanI(args) => can_i::run(&on, &args).await,
         Verb::History(args) => history::run(&on, &args).await,
-        Verb::Retry(args) => retry::run(&on, &args).await,
+        Verb::Retry(args) => Box::pin(retry::run(&on, &args)).await,
         Verb::Cancel(args) => cancel::run(&on, &args).await,
         Verb::Suspend(args) => suspend::run(&on, &args).await,
         Verb::Resume(args) => resume::run(&on, &args).await,
+        Verb::Memory(args) => memory::run(&on, &args).await,
+        Verb::Doc(args) => doc::run(&on, args).await,
+        Verb::Export(args) => export::run(&on, &args).await,
+        Verb::Trigger(args) => Box::pin(trigger::run(&on, &cli.global, &args)).await,
         Verb::Lint(args) => lint::run(on.output, &args),
+        Verb::Dev(_) => Err(Fault::usage("dev takes no connection")),
         Verb::Version(_) => version::run(&on).await,
     }
 }
@@ -196,7 +251,10 @@ mod tests {
             "kubectl-lockstep answer shop/a -5",
             "kubectl-lockstep history shop --decisions -o json",
             "kubectl-lockstep retry shop --from a --name b -w",
+            "kubectl-lockstep retry shop --all",
             "kubectl-lockstep cancel shop --wait",
+            "kubectl-lockstep logs shop -f --tail 5",
+            "kubectl-lockstep logs shop/a/b --previous",
             "kubectl-lockstep suspend shop",
             "kubectl-lockstep resume shop",
             "kubectl-lockstep lint - a.yaml -o json",
@@ -205,6 +263,22 @@ mod tests {
             "kubectl-lockstep reject shop/a -m bad --yes",
             "kubectl-lockstep can-i approve backlog --as ann --as-group product",
             "kubectl-lockstep can-i run",
+            "kubectl-lockstep memory get planner _shop-12345678",
+            "kubectl-lockstep memory get planner shop style -o yaml",
+            "kubectl-lockstep memory set planner shop count -5 --if-revision 0",
+            "kubectl-lockstep memory set planner shop plan --file plan.json",
+            "kubectl-lockstep memory rm planner shop plan --if-revision 3",
+            "kubectl-lockstep memory ls planner shop",
+            "kubectl-lockstep run default --wait -o json",
+            "kubectl-lockstep run --from run.json --session s --param a=1",
+            "kubectl-lockstep doc put a.md docs --session s",
+            "kubectl-lockstep doc put a.md --type brief --project p",
+            "kubectl-lockstep doc get brief --run shop --key E1/F2",
+            "kubectl-lockstep doc ls -A --type brief",
+            "kubectl-lockstep export shop -o yaml",
+            "kubectl-lockstep dev -f a.yaml -f b --doc brief=b.md --agent a=b --approve x --answer s=-5 --fresh",
+            "kubectl-lockstep trigger orders --data order.json --id 7 --type t --source s",
+            "kubectl-lockstep trigger orders --url https://localhost:8443 --token t --certificate-authority ca.crt",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -215,9 +289,24 @@ mod tests {
             "kubectl-lockstep answer shop/a",
             "kubectl-lockstep cancel",
             "kubectl-lockstep can-i",
+            "kubectl-lockstep logs",
+            "kubectl-lockstep logs shop -f -p",
             "kubectl-lockstep can-i delete x",
             "kubectl-lockstep lint",
+            "kubectl-lockstep memory set planner shop key",
+            "kubectl-lockstep memory set planner shop key 1 --file x",
+            "kubectl-lockstep memory rm planner shop",
+            "kubectl-lockstep trigger",
             "kubectl-lockstep list -o fancy",
+            "kubectl-lockstep retry shop --all --from a",
+            "kubectl-lockstep run default --wait -w",
+            "kubectl-lockstep run --from run.json -f run.yaml",
+            "kubectl-lockstep run default --from run.json",
+            "kubectl-lockstep doc put",
+            "kubectl-lockstep doc put a.md --session s --project p",
+            "kubectl-lockstep doc get brief --key E1",
+            "kubectl-lockstep doc get brief --run shop --session s",
+            "kubectl-lockstep export",
         ] {
             let wrong = Cli::try_parse_from(line.split(' ')).err();
             assert!(wrong.is_some_and(|wrong| wrong.use_stderr()), "{line}");

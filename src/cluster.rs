@@ -4,22 +4,32 @@
 //! status and Events; `fair` shares out places between namespaces.
 
 pub mod apply;
-pub mod bounded;
+pub mod bounded_cache;
+pub mod budgets;
 pub mod cache;
+pub mod certificate;
+pub mod chance;
 pub mod client;
 pub mod clock;
 pub mod consistency;
 pub mod contents;
+mod dry_run;
+pub mod egress;
 pub mod error;
 pub mod evaluator;
 pub mod fair;
 pub mod guard;
 pub mod lease;
+pub mod memories;
 pub mod observe;
+pub mod pod_events;
 pub mod publish;
 pub mod refusals;
+pub mod sinks;
 pub mod slots;
 pub mod tls;
+mod triggers;
+pub mod ttl_cache;
 pub mod world;
 
 pub use error::Error;

@@ -14,27 +14,43 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use crate::api::name::GATEWAY;
+use crate::cluster::certificate;
 use crate::cluster::clock::Clock;
 use crate::cluster::evaluator::Evaluator;
 use crate::cluster::fair::Fair;
 use crate::server::rate::Rate;
-use crate::server::{self, Limits, Security, Server};
+use crate::server::{self, Limits, Security, Server, at_least_one};
+use crate::telemetry::traces::{self, Traces};
 
 mod answer;
+mod answers;
+mod approval;
+mod ask;
 mod attempt;
+mod attended;
 mod auth;
 mod claim;
 mod cluster;
 mod context;
 mod definitions;
 mod document;
+mod documents;
+mod entries;
+mod evaluate;
+mod history;
 mod judge;
+mod memory;
 mod metrics;
 mod progress;
 mod refusal;
+mod refused;
 mod report;
 mod routes;
+mod terms;
 mod tls;
+mod usage;
+mod wait;
 
 /// Outputs that are judged at once.
 const JUDGED_AT_ONCE: usize = 4;
@@ -63,6 +79,8 @@ pub struct Options {
     pub evaluators: u16,
     #[command(flatten)]
     pub bounds: Bounds,
+    #[command(flatten)]
+    pub traces: traces::OtlpOptions,
 }
 
 /// What memory is bounded by; docs/operations.md has the arithmetic.
@@ -85,13 +103,6 @@ pub struct Bounds {
     pub max_outputs: usize,
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(number) if number > 0 => Ok(number),
-        _ => Err("must be a number, 1 or more".to_owned()),
-    }
-}
-
 impl Bounds {
     fn limits(&self) -> Limits {
         let each = u32::try_from(self.max_connections_per_address).unwrap_or(u32::MAX);
@@ -112,31 +123,46 @@ struct Gateway {
     client: kube::Client,
     verdicts: auth::Verdicts,
     definitions: definitions::Definitions,
+    history: history::HistoryCache,
+    answers: answers::Answers,
     pace: progress::Pace,
+    usage_pace: progress::Pace,
+    refused: refused::Lines,
     metrics: metrics::Metrics,
     /// Places that namespaces share: of calls that give out inputs, of calls that take in outputs, of judges.
     inputs: Fair,
     outputs: Fair,
     judges: Fair,
+    memories: memory::Memories,
     evaluator: Evaluator,
     clock: Clock,
     ready: AtomicBool,
+    traces: Traces,
+    /// Says to calls that wait for people that they end.
+    stopping: watch::Sender<bool>,
 }
 
 impl Gateway {
-    fn new(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock) -> Self {
+    fn new(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock, traces: Traces) -> Self {
         Self {
             client,
             verdicts: auth::Verdicts::default(),
             definitions: definitions::Definitions::default(),
-            pace: progress::Pace::default(),
+            history: history::HistoryCache::default(),
+            answers: answers::Answers::default(),
+            pace: progress::Pace::of_all(),
+            usage_pace: progress::Pace::of_each(),
+            refused: refused::Lines::default(),
             metrics: metrics::Metrics::default(),
             inputs: Fair::new(bounds.max_inputs, QUEUED),
             outputs: Fair::new(bounds.max_outputs, QUEUED),
             judges: Fair::new(JUDGED_AT_ONCE, QUEUED),
+            memories: memory::Memories::new(bounds.max_inputs.div_ceil(2)),
             evaluator,
             clock,
             ready: AtomicBool::new(false),
+            traces,
+            stopping: watch::Sender::new(false),
         }
     }
 
@@ -146,14 +172,15 @@ impl Gateway {
 }
 
 /// The calls of agents, without the connections that bring them.
-pub fn calls(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock) -> Router {
-    routes::agents(Arc::new(Gateway::new(client, bounds, evaluator, clock)))
+pub fn calls(client: kube::Client, bounds: &Bounds, evaluator: Evaluator, clock: Clock, traces: Traces) -> Router {
+    routes::agents(Arc::new(Gateway::new(client, bounds, evaluator, clock, traces)))
 }
 
 /// Serves until SIGTERM.
 pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
     let evaluator = Evaluator::new(options.evaluators);
-    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds, evaluator, Clock::default()));
+    let traces = Traces::open(&options.traces, GATEWAY)?;
+    let gateway = Arc::new(Gateway::new(client.clone(), &options.bounds, evaluator, Clock::default(), traces.clone()));
     let (stopper, mut stop) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
@@ -164,6 +191,7 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
         told.ready.store(false, Ordering::Relaxed);
+        told.stopping.send_replace(true);
         stopper.send_replace(true);
     });
 
@@ -181,7 +209,7 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
         certificate = tls::first(&secrets, &options.tls_secret) => certificate,
         _ = stop.wait_for(|stop| *stop) => return Ok(()),
     };
-    let config = tls::config(certificate.clone())?;
+    let config = certificate::config(certificate.clone())?;
     let renewal = tokio::spawn(tls::renew(secrets, options.tls_secret, certificate));
 
     let listener = listen(options.listen)?;
@@ -196,6 +224,7 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
     agents.serve(listener, stop).await;
     renewal.abort();
     probes.abort();
+    traces.close().await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -203,3 +232,6 @@ pub async fn run(options: Options, client: kube::Client) -> anyhow::Result<()> {
 fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     server::listen(address).with_context(|| format!("cannot listen on {address}"))
 }
+
+#[cfg(test)]
+mod tests;

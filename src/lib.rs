@@ -12,7 +12,6 @@
 
 #[expect(clippy::disallowed_macros, reason = "the derives of the kinds write their schemas with it")]
 pub mod api;
-pub mod mutant;
 pub mod protocol;
 
 pub mod apiserver;
@@ -27,4 +26,10 @@ pub mod telemetry;
 pub mod cli;
 pub mod controllers;
 pub mod gateway;
+#[expect(clippy::disallowed_macros, reason = "the derives of what it takes and gives write their schemas with it")]
+pub mod http;
+pub mod prompt;
 pub mod shim;
+
+#[expect(clippy::disallowed_macros, reason = "the API server in this process takes objects as JSON")]
+pub mod dev;

@@ -2,8 +2,21 @@
 //! proven before a body is read: `Authorization: Bearer` with the pod's attempt-bound token, and the headers of `AttemptRef`.
 //! Knows neither a cluster nor a process.
 
+mod approval;
+mod ask;
+pub mod context;
+mod documents;
+mod file_names;
+pub mod memory;
+pub mod trust;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+pub use approval::{APPROVAL, ApprovalCall, ApprovalReply, Decided, Verdict};
+pub use ask::{ASK, AWAIT, AskReply, AskRequest, AwaitReply, AwaitRequest, HOLD_SECONDS, Question};
+pub use documents::{DOCUMENTS, DocumentsAnswer, DocumentsRequest, FoundDocument, ListedDocuments, VisibleDocument};
+pub use file_names::{FileNames, file_name};
 
 /// Version of this protocol and of `context.json`.
 pub const VERSION: u32 = 1;
@@ -14,6 +27,12 @@ pub const DOCUMENT: &str = "/v1/document";
 pub const CHECK: &str = "/v1/check";
 pub const PROGRESS: &str = "/v1/progress";
 pub const REPORT: &str = "/v1/report";
+pub const HISTORY: &str = "/v1/history";
+pub const USAGE: &str = "/v1/usage";
+pub const ENDED: &str = "/v1/ended";
+
+/// The header in which the shim gives the trace context of its attempt back.
+pub const TRACEPARENT: &str = "traceparent";
 
 /// Environment that the operator sets in the agent container for the shim.
 pub mod env {
@@ -33,11 +52,17 @@ pub mod env {
     pub const IN: &str = "LOCKSTEP_IN";
     pub const OUT: &str = "LOCKSTEP_OUT";
     pub const WORK: &str = "LOCKSTEP_WORK";
+    /// Of the Agent's repair command alone: the file with the faults.
+    pub const FAULTS: &str = "LOCKSTEP_FAULTS";
+    /// Of the sidecar that attends a container alone: the file with its output.
+    pub const RESULT_PATH: &str = "LOCKSTEP_RESULT_PATH";
     pub const SESSION_ID: &str = "SESSION_ID";
     pub const WORKFLOW: &str = "WORKFLOW";
     pub const STEP_ID: &str = "STEP_ID";
     pub const AGENT_ID: &str = "AGENT_ID";
     pub const IDEMPOTENCY_KEY: &str = "IDEMPOTENCY_KEY";
+    /// The W3C trace context of the attempt, below which what the agent does stands.
+    pub const TRACEPARENT: &str = "TRACEPARENT";
 }
 
 /// Where things lie in the pod.
@@ -147,6 +172,18 @@ pub struct Claimed {
     /// Seconds without any call of the agent after which the shim ends it.
     #[serde(default)]
     pub progress_timeout_seconds: Option<i64>,
+    /// What mends a wrong output, where the Agent names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repair: Option<Repair>,
+}
+
+/// How the shim has a wrong output mended.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Repair {
+    pub command: Vec<String>,
+    /// Times in one attempt.
+    pub most: u32,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug)]
@@ -173,6 +210,12 @@ pub struct Output {
     pub result: Option<String>,
     /// The document file.
     pub document: Option<String>,
+    /// Bytes of `result.json`, where only its first part is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_bytes: Option<u64>,
+    /// Bytes of the document file, where only its first part is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_bytes: Option<u64>,
 }
 
 /// `POST /v1/check`: validates now, writes nothing.
@@ -202,12 +245,35 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// `POST /v1/progress`: 204.
+/// `POST /v1/progress`: 204, or 503 where it comes too soon: the newest is then said again.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct ProgressRequest {
     pub percent: i32,
     pub message: String,
+}
+
+/// `POST /v1/history`: what was said before; the answer is a `context::HistoryPage`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryRequest {
+    /// The cursor of the page before; the newest entries without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+}
+
+/// `POST /v1/usage`: 204. All that the attempt has used so far, not what it used since the last call: however often it
+/// arrives, it counts once.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Usage {
+    pub tokens_in: i64,
+    pub tokens_out: i64,
+    /// A decimal number as text, `0.0125`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
 }
 
 /// `POST /v1/report`: the end of the attempt, the commit point. The answer is a `Checked`.
@@ -218,6 +284,9 @@ pub struct ReportRequest {
     pub output: Output,
     /// The end of stdout and stderr, secrets masked, at most 4 KiB.
     pub log_tail: String,
+    /// All that the attempt has used, where it said so. A gateway of an earlier version refuses it, see `shim/run.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 /// How the command ended.
@@ -226,15 +295,63 @@ pub struct ReportRequest {
 pub enum Ending {
     /// It exited; a signal counts as 128 + its number.
     #[serde(rename_all = "camelCase")]
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+        /// The shim was told to stop before: the signal that it got.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+        /// What the node did to it: "out of memory, limit 64Mi".
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<String>,
+    },
     /// `lockstep fail`.
     #[serde(rename_all = "camelCase")]
     Failed { retryable: bool, message: String, code: i32 },
-    /// The shim ended it at `timeoutSeconds`.
-    TimedOut,
+    /// The shim ended it at `timeoutSeconds`, and it exited with this code; shims of earlier versions do not say so.
+    #[serde(rename_all = "camelCase")]
+    TimedOut {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<i32>,
+    },
     /// The shim ended it after so many seconds without a call (`progressTimeoutSeconds`).
     #[serde(rename_all = "camelCase")]
-    Silent { seconds: i64 },
+    Silent {
+        seconds: i64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        code: Option<i32>,
+    },
+    /// The agent's container was left as it is, and has ended: how, the gateway reads from the pod.
+    #[serde(rename_all = "camelCase")]
+    Attended {
+        /// Whether the output is in the request; else it is the termination message, as the request has it, or the pod.
+        has_file: bool,
+        /// Why the file cannot be read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fault: Option<String>,
+    },
+    /// `lockstep ask`: the shim ended it, and what it exited with is of no interest.
+    Asked { questions: Vec<Question> },
+}
+
+/// `POST /v1/ended`, by the sidecar of a container that was left as it is; the answer is a `ContainerEnded`, or 503 as long as
+/// the end is not known.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct EndedRequest {}
+
+/// What the agent's container has left in the pod's status.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerEnded {
+    /// Its termination message. The sidecar knows the values of Secrets, the gateway does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+impl Ending {
+    /// By itself, and nothing more is known.
+    pub fn exited(code: i32) -> Self {
+        Self::Exited { code, signal: None, cause: None }
+    }
 }
 
 /// Every refusal of the gateway.
@@ -252,6 +369,32 @@ mod tests {
 
     const GOOD: &str = "team/shop-discovery-0123456789abcdef/11111111-2222-3333-4444-555555555555/2";
     const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    /// An ending as a gateway knows it that was built before.
+    #[derive(Deserialize, Debug, PartialEq)]
+    #[serde(tag = "kind", rename_all = "camelCase")]
+    enum Earlier {
+        TimedOut,
+        Silent { seconds: i64 },
+    }
+
+    /// Shims and gateways of two versions meet while an installation is renewed.
+    #[test]
+    fn the_exit_code_of_what_was_ended_may_be_missing() {
+        for (text, ending) in [
+            (r#"{"kind":"timedOut"}"#, Ending::TimedOut { code: None }),
+            (r#"{"kind":"timedOut","code":143}"#, Ending::TimedOut { code: Some(143) }),
+            (r#"{"kind":"silent","seconds":4}"#, Ending::Silent { seconds: 4, code: None }),
+            (r#"{"kind":"silent","seconds":4,"code":0}"#, Ending::Silent { seconds: 4, code: Some(0) }),
+        ] {
+            assert_eq!(serde_json::from_str::<Ending>(text).expect("an ending"), ending);
+            assert_eq!(serde_json::to_string(&ending).expect("JSON"), text);
+        }
+        let read = |ending: &Ending| serde_json::from_str::<Earlier>(&serde_json::to_string(ending).expect("JSON"));
+        assert_eq!(read(&Ending::TimedOut { code: Some(143) }).expect("an ending"), Earlier::TimedOut);
+        let silent = Ending::Silent { seconds: 4, code: Some(143) };
+        assert_eq!(read(&silent).expect("an ending"), Earlier::Silent { seconds: 4 });
+    }
 
     #[test]
     fn headers_are_read_back() {

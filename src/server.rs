@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
+pub mod body;
 mod connection;
 pub mod peer;
 pub mod rate;
@@ -60,6 +61,14 @@ impl Default for Limits {
     }
 }
 
+/// A bound, as it is written on a command line.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err("must be a number, 1 or more".to_owned()),
+    }
+}
+
 /// Listens, with a long queue.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -104,10 +113,10 @@ impl Server {
             match accepted {
                 Ok((stream, from)) => {
                     // Whoever has no place hears it at once, by the end of the connection, and costs no more than that.
-                    let Some(place) = shared.admit(from) else { continue };
+                    let Some(guard) = shared.admit(from) else { continue };
                     let (stop, alive) = (stop.clone(), alive.clone());
                     tokio::spawn(async move {
-                        connection::serve(stream, place, stop).await;
+                        connection::serve(stream, guard, stop).await;
                         drop(alive);
                     });
                 }
@@ -133,13 +142,13 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 impl Shared {
     #[expect(clippy::disallowed_methods, reason = "connections come at a bounded pace")]
-    fn admit(self: &Arc<Self>, from: SocketAddr) -> Option<Place> {
+    fn admit(self: &Arc<Self>, from: SocketAddr) -> Option<ConnectionGuard> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = table.admit(table::network(from.ip()), Instant::now());
         self.server.stats.open(table.open());
         drop(table);
         match admitted {
-            Ok(standing) => Some(Place { shared: self.clone(), standing }),
+            Ok(state) => Some(ConnectionGuard { shared: self.clone(), state }),
             Err(why) => {
                 self.server.stats.refused(why.label());
                 None
@@ -148,16 +157,16 @@ impl Shared {
     }
 }
 
-/// A connection's place in the table, until it is dropped.
-struct Place {
+/// Takes its connection out of the table when it is dropped.
+struct ConnectionGuard {
     shared: Arc<Shared>,
-    standing: Arc<peer::Standing>,
+    state: Arc<peer::ConnectionState>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         let mut table = self.shared.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.leave(&self.standing);
+        table.leave(&self.state);
         self.shared.server.stats.open(table.open());
     }
 }

@@ -1,4 +1,6 @@
-//! What the night shift sees: JSON logs on stderr, metrics and health over plain HTTP. Decides nothing.
+//! What the night shift sees: JSON logs on stderr, metrics and health over plain HTTP, traces. Decides nothing.
+
+pub mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,6 +36,14 @@ pub fn log(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The same into a file, for whoever has a terminal for something else.
+pub fn log_into(filter: &str, file: std::fs::File) -> anyhow::Result<()> {
+    let used = EnvFilter::try_new(if fault(filter).is_none() { filter } else { "info" })?;
+    let writer = std::sync::Mutex::new(file);
+    tracing_subscriber::fmt().json().flatten_event(true).with_writer(writer).with_env_filter(used).init();
+    Ok(())
+}
+
 /// What is wrong with a filter. A single word must be a level: as the name of a module it would silence all others.
 fn fault(filter: &str) -> Option<String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -61,12 +71,19 @@ pub struct EffectLabel {
     pub effect: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct NotificationLabel {
+    pub sink: String,
+    pub outcome: &'static str,
+}
+
 /// The operator's metrics.
 pub struct Metrics {
     registry: Registry,
     reconciles: Family<KindLabel, Histogram>,
     errors: Family<ErrorLabel, Counter>,
     writes: Family<EffectLabel, Counter>,
+    notifications: Family<NotificationLabel, Counter>,
     leading: Gauge,
 }
 
@@ -76,11 +93,17 @@ impl Default for Metrics {
         let reconciles =
             Family::new_with_constructor((|| Histogram::new(exponential_buckets(0.001, 2.0, 14))) as fn() -> Histogram);
         let (errors, writes, leading) = (Family::default(), Family::default(), Gauge::default());
+        let notifications = Family::default();
         registry.register("reconcile_seconds", "Time of one pass, by kind", reconciles.clone());
         registry.register("reconcile_errors", "Passes that the cluster failed, by kind and class", errors.clone());
         registry.register("writes", "Writes to the API server, by effect", writes.clone());
+        registry.register(
+            "notifications",
+            "Requests to receivers of notifications, by receiver and what became of them",
+            notifications.clone(),
+        );
         registry.register("leading", "1 where this process works, 0 where it stands by", leading.clone());
-        Self { registry, reconciles, errors, writes, leading }
+        Self { registry, reconciles, errors, writes, notifications, leading }
     }
 }
 
@@ -89,12 +112,21 @@ impl Metrics {
         self.reconciles.get_or_create(&KindLabel { kind }).observe(took.as_secs_f64());
     }
 
+    /// Whether there was a pass over an object of that kind.
+    pub fn has_passed(&self, kind: &'static str) -> bool {
+        self.reconciles.get(&KindLabel { kind }).is_some()
+    }
+
     pub fn failed(&self, kind: &'static str, class: &'static str) {
         self.errors.get_or_create(&ErrorLabel { kind, class }).inc();
     }
 
     pub fn wrote(&self, effect: &'static str) {
         self.writes.get_or_create(&EffectLabel { effect }).inc();
+    }
+
+    pub fn notified(&self, sink: &str, outcome: &'static str) {
+        self.notifications.get_or_create(&NotificationLabel { sink: sink.to_owned(), outcome }).inc();
     }
 
     pub fn leading(&self) {

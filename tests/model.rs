@@ -1,11 +1,17 @@
-//! Every state of small worlds, with the real decisions in them: fence and claim, and the operators' lease.
+//! Every state of small worlds, with the real decisions in them: fence and claim, and the operators' lease; and every moment at
+//! which a call of the real gateway can be overtaken.
 
 #![expect(clippy::expect_used, clippy::fn_params_excessive_bools, clippy::panic, reason = "all of it is test")]
 
+#[path = "shim/attempt.rs"]
+#[allow(dead_code, reason = "tests/shim.rs uses the rest")]
+mod attempt;
 #[path = "model/fence.rs"]
 mod fence;
 #[path = "model/lease.rs"]
 mod lease;
+#[path = "model/overtaken.rs"]
+mod overtaken;
 
 fn none(found: Option<String>) {
     if let Some(found) = found {
@@ -33,4 +39,9 @@ fn one_leads_in_every_state() {
 #[test]
 fn somebody_leads_again_after_every_state() {
     none(lease::stuck(2));
+}
+
+#[test]
+fn nothing_is_written_of_an_attempt_that_is_over() {
+    none(overtaken::find_violation());
 }

@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use sim::judge::course::FEATURES;
-use sim::run;
+use sim::{run, talk};
 
-/// What two free cores do in a minute.
+/// What two free cores do in a minute and a half.
 const SEEDS: u64 = 150;
 /// So many worlds have everything at work that there is.
 const ENOUGH: u64 = 1_000;
@@ -44,7 +44,9 @@ fn whatever_happens_to_the_product_the_promises_hold() {
     let count = number("LOCKSTEP_PRODUCT_SEEDS").unwrap_or(SEEDS);
     let (next, bad) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
     let (writes, starts) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let had: Mutex<BTreeMap<&str, usize>> = Mutex::new(FEATURES.into_iter().map(|f| (f, 0)).collect());
+    let had: Mutex<BTreeMap<&str, usize>> =
+        Mutex::new(FEATURES.into_iter().chain(talk::FEATURES).map(|f| (f, 0)).collect());
+    let violations: Mutex<BTreeMap<u64, String>> = Mutex::default();
     let began = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
@@ -60,8 +62,9 @@ fn whatever_happens_to_the_product_the_promises_hold() {
                     let mut had = had.lock().unwrap();
                     told.had.iter().for_each(|feature| *had.entry(feature).or_default() += 1);
                     drop(had);
-                    if told.violation.is_some() {
+                    if let Some(violation) = told.violation {
                         bad.fetch_min(seed, Ordering::Relaxed);
+                        violations.lock().unwrap().insert(seed, violation);
                     }
                 }
             });
@@ -81,7 +84,11 @@ fn whatever_happens_to_the_product_the_promises_hold() {
     let told = run::tell(bad, true);
     println!("{}", told.story.join("\n"));
     println!("\nagain: LOCKSTEP_PRODUCT_SEED={bad} cargo test --test product -- --nocapture");
-    panic!("seed {bad}: {}", told.violation.unwrap_or_else(|| "it held the second time: not the same story".into()));
+    let first = violations.into_inner().unwrap().remove(&bad).unwrap_or_default();
+    let again =
+        told.violation.unwrap_or_else(|| format!("it held the second time, so it is not the same story: {first}"));
+    println!("seed {bad}: {again}");
+    panic!("seed {bad}: {again}");
 }
 
 /// A failing seed can be looked at again: its story is always the same, byte for byte.

@@ -7,6 +7,8 @@
 mod invariants;
 #[path = "scenarios/print.rs"]
 mod print;
+#[path = "scenarios/states.rs"]
+mod states;
 #[path = "scenarios/story.rs"]
 mod story;
 #[path = "scenarios/world.rs"]
@@ -60,6 +62,17 @@ macro_rules! stories {
             for story in told {
                 assert!(named.contains(&story), "{story} is told and shows no rule in RULES.md");
             }
+        }
+
+        /// What `hack/gitops` shows to kstatus, Argo CD and Flux.
+        #[test]
+        fn the_states_that_other_tools_are_shown() {
+            let mut found = states::States::of_definitions();
+            for name in [$(stringify!($name)),*] {
+                let text = std::fs::read_to_string(folder().join(format!("{name}.txt"))).expect("the story");
+                story::play(&text, &mut |world| found.see(world));
+            }
+            found.compare();
         }
 
         #[test]

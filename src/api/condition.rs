@@ -9,6 +9,12 @@ pub fn unseen() -> i64 {
     -1
 }
 
+/// Set to True while it is on its way: kstatus then reads "in progress".
+pub const RECONCILING: &str = "Reconciling";
+
+/// Set to True where it stands, and waiting does not help: kstatus then reads "failed".
+pub const STALLED: &str = "Stalled";
+
 /// The three states of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truth {

@@ -4,14 +4,20 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use super::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
+use super::{Agent, Document, Memory, StepRun, Trigger, Workflow, WorkflowTemplate};
 
 /// All kinds, in the order in which they are listed.
 pub fn all() -> Vec<Value> {
-    [Agent::crd(), WorkflowTemplate::crd(), Workflow::crd(), StepRun::crd(), Document::crd()]
-        .iter()
-        .map(finished)
-        .collect()
+    let kinds = [
+        Agent::crd(),
+        WorkflowTemplate::crd(),
+        Workflow::crd(),
+        StepRun::crd(),
+        Document::crd(),
+        Memory::crd(),
+        Trigger::crd(),
+    ];
+    kinds.iter().map(finished).collect()
 }
 
 /// Plural name and YAML text of every CRD.
@@ -27,12 +33,16 @@ pub fn files() -> Result<Vec<(String, String)>, serde_saphyr::ser::Error> {
 
 fn finished(crd: &CustomResourceDefinition) -> Value {
     let mut crd = serde_json::to_value(crd).unwrap_or_default();
+    let documents = crd.pointer("/spec/names/kind").is_some_and(|kind| kind == "Document");
     if let Some(schema) = crd.pointer_mut("/spec/versions/0/schema/openAPIV3Schema") {
         tidy(schema);
         if let Some(status) = schema.pointer_mut("/properties/status").and_then(Value::as_object_mut) {
-            // Both defaults are needed: kstatus must read -1 before the first look and after a write that leaves it out.
-            status.insert("default".to_owned(), json!({}));
-            if let Some(observed) = status.get_mut("properties").and_then(|p| p.get_mut("observedGeneration")) {
+            // Both defaults are needed: kstatus must read -1 before the first look and after a write that leaves it out. Documents have
+            // the first alone: those that an older version published say nothing of it, and must not read as unseen.
+            status.insert("default".to_owned(), if documents { json!({"observedGeneration": -1}) } else { json!({}) });
+            if let Some(observed) = status.get_mut("properties").and_then(|p| p.get_mut("observedGeneration"))
+                && !documents
+            {
                 observed["default"] = json!(-1);
             }
         }
@@ -40,7 +50,7 @@ fn finished(crd: &CustomResourceDefinition) -> Value {
     crd
 }
 
-/// Takes out what schemars adds for `Option` (a stored null would defeat `has()`), and long texts of embedded types.
+/// Takes out what schemars adds for `Option` (a stored null would defeat `has()`), and puts descriptions as they are read.
 fn tidy(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else {
         return;
@@ -54,10 +64,7 @@ fn tidy(schema: &mut Value) {
     if let Some(Value::Array(values)) = object.get_mut("enum") {
         values.retain(|value| !value.is_null());
     }
-    if object.get("description").and_then(Value::as_str).is_some_and(|text| text.len() > 400) {
-        object.remove("description");
-    }
-    object.remove("title");
+    describe(object);
     for key in ["properties", "additionalProperties", "items", "not"] {
         match object.get_mut(key) {
             Some(Value::Object(inner)) if key == "properties" => each(inner, tidy),
@@ -69,6 +76,19 @@ fn tidy(schema: &mut Value) {
         if let Some(Value::Array(inner)) = object.get_mut(key) {
             inner.iter_mut().for_each(tidy);
         }
+    }
+}
+
+/// A description is paragraphs, whatever lines it was written in. What the values of an enum mean came in the title (see
+/// `schema::told`), and stands below, as `kubectl explain` shows it for Kubernetes' own kinds.
+fn describe(object: &mut Map<String, Value>) {
+    let meanings = object.remove("title").filter(|_| object.contains_key("enum"));
+    let Some(Value::String(text)) = object.get_mut("description") else {
+        return;
+    };
+    *text = text.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n\n");
+    if let Some(meanings) = meanings.as_ref().and_then(Value::as_str) {
+        *text = format!("{text}\n\nPossible values:\n{meanings}");
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::step::{OnFailure, Order, Step};
+use super::usage::Budget;
 
 /// Everything of a run that its steps and agents may ask for later.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -31,6 +32,8 @@ pub struct Definition {
     pub output: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
     pub steps: Vec<Step>,
 }
 

@@ -1,21 +1,33 @@
 //! StepRun: one execution of one step, for one item. Made by the operator only; attempts and reviews happen inside.
 //! Its status has two writers with disjoint fields: `status.agent` is the gateway's, everything else the operator's.
 
+mod agent;
+mod approval;
+mod asked;
+mod attempt;
 mod made;
 mod people;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::notification::Notified;
 use super::schema::free_value;
 use super::step::Acceptors;
+use super::usage::{Budget, Usage};
 use super::workflow::{DefinitionRef, Phase};
+pub use agent::{
+    AgentReport, Asking, Claim, DocumentRead, Journal, JournalState, Progress, Report, ReportClass, Stopped,
+};
+pub use approval::{ApprovalRequest, ApprovalUse, RequestedApproval};
+pub use asked::{AgentQuestion, AskedQuestion};
+pub use attempt::{Attempt, AttemptCounts, AttemptResult, ResultRef, StepError};
 pub use made::{Binding, Comparison, JobRef, Reuse, ReusedGate};
-pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
+pub use people::{Act, Action, Answer, BudgetRaise, Decision, GateState, GateStatus, Guidance, WaitKind, WaitingFor};
 
+/// What the step does and reads, with every expression resolved. It never changes.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "lockstep.dev",
@@ -25,7 +37,7 @@ pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance,
     status = "StepRunStatus",
     shortname = "lsr",
     category = "lockstep",
-    doc = "One execution of one step.",
+    doc = "A StepRun is one execution of one step of a run, for one item of a forEach. Lockstep creates it and writes its status; people decide and answer by annotations on it.",
     derive = "PartialEq",
     selectable = ".spec.workflow.name",
     selectable = ".spec.agentId",
@@ -44,213 +56,314 @@ pub use people::{Act, Action, Answer, Decision, GateState, GateStatus, Guidance,
     printcolumn(name = "CompletedAt", type_ = "string", json_path = ".status.completedAt", priority = 1),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase", priority = 1),
     printcolumn(name = "Input", type_ = "string", json_path = ".spec.parameters", priority = 1),
-    printcolumn(name = "Output", type_ = "string", json_path = ".status.agent.report.output", priority = 1)
+    printcolumn(name = "Output", type_ = "string", json_path = ".status.agent.report.output", priority = 1),
+    printcolumn(name = "Journal", type_ = "string", json_path = ".status.agent.journal.state", priority = 1)
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self == oldSelf").message("the spec of a StepRun is immutable"))]
 pub struct StepRunSpec {
+    /// The run that the step belongs to.
     pub workflow: WorkflowIdentity,
+    /// Where the definition of the run is stored.
     pub definition: DefinitionRef,
-    /// `group/step`.
+    /// The path of the step in the definition: its name, behind the names of the groups around it (`group/step`).
     #[schemars(length(min = 1, max = 512))]
     pub path: String,
-    /// Absent where a person does the step: a question, or an approval alone.
+    /// The name of the Agent that does the step; absent for a question and for a manual approval.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 52))]
     pub agent_id: String,
-    /// The question to a person.
+    /// The question to a person, if the step is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<StepRunAsk>,
-    /// What a finished run had completed already; nothing runs.
+    /// The result of a finished run that is taken over (`spec.retryOf` of the run); nothing is run for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reuse: Option<Reuse>,
-    /// The innermost item of forEach.
+    /// The item of the innermost forEach around the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub item: Option<Item>,
-    /// From the run inwards.
+    /// The run and the items around the step, outermost first, at most 4.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub scope_chain: Vec<ScopeLink>,
-    /// JSON text, so that its bytes stay as they are.
+    /// The parameters of the step as JSON text, at most 32 KiB.
+    // Text, so that its bytes stay as they are.
     #[schemars(length(max = 32_768))]
     pub parameters: String,
-    /// The documents that the step reads, pinned.
+    /// The documents that the step reads, by name and digest, the same for all attempts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 6000))]
     pub documents: Vec<DocumentRef>,
-    /// The gate that guards the output.
+    /// The gate at which people accept or reject the output, if the step has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<StepRunGate>,
-    /// Digest over agent, parameters, documents and input.
+    /// How much the agent of the step may use, all attempts together, if the step limits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// The gates at which the agent may request approvals of single actions, if the step declares any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub action_gates: Vec<StepRunGate>,
+    /// The SHA-256 digest over agent, parameters, documents, question and the input of the run. A later run takes the result over
+    /// only if this digest is the same.
     #[schemars(length(max = 80))]
     pub input_digest: String,
 }
 
+/// The run that a step belongs to.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct WorkflowIdentity {
+    /// The name of the Workflow.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
+    /// The UID of the Workflow.
     #[schemars(length(min = 1, max = 64))]
     pub uid: String,
+    /// The user name of whoever created the run, as the API server knows it; absent where it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub creator: Option<String>,
+    /// The W3C trace context of whoever asked for the run; absent where it began a trace of its own, whose id follows from the UID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub traceparent: Option<String>,
 }
 
+/// An item of a forEach.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct Item {
+    /// The key of the item, which no other item of the list has.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
+    /// The place of the item in the list, from 0.
     pub index: i32,
+    /// The item itself, any JSON value.
     #[schemars(schema_with = "free_value")]
     pub value: Value,
 }
 
+/// The run, or an item, around a step.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct ScopeLink {
-    /// `workflow`, or the `as` name of a forEach.
+    /// What it is: `workflow`, or the `as` name of a forEach.
     #[schemars(length(min = 1, max = 40))]
     pub scope: String,
-    /// Identity of the scope: the run's UID, then the keys of the items inwards.
+    /// Which one it is: the UID of the run, then the keys of the items inwards, each after a `/`.
     // Objects of versions that spelt it `scopeID` have none, and must be read all the same: one that cannot be read keeps a
     // cache from filling.
     #[serde(default, rename = "scopeId")]
     #[schemars(length(max = 512))]
     pub scope_id: String,
+    /// Of an item: its place in the list of the forEach, counted from 0; absent for the run itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub index: Option<i32>,
 }
 
+/// A document that a step reads.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct DocumentRef {
+    /// The type of the document.
     #[serde(rename = "type")]
     #[schemars(length(min = 1, max = 63))]
     pub document_type: String,
+    /// Which run or item the document belongs to; absent for documents that people created.
     #[serde(default, rename = "scopeId", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub scope_id: Option<String>,
+    /// The name of the Document.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// The SHA-256 digest of its content. If the Document holds something else when it is read, the step fails with the class
+    /// DocumentChanged.
     #[schemars(length(max = 80))]
     pub digest: String,
-    /// UID of the Document; absent for the members of a fan-in, whose digests say enough.
+    /// The UID of the Document; absent for the documents of all items (`TYPE/*`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub uid: Option<String>,
-    /// Set for the members of a fan-in (`type/*`).
+    /// The key of the item that made the document; present for the documents of all items (`TYPE/*`) only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub key: Option<String>,
+    /// The place in its list of the item that made the document, counted from 0; present where `key` is. The documents of
+    /// all items stand in the order of the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub index: Option<i32>,
 }
 
-/// A question, with its expressions resolved.
+/// A question to a person, with its expressions resolved.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StepRunAsk {
-    /// The name that RBAC knows (`inputs.lockstep.dev/NAME`): the step's.
+    /// The name of the question in RBAC: whoever has the verb `answer` on `inputs.lockstep.dev/NAME` may answer. It is the step's name.
     #[schemars(length(min = 1, max = 40))]
     pub name: String,
+    /// The question as it is shown.
     #[schemars(length(max = 4096))]
     pub question: String,
+    /// After how many seconds without an answer the step fails, with the class Timeout. The default is to wait for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub deadline_seconds: Option<i64>,
 }
 
+/// The gate at which the output of a step waits, with its defaults filled in.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StepRunGate {
-    /// The name that RBAC knows (`gates.lockstep.dev/NAME`).
+    /// The name of the gate in RBAC: whoever has the verb `approve` on `gates.lockstep.dev/NAME` may decide.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
+    /// The people who may decide, among those who have the verb `approve`. The default is all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acceptors: Option<Acceptors>,
-    /// How many people must accept.
+    /// How many different people must accept: 1 to 16.
     #[serde(default = "first")]
     #[schemars(range(min = 1, max = 16))]
     pub approvals: i32,
-    /// Who may not decide: the run's creator, under `fourEyes`.
+    /// The user name of the person who may not decide, because they made the run (`fourEyes`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub not_by: Option<String>,
+    /// Whether a decision must name the digest of what was reviewed in the first round, too. The default is false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub require_review: bool,
-    /// A rejection must say why, and the agent runs again.
+    /// Whether a rejection must have a comment, with which the agent runs again (`onReject: Revise`). The default is false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub revise: bool,
+    /// What the people who decide are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
 }
 
+/// How far the step has come, what it made, and what it waits for.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StepRunStatus {
-    /// Derived.
+    /// The `metadata.generation` that this status is about; -1 before Lockstep has looked at the StepRun.
+    // Derived.
     #[serde(default = "super::condition::unseen")]
     pub observed_generation: i64,
-    /// Latched, only grows: the fence. A claim counts for this attempt alone.
+    /// The number of the current attempt, from 1. Only the pod of this attempt can start the agent and report its end.
+    // Latched, only grows: the fence. A claim counts for this attempt alone.
     #[serde(default = "first")]
     pub attempt: i32,
-    /// Latched, only grows: review rounds.
+    /// The number of the current review round, from 1; it grows when a rejection asks for another output.
+    // Latched, only grows.
     #[serde(default = "first")]
     pub round: i32,
-    /// Derived; terminal phases are latched.
+    /// Where the step stands, in one word.
+    // Derived; terminal phases are latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Derived.
+    /// The conditions `Started` (if False, its reason says why the agent does not start), `GatePolicyInstalled` (False if the
+    /// admission policies are not as installed: then a gate stays shut, and no answer counts), and `Reconciling` and `Stalled`, which
+    /// kstatus reads: True while the step runs or waits, and after it failed or was cancelled.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
-    /// Always empty: the operator probes with it that the policies stand.
+    /// Always absent. Lockstep tries, without storing anything, to write it, which the admission policies must refuse: that shows
+    /// that they are in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub canary: Option<String>,
-    /// Latched for the current attempt: it does not start earlier.
+    /// The earliest time at which the current attempt starts, after a failed one.
+    // Latched for the current attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Time>,
-    /// Latched: the first launch.
+    /// When the first attempt was started, or a person was first asked.
+    // Latched: the first launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// Latched: Completed, Failed or Cancelled.
+    /// When the Job of the current attempt was made; absent before that and after the attempt.
+    // Latched after the Job was made, and cleared when the fence moves: a Job that is not there then was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched_at: Option<Time>,
+    /// When the step was over: Completed, Failed or Cancelled.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// Latched: the newest ten.
+    /// The attempts that have ended, the newest ten, oldest first.
+    // Latched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub attempts: Vec<Attempt>,
-    /// Latched: what the budgets have used.
+    /// How many attempts have been used up since a person last answered.
+    // Latched.
     #[serde(default)]
     pub counts: AttemptCounts,
-    /// Latched with the launch: the newest Job. A pod may claim its attempt only if that very Job owns it.
+    /// The Job of the newest attempt. Only a pod of this very Job can start the agent.
+    // Latched with the launch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<JobRef>,
-    /// Latched where somebody else's Job had the name that an attempt's was to have: part of the names that follow.
+    /// A part of the names of the Jobs that follow, present if somebody else's Job had the name of an attempt's Job.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub job_salt: Option<String>,
-    /// Latched: the verdict; commits the report's bytes by digest.
+    /// What the step made: the output and document that are reviewed, published and read, by digest.
+    // Latched: the verdict; commits the report's bytes by digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ResultRef>,
+    /// The gate of the step, once it was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<GateStatus>,
-    /// Latched: what a person must answer, with the commands.
+    /// What a person must answer before the step goes on; absent while nothing is asked.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<WaitingFor>,
-    /// Latched: the answer to the step's question.
+    /// The answer to the step's question, if the step is one (`ask`).
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
-    /// Latched: what people said with their answers and rejections, for the attempts that follow; the newest ten.
+    /// The questions that the step's agent has asked (`lockstep ask`), at most 20, oldest first, each with its answer. The attempts
+    /// that follow find them in their context.
+    // Latched, append only; an answer is written once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub questions: Vec<AskedQuestion>,
+    /// The approvals that the step's agent has requested for single actions (`lockstep request-approval`), at most 20, oldest first,
+    /// each with what people decided and the one use that was made of it.
+    // Latched, append only; a decision is appended, a use is written once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub approval_requests: Vec<ApprovalRequest>,
+    /// What people said with their answers and rejections, the newest ten. The attempts that follow find it in their history.
+    // Latched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub guidance: Vec<Guidance>,
-    /// Latched: retries, skips and failures that people ordered; the newest ten.
+    /// The retries, skips and failures that people ordered, the newest ten.
+    // Latched.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub actions: Vec<Action>,
-    /// Latched: the newest failure.
+    /// The newest failure; absent once the step has succeeded.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<StepError>,
-    /// The gateway's: written for the agent.
+    /// What the agents of all ended attempts said that they used, failed ones too; absent if none said anything.
+    // Latched, only grows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// The budgets that people have raised here, the newest ten: of this step, and of the run.
+    // Latched, append only: each holds all that was raised before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub budget_raises: Vec<BudgetRaise>,
+    /// What receivers outside of the cluster have been told of this step.
+    // Latched, only grows while it can be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["sink".into()]))]
+    #[schemars(length(max = 16))]
+    pub notified: Vec<Notified>,
+    /// What the agent's pod said of its attempt.
+    // The gateway's, all of it; everything else is the operator's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentReport>,
 }
@@ -268,6 +381,7 @@ impl Default for StepRunStatus {
             phase: None,
             conditions: Vec::new(),
             canary: None,
+            launched_at: None,
             not_before: None,
             started_at: None,
             completed_at: None,
@@ -279,222 +393,15 @@ impl Default for StepRunStatus {
             gate: None,
             waiting_for: None,
             answer: None,
+            questions: Vec::new(),
+            approval_requests: Vec::new(),
             guidance: Vec::new(),
             actions: Vec::new(),
             error: None,
+            usage: None,
+            budget_raises: Vec::new(),
+            notified: Vec::new(),
             agent: None,
         }
     }
-}
-
-/// How an attempt ended, or what its class of failure is.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptResult {
-    Succeeded,
-    Retryable,
-    InvalidOutput,
-    Timeout,
-    Infrastructure,
-    OutcomeUnknown,
-    OutputLost,
-    Unrecoverable,
-    Rejected,
-    InvalidParameters,
-    ExpressionError,
-    OutputTooLarge,
-    NameConflict,
-    StepRunLost,
-    GateNotProven,
-    /// A Document is not what it was when it was reported, pinned or accepted, or it is gone.
-    DocumentChanged,
-    /// Ended because the run was.
-    Cancelled,
-}
-
-impl std::fmt::Display for AttemptResult {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(self, f)
-    }
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Attempt {
-    pub number: i32,
-    pub round: i32,
-    pub result: AttemptResult,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    /// Generation of the Agent at the launch.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent_generation: Option<i64>,
-    /// UID of its Job, by which its pods are known.
-    #[serde(default, rename = "jobUID", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub job_uid: Option<String>,
-    /// UID of the Agent at the launch.
-    #[serde(default, rename = "agentUID", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
-    pub agent_uid: Option<String>,
-    /// `sha256:...` of what shapes the Agent's work, at the launch: its template and schemas.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80))]
-    pub agent_digest: Option<String>,
-    /// `sha256:...` of the image that the agent's container ran, as its node names it; absent where the pod was gone before
-    /// its end was seen, or its node names none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80))]
-    pub image_digest: Option<String>,
-    /// The document that the attempt made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub document_binding: Option<Binding>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
-    pub completed_at: Time,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub message: Option<String>,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AttemptCounts {
-    /// Attempts since the last act of a person, those lost to the cluster left out.
-    #[serde(default)]
-    pub retryable: i32,
-    /// Attempts lost to the cluster since the last act of a person.
-    #[serde(default)]
-    pub infrastructure: i32,
-    /// Acts of a person so far; part of the id of a wait.
-    #[serde(default)]
-    pub answers: i32,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct ResultRef {
-    pub attempt: i32,
-    #[schemars(length(max = 80))]
-    pub digest: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub document_name: Option<String>,
-    /// What the document was when it was reported: nothing else is reviewed, accepted, published or read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub document_binding: Option<Binding>,
-    /// The internal Document that carries an output of more than 16 KiB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub output_document: Option<String>,
-    /// What that Document was when it was reported.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output_binding: Option<Binding>,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct StepError {
-    pub class: AttemptResult,
-    #[schemars(length(max = 1024))]
-    pub message: String,
-    pub attempt: i32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    /// The end of the agent's log, secrets masked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub log_tail: Option<String>,
-}
-
-/// The gateway's part of the status.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct AgentReport {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub claim: Option<Claim>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub progress: Option<Progress>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report: Option<Report>,
-}
-
-/// Write-once for an attempt: who runs it.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Claim {
-    pub attempt: i32,
-    /// Digest of the id that the shim keeps in memory: knowing the status is not enough to speak for the attempt.
-    #[schemars(length(max = 80))]
-    pub id: String,
-    #[schemars(length(max = 253))]
-    pub pod_name: String,
-    #[serde(rename = "podUID")]
-    #[schemars(length(max = 64))]
-    pub pod_uid: String,
-    pub at: Time,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-pub struct Progress {
-    #[schemars(range(min = 0, max = 100))]
-    pub percent: i32,
-    #[schemars(length(max = 256))]
-    pub message: String,
-    pub at: Time,
-}
-
-/// Write-once for an attempt, the commit point: what the agent said when it ended.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    pub attempt: i32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
-    pub class: ReportClass,
-    /// `sha256:...` over the bytes of the output and of the document.
-    #[schemars(length(max = 80))]
-    pub digest: String,
-    /// JSON text, at most 16 KiB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 16_384))]
-    pub output: Option<String>,
-    /// The internal Document that carries an output of more than 16 KiB.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub output_document: Option<String>,
-    /// What that Document was when the gateway made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output_binding: Option<Binding>,
-    /// The Document that the gateway made before it wrote this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub document_name: Option<String>,
-    /// What that Document was when the gateway made it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub document_binding: Option<Binding>,
-    /// Why it failed: the agent's words, or the faults of its output.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub message: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub log_tail: Option<String>,
-    pub at: Time,
-}
-
-/// What the shim saw, before any policy.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReportClass {
-    /// Exit 0 and a valid result.
-    Succeeded,
-    /// Exit 0 and no or a wrong result.
-    InvalidOutput,
-    /// A valid result that is larger than 512 KiB.
-    OutputTooLarge,
-    /// A non-zero exit; the Agent's `exitCodes` say what it means.
-    Exited,
-    /// `lockstep fail --retryable`.
-    Retryable,
-    /// `lockstep fail --unrecoverable`.
-    Unrecoverable,
-    /// Ended by the shim at `timeoutSeconds`.
-    Timeout,
 }

@@ -2,13 +2,23 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::notification::Notified;
 use super::schema::free_object;
 use super::step::{Format, OnFailure, Order, Step, step_levels};
+use super::usage::{Budget, Usage};
 
+mod parts;
+
+pub use parts::{
+    AcceptanceDecision, BudgetStatus, Counts, DefinitionRef, IterationProgress, PendingAcceptance, Phase, RunOutput,
+    SessionPhase, SessionStatus, StepStatus, Waiting,
+};
+
+/// What to run, and with which parameters and documents. It never changes but for `suspend`, `cancel` and
+/// `ttlSecondsAfterFinished`: to run something else, create another Workflow.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "lockstep.dev",
@@ -18,7 +28,7 @@ use super::step::{Format, OnFailure, Order, Step, step_levels};
     status = "WorkflowStatus",
     shortname = "lwf",
     category = "lockstep",
-    doc = "One run of a definition.",
+    doc = "A Workflow is one run of steps: those of a WorkflowTemplate, or its own. It starts when it is created, and its status says how far it has come.",
     derive = "PartialEq",
     selectable = ".spec.session",
     selectable = ".status.phase",
@@ -34,206 +44,251 @@ use super::step::{Format, OnFailure, Order, Step, step_levels};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.templateRef) != has(self.steps)").message("exactly one of templateRef and steps says what to run"))]
-#[x_kube(validation = Rule::new("has(self.templateRef) == has(oldSelf.templateRef) && (!has(self.templateRef) || self.templateRef == oldSelf.templateRef) && has(self.order) == has(oldSelf.order) && (!has(self.order) || self.order == oldSelf.order) && has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps) && has(self.parametersSchema) == has(oldSelf.parametersSchema) && (!has(self.parametersSchema) || self.parametersSchema == oldSelf.parametersSchema) && has(self.parameters) == has(oldSelf.parameters) && (!has(self.parameters) || self.parameters == oldSelf.parameters) && has(self.input) == has(oldSelf.input) && (!has(self.input) || self.input == oldSelf.input) && has(self.session) == has(oldSelf.session) && (!has(self.session) || self.session == oldSelf.session) && has(self.project) == has(oldSelf.project) && (!has(self.project) || self.project == oldSelf.project) && has(self.documents) == has(oldSelf.documents) && (!has(self.documents) || self.documents == oldSelf.documents) && has(self.onFailure) == has(oldSelf.onFailure) && (!has(self.onFailure) || self.onFailure == oldSelf.onFailure) && has(self.output) == has(oldSelf.output) && (!has(self.output) || self.output == oldSelf.output) && has(self.timeoutSeconds) == has(oldSelf.timeoutSeconds) && (!has(self.timeoutSeconds) || self.timeoutSeconds == oldSelf.timeoutSeconds) && has(self.retryOf) == has(oldSelf.retryOf) && (!has(self.retryOf) || self.retryOf == oldSelf.retryOf)").message("the spec of a run is immutable but for suspend, cancel and ttlSecondsAfterFinished; to run something else, rename the run"))]
+#[x_kube(validation = Rule::new("has(self.templateRef) == has(oldSelf.templateRef) && (!has(self.templateRef) || self.templateRef == oldSelf.templateRef) && has(self.order) == has(oldSelf.order) && (!has(self.order) || self.order == oldSelf.order) && has(self.steps) == has(oldSelf.steps) && (!has(self.steps) || self.steps == oldSelf.steps) && has(self.parametersSchema) == has(oldSelf.parametersSchema) && (!has(self.parametersSchema) || self.parametersSchema == oldSelf.parametersSchema) && has(self.parameters) == has(oldSelf.parameters) && (!has(self.parameters) || self.parameters == oldSelf.parameters) && has(self.input) == has(oldSelf.input) && (!has(self.input) || self.input == oldSelf.input) && has(self.session) == has(oldSelf.session) && (!has(self.session) || self.session == oldSelf.session) && has(self.project) == has(oldSelf.project) && (!has(self.project) || self.project == oldSelf.project) && has(self.documents) == has(oldSelf.documents) && (!has(self.documents) || self.documents == oldSelf.documents) && has(self.onFailure) == has(oldSelf.onFailure) && (!has(self.onFailure) || self.onFailure == oldSelf.onFailure) && has(self.output) == has(oldSelf.output) && (!has(self.output) || self.output == oldSelf.output) && has(self.timeoutSeconds) == has(oldSelf.timeoutSeconds) && (!has(self.timeoutSeconds) || self.timeoutSeconds == oldSelf.timeoutSeconds) && has(self.budget) == has(oldSelf.budget) && (!has(self.budget) || self.budget == oldSelf.budget) && has(self.retryOf) == has(oldSelf.retryOf) && (!has(self.retryOf) || self.retryOf == oldSelf.retryOf) && has(self.notifications) == has(oldSelf.notifications) && (!has(self.notifications) || self.notifications == oldSelf.notifications)").message("the spec of a run is immutable but for suspend, cancel and ttlSecondsAfterFinished; to run something else, rename the run"))]
 #[x_kube(validation = Rule::new("!has(oldSelf.cancel) || !oldSelf.cancel || (has(self.cancel) && self.cancel)").message("cancel cannot be taken back; to run it again, make another run"))]
 #[x_kube(validation = Rule::new("!has(self.templateRef) || !(has(self.order) || has(self.output) || has(self.parametersSchema))").message("order, output and parametersSchema go with steps; with templateRef the template says them"))]
 pub struct WorkflowSpec {
-    /// The WorkflowTemplate to run, pinned at the first pass.
+    /// The WorkflowTemplate to run. It is taken as it is when the run starts, and later changes do not touch the run. Exactly one
+    /// of `templateRef` and `steps` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_ref: Option<TemplateRef>,
-    /// How `steps` follow each other.
+    /// How the `steps` follow each other; only with `steps`. The default is Chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
-    /// The definition in place, instead of `templateRef`.
+    /// The steps, where the run does not refer to a template: 1 to 200; with the steps of groups counted 200 in all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "step_levels")]
     pub steps: Vec<Step>,
-    /// JSON Schema (2020-12) of `parameters`, where `steps` stand here.
+    /// The JSON Schema (2020-12) that `parameters` must meet, at most 32 KiB of text; only with `steps`. The `default`s of its
+    /// first-level properties fill in what `parameters` leaves out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "free_object")]
     pub parameters_schema: Option<Map<String, Value>>,
-    /// Seen by expressions as `parameters`.
+    /// The parameters of the run, which expressions read as `parameters`. If they do not meet the schema of the template (or of
+    /// the run) the run fails at once. The default is no parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "free_object")]
     pub parameters: Option<Map<String, Value>>,
-    /// What the user asks for, at most 64 KiB; agents get it as data.
+    /// What is asked for, as text of at most 64 KiB. Agents find it in their context as `input`, expressions as `workflow.input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65_536))]
     pub input: Option<String>,
-    /// Runs of one session share its documents; private to the run unless told.
+    /// The session of the run: runs of one session share its documents and what their agents remember. A letter or digit, then
+    /// letters, digits, `.`, `_` and `-`, at most 63 characters. The default is a session of the run's own, which no other run
+    /// can join.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub session: Option<String>,
-    /// Runs of one project share its documents.
+    /// The project of the run: runs of one project share its documents. A letter or digit, then letters, digits, `.`, `_` and
+    /// `-`, at most 63 characters. The default is no project.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     pub project: Option<String>,
-    /// Documents of this run, 64 KiB in all.
+    /// Documents that all steps of this run can read: at most 32, one of each type, with 64 KiB of content in all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub documents: Vec<InlineDocument>,
-    /// What a failure for good means where a step does not say; the template's unless told, else Wait.
+    /// What happens when a step cannot go on by itself, for the steps that do not say it themselves. The default is the
+    /// template's, or else Wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
-    /// CEL that gives the run's output, where `steps` stand here; its last step's unless told.
+    /// The CEL expression that gives the output of the run, at most 1024 bytes; only with `steps`. The default is the output of
+    /// the last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub output: Option<String>,
-    /// Seconds from the start after which the run fails, waiting included; no limit unless told.
+    /// After how many seconds the run fails, counted from its start with all waiting: 1 to 31536000 (a year). Its pods are ended,
+    /// and the reason is RunTimeout. The default is the template's, or else no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub timeout_seconds: Option<i64>,
-    /// Takes over what completed in a finished run, and starts at the first step that did not.
+    /// How much the agents of the run may use, all attempts together. When that is spent no further attempt starts, and a person is
+    /// asked to raise it (reason BudgetSpent). The default is the template's, or else no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// Takes over the results of a finished run, step by step, as long as the input of a step is the same; from the first step
+    /// that differs or did not complete, everything runs. `kubectl lockstep retry` makes such a run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RetryOf>,
-    /// May change: nothing new starts while it is true; running attempts finish.
+    /// Whether the run holds still: while it is true no new attempt starts, running attempts finish, and people can still decide
+    /// and answer. It may be changed at any time. The default is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspend: Option<bool>,
-    /// May change from false to true: ends the run, its pods too.
+    /// Whether the run is cancelled: its pods are ended, and what waits for people is closed. It may be set to true at any time,
+    /// and not taken back. The default is false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<bool>,
-    /// May change: seconds after its end when StepRuns, Jobs and documents of the run are removed; never unless told.
+    /// How many seconds after its end the StepRuns, Jobs and documents of the run are deleted: 0 to 315360000 (ten years). The
+    /// Workflow itself is deleted with them only if it has the label `lockstep.dev/made-by`. It may be changed at any time. The
+    /// default is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 315_360_000))]
     pub ttl_seconds_after_finished: Option<i64>,
+    /// The receivers outside of the cluster that are told when the run starts, waits for people, is decided on and ends: at most 8
+    /// names out of those that the administrator has configured for this namespace (chart value `notifications.sinks`). The default
+    /// is the receivers that are configured for all runs; an empty list is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 40), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
+    pub notifications: Option<Vec<String>>,
 }
 
-/// The run that this one goes on from: of the same namespace, with that UID.
+/// The finished run that this one goes on from; it must be in the same namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct RetryOf {
+    /// The name of the Workflow.
     #[schemars(length(min = 1, max = 52))]
     pub name: String,
+    /// The UID of the Workflow: another run of the same name is not meant, and this one fails with the reason RetryOfNotFound.
     #[schemars(length(min = 1, max = 64))]
     pub uid: String,
-    /// Path of the first step to run again, even if it completed.
+    /// The path (`group/step`) of the first step to run again, even if it completed. The default is the first that did not complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub from: Option<String>,
-    /// Takes results over though the Agent's template or schemas are not those that they were made with.
+    /// Whether results are taken over although the Agent's template or schemas have changed since they were made. Otherwise such
+    /// a step runs again. The default is false.
     #[serde(default, rename = "keepResults", skip_serializing_if = "std::ops::Not::not")]
     pub keep_results: bool,
 }
 
+/// A WorkflowTemplate of the same namespace.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct TemplateRef {
+    /// The name of the WorkflowTemplate. If it does not exist the run waits for it (phase Pending).
     #[schemars(length(min = 1, max = 52))]
     pub name: String,
 }
 
-/// A document of run scope, written in the run itself.
+/// A document of the run, written in the run itself.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct InlineDocument {
+    /// The type of the document: a small letter, then small letters, digits and `-`, at most 63 characters.
     #[serde(rename = "type")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z][a-z0-9-]*$"))]
     pub document_type: String,
+    /// How the content is to be read.
     #[serde(default)]
     pub format: Format,
+    /// The document itself, at most 64 KiB of text.
     #[schemars(length(max = 65_536))]
     pub content: String,
 }
 
-/// Where a run or a step stands, for people: nothing branches on it.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    #[default]
-    Pending,
-    Running,
-    WaitingForInput,
-    WaitingForAcceptance,
-    WaitingForDocuments,
-    Suspended,
-    Completed,
-    Failed,
-    Cancelled,
-    /// Of a step: its `when` was false, or it needs a step that was skipped.
-    Skipped,
-}
-
-impl Phase {
-    pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Skipped)
-    }
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(self, f)
-    }
-}
-
+/// How far the run has come, and what it waits for.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct WorkflowStatus {
-    /// Derived: the generation that this status speaks of; -1 before the first look.
+    /// The `metadata.generation` that this status is about; -1 before Lockstep has looked at the run.
+    // Derived.
     #[serde(default = "super::condition::unseen")]
     pub observed_generation: i64,
-    /// Derived; terminal phases are latched.
+    /// Where the run stands, in one word. With several waits it is Running while anything runs, else WaitingForInput before
+    /// WaitingForAcceptance before WaitingForDocuments.
+    // Derived; terminal phases are latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// Derived: `Succeeded`, `Waiting`, `Reconciling`, `Stalled`.
+    /// The conditions `Succeeded` (Unknown while the run is not over), `Waiting` (True while people or documents are waited for),
+    /// `Reconciling` and `Stalled` (which kstatus reads), `Failing` (it has failed, and some attempts still finish) and
+    /// `GatePolicyInstalled` (False if the admission policies are not as installed). Their reasons say why.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
     pub conditions: Vec<Condition>,
-    /// Latched in the first write: who created the run, as admission stamped it.
+    /// The user name of whoever created the run, as the API server knows it; absent where it is not known.
+    // Latched in the first write, from the annotation that admission proves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub creator: Option<String>,
-    /// Latched in the first write: the pinned definition.
+    /// Where the definition is stored as it was when the run started.
+    // Latched in the first write: the pinned definition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition: Option<DefinitionRef>,
+    /// The session of the run, and whether it is at work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionStatus>,
-    /// Latched in the first write: the project whose documents the run shares.
+    /// The project whose documents the run shares.
+    // Latched in the first write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub project: Option<String>,
-    /// Latched.
+    /// When the run started.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
-    /// Latched.
+    /// When the run ended, whether it completed, failed or was cancelled.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Time>,
-    /// Derived: the first unfinished step in file order.
+    /// When the run's own time limit (`timeoutSeconds`) was seen to have passed; its pods are ended from then on.
+    // Latched: what one clock has seen, another that is behind does not take back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed_out_at: Option<Time>,
+    /// The first step of the outermost list, in the order of the definition, that is not over.
+    // Derived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub current_step: Option<String>,
-    /// Derived: all steps that run or wait, 50 at most.
+    /// The steps that run or wait, with the keys of the items around them, at most 50.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50), inner(length(max = 512)))]
     pub active_steps: Vec<String>,
-    /// Derived: the steps of the outermost list that have completed, in file order.
+    /// The steps of the outermost list that have completed, in the order of the definition.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 200), inner(length(max = 40)))]
     pub completed_steps: Vec<String>,
-    /// Derived: how far each forEach has come that stands in no other, in file order, the first 20.
+    /// How far each forEach has come that is not inside of another, in the order of the definition, the first 20.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub iteration_progress: Vec<IterationProgress>,
-    /// Derived: types of required documents that are missing, 20 at most.
+    /// The types of the documents that are waited for, at most 20. The run goes on by itself when they are there.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(max = 65)))]
     pub pending_documents: Vec<String>,
-    /// Derived: the gates that wait, 20 at most.
+    /// The gates that wait for a decision, at most 20.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub pending_acceptance: Vec<PendingAcceptance>,
-    /// Derived: what was decided at gates that no longer wait, oldest first, the newest ten. Comments and digests stand in
-    /// `status.gate` of the StepRuns, and so do all decisions.
+    /// What was decided at gates that no longer wait: the newest ten decisions, oldest first. All of them, with comments and
+    /// digests, are in `status.gate` of the StepRuns.
+    // Derived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub acceptance_decisions: Vec<AcceptanceDecision>,
-    /// Derived: how much waits for people.
+    /// How much waits for people; absent while nothing does.
+    // Derived.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
-    /// Latched at the end: what the run gives.
+    /// What the agents of the run said that they used in all attempts that have ended, failed ones too; absent if none said
+    /// anything.
+    // Derived.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// How much of the run's budget is left, if it has one.
+    // Derived, but which step asks: that stays as long as it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetStatus>,
+    /// The output of the run, once it is Completed; absent if it is null.
+    // Latched at the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<RunOutput>,
-    /// Latched: the run that this one goes on from.
+    /// The finished run that this one goes on from.
+    // Latched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RetryOf>,
-    /// One entry a step of the definition, in file order.
+    /// What receivers outside of the cluster have been told of the run itself.
+    // Latched, only grows while it can be told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["sink".into()]))]
+    #[schemars(length(max = 16))]
+    pub notified: Vec<Notified>,
+    /// Each step of the definition, the steps of groups too, in the order of the definition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["path".into()]))]
     #[schemars(length(max = 200))]
@@ -252,6 +307,7 @@ impl Default for WorkflowStatus {
             project: None,
             started_at: None,
             completed_at: None,
+            timed_out_at: None,
             current_step: None,
             active_steps: Vec::new(),
             completed_steps: Vec::new(),
@@ -260,163 +316,12 @@ impl Default for WorkflowStatus {
             pending_acceptance: Vec::new(),
             acceptance_decisions: Vec::new(),
             waiting: None,
+            usage: None,
+            budget: None,
             output: None,
             retry_of: None,
+            notified: Vec::new(),
             steps: Vec::new(),
         }
     }
-}
-
-/// The ControllerRevision that holds a pinned definition.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct DefinitionRef {
-    #[schemars(length(max = 253))]
-    pub revision_name: String,
-    #[schemars(length(max = 80))]
-    pub digest: String,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct SessionStatus {
-    /// Latched.
-    #[schemars(length(max = 80))]
-    pub id: String,
-    /// Derived: Initiated before any Job, Busy from the first claim.
-    pub phase: SessionPhase,
-    /// Latched.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub start_time: Option<Time>,
-}
-
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SessionPhase {
-    #[default]
-    Initiated,
-    Busy,
-    Completed,
-    Failed,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct PendingAcceptance {
-    #[schemars(length(max = 253))]
-    pub step_run: String,
-    #[schemars(length(max = 512))]
-    pub path: String,
-    #[schemars(length(max = 63))]
-    pub gate: String,
-}
-
-/// How far a forEach has come.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct IterationProgress {
-    /// The step's path.
-    #[schemars(length(max = 512))]
-    pub path: String,
-    /// Items of its list.
-    pub total: i32,
-    /// Items that completed.
-    pub done: i32,
-    /// Items that failed for good.
-    pub failed: i32,
-}
-
-/// One person's decision at a gate.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct AcceptanceDecision {
-    #[schemars(length(max = 253))]
-    pub step_run: String,
-    /// Type of the document decided on; the step's path where it makes none.
-    #[schemars(length(max = 512))]
-    pub document_type: String,
-    #[schemars(length(max = 512))]
-    pub scope_id: String,
-    pub accepted: bool,
-    #[schemars(length(max = 512))]
-    pub decided_by: String,
-    pub decided_at: Time,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct Waiting {
-    pub gates: i32,
-    pub questions: i32,
-    /// For the column WAITING: `1 gate, 2 questions`.
-    #[schemars(length(max = 64))]
-    pub summary: String,
-}
-
-/// What a run gives: JSON text up to 4 KiB here, in an internal Document beyond.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct RunOutput {
-    #[schemars(length(max = 80))]
-    pub digest: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4096))]
-    pub value: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub document_name: Option<String>,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct StepStatus {
-    /// `group/step`.
-    #[schemars(length(max = 512))]
-    pub path: String,
-    /// Derived.
-    pub phase: Phase,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Time>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completed_at: Option<Time>,
-    /// Latched when it was made; a StepRun named here that is gone is lost, never made again. Absent under forEach.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub step_run: Option<String>,
-    /// Latched: what `when` gave.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub when: Option<bool>,
-    /// Latched: digest of the list that a forEach goes over.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80))]
-    pub collection_digest: Option<String>,
-    /// Latched: the documents that the list was read from.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 253)))]
-    pub collection_documents: Vec<String>,
-    /// Derived: progress of a forEach.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub counts: Option<Counts>,
-    /// Derived: digest of what the step's one StepRun gave, output and document; of a question, that of its answer. Absent
-    /// under forEach, and where the run has more than 100 steps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80))]
-    pub output_digest: Option<String>,
-    /// Derived: what the step gave, in one line: its output, or the member `summary` of it. At most 120 bytes, shorter
-    /// where there are more than 50 steps; absent where `outputDigest` is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 128))]
-    pub summary: Option<String>,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub total: i32,
-    pub started: i32,
-    pub done: i32,
-    pub failed: i32,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub skipped: i32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &i32) -> bool {
-    *number == 0
 }

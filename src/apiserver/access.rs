@@ -37,7 +37,8 @@ pub trait Access: Send {
         Ok(())
     }
 
-    /// Who holds a token that is good for one of these audiences, and for which of them.
+    /// Who holds a token that is good for one of these audiences, and for which of them; without audiences for the API server's
+    /// own, as the token of a request is.
     fn authenticate(&self, _token: &str, _audiences: &[String]) -> Option<(UserInfo, Vec<String>)> {
         None
     }

@@ -10,7 +10,7 @@ use axum::BoxError;
 use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
 use kube::core::Status;
 use serde_json::{Value, json};
@@ -21,8 +21,8 @@ use super::object::{Key, Object};
 use super::patch::Format;
 use super::registry::{Registry, Writer};
 use super::request::{Call, Query, call};
-use super::status::{Refusal, Result, bad_request};
-use super::{ApiServer, review, watch};
+use super::status::{Refusal, Result, bad_request, plain};
+use super::{ApiServer, review, table, watch};
 
 /// The most bytes of a body, as the real server has it.
 const BODY_BYTES: usize = 3 << 20;
@@ -51,7 +51,9 @@ where
         async move {
             let (head, body) = request.into_parts();
             let answered = match to_bytes(Body::new(body), BODY_BYTES).await {
-                Ok(body) => server.answer(&Request::from_parts(head, body)),
+                Ok(body) => server
+                    .known(head.headers.get(header::AUTHORIZATION))
+                    .and_then(|server| server.answer(&Request::from_parts(head, body))),
                 Err(error) => Err(bad_request(&error.to_string())),
             };
             Ok(response(answered.unwrap_or_else(|refusal| refused(&refusal))))
@@ -61,6 +63,16 @@ where
 }
 
 impl ApiServer {
+    /// The server as whoever holds the token of the request sees it; without a token as it is.
+    fn known(self, credentials: Option<&HeaderValue>) -> Result<Self> {
+        let Some(credentials) = credentials else { return Ok(self) };
+        let token = credentials.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
+        let holder = self.with(|registry| registry.access.authenticate(token, &[]));
+        let user = holder.and_then(|(user, _)| user.username);
+        let user = user.ok_or_else(|| plain(401, "Unauthorized", "Unauthorized"))?;
+        Ok(self.as_user(&user))
+    }
+
     /// What a request comes to. Whoever watches hears of it when this returns.
     fn answer(&self, request: &Request<Bytes>) -> Result<Answer> {
         let query = Query::of(request.uri());
@@ -79,7 +91,8 @@ fn handled(registry: &mut Registry, call: Call, request: &Request<Bytes>, by: Wr
     match call {
         Call::Get(key) => Ok(shown(StatusCode::OK, &registry.get(&key)?)),
         Call::List(kind, selection, page) => {
-            Ok(Answer::Json(StatusCode::OK, list(registry, kind, &selection, &page)?.into()))
+            let body = list(registry, kind, (&selection, &page), table::form(request.headers()))?;
+            Ok(Answer::Json(StatusCode::OK, body.into()))
         }
         Call::Create { kind, namespace } => {
             let value = body(request)?;

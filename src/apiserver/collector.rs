@@ -22,7 +22,7 @@ impl Registry {
         let graph = Graph::of(self);
         // What an owner waits for is told to go before the owner is looked at.
         let acts = || graph.objects.iter().filter_map(|object| graph.act_on(object));
-        let act = acts().find(|act| !matches!(act.what, What::Release(_))).or_else(|| acts().next())?;
+        let act = acts().find(|act| !matches!(act.action, GarbageAction::Release(_))).or_else(|| acts().next())?;
         drop(graph);
         act.carry_out(self)
     }
@@ -65,14 +65,14 @@ impl Graph {
         self.dependants.get(uid).into_iter().flatten()
     }
 
-    fn act_on(&self, object: &Arc<Object>) -> Option<Act> {
-        let is = |what| Some(Act { object: Arc::clone(object), what });
+    fn act_on(&self, object: &Arc<Object>) -> Option<GarbageTask> {
+        let is = |action| Some(GarbageTask { object: Arc::clone(object), action });
         if object.is_deleting() {
             let mut dependants = self.dependants(&object.uid);
             return if object.has_finalizer(ORPHAN) {
-                is(What::Orphan(dependants.map(|(d, _)| Arc::clone(d)).collect()))
+                is(GarbageAction::Orphan(dependants.map(|(d, _)| Arc::clone(d)).collect()))
             } else if object.has_finalizer(FOREGROUND) && !dependants.any(|(_, r)| r["blockOwnerDeletion"] == true) {
-                is(What::Release(FOREGROUND))
+                is(GarbageAction::Release(FOREGROUND))
             } else {
                 None
             };
@@ -85,26 +85,30 @@ impl Graph {
             return None;
         }
         if !solid.is_empty() {
-            return is(What::Disown(other.into_iter().cloned().collect()));
+            return is(GarbageAction::Disown(other.into_iter().cloned().collect()));
         }
         let mut dependants = self.dependants(&object.uid).peekable();
         if !some_waits || dependants.peek().is_none() {
             let kept = [(ORPHAN, "Orphan"), (FOREGROUND, "Foreground")];
             let kept = kept.into_iter().find(|(finalizer, _)| object.has_finalizer(finalizer));
-            return is(What::Delete(kept.map_or("Background", |(_, propagation)| propagation)));
+            return is(GarbageAction::Delete(kept.map_or("Background", |(_, propagation)| propagation)));
         }
         // What may be a circle is cut.
         let blocks = object.owners().iter().any(|r| r["blockOwnerDeletion"] == true);
-        if blocks && dependants.any(|(d, _)| waits(d)) { is(What::Unblock) } else { is(What::Delete("Foreground")) }
+        if blocks && dependants.any(|(d, _)| waits(d)) {
+            is(GarbageAction::Unblock)
+        } else {
+            is(GarbageAction::Delete("Foreground"))
+        }
     }
 }
 
-struct Act {
+struct GarbageTask {
     object: Arc<Object>,
-    what: What,
+    action: GarbageAction,
 }
 
-enum What {
+enum GarbageAction {
     /// With that propagation.
     Delete(&'static str),
     /// These forget that the object owns them, and the object may go.
@@ -117,12 +121,12 @@ enum What {
     Unblock,
 }
 
-impl Act {
+impl GarbageTask {
     fn carry_out(self, registry: &mut Registry) -> Option<String> {
-        let Self { object, what } = self;
+        let Self { object, action } = self;
         let who = format!("{:?} {}", object.key.kind, object.key.name);
-        match what {
-            What::Delete(propagation) => {
+        match action {
+            GarbageAction::Delete(propagation) => {
                 let options = DeleteOptions {
                     preconditions: Some(Preconditions { uid: Some(object.uid.clone()), resource_version: None }),
                     propagation_policy: Some(propagation.to_owned()),
@@ -131,7 +135,7 @@ impl Act {
                 registry.delete(&object.key, &options, BY).ok()?;
                 Some(format!("{who} is collected"))
             }
-            What::Orphan(dependants) => {
+            GarbageAction::Orphan(dependants) => {
                 for dependant in dependants {
                     registry
                         .change(&dependant, "ownerReferences", |all| all.retain(|o| o["uid"] != object.uid.as_str()));
@@ -139,15 +143,15 @@ impl Act {
                 registry.change(&object, "finalizers", |all| all.retain(|f| f != ORPHAN));
                 Some(format!("{who} leaves what it owned"))
             }
-            What::Release(finalizer) => {
+            GarbageAction::Release(finalizer) => {
                 registry.change(&object, "finalizers", |all| all.retain(|f| f != finalizer));
                 Some(format!("{who} loses the finalizer {finalizer}"))
             }
-            What::Disown(gone) => {
+            GarbageAction::Disown(gone) => {
                 registry.change(&object, "ownerReferences", |all| all.retain(|o| !gone.contains(o)));
                 Some(format!("{who} forgets owners"))
             }
-            What::Unblock => {
+            GarbageAction::Unblock => {
                 registry.change(&object, "ownerReferences", |all| {
                     for owner in all.iter_mut().filter(|o| o["blockOwnerDeletion"] == true) {
                         owner["blockOwnerDeletion"] = json!(false);

@@ -16,12 +16,15 @@ pub enum Kind {
     Workflow,
     StepRun,
     Document,
+    Memory,
+    Trigger,
     ControllerRevision,
     Job,
     Pod,
     ConfigMap,
     Secret,
     Service,
+    NetworkPolicy,
     Namespace,
     Lease,
     Event,
@@ -53,18 +56,21 @@ const fn names(group: &'static str, version: &'static str, kind: &'static str, p
 const ADMISSION: &str = "admissionregistration.k8s.io";
 
 impl Kind {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Agent,
         Self::WorkflowTemplate,
         Self::Workflow,
         Self::StepRun,
         Self::Document,
+        Self::Memory,
+        Self::Trigger,
         Self::ControllerRevision,
         Self::Job,
         Self::Pod,
         Self::ConfigMap,
         Self::Secret,
         Self::Service,
+        Self::NetworkPolicy,
         Self::Namespace,
         Self::Lease,
         Self::Event,
@@ -81,12 +87,15 @@ impl Kind {
             Self::Workflow => names("lockstep.dev", "v1alpha1", "Workflow", "workflows"),
             Self::StepRun => names("lockstep.dev", "v1alpha1", "StepRun", "stepruns"),
             Self::Document => names("lockstep.dev", "v1alpha1", "Document", "documents"),
+            Self::Memory => names("lockstep.dev", "v1alpha1", "Memory", "memories"),
+            Self::Trigger => names("lockstep.dev", "v1alpha1", "Trigger", "triggers"),
             Self::ControllerRevision => names("apps", "v1", "ControllerRevision", "controllerrevisions"),
             Self::Job => names("batch", "v1", "Job", "jobs"),
             Self::Pod => names("", "v1", "Pod", "pods"),
             Self::ConfigMap => names("", "v1", "ConfigMap", "configmaps"),
             Self::Secret => names("", "v1", "Secret", "secrets"),
             Self::Service => names("", "v1", "Service", "services"),
+            Self::NetworkPolicy => names("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies"),
             Self::Namespace => names("", "v1", "Namespace", "namespaces"),
             Self::Lease => names("coordination.k8s.io", "v1", "Lease", "leases"),
             Self::Event => names("events.k8s.io", "v1", "Event", "events"),
@@ -149,17 +158,17 @@ impl Kind {
 
     /// Whether a CustomResourceDefinition of Lockstep's defines it.
     pub fn is_custom(self) -> bool {
-        self <= Self::Document
+        self <= Self::Trigger
     }
 
     /// Whether its status is written apart, through the subresource `status`.
     pub fn has_status(self) -> bool {
-        self.is_custom() || matches!(self, Self::Job | Self::Pod)
+        self <= Self::Document || matches!(self, Self::Trigger | Self::Job | Self::Pod)
     }
 
     /// Whether changes of its spec are counted in `metadata.generation`.
     pub fn has_generation(self) -> bool {
-        self.has_status() || self > Self::Event
+        self.is_custom() || self.has_status() || self == Self::NetworkPolicy || self > Self::Event
     }
 
     /// What the schema of a custom kind states, in its CustomResourceDefinition.

@@ -13,10 +13,11 @@ use super::registry::Registry;
 use super::request::{Page, token};
 use super::selector::Selection;
 use super::status::{Result, expired};
-use super::store::Act;
+use super::store::ChangeType;
+use super::table::{Form, table};
 
 /// The body of the answer.
-pub fn list(registry: &Registry, kind: Kind, selection: &Selection, page: &Page) -> Result<Vec<u8>> {
+pub fn list(registry: &Registry, kind: Kind, (selection, page): (&Selection, &Page), form: Form) -> Result<Vec<u8>> {
     let version = page.after.as_ref().map(|(version, ..)| *version).or(page.exactly);
     let version = version.unwrap_or_else(|| registry.store().version());
     let all = as_of(registry, kind, version)?;
@@ -27,6 +28,9 @@ pub fn list(registry: &Registry, kind: Kind, selection: &Selection, page: &Page)
     if let (Some(last), true) = (objects.last(), remaining > 0) {
         metadata["continue"] = json!(token(version, &last.key));
         metadata["remainingItemCount"] = json!(remaining);
+    }
+    if form == Form::Table {
+        return Ok(table(kind, &objects, &metadata).to_string().into_bytes());
     }
     let (api, name) = (kind.api_version(), kind.name());
     let mut body = format!("{{\"kind\":\"{name}List\",\"apiVersion\":\"{api}\",\"metadata\":{metadata},\"items\":[");
@@ -56,8 +60,8 @@ fn as_of(registry: &Registry, kind: Kind, version: u64) -> Result<Vec<Arc<Object
     })?;
     let mut objects: BTreeMap<Key, Arc<Object>> = now.into_iter().map(|o| (o.key.clone(), o)).collect();
     for change in since.into_iter().rev().filter(|change| change.object.key.kind == kind) {
-        match (change.act, change.before) {
-            (Act::Added, _) | (_, None) => drop(objects.remove(&change.object.key)),
+        match (change.change_type, change.before) {
+            (ChangeType::Added, _) | (_, None) => drop(objects.remove(&change.object.key)),
             (_, Some(before)) => drop(objects.insert(before.key.clone(), before)),
         }
     }

@@ -17,7 +17,7 @@ use super::kind::{Kind, Part};
 use super::object::{Key, Object};
 use super::patch::{self, Format};
 use super::status::{self, Result};
-use super::store::{Act, Change, Store};
+use super::store::{Change, ChangeType, Store};
 use crate::api::name;
 
 /// Finalizers that the garbage collector acts on.
@@ -99,7 +99,10 @@ impl Registry {
                 meta.insert("generation".to_owned(), json!(1));
             }
         }
-        if kind.has_status() {
+        if kind.is_custom() {
+            // Its schema may state with what it begins.
+            value.as_object_mut().and_then(|fields| fields.shift_remove("status"));
+        } else if kind.has_status() {
             value["status"] = if kind == Kind::Pod { json!({"phase": "Pending"}) } else { json!({}) };
         }
         tidy(kind, value)
@@ -261,15 +264,19 @@ impl Registry {
         let mut object = self.next(key, value);
         object.is_bare = before.is_none() && key.kind.is_custom();
         let object = Arc::new(object);
-        let act = if before.is_none() { Act::Added } else { Act::Modified };
-        self.store.commit(Change { act, object: Arc::clone(&object), before });
+        let change_type = if before.is_none() { ChangeType::Added } else { ChangeType::Modified };
+        self.store.commit(Change { change_type, object: Arc::clone(&object), before });
         object
     }
 
     /// Gives the object as it was last.
     fn remove(&mut self, old: &Arc<Object>) -> Arc<Object> {
         let object = Arc::new(self.next(&old.key, old.value.clone()));
-        self.store.commit(Change { act: Act::Deleted, object: Arc::clone(&object), before: Some(Arc::clone(old)) });
+        self.store.commit(Change {
+            change_type: ChangeType::Deleted,
+            object: Arc::clone(&object),
+            before: Some(Arc::clone(old)),
+        });
         object
     }
 
@@ -380,11 +387,11 @@ fn tidy(kind: Kind, mut value: Value) -> Value {
     if let Some(meta) = value["metadata"].as_object_mut() {
         meta.retain(|_, v| !is_empty(v));
     }
-    if kind.has_status() && value["status"].is_null() {
-        value["status"] = json!({});
-    }
     if let Some(defaults) = kind.defaults() {
         defaults.fill(&mut value);
+    }
+    if kind.has_status() && value["status"].is_null() {
+        value["status"] = json!({});
     }
     value
 }

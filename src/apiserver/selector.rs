@@ -1,11 +1,32 @@
-//! Which objects a list or a watch is about: label selectors, and field selectors of name and namespace.
+//! Which objects a list or a watch is about: label selectors, and field selectors of name and namespace, and of what an Event
+//! tells.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::core::{Expression, Selector, SelectorExt};
+use serde_json::Value;
 
 use super::object::Object;
 use super::status::{Result, bad_request};
+
+const NAME: &str = "/metadata/name";
+const NAMESPACE: &str = "/metadata/namespace";
+/// Labels of fields; the last ones are those of Events in the group `events.k8s.io`, and of our kinds. The real server refuses
+/// those of another kind.
+const FIELDS: [(&str, &str); 12] = [
+    ("metadata.name", NAME),
+    ("metadata.namespace", NAMESPACE),
+    ("regarding.kind", "/regarding/kind"),
+    ("reason", "/reason"),
+    ("status.phase", "/status/phase"),
+    ("spec.type", "/spec/type"),
+    ("spec.scope", "/spec/scope"),
+    ("spec.scopeId", "/spec/scopeId"),
+    ("spec.session", "/spec/session"),
+    ("spec.project", "/spec/project"),
+    ("spec.workflow", "/spec/workflow"),
+    ("spec.workflow.name", "/spec/workflow/name"),
+];
 
 /// Objects of one namespace or of all, with these labels and fields.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +40,8 @@ pub struct Selection {
 /// A field that must have, or must not have, a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    is_name: bool,
+    /// As a JSON pointer.
+    pointer: &'static str,
     value: String,
     is_wanted: bool,
 }
@@ -29,8 +51,13 @@ impl Selection {
         if !self.namespace.is_empty() && self.namespace != object.key.namespace {
             return false;
         }
-        let key = &object.key;
-        let fits = |f: &Field| (f.value == if f.is_name { &key.name } else { &key.namespace }.as_str()) == f.is_wanted;
+        let (key, value) = (&object.key, &object.value);
+        let found = |f: &Field| match f.pointer {
+            NAME => key.name.clone(),
+            NAMESPACE => key.namespace.clone(),
+            pointer => value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned(),
+        };
+        let fits = |f: &Field| (f.value == found(f)) == f.is_wanted;
         self.fields.iter().all(fits) && (self.labels.selects_all() || self.labels.matches(&labels(object)))
     }
 }
@@ -52,12 +79,19 @@ pub fn fields_of(text: &str) -> Result<Vec<Field>> {
 
 fn field(text: &str) -> Result<Field> {
     let (name, value, is_wanted) = compared(text).ok_or_else(|| unreadable(text))?;
-    match name {
-        "metadata.name" | "metadata.namespace" => {
-            Ok(Field { is_name: name == "metadata.name", value: value.to_owned(), is_wanted })
-        }
-        _ => Err(bad_request(&format!("field label not supported: {name}"))),
+    let known = FIELDS.iter().find(|(label, _)| *label == name);
+    let (_, pointer) = known.ok_or_else(|| bad_request(&format!("field label not supported: {name}")))?;
+    Ok(Field { pointer, value: unescaped(value), is_wanted })
+}
+
+/// In values of fields a backslash stands before `,`, `=` and itself.
+fn unescaped(value: &str) -> String {
+    let mut chars = value.chars();
+    let mut plain = String::new();
+    while let Some(c) = chars.next() {
+        plain.extend(if c == '\\' { chars.next() } else { Some(c) });
     }
+    plain
 }
 
 fn expression(text: &str) -> Result<Expression> {
@@ -93,8 +127,12 @@ fn compared(text: &str) -> Option<(&str, &str, bool)> {
 /// The requirements: commas in parentheses separate values.
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut from, mut parts) = (0_u32, 0, Vec::new());
+    let mut is_escaped = false;
     for (at, c) in text.char_indices() {
+        let was_escaped = is_escaped;
+        is_escaped = c == '\\' && !was_escaped;
         match c {
+            _ if was_escaped => {}
             '(' => depth += 1,
             ')' => depth = depth.saturating_sub(1),
             ',' if depth == 0 => {
@@ -144,6 +182,14 @@ mod tests {
         }
         let elsewhere = Selection { namespace: "other".to_owned(), ..Selection::default() };
         assert!(!elsewhere.takes(&object));
+        let event = Object::new(
+            Key::new(Kind::Event, "team", "e"),
+            json!({"reason": "FailedCreate", "regarding": {"kind": "Job"}}),
+        );
+        let fields = |text: &str| Selection { fields: fields_of(text).expect("fields"), ..Selection::default() };
+        assert!(fields("regarding.kind=Job,reason=FailedCreate").takes(&event));
+        assert!(!fields("regarding.kind=Pod,reason=FailedCreate").takes(&event));
+        assert!(!fields("regarding.kind=Job,reason=Completed").takes(&event));
         assert!(labels_of("a b").is_err() && labels_of("a in (b").is_err() && fields_of("spec.x=1").is_err());
     }
 }

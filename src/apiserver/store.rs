@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::kind::Kind;
 use super::object::{Key, Object};
 
-/// What a commit did, in the words of a watch.
+/// The type of a change, as a watch names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum ChangeType {
     Added,
     Modified,
     Deleted,
@@ -16,7 +16,7 @@ pub enum Act {
 
 #[derive(Clone, Debug)]
 pub struct Change {
-    pub act: Act,
+    pub change_type: ChangeType,
     /// The object with the version of this commit; a deleted one as it was last.
     pub object: Arc<Object>,
     /// The version before, except where it was added.
@@ -41,8 +41,8 @@ pub trait Store: Send {
     fn changes(&self, after: u64) -> Option<Vec<Change>>;
 }
 
-/// In memory: what a process that ends forgets.
-pub struct Memory {
+/// A store that keeps everything in memory, so that it ends with its process.
+pub struct MemoryStore {
     objects: BTreeMap<Key, Arc<Object>>,
     version: u64,
     changes: VecDeque<Change>,
@@ -50,21 +50,27 @@ pub struct Memory {
     kept: usize,
 }
 
-impl Memory {
-    /// Keeps so many changes for watches.
+impl MemoryStore {
+    /// An empty store that keeps at most this many changes for watches.
     pub fn keeping(kept: usize) -> Self {
         Self { objects: BTreeMap::new(), version: 0, changes: VecDeque::new(), kept }
+    }
+
+    /// A store with these objects, as of that version. Changes before it are not kept: watches that ask for them list again.
+    pub fn restored(objects: impl IntoIterator<Item = Object>, version: u64, kept: usize) -> Self {
+        let objects = objects.into_iter().map(|object| (object.key.clone(), Arc::new(object))).collect();
+        Self { objects, version, changes: VecDeque::new(), kept }
     }
 }
 
 /// As many changes as a watch cache of Kubernetes holds at most by default, and no more memory than they need.
-impl Default for Memory {
+impl Default for MemoryStore {
     fn default() -> Self {
         Self::keeping(100 * 1024)
     }
 }
 
-impl Store for Memory {
+impl Store for MemoryStore {
     fn version(&self) -> u64 {
         self.version
     }
@@ -84,9 +90,9 @@ impl Store for Memory {
 
     fn commit(&mut self, change: Change) {
         self.version = change.object.version;
-        match change.act {
-            Act::Deleted => drop(self.objects.remove(&change.object.key)),
-            Act::Added | Act::Modified => {
+        match change.change_type {
+            ChangeType::Deleted => drop(self.objects.remove(&change.object.key)),
+            ChangeType::Added | ChangeType::Modified => {
                 self.objects.insert(change.object.key.clone(), Arc::clone(&change.object));
             }
         }

@@ -20,7 +20,7 @@ use super::registry::Registry;
 use super::request::Watch;
 use super::selector::Selection;
 use super::status::expired;
-use super::store::{Act, Change};
+use super::store::{Change, ChangeType};
 
 /// Between two bookmarks, as the real server has it.
 const BOOKMARK: Duration = Duration::from_secs(60);
@@ -123,7 +123,7 @@ impl Watching {
         if change.object.key.kind != self.kind {
             return;
         }
-        let is = change.act != Act::Deleted && self.selection.takes(&change.object);
+        let is = change.change_type != ChangeType::Deleted && self.selection.takes(&change.object);
         let before = change.before.as_ref().filter(|before| self.selection.takes(before));
         match (before, is) {
             (None, false) => return,

@@ -1,5 +1,5 @@
 //! The kubectl plugin: `kubectl lockstep`.
 
 fn main() -> std::process::ExitCode {
-    lockstep::cli::main()
+    lockstep::dev::main()
 }

@@ -1,11 +1,11 @@
-//! The operator, the gateway, and the CRDs' printer: chosen by the first argument.
+//! The operator, the gateway, the HTTP API, what a prompt runs, and the CRDs' printer: chosen by the first argument.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep::api::name::{GATEWAY, OPERATOR};
+use lockstep::api::name::{API, GATEWAY, OPERATOR};
 use lockstep::cluster::client::connect;
-use lockstep::{controllers, gateway, telemetry};
+use lockstep::{controllers, gateway, http, telemetry};
 
 /// Runs agent workflows on Kubernetes.
 #[derive(Parser)]
@@ -21,14 +21,18 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Watches workflows and drives them.
-    Operator(controllers::Options),
+    Operator(Box<controllers::Options>),
     /// Speaks with the agents' pods.
     Gateway(gateway::Options),
+    /// Speaks HTTP with people's programs.
+    Api(http::Options),
     /// Prints the CustomResourceDefinitions, or writes them into a folder.
     Crds {
         #[arg(long)]
         dir: Option<std::path::PathBuf>,
     },
+    /// Talks to a model for an Agent that is only a prompt, below the shim.
+    Prompt,
     /// Evaluates expressions and schemas for the operator or the gateway, a line of JSON each.
     #[command(hide = true)]
     Evaluate,
@@ -36,6 +40,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::Prompt) {
+        return lockstep::prompt::main();
+    }
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,9 +65,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
     runtime.block_on(async {
         match arguments.command {
-            Command::Operator(options) => Box::pin(controllers::run(options, connect(OPERATOR, 32).await?)).await,
+            Command::Operator(options) => Box::pin(controllers::run(*options, connect(OPERATOR, 32).await?)).await,
             Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
-            Command::Crds { .. } | Command::Evaluate => Ok(()),
+            Command::Api(options) => http::run(options, connect(API, 64).await?, http::door(256).await?).await,
+            Command::Crds { .. } | Command::Evaluate | Command::Prompt => Ok(()),
         }
     })
 }

@@ -1,7 +1,8 @@
 //! `approve`: accepts what waits at a gate.
 
+use super::complete;
 use super::connect::Connection;
-use super::decide::{Consent, HELP, Verdict, decide};
+use super::decide::{Consent, GateDecision, HELP, decide};
 use super::fault::{Code, Fault};
 
 /// Read and accept what waits at a gate
@@ -13,6 +14,7 @@ Examples:
   kubectl lockstep approve shop/discovery --yes"))]
 pub struct Args {
     /// RUN/STEP, RUN/STEP/KEY or the name of a StepRun; RUN where one gate is all that waits
+    #[arg(add = complete::by(complete::waits_at_gate))]
     target: String,
     /// Comment
     #[arg(short = 'm', long = "comment", value_name = "TEXT")]
@@ -23,5 +25,7 @@ pub struct Args {
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let comment = args.comment.as_deref();
-    decide(on, Verdict { target: &args.target, accepted: true, comment, consent: &args.consent }).await
+    let verdict = GateDecision { target: &args.target, accepted: true, comment, consent: &args.consent };
+    // It holds whole objects.
+    Box::pin(decide(on, verdict)).await
 }

@@ -3,12 +3,14 @@
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
 
+use super::complete;
 use super::connect::Connection;
 use super::fault::{Code, Fault};
+use super::line::RenderOptions;
 use super::mailbox::whoami;
 use super::print;
 use super::print::put;
-use super::text::{inline, quote};
+use super::text::{Style, inline, quote};
 
 /// Ask whether you may approve at a gate, answer a step's wait, or run a template
 #[derive(clap::Args, Debug)]
@@ -32,6 +34,7 @@ pub struct Args {
     #[arg(value_enum)]
     verb: Verb,
     /// Gate, agent or question, or template
+    #[arg(add = complete::by(complete::permissions))]
     name: Option<String>,
 }
 
@@ -80,7 +83,8 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let machine = user.as_deref().filter(|user| args.verb != Verb::Run && is_machine(user));
     let allowed = status.allowed && machine.is_none();
     if on.output.is_text() {
-        put(if allowed { "yes\n" } else { "no\n" })?;
+        let (word, style) = if allowed { ("yes", Style::Good) } else { ("no", Style::Bad) };
+        put(&format!("{}\n", RenderOptions::for_stdout().paint(style, word)))?;
     } else {
         let value = serde_json::to_value(&told);
         let value = value.map_err(|wrong| Fault::new(Code::Api, format!("cannot print the answer: {wrong}")))?;

@@ -2,8 +2,9 @@
 
 use kube::ResourceExt;
 
+use super::complete;
 use super::connect::Connection;
-use super::control::{self, Wish};
+use super::control::{self, ControlVerb};
 use super::fault::{Code, Fault};
 use super::print::put;
 use crate::api::workflow::Phase;
@@ -18,6 +19,7 @@ Examples:
   kubectl lockstep cancel shop --wait && kubectl lockstep retry shop")]
 pub struct Args {
     /// The run
+    #[arg(add = complete::by(complete::runs))]
     run: String,
     /// Wait until its pods are gone and the run is over
     #[arg(long)]
@@ -25,7 +27,7 @@ pub struct Args {
 }
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
-    let run = control::wish(on, &args.run, Wish::Cancel).await?;
+    let run = control::apply(on, &args.run, ControlVerb::Cancel).await?;
     let name = run.name_any();
     if !args.wait {
         if on.output.is_text() {

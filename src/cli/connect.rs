@@ -46,6 +46,29 @@ pub struct Connection {
     pub namespace: String,
     pub output: Format,
     pub timeout: Duration,
+    /// Whether another command reaches the same: not in `dev`, where all is in one process.
+    pub is_reached: bool,
+}
+
+/// How far a list goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    Namespace,
+    Cluster,
+}
+
+/// Whether to look in all namespaces.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct Everywhere {
+    /// In all namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+}
+
+impl Everywhere {
+    pub fn reach(self) -> Reach {
+        if self.all_namespaces { Reach::Cluster } else { Reach::Namespace }
+    }
 }
 
 impl Connection {
@@ -61,11 +84,15 @@ impl Connection {
         ));
         let namespace = global.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config).map_err(|wrong| Fault::call("connect", &wrong))?;
-        Ok(Self { client, namespace, output: global.output, timeout: global.request_timeout })
+        let (output, timeout) = (global.output, global.request_timeout);
+        Ok(Self { client, namespace, output, timeout, is_reached: true })
     }
 
     /// The next command, ready to paste.
     pub fn hint(&self, verb: &str, target: &str) -> String {
+        if !self.is_reached {
+            return "what follows".to_owned();
+        }
         let (namespace, target) = (quote(&self.namespace), quote(target));
         format!("kubectl lockstep -n {namespace} {verb} {target}")
     }
@@ -76,6 +103,17 @@ impl Connection {
         K::DynamicType: Default,
     {
         Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    pub fn reaching<K>(&self, reach: Reach) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        match reach {
+            Reach::Namespace => self.api(),
+            Reach::Cluster => Api::all(self.client.clone()),
+        }
     }
 
     /// One call, within the time that one may take. Watches do not go through here.
@@ -144,7 +182,7 @@ pub fn post() -> PostParams {
     PostParams { field_manager: Some(CLI.to_owned()), ..PostParams::default() }
 }
 
-async fn config(global: &Global) -> Result<Config, Fault> {
+pub async fn config(global: &Global) -> Result<Config, Fault> {
     let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
     let wrong = |why: String| {
         Fault::usage(format!(

@@ -17,6 +17,7 @@ use super::print;
 use super::print::put;
 use super::target::Target;
 use super::text::{clock, inline, quote};
+use super::tree;
 use super::watch::watch_fault;
 use crate::api::Workflow;
 use crate::api::name::CLI;
@@ -25,15 +26,15 @@ use crate::api::workflow::Phase;
 /// Between two words of progress, and before the first.
 const PROGRESS: Duration = Duration::from_secs(2);
 
-/// What is wished of a run that is under way.
+/// What a run that is under way is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum ControlVerb {
     Cancel,
     Suspend,
     Resume,
 }
 
-impl Wish {
+impl ControlVerb {
     pub fn word(self) -> &'static str {
         match self {
             Self::Cancel => "cancel",
@@ -42,7 +43,7 @@ impl Wish {
         }
     }
 
-    fn is_granted(self, run: &Workflow) -> bool {
+    fn is_set(self, run: &Workflow) -> bool {
         match self {
             Self::Cancel => run.spec.cancel == Some(true),
             Self::Suspend => run.spec.suspend == Some(true),
@@ -58,27 +59,27 @@ impl Wish {
         }
     }
 
-    /// What is said once it is written, or was before.
-    fn done(self, name: &str, before: Before) -> String {
-        let word = match (self, before) {
-            (Self::Cancel, Before::Same) => "is being cancelled already",
-            (Self::Cancel, Before::Other) => "is being cancelled: its pods are ended, nothing new starts",
-            (Self::Suspend, Before::Same) => "is suspended already",
-            (Self::Suspend, Before::Other) => {
+    /// The line that is printed once the field is set.
+    fn done(self, name: &str, outcome: WriteOutcome) -> String {
+        let word = match (self, outcome) {
+            (Self::Cancel, WriteOutcome::Unchanged) => "is being cancelled already",
+            (Self::Cancel, WriteOutcome::Written) => "is being cancelled: its pods are ended, nothing new starts",
+            (Self::Suspend, WriteOutcome::Unchanged) => "is suspended already",
+            (Self::Suspend, WriteOutcome::Written) => {
                 "is suspended: nothing new starts, running attempts finish, decisions are still taken"
             }
-            (Self::Resume, Before::Same) => "is not suspended",
-            (Self::Resume, Before::Other) => "goes on",
+            (Self::Resume, WriteOutcome::Unchanged) => "is not suspended",
+            (Self::Resume, WriteOutcome::Written) => "goes on",
         };
         format!("{name} {word}")
     }
 }
 
-/// Whether the wish was granted before it was made.
+/// Whether the field had to be written.
 #[derive(Clone, Copy)]
-enum Before {
-    Same,
-    Other,
+enum WriteOutcome {
+    Unchanged,
+    Written,
 }
 
 /// The run that a word names; steps are refused.
@@ -98,33 +99,36 @@ pub fn over(run: &Workflow) -> Option<(Phase, String)> {
     Some((status.phase.unwrap_or_default(), clock(at.0)))
 }
 
-/// Writes the wish into the run, unless it stands there already.
-pub async fn wish(on: &Connection, target: &str, wish: Wish) -> Result<Workflow, Fault> {
-    let run = run_of(on, target, wish.word()).await?;
+/// Sets the field of the run that the verb stands for, unless it is set already.
+pub async fn apply(on: &Connection, target: &str, verb: ControlVerb) -> Result<Workflow, Fault> {
+    let run = run_of(on, target, verb.word()).await?;
     let name = run.name_any();
     if let Some((phase, at)) = over(&run) {
-        return Err(Fault::new(Code::Failed, too_late(&name, wish, phase, &at)));
+        return Err(Fault::new(Code::Failed, too_late(&name, verb, phase, &at)));
     }
-    let (now, before) = if wish.is_granted(&run) {
-        (run, Before::Same)
+    let (now, outcome) = if verb.is_set(&run) {
+        (run, WriteOutcome::Unchanged)
     } else {
-        let patch = json!({"metadata": {"uid": run.uid()}, "spec": wish.patch()});
+        let patch = json!({"metadata": {"uid": run.uid()}, "spec": verb.patch()});
         let params = PatchParams { field_manager: Some(CLI.to_owned()), ..PatchParams::default() };
-        let what = format!("{} the run {name}", wish.word());
-        (on.call(&what, on.api::<Workflow>().patch(&name, &params, &Patch::Merge(&patch))).await?, Before::Other)
+        let what = format!("{} the run {name}", verb.word());
+        (
+            on.call(&what, on.api::<Workflow>().patch(&name, &params, &Patch::Merge(&patch))).await?,
+            WriteOutcome::Written,
+        )
     };
     if on.output.is_text() {
-        put(&format!("{}\n", wish.done(&name, before)))?;
+        put(&format!("{}\n", verb.done(&name, outcome)))?;
     } else {
         print::object(on.output, "Workflow", &now)?;
     }
     Ok(now)
 }
 
-fn too_late(name: &str, wish: Wish, phase: Phase, at: &str) -> String {
-    let remedy = match (wish, phase) {
-        (Wish::Cancel, _) => "there is nothing to cancel".to_owned(),
-        (_, Phase::Completed) => format!("there is nothing to {}", wish.word()),
+fn too_late(name: &str, verb: ControlVerb, phase: Phase, at: &str) -> String {
+    let remedy = match (verb, phase) {
+        (ControlVerb::Cancel, _) => "there is nothing to cancel".to_owned(),
+        (_, Phase::Completed) => format!("there is nothing to {}", verb.word()),
         _ => format!("to run what did not complete again: kubectl lockstep retry {}", quote(name)),
     };
     format!("{name} is over ({phase} at {at}); {remedy}")
@@ -137,7 +141,7 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
     let mut events = watcher(on.api::<Workflow>(), fields).default_backoff().boxed();
     let mut tick = tokio::time::interval(PROGRESS);
     tick.reset();
-    let (mut seconds, mut active, mut said) = (0, Vec::new(), String::new());
+    let (mut seconds, mut line, mut said) = (0, waiting(run), String::new());
     loop {
         tokio::select! {
             event = events.next() => match event {
@@ -145,7 +149,7 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
                     if over(&now).is_some() {
                         return Ok(now);
                     }
-                    active = now.status.map(|s| s.active_steps).unwrap_or_default();
+                    line = waiting(&now);
                 }
                 Some(Ok(Event::Delete(_) | Event::Apply(_))) => {
                     return Err(Fault::missing(format!("the run {name} was deleted")));
@@ -160,19 +164,25 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
             },
             _ = tick.tick() => {
                 seconds += PROGRESS.as_secs();
-                let line = waiting(&active);
                 if line != said || seconds % 10 == 0 {
                     eprintln!("{seconds}s: {line}");
-                    said = line;
+                    said.clone_from(&line);
                 }
             }
         }
     }
 }
 
-fn waiting(active: &[String]) -> String {
-    match active {
-        [] => "waiting for the operator to close the run".to_owned(),
+fn waiting(run: &Workflow) -> String {
+    let Some(status) = &run.status else { return "waiting for the operator to begin the run".to_owned() };
+    if let Some(people) = status.waiting.as_ref().filter(|waiting| !waiting.summary.is_empty()) {
+        return format!("waiting for people: {}; see kubectl lockstep inbox", inline(&people.summary, 64));
+    }
+    if !status.pending_documents.is_empty() {
+        return format!("{}; put them with kubectl lockstep doc put", tree::documents(&status.pending_documents));
+    }
+    match status.active_steps.as_slice() {
+        [] => "waiting for the operator to go on with the run".to_owned(),
         some => format!("waiting for the end of {}", inline(&some[..some.len().min(5)].join(", "), 300)),
     }
 }
@@ -187,25 +197,49 @@ mod tests {
         let run = |suspend: Option<bool>, cancel: Option<bool>| {
             Workflow::new("shop", WorkflowSpec { suspend, cancel, ..WorkflowSpec::default() })
         };
-        for (wish, suspend, cancel, granted) in [
-            (Wish::Cancel, None, None, false),
-            (Wish::Cancel, None, Some(false), false),
-            (Wish::Cancel, None, Some(true), true),
-            (Wish::Suspend, None, None, false),
-            (Wish::Suspend, Some(true), None, true),
-            (Wish::Resume, None, None, true),
-            (Wish::Resume, Some(false), None, true),
-            (Wish::Resume, Some(true), None, false),
+        for (verb, suspend, cancel, granted) in [
+            (ControlVerb::Cancel, None, None, false),
+            (ControlVerb::Cancel, None, Some(false), false),
+            (ControlVerb::Cancel, None, Some(true), true),
+            (ControlVerb::Suspend, None, None, false),
+            (ControlVerb::Suspend, Some(true), None, true),
+            (ControlVerb::Resume, None, None, true),
+            (ControlVerb::Resume, Some(false), None, true),
+            (ControlVerb::Resume, Some(true), None, false),
         ] {
-            assert_eq!(wish.is_granted(&run(suspend, cancel)), granted, "{wish:?} {suspend:?} {cancel:?}");
+            assert_eq!(verb.is_set(&run(suspend, cancel)), granted, "{verb:?} {suspend:?} {cancel:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_waits_is_told_for_what() {
+        for (status, expected) in [
+            (json!(null), "waiting for the operator to begin the run"),
+            (json!({"activeSteps": ["plan"]}), "waiting for the end of plan"),
+            (
+                json!({"activeSteps": ["plan"], "waiting": {"gates": 1, "questions": 0, "summary": "1 gate"}}),
+                "waiting for people: 1 gate; see kubectl lockstep inbox",
+            ),
+            (json!({"pendingDocuments": ["brief"]}), "put them with kubectl lockstep doc put"),
+            (json!({}), "waiting for the operator to go on with the run"),
+        ] {
+            let run = Workflow {
+                status: serde_json::from_value(status).expect("a status"),
+                ..Workflow::new("shop", WorkflowSpec::default())
+            };
+            let told = waiting(&run);
+            assert!(told.contains(expected), "{told}");
         }
     }
 
     #[test]
     fn too_late_says_what_helps() {
-        let text = |wish, phase| too_late("shop", wish, phase, "T");
-        assert_eq!(text(Wish::Cancel, Phase::Failed), "shop is over (Failed at T); there is nothing to cancel");
-        assert_eq!(text(Wish::Suspend, Phase::Completed), "shop is over (Completed at T); there is nothing to suspend");
-        assert!(text(Wish::Resume, Phase::Cancelled).ends_with("kubectl lockstep retry shop"));
+        let text = |verb, phase| too_late("shop", verb, phase, "T");
+        assert_eq!(text(ControlVerb::Cancel, Phase::Failed), "shop is over (Failed at T); there is nothing to cancel");
+        assert_eq!(
+            text(ControlVerb::Suspend, Phase::Completed),
+            "shop is over (Completed at T); there is nothing to suspend"
+        );
+        assert!(text(ControlVerb::Resume, Phase::Cancelled).ends_with("kubectl lockstep retry shop"));
     }
 }

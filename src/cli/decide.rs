@@ -1,15 +1,17 @@
 //! What `approve` and `reject` share: one decision at one gate, about what was shown and nothing else.
 
+use super::actions;
 use super::connect::Connection;
-use super::difference::Look;
 use super::fault::{Code, Fault};
-use super::mailbox::{self, Letter, Refusals};
+use super::line::RenderOptions;
+use super::mailbox::{self, Refusals, Submission};
 use super::print::put;
+use super::review::under_review;
 use super::rows::so_far;
 use super::subject::{self, Subject};
-use super::target::{self, Named, Target, label, waits_at_gate};
-use super::text::{colours, inline, quote, reader, short_digest};
-use super::{pager, print, step_page};
+use super::target::{self, Named, Target, label, waits_at_gate, waits_at_own_gate};
+use super::text::{inline, quote, short_digest};
+use super::{pager, print};
 use crate::api::StepRun;
 use crate::api::name::{COMMENT, DECISION, REVIEW};
 use crate::api::step_run::{GateState, GateStatus};
@@ -20,7 +22,8 @@ pub const HELP: &str = "\
 On a terminal the whole output and document are shown first, through $PAGER (else less), from the second round on also
 what changed since the round before; then you are asked. Elsewhere, or to be asked nothing, say what you have read with
 --review DIGEST, as `show` prints it, or --yes. A RUN without its step is asked about too, if one gate is all that waits;
---yes does not go with it.
+--yes does not go with it. What an agent requests in the middle of its work is decided in the same way; where several of its
+actions wait, --review says which.
 
 What is decided is what was shown: its digest is sent along, and if the gate is about something else by now, nothing is
 sent. What is shown is held against what the step reported; if it was exchanged, that is an error.
@@ -30,14 +33,15 @@ neither --review nor --yes is there; 4 not found, or several wait; 5 the API ser
 is not what the step reported.
 ";
 
-pub struct Verdict<'a> {
+/// A decision at a gate, as `approve` and `reject` take it.
+pub struct GateDecision<'a> {
     pub target: &'a str,
     pub accepted: bool,
     pub comment: Option<&'a str>,
     pub consent: &'a Consent,
 }
 
-impl Verdict<'_> {
+impl GateDecision<'_> {
     fn word(&self) -> &'static str {
         if self.accepted { "accepted" } else { "rejected" }
     }
@@ -62,34 +66,40 @@ enum Reading {
     Done,
 }
 
-/// Who may be asked.
+/// Whether somebody can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reader {
+enum Attendance {
     AtTerminal,
     Nobody,
 }
 
 impl Consent {
-    fn reading(&self, named: Named, reader: Reader, show: &str) -> Result<Reading, Fault> {
+    /// To what has that digest.
+    pub fn to(review: Option<String>) -> Self {
+        Self { review, yes: false }
+    }
+
+    fn reading(&self, named: Named, reader: Attendance, show: &str) -> Result<Reading, Fault> {
         match (self.review.is_some(), self.yes, named, reader) {
             (true, ..) | (false, true, Named::Step, _) => Ok(Reading::Done),
             (false, true, Named::Led, _) => Err(Fault::usage(format!(
                 "--yes decides nothing that was not named: name the step, or say what you have read with --review DIGEST; first look: {show}"
             ))),
-            (false, false, _, Reader::AtTerminal) => Ok(Reading::ToDo),
-            (false, false, _, Reader::Nobody) => Err(Fault::usage(format!(
+            (false, false, _, Attendance::AtTerminal) => Ok(Reading::ToDo),
+            (false, false, _, Attendance::Nobody) => Err(Fault::usage(format!(
                 "nobody can be asked here: say what you have read with --review DIGEST, or --yes; first look: {show}; nothing was decided"
             ))),
         }
     }
 }
 
-pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault> {
+pub async fn decide(on: &Connection, verdict: GateDecision<'_>) -> Result<Code, Fault> {
     let target = Target::parse(verdict.target)?;
     let (step, named) = target::find_named(on, &target, waits_at_gate).await?;
     let name = format!("{}/{}", step.spec.workflow.name, label(&step));
+    let step = actions::chosen(step, &name, verdict.consent.review.as_deref())?;
     let gate = open_gate(&step)?;
-    let reader = if on.output.is_text() && pager::is_attended() { Reader::AtTerminal } else { Reader::Nobody };
+    let reader = if on.output.is_text() && pager::is_attended() { Attendance::AtTerminal } else { Attendance::Nobody };
     let reading = verdict.consent.reading(named, reader, &on.hint("show", &name))?;
     reviewed(verdict.consent.review.as_deref(), &gate.output_digest)?;
     if let Some(other) = mailbox::taken(&step, DECISION) {
@@ -102,7 +112,7 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
     if let Some(trouble) = &subject.trouble {
         return Err(trouble.fault());
     }
-    let letter = Letter::new(
+    let submission = Submission::new(
         on,
         vec![
             (DECISION, Some(verdict.word().to_owned())),
@@ -112,10 +122,11 @@ pub async fn decide(on: &Connection, verdict: Verdict<'_>) -> Result<Code, Fault
     )
     .await?;
     read(on, &step, &subject, reading).await?;
-    if reading == Reading::ToDo && !pager::is_confirmed(&question(&verdict, &name, &gate, letter.by.as_deref()))? {
+    let about = (name.as_str(), actions::of_view(&step).map(|request| request.action.as_str()));
+    if reading == Reading::ToDo && !pager::is_confirmed(&question(&verdict, about, &gate, submission.by.as_deref()))? {
         return Err(Fault::new(Code::Failed, "not confirmed; nothing was decided"));
     }
-    send(on, &step, &gate, &letter).await
+    send(on, &step, &gate, &submission).await
 }
 
 /// Shows what is decided on: whole where somebody reads, else what it is.
@@ -126,8 +137,7 @@ async fn read(on: &Connection, step: &StepRun, subject: &Subject, reading: Readi
                 Some(now) => subject::before(on, step, now).await,
                 None => None,
             };
-            let look = Look { window: reader(), colours: colours() };
-            pager::page(&step_page::under_review(step, subject, before.as_ref(), look))
+            pager::page(&under_review(step, subject, before.as_ref(), RenderOptions::for_stdout()))
         }
         Reading::Done if on.output.is_text() => {
             let gate = gate_of(step);
@@ -139,32 +149,42 @@ async fn read(on: &Connection, step: &StepRun, subject: &Subject, reading: Readi
     }
 }
 
-fn question(verdict: &Verdict<'_>, name: &str, gate: &GateStatus, by: Option<&str>) -> String {
+fn question(
+    verdict: &GateDecision<'_>,
+    (name, action): (&str, Option<&str>),
+    gate: &GateStatus,
+    by: Option<&str>,
+) -> String {
     let word = if verdict.accepted { "Accept" } else { "Reject" };
     let by = by.map_or_else(String::new, |by| format!(" as {}", inline(by, 256)));
     let digest = short_digest(&inline(&gate.output_digest, 80));
+    if let Some(what) = action {
+        return format!("{word} the action of {}: {}, {digest}{by}?", inline(name, 1024), inline(what, 1024));
+    }
     format!("{word} {}, round {}, {digest}{by}?", inline(name, 1024), gate.round)
 }
 
 /// For the gate exactly as it was shown.
-async fn send(on: &Connection, step: &StepRun, gate: &GateStatus, letter: &Letter) -> Result<Code, Fault> {
+async fn send(on: &Connection, step: &StepRun, gate: &GateStatus, submission: &Submission) -> Result<Code, Fault> {
     let refusals = Refusals::before(on, step, DECISION, "DecisionRefused").await;
-    mailbox::post(on, step, letter, |now| unchanged(now, gate)).await?;
-    let by = letter.by.as_deref();
+    mailbox::post(on, step, submission, |now| unchanged(now, gate)).await?;
+    let by = submission.by.as_deref();
     let before = gate.decisions.len();
     let now = mailbox::latched(on, step, &refusals, |now| {
-        gate_of(now).is_none_or(|g| g.state != GateState::Waiting || mine(g, by, before).is_some())
+        let now = actions::gate(now, &gate.output_digest);
+        now.is_none_or(|g| g.state != GateState::Waiting || mine(&g, by, before).is_some())
     })
     .await?;
     if !on.output.is_text() {
         print::object(on.output, "StepRun", &now)?;
     }
-    outcome(on, &now, by, before)
+    outcome(on, &actions::at(&now, &gate.output_digest), by, before)
 }
 
 /// Why a gate that changed since it was shown is not the one that was shown.
 fn unchanged(now: &StepRun, shown: &GateStatus) -> Result<(), String> {
-    let gate = gate_of(now).filter(|_| waits_at_gate(now)).ok_or("its gate is not open any more")?;
+    let seen = actions::at(now, &shown.output_digest);
+    let gate = gate_of(&seen).filter(|_| waits_at_own_gate(&seen)).ok_or("its gate is not open any more")?;
     if gate.output_digest != shown.output_digest || gate.round != shown.round {
         return Err(format!(
             "its gate is now about another output, {}, than the one that you were shown",
@@ -195,7 +215,7 @@ fn open_gate(step: &StepRun) -> Result<GateStatus, Fault> {
             "the gate of {name} is not open yet, its output is not there; see kubectl lockstep watch {}",
             quote(&step.spec.workflow.name)
         )),
-        Some(gate) if waits_at_gate(step) => Ok(gate.clone()),
+        Some(gate) if waits_at_own_gate(step) => Ok(gate.clone()),
         Some(gate) => {
             let by = gate::decided_by(gate).map_or_else(String::new, |by| format!(" by {}", inline(&by, 1024)));
             let state = match gate.state {
@@ -235,6 +255,8 @@ fn outcome(on: &Connection, step: &StepRun, by: Option<&str>, before: usize) -> 
     let count = so_far(step).unwrap_or_else(|| "1 of 1".to_owned());
     let run = &step.spec.workflow.name;
     let rest = match gate.state {
+        GateState::Accepted if actions::of_view(step).is_some() => format!("{count}; the agent may do it, once"),
+        GateState::Rejected if actions::of_view(step).is_some() => "the agent may not do it".to_owned(),
         GateState::Accepted => format!("{count}; the run goes on"),
         GateState::Waiting => format!("{count}; the gate waits for more"),
         GateState::Rejected => format!("the round is over; see {}", on.hint("watch", run)),
@@ -272,17 +294,17 @@ mod tests {
     fn nothing_is_decided_that_was_neither_read_nor_named() {
         let review = || Some("01234567".to_owned());
         for (review, yes, named, reader, expected) in [
-            (None, false, Named::Step, Reader::AtTerminal, Some(Reading::ToDo)),
-            (None, false, Named::Led, Reader::AtTerminal, Some(Reading::ToDo)),
-            (None, false, Named::Step, Reader::Nobody, None),
-            (None, false, Named::Led, Reader::Nobody, None),
-            (None, true, Named::Step, Reader::AtTerminal, Some(Reading::Done)),
-            (None, true, Named::Step, Reader::Nobody, Some(Reading::Done)),
-            (None, true, Named::Led, Reader::AtTerminal, None),
-            (None, true, Named::Led, Reader::Nobody, None),
-            (review(), false, Named::Step, Reader::Nobody, Some(Reading::Done)),
-            (review(), false, Named::Led, Reader::Nobody, Some(Reading::Done)),
-            (review(), true, Named::Led, Reader::AtTerminal, Some(Reading::Done)),
+            (None, false, Named::Step, Attendance::AtTerminal, Some(Reading::ToDo)),
+            (None, false, Named::Led, Attendance::AtTerminal, Some(Reading::ToDo)),
+            (None, false, Named::Step, Attendance::Nobody, None),
+            (None, false, Named::Led, Attendance::Nobody, None),
+            (None, true, Named::Step, Attendance::AtTerminal, Some(Reading::Done)),
+            (None, true, Named::Step, Attendance::Nobody, Some(Reading::Done)),
+            (None, true, Named::Led, Attendance::AtTerminal, None),
+            (None, true, Named::Led, Attendance::Nobody, None),
+            (review(), false, Named::Step, Attendance::Nobody, Some(Reading::Done)),
+            (review(), false, Named::Led, Attendance::Nobody, Some(Reading::Done)),
+            (review(), true, Named::Led, Attendance::AtTerminal, Some(Reading::Done)),
         ] {
             let consent = Consent { review, yes };
             let found = consent.reading(named, reader, "kubectl lockstep show shop/a");

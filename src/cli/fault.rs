@@ -11,6 +11,7 @@ pub enum Code {
     /// The run failed or was cancelled; or the wait is over.
     Failed = 1,
     Usage = 2,
+    /// It waits for people.
     Waiting = 3,
     NotFound = 4,
     Api = 5,

@@ -4,17 +4,22 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde_json::{Map, Value};
 
+use super::complete;
 use super::connect::Connection;
 use super::control;
 use super::fault::{Code, Fault};
+use super::line::RenderOptions;
 use super::print::{self, Format, put};
-use super::text::{clock, cut, hanging, inline, reader, short_digest, table};
-use crate::decide::history::{self, Acted, Entry, Guided, Place, Said, Tried};
+use super::table::{Cell, table};
+use super::text::{clock, cut, inline, short_digest};
+use crate::api::Workflow;
+use crate::api::workflow::Phase;
+use crate::decide::history::{self, Acted, AttemptRecord, Entry, Guided, HumanInput, StepInstance};
 
 /// Show every step of a run with its input and output, or all decisions
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
-The table cuts inputs and outputs short, -o json has them whole; -o wide adds the attempts of each step. An output that
+The table cuts inputs and outputs short, -o json has them whole; -o wide adds the attempts of each step, and what they used. An output that
 stands in a Document alone is told by the document's name and digest.
 
 Examples:
@@ -23,6 +28,7 @@ Examples:
   kubectl lockstep history shop --decisions")]
 pub struct Args {
     /// The run
+    #[arg(add = complete::by(complete::runs))]
     run: String,
     /// What people decided and answered instead of the steps
     #[arg(long)]
@@ -32,64 +38,86 @@ pub struct Args {
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
     let run = control::run_of(on, &args.run, "history").await?;
     let steps = on.step_runs(&run.name_any()).await?;
-    let places = history::places(&run, &steps);
-    let text = on.output.is_text();
-    if args.decisions {
-        let said = history::said(&places);
-        if text {
-            put(&hanging(&decisions(&said), reader()))?;
-        } else {
-            print::plain(on.output, &value(&said)?)?;
-        }
-    } else if text {
-        put(&lines(&places, on.output))?;
-    } else {
-        let mut all = Map::new();
-        all.insert("run".to_owned(), Value::String(run.name_any()));
-        all.insert("namespace".to_owned(), Value::String(run.namespace().unwrap_or_default()));
-        all.insert("steps".to_owned(), value(&history::entries(&places))?);
-        all.insert("attempts".to_owned(), value(&history::attempts(&places))?);
-        print::plain(on.output, &Value::Object(all))?;
-    }
+    let instances = history::step_instances(&run, &steps);
+    let part = if args.decisions { Part::Decisions } else { Part::Steps };
+    put(&text(&run, &instances, part, on.output, RenderOptions::for_stdout())?)?;
     Ok(Code::Done)
+}
+
+/// Which part of a history is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Steps,
+    Decisions,
+}
+
+pub fn text(
+    run: &Workflow,
+    instances: &[StepInstance<'_>],
+    part: Part,
+    format: Format,
+    options: RenderOptions,
+) -> Result<String, Fault> {
+    match (part, format.is_text()) {
+        (Part::Decisions, true) => Ok(decisions(&history::human_input(instances), options)),
+        (Part::Decisions, false) => print::plain_text(format, &value(&history::human_input(instances))?),
+        (Part::Steps, true) => Ok(lines(run, instances, format, options)),
+        (Part::Steps, false) => {
+            let mut all = Map::new();
+            all.insert("run".to_owned(), Value::String(run.name_any()));
+            all.insert("namespace".to_owned(), Value::String(run.namespace().unwrap_or_default()));
+            all.insert("steps".to_owned(), value(&entries(run, instances))?);
+            all.insert("attempts".to_owned(), value(&history::attempts(instances))?);
+            print::plain_text(format, &Value::Object(all))
+        }
+    }
 }
 
 fn value(of: &impl serde::Serialize) -> Result<Value, Fault> {
     serde_json::to_value(of).map_err(|wrong| Fault::new(Code::Api, format!("cannot print the history: {wrong}")))
 }
 
-fn lines(places: &[Place<'_>], format: Format) -> String {
-    let tried = history::attempts(places);
+/// As the run has ended: what never began is no longer to come.
+fn entries(run: &Workflow, instances: &[StepInstance<'_>]) -> Vec<Entry> {
+    let mut entries = history::entries(instances);
+    for entry in entries.iter_mut().filter(|entry| control::over(run).is_some() && entry.status == Phase::Pending) {
+        entry.status = Phase::Skipped;
+    }
+    entries
+}
+
+fn lines(run: &Workflow, instances: &[StepInstance<'_>], format: Format, options: RenderOptions) -> String {
+    let tried = history::attempts(instances);
     let mut rows = Vec::new();
-    for entry in history::entries(places) {
+    for entry in entries(run, instances) {
         let of_step = tried.iter().filter(|t| format == Format::Wide && t.step_id == entry.step_id);
         rows.push(row(&entry));
         rows.extend(of_step.map(attempt));
     }
-    table(&["STEPID", "STARTEDAT", "COMPLETEDAT", "STATUS", "INPUT", "OUTPUT"], &rows)
+    table(&["STEPID", "STARTEDAT", "COMPLETEDAT", "STATUS", "INPUT", "OUTPUT"], &rows, options)
 }
 
-fn row(entry: &Entry) -> Vec<String> {
+fn row(entry: &Entry) -> Vec<Cell> {
     vec![
-        inline(&entry.step_id, 300),
-        time(entry.started_at.as_ref()),
-        time(entry.completed_at.as_ref()),
-        entry.status.to_string(),
-        short(&entry.input),
-        short(&entry.output),
+        inline(&entry.step_id, 300).into(),
+        time(entry.started_at.as_ref()).into(),
+        time(entry.completed_at.as_ref()).into(),
+        Cell::phase(entry.status),
+        short(&entry.input).into(),
+        short(&entry.output).into(),
     ]
 }
 
-fn attempt(tried: &Tried) -> Vec<String> {
+fn attempt(tried: &AttemptRecord) -> Vec<Cell> {
     let a = &tried.attempt;
     let exit = a.exit_code.map_or_else(String::new, |code| format!(" (exit {code})"));
     vec![
-        format!("  attempt {}, round {}", a.number, a.round),
-        time(a.started_at.as_ref()),
-        time(Some(&a.completed_at)),
-        format!("{}{exit}", a.result),
-        String::new(),
-        cut(&inline(a.message.as_deref().unwrap_or_default(), 400), 60),
+        format!("  attempt {}, round {}", a.number, a.round).into(),
+        time(a.started_at.as_ref()).into(),
+        time(Some(&a.completed_at)).into(),
+        format!("{}{exit}", a.result).into(),
+        inline(&a.usage.as_ref().map(ToString::to_string).unwrap_or_default(), 200).into(),
+        cut(&inline(a.message.as_deref().unwrap_or_default(), 400), 60).into(),
     ]
 }
 
@@ -105,7 +133,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-fn decisions(said: &Said) -> String {
+fn decisions(said: &HumanInput, options: RenderOptions) -> String {
     let mut rows: Vec<(Option<Time>, Vec<String>)> = Vec::new();
     for d in &said.decisions {
         let one = &d.decision;
@@ -157,11 +185,12 @@ fn decisions(said: &Said) -> String {
         let word = if t.counts { "taken over" } else { "accepted before" };
         other(&t.step_id, word, &t.decided_by.join(", "), &t.step_run)
     });
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, row)| row).chain(guided).chain(taken).collect();
+    let rows = rows.into_iter().map(|(_, row)| row).chain(guided).chain(taken);
+    let rows: Vec<Vec<Cell>> = rows.map(|row| row.into_iter().map(Cell::from).collect()).collect();
     if rows.is_empty() {
         return "nobody has decided anything in this run\n".to_owned();
     }
-    table(&["STEPID", "ROUND", "WHAT", "BY", "AT", "DOCUMENT", "DIGEST", "SCOPE", "COMMENT"], &rows)
+    table(&["STEPID", "ROUND", "WHAT", "BY", "AT", "DOCUMENT", "DIGEST", "SCOPE", "COMMENT"], &rows, options)
 }
 
 #[cfg(test)]
@@ -178,18 +207,18 @@ mod tests {
             let a = serde_json::json!({"number": 1, "round": 1, "result": "Unrecoverable", "exitCode": 3, "completedAt": "2026-11-21T10:04:00Z"});
             status.attempts.extend(serde_json::from_value(a));
         }
-        let places = history::places(&run, &steps);
+        let instances = history::step_instances(&run, &steps);
         let first = |text: &str| -> Vec<String> {
             text.lines().map(|l| l.split("   ").next().unwrap_or_default().to_owned()).collect()
         };
-        let table = lines(&places, Format::Table);
+        let table = lines(&run, &instances, Format::Table, RenderOptions::default());
         let ids =
             ["STEPID", "discovery", "backlog", "architecture", "architecture/E1", "architecture/E2", "report", "extra"];
         assert_eq!(first(&table), ids);
         assert!(table.contains("2026-11-21T10:00:00Z   2026-11-21T10:02:00Z   Completed"), "{table}");
-        let wide = lines(&places, Format::Wide);
+        let wide = lines(&run, &instances, Format::Wide, RenderOptions::default());
         assert!(wide.contains("  attempt 1, round 1"), "{wide}");
-        let said = decisions(&history::said(&places));
+        let said = decisions(&history::human_input(&instances), RenderOptions::default());
         assert!(said.contains("accepted   alice"), "{said}");
         let action = serde_json::json!({"action": "skip", "wait": "RetriesSpent", "attempt": 1, "by": "eve",
             "at": "2026-11-21T10:05:00Z", "comment": "not needed"});
@@ -198,7 +227,7 @@ mod tests {
             status.actions.extend(serde_json::from_value(action.clone()));
             status.guidance.extend(serde_json::from_value(guidance.clone()));
         }
-        let told = decisions(&history::said(&history::places(&run, &steps)));
+        let told = decisions(&history::human_input(&history::step_instances(&run, &steps)), RenderOptions::default());
         let rows: Vec<&str> = told.lines().filter(|l| l.contains("not needed")).collect();
         assert!(
             matches!(rows[..], [row] if row.contains("skipped") && row.contains("eve") && row.contains("2026-11-21T10:05:00Z")),

@@ -25,13 +25,13 @@ use crate::api::name::{CLI, DECIDED_BY};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is written; its author goes in by itself.
-pub struct Letter {
+pub struct Submission {
     pub annotations: Map<String, Value>,
     /// The author, as the API server knows them.
     pub by: Option<String>,
 }
 
-impl Letter {
+impl Submission {
     pub async fn new(on: &Connection, entries: Vec<(&str, Option<String>)>) -> Result<Self, Fault> {
         let by = whoami(on).await?;
         let author = (DECIDED_BY, by.clone());
@@ -56,12 +56,12 @@ pub async fn whoami(on: &Connection) -> Result<Option<String>, Fault> {
     }
 }
 
-/// Puts the letter in, for the step exactly as it was read. `still` tells why a step that changed in between is not the
-/// one that was meant any more; its progress, say, may have changed.
+/// Puts a submission into the mailbox of a step, exactly as it was read. Where the step has changed in between, `still` says
+/// why it is not the one that was meant any more, or that only its progress, say, is another one.
 pub async fn post(
     on: &Connection,
     step: &StepRun,
-    letter: &Letter,
+    submission: &Submission,
     still: impl Fn(&StepRun) -> Result<(), String>,
 ) -> Result<StepRun, Fault> {
     let api = on.api::<StepRun>();
@@ -72,7 +72,7 @@ pub async fn post(
         let patch = json!({"metadata": {
             "uid": known.uid(),
             "resourceVersion": known.resource_version(),
-            "annotations": letter.annotations,
+            "annotations": submission.annotations,
         }});
         let answer = on.within("write the decision", api.patch(&name, &params, &Patch::Merge(&patch))).await?;
         match answer {
@@ -92,14 +92,14 @@ pub async fn post(
     Err(Fault::new(Code::Api, format!("the step {name} changes all the time; try again")))
 }
 
-/// Whether somebody's letter lies there already.
+/// Who has a submission under this key in the mailbox already, if anybody has.
 pub fn taken(step: &StepRun, key: &str) -> Option<String> {
     let notes = step.annotations();
     notes.get(key)?;
     Some(notes.get(DECIDED_BY).map_or_else(|| "somebody".to_owned(), |by| super::text::inline(by, 256)))
 }
 
-/// What tells that a letter was refused: the Events of that reason, as they were before.
+/// The Events of a reason by which a submission is refused, as they were before it was posted: a newer one is its refusal.
 pub struct Refusals {
     key: &'static str,
     reason: &'static str,
@@ -107,7 +107,7 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Taken before the letter is posted. Who may not read Events gets no reason, nothing else.
+    /// Reads them before the submission is posted. A user who may not read Events only misses the reason of a refusal.
     pub async fn before(on: &Connection, step: &StepRun, key: &'static str, reason: &'static str) -> Self {
         let params = ListParams::default().fields(&about(step, reason));
         let list = on.call("read the events", on.api::<Event>().list(&params)).await;
@@ -139,11 +139,35 @@ impl Refusals {
     }
 }
 
+/// Why the newest decision or answer that was refused was refused, and when. Who may not read Events is told nothing.
+pub async fn last_refusal(on: &Connection, step: &StepRun) -> Option<String> {
+    let mut events = Vec::new();
+    for reason in ["DecisionRefused", "AnswerRefused"] {
+        let params = ListParams::default().fields(&about(step, reason));
+        let read = on.call("read the events", on.api::<Event>().list(&params)).await;
+        events.extend(read.map(|list| list.items).unwrap_or_default());
+    }
+    newest(&events)
+}
+
+fn newest(events: &[Event]) -> Option<String> {
+    let at = |event: &Event| {
+        let series = event.series.as_ref().and_then(|s| s.last_observed_time.as_ref()).map(|at| at.0);
+        let once = event.event_time.as_ref().map(|at| at.0);
+        let last = event.last_timestamp.as_ref().map(|at| at.0);
+        series.into_iter().chain(once).chain(last).max()
+    };
+    let last = events.iter().max_by_key(|event| at(event))?;
+    let when = at(last).map_or_else(String::new, |at| format!("{}: ", super::text::clock(at)));
+    let why = super::text::inline(last.message.as_deref().unwrap_or_default(), 1024);
+    (!why.is_empty()).then(|| format!("{when}{why}"))
+}
+
 fn about(step: &StepRun, reason: &str) -> String {
     format!("involvedObject.uid={},reason={reason}", step.uid().unwrap_or_default())
 }
 
-/// Waits until the operator latched the letter, or emptied the mailbox without.
+/// Waits until the operator has latched the submission, or has emptied the mailbox without.
 pub async fn latched(
     on: &Connection,
     step: &StepRun,
@@ -187,5 +211,27 @@ pub async fn latched(
                 PATIENCE.as_secs()
             ),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_refusal_is_told() {
+        let event = |message: &str, at: Value| -> Event {
+            let mut event = json!({"metadata": {"name": message}, "involvedObject": {}, "message": message});
+            event.as_object_mut().expect("an object").extend(at.as_object().cloned().expect("times"));
+            serde_json::from_value(event).expect("an event")
+        };
+        let once = event("first", json!({"eventTime": "2026-11-21T10:00:00.000000Z"}));
+        let often = event(
+            "it is less than 1",
+            json!({"eventTime": "2026-11-21T09:00:00.000000Z", "series": {"count": 2, "lastObservedTime": "2026-11-21T10:00:05.000000Z"}}),
+        );
+        let old = event("old", json!({"lastTimestamp": "2026-11-21T08:00:00Z"}));
+        assert_eq!(newest(&[once, often, old]).as_deref(), Some("2026-11-21T10:00:05Z: it is less than 1"));
+        assert_eq!(newest(&[]), None);
     }
 }

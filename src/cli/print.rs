@@ -4,6 +4,7 @@
 
 use std::fmt::Write;
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -19,6 +20,8 @@ pub enum Format {
     Json,
     Yaml,
     Name,
+    /// What lint found, for code scanning
+    Sarif,
 }
 
 impl Format {
@@ -28,8 +31,25 @@ impl Format {
     }
 }
 
+/// Whether standard output is for what the program makes, and what it says goes to standard error.
+static ASIDE: AtomicBool = AtomicBool::new(false);
+
+/// From now on `put` speaks aside, and `put_result` alone writes to standard output.
+pub fn speak_aside() {
+    ASIDE.store(true, Ordering::Relaxed);
+}
+
 /// Writes to standard output; a reader that went away (`| head`) ends the program without noise.
 pub fn put(text: &str) -> Result<(), Fault> {
+    if ASIDE.load(Ordering::Relaxed) {
+        eprint!("{text}");
+        return Ok(());
+    }
+    put_result(text)
+}
+
+/// The same, for what the program is called for.
+pub fn put_result(text: &str) -> Result<(), Fault> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|wrong| match wrong.kind() {
         std::io::ErrorKind::BrokenPipe => Fault::new(Code::Done, ""),
@@ -39,40 +59,51 @@ pub fn put(text: &str) -> Result<(), Fault> {
 
 /// One object for a program. Kinds are put in, because lists leave them out.
 pub fn object(format: Format, kind: &str, object: &impl Serialize) -> Result<(), Fault> {
-    let value = typed(kind, object)?;
-    value_as(format, &value)
+    put(&object_text(format, kind, object)?)
+}
+
+pub fn object_text(format: Format, kind: &str, object: &impl Serialize) -> Result<String, Fault> {
+    value_as(format, &typed(kind, object)?)
 }
 
 /// A list of objects for a program.
 pub fn list(format: Format, kind: &str, objects: &[impl Serialize]) -> Result<(), Fault> {
+    put(&list_text(format, kind, objects)?)
+}
+
+pub fn list_text(format: Format, kind: &str, objects: &[impl Serialize]) -> Result<String, Fault> {
     let items = objects.iter().map(|object| typed(kind, object)).collect::<Result<Vec<_>, _>>()?;
     if format == Format::Name {
-        return items.iter().try_for_each(|item| value_as(format, item));
+        return items.iter().map(|item| value_as(format, item)).collect();
     }
     value_as(format, &json!({"apiVersion": "v1", "kind": "List", "items": items}))
 }
 
 /// A value that is no object of the cluster.
 pub fn plain(format: Format, value: &Value) -> Result<(), Fault> {
+    put(&plain_text(format, value)?)
+}
+
+pub fn plain_text(format: Format, value: &Value) -> Result<String, Fault> {
     let format = if format == Format::Name { Format::Json } else { format };
     value_as(format, value)
 }
 
-fn value_as(format: Format, value: &Value) -> Result<(), Fault> {
+fn value_as(format: Format, value: &Value) -> Result<String, Fault> {
     match format {
         Format::Yaml => {
             let text = serde_saphyr::to_string(value).map_err(|w| unprintable(&w))?;
             // JSON is YAML too, and has escapes for what must not reach a terminal.
             if text.chars().any(|c| c != '\n' && is_unsafe(c)) {
-                return put(&json_text(value)?);
+                return json_text(value);
             }
-            put(&text)
+            Ok(text)
         }
         Format::Name => {
             let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-            put(&format!("{}.lockstep.dev/{}\n", text("/kind").to_ascii_lowercase(), text("/metadata/name")))
+            Ok(format!("{}.lockstep.dev/{}\n", text("/kind").to_ascii_lowercase(), text("/metadata/name")))
         }
-        _ => put(&json_text(value)?),
+        _ => json_text(value),
     }
 }
 

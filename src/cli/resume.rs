@@ -1,7 +1,8 @@
 //! `resume`: lets a suspended run go on.
 
+use super::complete;
 use super::connect::Connection;
-use super::control::{self, Wish};
+use super::control::{self, ControlVerb};
 use super::fault::{Code, Fault};
 
 /// Resume a run that was suspended
@@ -11,10 +12,11 @@ Examples:
   kubectl lockstep resume shop")]
 pub struct Args {
     /// The run
+    #[arg(add = complete::by(complete::runs))]
     run: String,
 }
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
-    control::wish(on, &args.run, Wish::Resume).await?;
+    control::apply(on, &args.run, ControlVerb::Resume).await?;
     Ok(Code::Done)
 }

@@ -1,8 +1,5 @@
 //! `run`: starts a run.
 
-#![expect(clippy::disallowed_methods, reason = "five characters that make a run's name its own")]
-
-use std::hash::BuildHasher;
 use std::path::{Path, PathBuf};
 
 use kube::ResourceExt;
@@ -10,14 +7,16 @@ use serde_json::{Map, Value};
 
 use super::connect::{Connection, post};
 use super::fault::{Code, Fault};
+use super::file::read;
 use super::print::put;
 use super::text::inline;
-use super::{print, value, watch, yaml};
+use super::{complete, control, doc, import, print, tree, value, watch, yaml};
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::name::LABEL_MADE_BY;
 use crate::api::step::Format;
-use crate::api::workflow::{InlineDocument, TemplateRef};
-use crate::api::{Document, Workflow, WorkflowSpec, WorkflowTemplate};
+use crate::api::workflow::{InlineDocument, Phase, TemplateRef};
+use crate::api::{Document, DocumentSpec, Workflow, WorkflowSpec, WorkflowTemplate};
+use crate::cluster::chance::run_name;
 
 /// Start a run of a template
 #[derive(clap::Args, Debug)]
@@ -27,60 +26,145 @@ a schema it is JSON where it is valid JSON and no digit is lost, else text: dept
 
 A FILE holds one Workflow, and Documents beside it, which are made first.
 
+--from takes a file that kubectl lockstep export wrote. Where the exported run still is, what completed in it is taken over, decisions
+included, as retry does. In another namespace or cluster the run begins anew with the same definition, parameters, input and
+documents: every step runs, and nothing counts as approved. The Agents must be there.
+
+With --wait the exit code is the run's: 0 completed, 1 failed or cancelled; standard error says what is waited for. Where a run
+waits for people it goes on waiting; to leave then: watch --until-wait.
+
 Examples:
   kubectl lockstep run default --input 'A shop for used bikes' -w
   kubectl lockstep run default --name shop --session shop --input @idea.md --doc brief=brief.md
   kubectl lockstep run default --param depth=3 --param filter=@filter.json
   kubectl lockstep run -f run.yaml -w
+  kubectl lockstep run default --wait -o json | jq .status.output.value
+  kubectl lockstep run --from run.json --session shop -w
   name=$(kubectl lockstep run default -o name)")]
 pub struct Args {
     /// WorkflowTemplate to run
-    #[arg(required_unless_present = "file")]
+    #[arg(required_unless_present_any = ["file", "from"], add = complete::by(complete::templates))]
     template: Option<String>,
     /// Name of the run; TEMPLATE and five random characters unless told
     #[arg(long)]
     name: Option<String>,
-    /// What the agents are asked for; @FILE reads a file, @- standard input
-    #[arg(long, value_name = "TEXT|@FILE", allow_hyphen_values = true)]
-    input: Option<String>,
-    /// Session; runs of one session share its documents
-    #[arg(long)]
-    session: Option<String>,
-    /// Parameter; may be repeated
-    #[arg(long = "param", value_name = "KEY=VALUE|KEY=@FILE")]
-    params: Vec<String>,
-    /// Document of this run, its format by the file's ending (md, json, txt); may be repeated
-    #[arg(long = "doc", value_name = "TYPE=FILE")]
-    docs: Vec<String>,
+    #[command(flatten)]
+    flags: RunFlags,
     /// Watch the run to its end; the exit code is then the run's
     #[arg(short, long)]
     watch: bool,
+    /// Wait for its end without showing it; the exit code is then the run's, and -o prints the run as it ended
+    #[arg(long, conflicts_with = "watch")]
+    wait: bool,
     /// A Workflow to start from, as YAML or JSON; the options change it
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// An exported run to go on from; the options change it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["file", "template"])]
+    from: Option<PathBuf>,
+}
+
+/// What a run is to work on.
+#[derive(clap::Args, Debug, Default)]
+pub struct RunFlags {
+    /// What the agents are asked for; @FILE reads a file, @- standard input
+    #[arg(long, value_name = "TEXT|@FILE", allow_hyphen_values = true)]
+    pub input: Option<String>,
+    /// Session; runs of one session share its documents
+    #[arg(long, add = complete::by(complete::sessions))]
+    pub session: Option<String>,
+    /// Parameter; may be repeated
+    #[arg(long = "param", value_name = "KEY=VALUE|KEY=@FILE")]
+    pub params: Vec<String>,
+    /// Document of this run, its format by the file's ending (md, json, txt); may be repeated
+    #[arg(long = "doc", value_name = "TYPE=FILE")]
+    pub docs: Vec<String>,
+}
+
+impl RunFlags {
+    /// The parameters, each of the type that the schema gives it.
+    pub fn parameters(&self, schema: Option<&Map<String, Value>>) -> Result<Map<String, Value>, Fault> {
+        parameters(&self.params, schema, &|file| read(Path::new(file)))
+    }
+
+    /// The run with all of them but the parameters.
+    pub fn put_into(&self, mut run: Workflow) -> Result<Workflow, Fault> {
+        if let Some(input) = &self.input {
+            run.spec.input = Some(match input.strip_prefix('@') {
+                Some(file) => read(Path::new(file))?,
+                None => input.clone(),
+            });
+        }
+        run.spec.session = self.session.clone().or(run.spec.session);
+        for doc in &self.docs {
+            let doc = document(doc, &|file| read(Path::new(file)))?;
+            run.spec.documents.retain(|d| d.document_type != doc.document_type);
+            run.spec.documents.push(doc);
+        }
+        let bytes: usize = run.spec.documents.iter().map(|d| d.content.len()).sum();
+        if bytes > WORKFLOW_DOCUMENTS_BYTES {
+            return Err(Fault::usage(format!(
+                "the documents of a run may have {WORKFLOW_DOCUMENTS_BYTES} bytes in all, these have {bytes}; put large ones as Document objects"
+            )));
+        }
+        Ok(run)
+    }
 }
 
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
-    let watch = args.watch;
-    let (mut wanted, documents) = workflow(&args)?;
+    let then = match (args.watch, args.wait) {
+        (true, _) => Then::Watch,
+        (false, true) => Then::Wait,
+        (false, false) => Then::Leave,
+    };
+    let source = source(on, &args).await?;
+    let mut wanted = workflow(&args, source.run)?;
     let schema = match &wanted.spec.template_ref {
         Some(template) => known_template(on, &template.name).await?,
         None => wanted.spec.parameters_schema.clone(),
     };
-    if !args.params.is_empty() {
-        let given = parameters(&args.params, schema.as_ref(), &|file| read(Path::new(file)))?;
+    if !args.flags.params.is_empty() {
+        let given = args.flags.parameters(schema.as_ref())?;
         wanted.spec.parameters.get_or_insert_default().extend(given);
     }
-    let base = wanted.spec.template_ref.as_ref().map_or_else(|| "run".to_owned(), |template| template.name.clone());
-    for document in &documents {
+    let template = wanted.spec.template_ref.as_ref().map(|template| template.name.clone());
+    let base = source.base_name.or(template).unwrap_or_else(|| "run".to_owned());
+    for document in &source.documents {
         put_document(on, document).await?;
+    }
+    for document in source.session_documents {
+        doc::put_one(on, document).await?;
     }
     let naming = match wanted.metadata.name.take() {
         Some(name) => Naming::Given(name),
-        None => Naming::Tried(Box::new(move || generated(&base))),
+        None => Naming::Tried(Box::new(move || run_name(&base))),
     };
     let new = start(on, wanted, naming).await?;
-    made(on, new, if watch { Then::Watch } else { Then::Leave }).await
+    made(on, new, then).await
+}
+
+/// What a run is made from: a file, an export, or nothing but the flags.
+struct RunSource {
+    run: Workflow,
+    /// The Documents of its file.
+    documents: Vec<Document>,
+    /// The documents of its session, of an export.
+    session_documents: Vec<DocumentSpec>,
+    /// The name that its own is derived from, of an export.
+    base_name: Option<String>,
+}
+
+async fn source(on: &Connection, args: &Args) -> Result<RunSource, Fault> {
+    if let Some(file) = &args.from {
+        let made = import::from(on, file, args.flags.session.as_deref()).await?;
+        let (session_documents, base_name) = (made.documents, Some(made.base));
+        return Ok(RunSource { run: made.run, documents: Vec::new(), session_documents, base_name });
+    }
+    let (run, documents) = match &args.file {
+        Some(file) => from_file(&file.display().to_string(), &read(file)?)?,
+        None => (Workflow::new("", WorkflowSpec::default()), Vec::new()),
+    };
+    Ok(RunSource { run, documents, session_documents: Vec::new(), base_name: None })
 }
 
 /// How a new run gets its name.
@@ -94,6 +178,7 @@ pub enum Naming {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Then {
     Watch,
+    Wait,
     Leave,
 }
 
@@ -134,6 +219,9 @@ pub async fn start(on: &Connection, mut wanted: Workflow, mut naming: Naming) ->
 /// Says what was made; then follows it, if that was asked for.
 pub async fn made(on: &Connection, made: Workflow, then: Then) -> Result<Code, Fault> {
     let name = made.name_any();
+    if then == Then::Wait {
+        return waited(on, &made).await;
+    }
     if !on.output.is_text() {
         print::object(on.output, "Workflow", &made)?;
     } else if then == Then::Watch {
@@ -144,8 +232,24 @@ pub async fn made(on: &Connection, made: Workflow, then: Then) -> Result<Code, F
     }
     match then {
         Then::Watch => watch::follow(on, made, watch::Until::End).await,
-        Then::Leave => Ok(Code::Done),
+        Then::Wait | Then::Leave => Ok(Code::Done),
     }
+}
+
+/// Waits for the end of the run, and prints it.
+async fn waited(on: &Connection, made: &Workflow) -> Result<Code, Fault> {
+    eprintln!("started {}", made.name_any());
+    let over = control::ended(on, made).await?;
+    let phase = over.status.as_ref().and_then(|status| status.phase).unwrap_or_default();
+    if on.output.is_text() {
+        put(&format!("{} is {phase}\n", over.name_any()))?;
+        if let Some(why) = tree::ending(&over).filter(|_| phase != Phase::Completed) {
+            eprintln!("{}", inline(&why, 1200));
+        }
+    } else {
+        print::object(on.output, "Workflow", &over)?;
+    }
+    Ok(if phase == Phase::Completed { Code::Done } else { Code::Failed })
 }
 
 /// The schema of a template's parameters. One that is not there is said at once; a right to read it is not needed.
@@ -181,36 +285,14 @@ async fn put_document(on: &Connection, document: &Document) -> Result<(), Fault>
     }
 }
 
-/// The run without the parameters of the command line, and the Documents that stand in its file.
-fn workflow(args: &Args) -> Result<(Workflow, Vec<Document>), Fault> {
-    let (mut run, documents) = match &args.file {
-        Some(file) => from_file(&file.display().to_string(), &read(file)?)?,
-        None => (Workflow::new("", WorkflowSpec::default()), Vec::new()),
-    };
+/// The run without the parameters of the command line.
+fn workflow(args: &Args, mut run: Workflow) -> Result<Workflow, Fault> {
     run.status = None;
     if let Some(name) = args.template.clone() {
         run.spec.template_ref = Some(TemplateRef { name });
     }
     run.metadata.name = args.name.clone().or(run.metadata.name).filter(|name| !name.is_empty());
-    if let Some(input) = &args.input {
-        run.spec.input = Some(match input.strip_prefix('@') {
-            Some(file) => read(Path::new(file))?,
-            None => input.clone(),
-        });
-    }
-    run.spec.session = args.session.clone().or(run.spec.session);
-    for doc in &args.docs {
-        let doc = document(doc, &|file| read(Path::new(file)))?;
-        run.spec.documents.retain(|d| d.document_type != doc.document_type);
-        run.spec.documents.push(doc);
-    }
-    let bytes: usize = run.spec.documents.iter().map(|d| d.content.len()).sum();
-    if bytes > WORKFLOW_DOCUMENTS_BYTES {
-        return Err(Fault::usage(format!(
-            "the documents of a run may have {WORKFLOW_DOCUMENTS_BYTES} bytes in all, these have {bytes}; put large ones as Document objects"
-        )));
-    }
-    Ok((run, documents))
+    args.flags.put_into(run)
 }
 
 fn from_file(file: &str, text: &str) -> Result<(Workflow, Vec<Document>), Fault> {
@@ -250,19 +332,12 @@ fn from_file(file: &str, text: &str) -> Result<(Workflow, Vec<Document>), Fault>
     }
 }
 
-/// The text of a file, or of standard input.
-pub fn read(file: &Path) -> Result<String, Fault> {
-    let text =
-        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    text.map_err(|why| Fault::usage(format!("cannot read {}: {why}", file.display())))
-}
-
-type Reader<'a> = &'a dyn Fn(&str) -> Result<String, Fault>;
+type FileReader<'a> = &'a dyn Fn(&str) -> Result<String, Fault>;
 
 fn parameters(
     texts: &[String],
     schema: Option<&Map<String, Value>>,
-    read: Reader,
+    read: FileReader,
 ) -> Result<Map<String, Value>, Fault> {
     let mut all = Map::new();
     for text in texts {
@@ -272,7 +347,7 @@ fn parameters(
         let value = if let Some(file) = value.strip_prefix('@') {
             let content = read(file)?;
             match (serde_json::from_str::<Value>(&content), Path::new(file).extension()) {
-                (Ok(value), _) => exact(value, key, file)?,
+                (Ok(value), _) => exact(value, &content, key, file)?,
                 (Err(why), Some(ending)) if ending == "json" => {
                     return Err(Fault::usage(format!("--param {key}: {file} is not valid JSON: {why}")));
                 }
@@ -293,16 +368,16 @@ fn parameters(
 }
 
 /// A value of which the API server keeps every digit.
-fn exact(value: Value, key: &str, file: &str) -> Result<Value, Fault> {
-    match value::loss(&value, "") {
+fn exact(value: Value, text: &str, key: &str, file: &str) -> Result<Value, Fault> {
+    match value::inexact(text, &value) {
         None => Ok(value),
         Some(at) => Err(Fault::usage(format!(
-            "--param {key}: {file} has a number with more digits than the API server keeps (at {at:?}); put it in quotes"
+            "--param {key}: {file} has a number with more digits than the API server keeps (at {at}); put it in quotes"
         ))),
     }
 }
 
-fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {
+fn document(text: &str, read: FileReader) -> Result<InlineDocument, Fault> {
     let Some((document_type, file)) = text.split_once('=').filter(|(kind, file)| !kind.is_empty() && !file.is_empty())
     else {
         return Err(Fault::usage(format!("--doc {text:?} is not understood; write it as type=FILE")));
@@ -324,19 +399,6 @@ fn document(text: &str, read: Reader) -> Result<InlineDocument, Fault> {
         return Err(Fault::usage(format!("--doc {text}: not valid JSON: {why}")));
     }
     Ok(InlineDocument { document_type: document_type.to_owned(), format, content })
-}
-
-/// The template's name, cut so that all fits, and five random characters.
-fn generated(template: &str) -> String {
-    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
-    let mut random = std::hash::RandomState::new().hash_one(std::process::id());
-    let head: String = template.chars().take(46).collect();
-    let mut name = format!("{}-", head.trim_end_matches(['-', '.']));
-    for _ in 0..5 {
-        name.push(char::from(DIGITS[(random % 36) as usize]));
-        random /= 36;
-    }
-    name
 }
 
 #[cfg(test)]
@@ -386,7 +448,7 @@ mod tests {
             (document.to_owned(), "has no Workflow"),
             (format!("{run}---\n{run}"), "more than one Workflow"),
             (format!("{run}---\nkind: Agent\n"), "the kind is Agent"),
-            (run.replace("'0644'", "0644"), "f:4: 0644 is another number to kubectl"),
+            (run.replace("'0644'", "0644"), "f:4: 0644 is the number 420"),
             (run.replace("mode: '0644'", "n: 1"), "the key n is"),
             (run.replace("'0644'", "12345678901234567890"), "spec.parameters.mode is a number with more digits"),
             ("a: [".to_owned(), "is not valid YAML"),
@@ -411,15 +473,5 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(document(text, &files).ok().map(|d| d.format), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn generated_names_are_legal() {
-        for template in ["default", &"x".repeat(52), "a-"] {
-            let name = generated(template);
-            assert!(name.len() <= 52, "{name}");
-            assert!(!name.contains("--"), "{name}");
-        }
-        assert_ne!(generated("default"), generated("default"));
     }
 }

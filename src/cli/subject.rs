@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use super::actions;
 use super::connect::Connection;
 use super::fault::{Code, Fault};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::name;
 use crate::api::step_run::{AttemptResult, GateState, GateStatus};
 use crate::api::{Document, StepRun, StepRunStatus};
-use crate::decide::content::{self, Content, Loaded};
+use crate::decide::content::{self, Content, Loaded, Pin};
 use crate::decide::gate;
 use crate::decide::output::{self, StoredOutput};
 
@@ -20,6 +21,26 @@ pub struct Subject {
     pub document: Option<Document>,
     /// Why it cannot be taken for what was reported.
     pub trouble: Option<Trouble>,
+}
+
+impl Subject {
+    /// What lies under the name of something that was reported, if it is that.
+    fn take(&mut self, pin: &Pin, found: Option<Document>) {
+        let Some(found) = found else {
+            self.trouble = Some(Trouble::Gone(format!("the document {} is gone", pin.name)));
+            return;
+        };
+        let loaded = Loaded::new(Arc::new(found));
+        let carries_output = loaded.document().spec.document_type == OUTPUT_TYPE;
+        match Content::of(pin, Some(&loaded)) {
+            Ok(content) if carries_output => self.output = Some(content.text().to_owned()),
+            Ok(content) => self.document = Some(content.document().as_ref().clone()),
+            Err(changed) => {
+                self.trouble = Some(Trouble::Exchanged(changed.to_string()));
+                self.document = (!carries_output).then(|| loaded.document().as_ref().clone()).or(self.document.take());
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,16 +68,14 @@ impl Trouble {
 
 /// Reads all of it, and checks it.
 pub async fn load(on: &Connection, step: &StepRun) -> Result<Subject, Fault> {
+    if actions::of_view(step).is_some() {
+        return Ok(Subject { trouble: actions::trouble(step).map(Trouble::Exchanged), ..Subject::default() });
+    }
     let mut subject = Subject { output: written(step), ..Subject::default() };
-    for name in carried(step) {
-        let read = on.within("read the document", on.api::<Document>().get_opt(&name)).await?;
+    for pin in carried(step) {
+        let read = on.within("read the document", on.api::<Document>().get_opt(&pin.name)).await?;
         match read {
-            Ok(Some(found)) if found.spec.document_type == OUTPUT_TYPE => subject.output = Some(found.spec.content),
-            Ok(Some(found)) => {
-                subject.trouble = exchanged(step, &found).or(subject.trouble);
-                subject.document = Some(found);
-            }
-            Ok(None) => subject.trouble = Some(Trouble::Gone(format!("the document {name} is gone"))),
+            Ok(found) => subject.take(&pin, found),
             Err(wrong) => subject.trouble = Some(Trouble::Unreadable(Fault::call("read the document", &wrong).text)),
         }
     }
@@ -65,13 +84,6 @@ pub async fn load(on: &Connection, step: &StepRun) -> Result<Subject, Fault> {
         subject.trouble = unbound(step, subject.output.as_deref(), document).map(Trouble::Exchanged);
     }
     Ok(subject)
-}
-
-/// Whether another Document lies under the name of the one that was reported.
-fn exchanged(step: &StepRun, found: &Document) -> Option<Trouble> {
-    let pin = step.status.as_ref().and_then(|s| s.result.as_ref()).and_then(content::document_of)?;
-    let loaded = Loaded::new(Arc::new(found.clone()));
-    Content::of(&pin, Some(&loaded)).err().map(|changed| Trouble::Exchanged(changed.to_string()))
 }
 
 /// The document of the round before, where this one makes another: what a second look is compared with.
@@ -102,11 +114,12 @@ fn written(step: &StepRun) -> Option<String> {
     }
 }
 
-/// The Documents that carry the rest.
-fn carried(step: &StepRun) -> Vec<String> {
+/// The Documents that carry the rest, as they were reported.
+fn carried(step: &StepRun) -> Vec<Pin> {
     let Some(status) = &step.status else { return Vec::new() };
-    let made = status.result.as_ref().and_then(|r| r.document_name.clone());
-    let apart = content::carrier(step, status).map(|pin| pin.name).filter(|name| made.as_ref() != Some(name));
+    let made = status.result.as_ref().and_then(content::document_of);
+    let name = made.as_ref().map(|pin| pin.name.clone());
+    let apart = content::carrier(step, status).filter(|pin| name.as_ref() != Some(&pin.name));
     made.into_iter().chain(apart).collect()
 }
 
@@ -189,6 +202,38 @@ mod tests {
             let why = unbound(&step(spec.clone(), status), output, document);
             assert_eq!(why.is_none(), bound, "{case}: {why:?}");
             assert!(why.is_none_or(|why| why.contains("was exchanged")), "{case}");
+        }
+    }
+
+    /// Without a gate nothing else compares them: `show` prints an output over 16 KiB from its carrier.
+    #[test]
+    fn what_carries_an_output_or_a_document_is_compared_with_what_was_reported() {
+        let found = |kind: &str, uid: &str, content: &str| -> Option<Document> {
+            let spec = json!({"type": kind, "scope": "Workflow", "content": content});
+            let mut found = Document::new("out", serde_json::from_value(spec).expect("a spec"));
+            found.metadata.uid = Some(uid.into());
+            Some(found)
+        };
+        let binding = json!({"uid": "o1", "digest": name::digest_bytes(b"[1]")});
+        let carrier =
+            json!({"result": {"attempt": 1, "digest": "d", "outputDocument": "out", "outputBinding": binding}});
+        let document =
+            json!({"result": {"attempt": 1, "digest": "d", "documentName": "out", "documentBinding": binding}});
+        for (status, kind) in [(carrier, OUTPUT_TYPE), (document, "plan")] {
+            let step = step(json!({"agentId": "planner"}), status);
+            let [pin] = carried(&step).try_into().expect("one Document");
+            let read = |found: Option<Document>| {
+                let mut subject = Subject::default();
+                subject.take(&pin, found);
+                (subject.output, subject.document.is_some(), subject.trouble)
+            };
+            let whole = (kind == OUTPUT_TYPE).then(|| "[1]".to_owned());
+            assert_eq!(read(found(kind, "o1", "[1]")), (whole, kind != OUTPUT_TYPE, None));
+            for other in [found(kind, "o2", "[1]"), found(kind, "o1", "[2]")] {
+                let (output, _, trouble) = read(other);
+                assert!(output.is_none() && matches!(trouble, Some(Trouble::Exchanged(_))), "{kind}: {trouble:?}");
+            }
+            assert!(matches!(read(None), (None, false, Some(Trouble::Gone(_)))), "{kind}");
         }
     }
 

@@ -1,7 +1,8 @@
 //! `suspend`: holds a run.
 
+use super::complete;
 use super::connect::Connection;
-use super::control::{self, Wish};
+use super::control::{self, ControlVerb};
 use super::fault::{Code, Fault};
 
 /// Suspend a run: nothing new starts until it is resumed
@@ -13,10 +14,11 @@ Examples:
   kubectl lockstep suspend shop")]
 pub struct Args {
     /// The run
+    #[arg(add = complete::by(complete::runs))]
     run: String,
 }
 
 pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
-    control::wish(on, &args.run, Wish::Suspend).await?;
+    control::apply(on, &args.run, ControlVerb::Suspend).await?;
     Ok(Code::Done)
 }

@@ -4,9 +4,8 @@ use super::connect::Connection;
 use super::fault::Fault;
 use super::text::near;
 use crate::api::StepRun;
-use crate::api::step_run::GateState;
-use crate::api::workflow::Phase;
 pub use crate::decide::history::{keys, label};
+pub use crate::decide::target::{matching, waits_at_gate, waits_at_own_gate, waits_for_answer};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -36,29 +35,6 @@ impl Target {
     }
 }
 
-/// All that `wanted` may mean: the whole label, a step's bare name, a label without the outer keys or without any.
-pub fn matching<'a>(wanted: &str, steps: &'a [StepRun]) -> Vec<&'a StepRun> {
-    let exact: Vec<&StepRun> = steps.iter().filter(|s| label(s) == wanted).collect();
-    if !exact.is_empty() {
-        return exact;
-    }
-    steps
-        .iter()
-        .filter(|step| {
-            let path = step.spec.path.as_str();
-            let bare = path.rsplit('/').next().unwrap_or(path);
-            let all = keys(step).join("/");
-            let inner = keys(step).last().copied().unwrap_or_default().to_owned();
-            [path, bare].into_iter().any(|path| {
-                wanted == path
-                    || [&all, &inner].into_iter().any(|key| {
-                        wanted.strip_prefix(path).and_then(|rest| rest.strip_prefix('/')) == Some(key.as_str())
-                    })
-            })
-        })
-        .collect()
-}
-
 /// Whether the words named the step, or only led to it: a run with one wait, a step of which one item waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Named {
@@ -66,12 +42,8 @@ pub enum Named {
     Led,
 }
 
-/// The one StepRun that is meant. `wanting` is true for those that the verb is for: where several fit, they win.
-pub async fn find(on: &Connection, target: &Target, wanting: impl Fn(&StepRun) -> bool) -> Result<StepRun, Fault> {
-    find_named(on, target, wanting).await.map(|(step, _)| step)
-}
-
-/// The same, and whether it was named: what nobody named is not decided unseen.
+/// The one StepRun that is meant, and whether it was named: what nobody named is not decided unseen. `wanting` is true for
+/// those that the verb is for: where several fit, they win.
 pub async fn find_named(
     on: &Connection,
     target: &Target,
@@ -111,22 +83,23 @@ fn one(
     }
     match found.as_slice() {
         [step] => Ok(((*step).clone(), how)),
-        [] => {
-            let labels: Vec<String> = steps.iter().map(label).collect();
-            let close = near(wanted, &labels);
-            Err(Fault::missing(match (close.as_slice(), labels.as_slice()) {
-                (_, []) => format!("no step of the run {run} has started yet; see kubectl lockstep watch {run}"),
-                ([], _) => format!("the run {run} has no started step {wanted}; it has {}", listed(&labels)),
-                (close, _) => {
-                    format!("the run {run} has no started step {wanted}; did you mean {}?", close.join(" or "))
-                }
-            }))
-        }
-        several => {
-            let names: Vec<String> = several.iter().map(|s| format!("{run}/{}", label(s))).collect();
-            Err(Fault::missing(format!("{run}/{wanted} is more than one step; name one of {}", listed(&names))))
-        }
+        _ => Err(unclear(run, wanted, steps)),
     }
+}
+
+/// Why the words name no single step of the run.
+pub fn unclear(run: &str, wanted: &str, steps: &[StepRun]) -> Fault {
+    let several = matching(wanted, steps);
+    if !several.is_empty() {
+        let names: Vec<String> = several.iter().map(|s| format!("{run}/{}", label(s))).collect();
+        return Fault::missing(format!("{run}/{wanted} is more than one step; name one of {}", listed(&names)));
+    }
+    let labels: Vec<String> = steps.iter().map(label).collect();
+    Fault::missing(match (near(wanted, &labels).as_slice(), labels.as_slice()) {
+        (_, []) => format!("no step of the run {run} has started yet; see kubectl lockstep watch {run}"),
+        ([], _) => format!("the run {run} has no started step {wanted}; it has {}", listed(&labels)),
+        (close, _) => format!("the run {run} has no started step {wanted}; did you mean {}?", close.join(" or ")),
+    })
 }
 
 /// A run's name where a step is expected: good enough where one wait is all that there is, of whatever kind.
@@ -154,39 +127,10 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-fn is_open(step: &StepRun) -> bool {
-    let phase = step.status.as_ref().and_then(|s| s.phase);
-    !phase.is_some_and(Phase::is_terminal)
-}
-
-/// Whether its gate waits for a decision.
-pub fn waits_at_gate(step: &StepRun) -> bool {
-    let gate = step.status.as_ref().and_then(|s| s.gate.as_ref());
-    is_open(step) && gate.is_some_and(|gate| gate.state == GateState::Waiting)
-}
-
-/// Whether it waits for an answer.
-pub fn waits_for_answer(step: &StepRun) -> bool {
-    is_open(step)
-        && step.status.as_ref().is_some_and(|s| s.waiting_for.is_some() && s.phase == Some(Phase::WaitingForInput))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::step_run::{Item, ScopeLink};
-
-    fn step(path: &str, keys: &[&str]) -> StepRun {
-        let mut step = StepRun::new(
-            &format!("shop-{}-{}", path.replace('/', "-"), keys.join("-")),
-            crate::api::StepRunSpec::default(),
-        );
-        step.spec.path = path.to_owned();
-        step.spec.workflow.uid = "uid".to_owned();
-        step.spec.item = keys.last().map(|key| Item { key: (*key).to_owned(), ..Item::default() });
-        step.spec.scope_chain = vec![ScopeLink { scope: "s".to_owned(), scope_id: format!("uid/{}", keys.join("/")) }];
-        step
-    }
+    use crate::decide::target::tests::step;
 
     #[test]
     fn targets_are_parsed() {
@@ -205,34 +149,6 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(Target::parse(text).ok(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn steps_are_found_by_path_name_and_key() {
-        let steps = [
-            step("discovery", &[]),
-            step("build/arch", &["E1"]),
-            step("build/arch", &["E2"]),
-            step("build/arch/story", &["E1", "S1"]),
-            step("build/arch/story", &["E2", "S1"]),
-        ];
-        let table: [(&str, &[usize]); 10] = [
-            ("discovery", &[0]),
-            ("build/arch/E1", &[1]),
-            ("arch/E2", &[2]),
-            ("arch", &[1, 2]),
-            ("build/arch", &[1, 2]),
-            ("build/arch/story/E1/S1", &[3]),
-            ("story/E2/S1", &[4]),
-            ("story/S1", &[3, 4]),
-            ("arch/E3", &[]),
-            ("nothing", &[]),
-        ];
-        for (wanted, expected) in table {
-            let found: Vec<usize> =
-                matching(wanted, &steps).iter().filter_map(|f| steps.iter().position(|s| s == *f)).collect();
-            assert_eq!(found, expected, "{wanted}");
         }
     }
 

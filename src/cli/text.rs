@@ -1,5 +1,6 @@
 //! Text for a terminal: what agents wrote made harmless, times, columns, colours, widths.
 
+pub use crate::decide::retry::elapsed;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
@@ -122,23 +123,16 @@ impl Style {
 
 /// Whether standard output shows colours.
 pub fn colours() -> bool {
-    std::io::stdout().is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-        && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
+    std::io::stdout().is_terminal() && wants_colours()
+}
+
+/// Whether whoever reads on a terminal wants them.
+pub fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|v| v != "dumb")
 }
 
 pub fn seconds_between(from: &Time, to: Timestamp) -> i64 {
     to.duration_since(from.0).as_secs().max(0)
-}
-
-/// `5s`, `2m03s`, `1h05m`, `3d4h`.
-pub fn elapsed(seconds: i64) -> String {
-    match seconds {
-        ..60 => format!("{}s", seconds.max(0)),
-        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
-    }
 }
 
 pub fn age(created: Option<&Time>, now: Timestamp) -> String {
@@ -155,26 +149,6 @@ pub fn short_digest(digest: &str) -> String {
     let (algorithm, hex) = digest.split_once(':').unwrap_or(("", digest));
     let head: String = hex.chars().take(12).collect();
     if algorithm.is_empty() { head } else { format!("{algorithm}:{head}") }
-}
-
-/// Rows under headings, columns as wide as they need.
-pub fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = heads.iter().map(|h| width(h)).collect();
-    for row in rows {
-        for (at, cell) in row.iter().enumerate() {
-            if let Some(w) = widths.get_mut(at) {
-                *w = (*w).max(width(cell));
-            }
-        }
-    }
-    let heads: Vec<String> = heads.iter().map(|h| (*h).to_owned()).collect();
-    let mut out = String::new();
-    for row in std::iter::once(&heads).chain(rows) {
-        let line: Vec<String> = row.iter().zip(&widths).map(|(cell, w)| pad(cell, *w)).collect();
-        out.push_str(line.join("   ").trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 /// As one word of a shell.
@@ -225,7 +199,7 @@ pub fn hanging(text: &str, window: Option<usize>) -> String {
 }
 
 /// The part of a line that stands in one row: up to the last space that fits, else as much as fits, never nothing.
-fn wrapped(line: &str, room: usize) -> &str {
+pub fn wrapped(line: &str, room: usize) -> &str {
     let fits = head(line, room);
     if fits.len() == line.len() {
         return line;
@@ -387,14 +361,6 @@ mod tests {
         for (raw, quoted) in table {
             assert_eq!(quote(raw), quoted);
         }
-    }
-
-    #[test]
-    fn columns_align() {
-        assert_eq!(
-            table(&["NAME", "PHASE"], &[vec!["shop".into(), "Running".into()], vec!["世界世".into(), String::new()]]),
-            "NAME     PHASE\nshop     Running\n世界世\n"
-        );
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use super::line::{Line, View};
+use super::held;
+use super::line::{Line, RenderOptions, View, of_phase};
 use super::rows::{Row, rows};
 use super::text::{self, Style, elapsed, inline, seconds_between};
-use super::wait;
+use super::wait::{self, Ways};
 use crate::api::condition;
 use crate::api::workflow::Phase;
 use crate::api::{StepRun, Workflow};
@@ -18,12 +19,32 @@ pub struct Drawn {
     pub rows: usize,
 }
 
-/// The run, its steps, and below them what waits for people.
-pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Drawn {
-    let head = run_line(run, now);
-    let body = body(run, steps, now);
-    let waits: Vec<Vec<Line>> = wait::open(run, steps).into_iter().map(wait::lines).collect();
-    let lines = fit(head, body, waits, view);
+/// The run and its steps, whole: what does not fit a line goes on below it.
+pub fn page(run: &Workflow, steps: &[StepRun], now: Timestamp, options: RenderOptions) -> String {
+    let all = std::iter::once(run_line(run, steps, now)).chain(body(&rows(run, steps), now));
+    all.map(|line| line.folded(options)).collect()
+}
+
+/// Rows as they stand in the page of a run.
+pub fn part(rows: &[Row], now: Timestamp, options: RenderOptions) -> String {
+    body(rows, now).iter().map(|line| line.folded(options)).collect()
+}
+
+/// The run, its steps, and below them what waits for people: fit for a window in which it is drawn again and again.
+pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, (view, ways): (View, Ways)) -> Drawn {
+    let head = run_line(run, steps, now);
+    let body = body(&rows(run, steps), now);
+    let waits: Vec<Vec<Line>> = wait::open(run, steps).into_iter().map(|step| wait::lines(step, ways)).collect();
+    // Whole, where the window is high enough for that.
+    let all = || std::iter::once(&head).chain(&body).chain(waits.iter().flatten());
+    let rows = all().map(|line| line.folded_rows(view)).sum();
+    if view.height.is_none_or(|height| rows + 2 <= height) {
+        let options = RenderOptions { window: view.width, colours: view.colours };
+        let lines =
+            all().flat_map(|line| line.folded(options).lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        return Drawn { lines, rows };
+    }
+    let lines = fit(head, body, waits, (view, ways));
     Drawn {
         rows: lines.iter().map(|line| line.rows(view)).sum(),
         lines: lines.iter().map(|line| line.text(view)).collect(),
@@ -31,7 +52,7 @@ pub fn draw(run: &Workflow, steps: &[StepRun], now: Timestamp, view: View) -> Dr
 }
 
 /// Leaves lines out, in the middle, where the window is too low: what is redrawn must not scroll.
-fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Vec<Line> {
+fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, (view, ways): (View, Ways)) -> Vec<Line> {
     let taken = |lines: &[Line]| lines.iter().map(|line| line.rows(view)).sum::<usize>();
     let room = view.height.map_or(usize::MAX, |height| height.saturating_sub(2));
     let mut tail: Vec<Line> = Vec::new();
@@ -41,13 +62,16 @@ fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Ve
             left_out += 1;
         } else if taken(&block) > room.saturating_sub(6) {
             tail.extend(block.into_iter().take(1));
-            tail.push(Line::plain("    commands: kubectl lockstep inbox -o wide".to_owned()));
+            tail.extend(
+                (ways != Ways::Dev).then(|| Line::plain("    the commands: kubectl lockstep inbox".to_owned())),
+            );
         } else {
             tail.extend(block);
         }
     }
     if left_out > 0 {
-        tail.push(Line::plain(format!("… {left_out} more wait: kubectl lockstep inbox")));
+        let where_else = if ways == Ways::Dev { "" } else { ": kubectl lockstep inbox" };
+        tail.push(Line::plain(format!("… {left_out} more wait{where_else}")));
     }
     let for_body = room.saturating_sub(1 + taken(&tail)).max(3);
     if body.len() > for_body {
@@ -58,7 +82,7 @@ fn fit(head: Line, mut body: Vec<Line>, waits: Vec<Vec<Line>>, view: View) -> Ve
     std::iter::once(head).chain(body).chain(tail).collect()
 }
 
-fn run_line(run: &Workflow, now: Timestamp) -> Line {
+fn run_line(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Line {
     let status = run.status.clone().unwrap_or_default();
     let phase = status.phase.unwrap_or_default();
     let started = status.started_at.as_ref();
@@ -68,23 +92,46 @@ fn run_line(run: &Workflow, now: Timestamp) -> Line {
     if let Some(waiting) = status.waiting.filter(|w| !phase.is_terminal() && !w.summary.is_empty()) {
         notes.push(format!("waits for {}", waiting.summary));
     }
-    if !status.pending_documents.is_empty() {
-        notes.push(format!("lacks {}", status.pending_documents.join(", ")));
+    let why = held::beside(run, steps);
+    if held::run(run).is_none() && !status.pending_documents.is_empty() {
+        notes.push(format!("waits for {}", documents(&status.pending_documents)));
     }
-    if let Some(succeeded) = condition::get(&status.conditions, "Succeeded")
-        && matches!(phase, Phase::Failed | Phase::Cancelled | Phase::Pending)
-    {
-        notes.push(format!("{}: {}", succeeded.reason, succeeded.message));
+    notes.extend(why);
+    if matches!(phase, Phase::Failed | Phase::Cancelled) {
+        notes.extend(ending(run));
     }
     if status.phase.is_none() {
         notes.push("no operator has seen it yet; see kubectl lockstep version".to_owned());
     }
     Line::of(vec![
         (format!("{}  ", run.name_any()), Style::Bold),
-        (format!("{phase}  "), style(phase)),
+        (format!("{phase}  "), of_phase(phase)),
         (format!("{took}  "), Style::Plain),
         (inline(&notes.join("; "), 600), Style::Dim),
     ])
+}
+
+/// Why a run came to no good end; what says nothing new is left out.
+pub fn ending(run: &Workflow) -> Option<String> {
+    let status = run.status.as_ref()?;
+    let succeeded = condition::get(&status.conditions, "Succeeded")?;
+    let (reason, message) = (&succeeded.reason, succeeded.message.trim());
+    let phase = status.phase.unwrap_or_default().to_string();
+    let known = |text: &str| text.is_empty() || text.eq_ignore_ascii_case(&phase);
+    match (known(reason), known(message)) {
+        (true, true) => None,
+        (true, false) => Some(message.to_owned()),
+        (false, true) => Some(reason.clone()),
+        (false, false) => Some(format!("{reason}: {message}")),
+    }
+}
+
+/// Types of documents that are missing, in words.
+pub fn documents(missing: &[String]) -> String {
+    match missing {
+        [one] => format!("the document {one}"),
+        several => format!("the documents {}", several.join(", ")),
+    }
 }
 
 /// What people wished of the run's course, and what it goes on from.
@@ -94,8 +141,8 @@ fn course(run: &Workflow, phase: Phase) -> Vec<String> {
     if open && run.spec.cancel == Some(true) {
         notes.push("is being cancelled".to_owned());
     } else if open && run.spec.suspend == Some(true) {
-        let name = text::quote(&run.name_any());
-        notes.push(format!("suspended, nothing new starts until kubectl lockstep resume {name}"));
+        let (namespace, name) = (run.namespace().unwrap_or_default(), text::quote(&run.name_any()));
+        notes.push(format!("suspended, nothing new starts until kubectl lockstep -n {namespace} resume {name}"));
     }
     if let Some(old) = &run.spec.retry_of {
         let from = old.from.as_ref().map_or_else(String::new, |step| format!(" from {step}"));
@@ -104,8 +151,7 @@ fn course(run: &Workflow, phase: Phase) -> Vec<String> {
     notes
 }
 
-fn body(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Vec<Line> {
-    let rows = rows(run, steps);
+fn body(rows: &[Row], now: Timestamp) -> Vec<Line> {
     let name_width = |row: &Row| text::width(&row.name) + 2 * row.depth;
     let names = rows.iter().map(name_width).max().unwrap_or(0).min(40);
     let phases = rows.iter().map(|row| row.phase.to_string().len()).max();
@@ -116,7 +162,7 @@ fn body(run: &Workflow, steps: &[StepRun], now: Timestamp) -> Vec<Line> {
 fn row_line(row: &Row, (names, phases): (usize, usize), now: Timestamp) -> Line {
     let until = row.completed.as_ref().map_or(now, |at| at.0);
     let took = row.started.as_ref().map_or_else(String::new, |at| elapsed(seconds_between(at, until)));
-    let mut detail = row.detail.clone();
+    let mut detail = row.told();
     if let Some(at) = &row.not_before
         && row.phase == Phase::Pending
         && at.0 > now
@@ -126,9 +172,9 @@ fn row_line(row: &Row, (names, phases): (usize, usize), now: Timestamp) -> Line 
     }
     let indent = "  ".repeat(row.depth);
     Line::of(vec![
-        (format!("  {indent}{} ", glyph(row.phase)), style(row.phase)),
+        (format!("  {indent}{} ", glyph(row.phase)), of_phase(row.phase)),
         (format!("{}  ", text::pad(&row.name, names.saturating_sub(2 * row.depth))), Style::Plain),
-        (format!("{}  ", text::pad(&row.phase.to_string(), phases)), style(row.phase)),
+        (format!("{}  ", text::pad(&row.phase.to_string(), phases)), of_phase(row.phase)),
         (format!("{}  ", text::pad(&took, 6)), Style::Plain),
         (detail, Style::Dim),
     ])
@@ -146,16 +192,6 @@ fn glyph(phase: Phase) -> char {
         Phase::Cancelled => '⊘',
         Phase::Suspended => '⏸',
         Phase::Skipped => '↷',
-    }
-}
-
-fn style(phase: Phase) -> Style {
-    match phase {
-        Phase::Pending | Phase::Cancelled | Phase::Skipped | Phase::Suspended => Style::Dim,
-        Phase::Running => Style::Busy,
-        Phase::Completed => Style::Good,
-        Phase::Failed => Style::Bad,
-        _ => Style::Wait,
     }
 }
 
@@ -240,7 +276,7 @@ mod tests {
     fn drawn(view: View) -> Drawn {
         let (run, steps) = sample::shop();
         let now: Timestamp = "2026-11-21T10:05:03Z".parse().expect("a time");
-        draw(&run, &steps, now, view)
+        draw(&run, &steps, now, (view, Ways::Asked))
     }
 
     #[test]
@@ -253,21 +289,25 @@ shop  Running  5m03s  waits for 1 gate
     ✗ E1          Failed                1m00s   Unrecoverable (exit 3): no such\\u{202e} epic
     ● E2          Running               2m03s   attempt 2; 40% writing
   ○ report        Pending
-◆ shop/backlog waits for acceptance by group product, who may approve gates/backlog
-    kubectl -n team-a annotate steprun shop-backlog-1 lockstep.dev/decision=accepted lockstep.dev/review=sha256:00ff lockstep.dev/decided-by=\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"
+◆ shop/backlog waits for acceptance by a member of product, with the permission approve on gates/backlog
     kubectl lockstep -n team-a approve shop/backlog
-    to reject: kubectl lockstep -n team-a reject shop/backlog -m WHY";
+    kubectl lockstep -n team-a reject shop/backlog -m WHY";
         let drawn = drawn(View::default());
         assert_eq!(drawn.lines.join("\n"), golden);
     }
 
     #[test]
-    fn lines_are_cut_to_the_window_and_commands_are_not() {
-        let drawn = drawn(View { width: Some(40), height: None, colours: false });
-        assert_eq!(drawn.lines[1], "  ✓ discovery     Completed            …");
-        assert!(drawn.lines[8].ends_with("username}')\""));
-        // Eight lines of one row; commands of 206, 51 and 69 columns.
-        assert_eq!(drawn.rows, 8 + 6 + 2 + 2);
+    fn lines_are_folded_where_the_window_is_high_enough_else_cut_and_commands_never() {
+        let high = drawn(View { width: Some(40), height: Some(60), colours: false });
+        let text = high.lines.join("\n");
+        assert!(text.contains("\n      2m00s   accepted by alice:\n"), "{text}");
+        assert!(high.lines.iter().all(|line| text::width(line) <= 40 || line.contains("kubectl")), "{text}");
+        assert!(!text.contains('…') && text.contains("reject shop/backlog -m WHY"), "{text}");
+        let low = drawn(View { width: Some(40), height: Some(17), colours: false });
+        assert_eq!(low.lines[1], "  ✓ discovery     Completed            …");
+        assert!(low.lines.iter().any(|line| line.ends_with("reject shop/backlog -m WHY")), "{:?}", low.lines);
+        // Eight lines of one row; commands of 51 and 57 columns.
+        assert_eq!(low.rows, 8 + 2 + 2);
     }
 
     #[test]
@@ -279,9 +319,9 @@ shop  Running  5m03s  waits for 1 gate
 
     #[test]
     fn commands_that_do_not_fit_are_named() {
-        let drawn = drawn(View { width: Some(60), height: Some(12), colours: false });
-        assert!(drawn.rows < 12, "{:#?}", drawn.lines);
-        assert!(drawn.lines.iter().any(|l| l.contains("inbox -o wide")));
+        let drawn = drawn(View { width: Some(60), height: Some(8), colours: false });
+        assert!(drawn.rows < 8, "{:#?}", drawn.lines);
+        assert!(drawn.lines.iter().any(|l| l.contains("kubectl lockstep inbox")));
     }
 
     #[test]
@@ -295,7 +335,10 @@ shop  Running  5m03s  waits for 1 gate
         };
         run.spec = crate::api::WorkflowSpec { suspend: Some(true), retry_of: Some(old), ..Default::default() };
         let open = course(&run, Phase::Suspended);
-        assert_eq!(open, ["suspended, nothing new starts until kubectl lockstep resume shop", "retry of old from b"]);
+        assert_eq!(
+            open,
+            ["suspended, nothing new starts until kubectl lockstep -n team-a resume shop", "retry of old from b"]
+        );
         run.spec.cancel = Some(true);
         assert_eq!(course(&run, Phase::Running), ["is being cancelled", "retry of old from b"]);
         assert_eq!(course(&run, Phase::Cancelled), ["retry of old from b"]);
@@ -304,7 +347,7 @@ shop  Running  5m03s  waits for 1 gate
     #[test]
     fn an_unseen_run_says_so() {
         let run = Workflow::new("new", crate::api::WorkflowSpec::default());
-        let drawn = draw(&run, &[], Timestamp::UNIX_EPOCH, View::default());
+        let drawn = draw(&run, &[], Timestamp::UNIX_EPOCH, (View::default(), Ways::Asked));
         assert_eq!(drawn.lines, ["new  Pending    no operator has seen it yet; see kubectl lockstep version"]);
     }
 }

@@ -2,26 +2,30 @@
 
 #![expect(clippy::disallowed_methods, reason = "ages are shown relative to now")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Interval, MissedTickBehavior};
 
+use super::complete;
 use super::connect::{Connection, steps_of};
 use super::fault::{Code, Fault};
-use super::line::View;
+use super::line::{RenderOptions, View};
 use super::print::put;
 use super::rows::rows;
 use super::target::Target;
 use super::text::{self, clock, quote};
-use super::{tree, wait};
+use super::wait::{self, Ways};
+use super::{held, tree};
 use crate::api::workflow::Phase;
 use crate::api::{StepRun, Workflow};
 
@@ -30,11 +34,14 @@ use crate::api::{StepRun, Workflow};
 #[command(after_help = "\
 The exit code is the run's: 0 completed, 1 failed or cancelled, 3 waits for people (with --until-wait), 4 gone.
 
+Without a terminal each change is a line, and below each new wait stand the commands that end it.
+
 Examples:
   kubectl lockstep watch shop
   kubectl lockstep watch shop --until-wait; test $? = 3 && notify 'the run waits'")]
 pub struct Args {
     /// The run
+    #[arg(add = complete::by(complete::runs))]
     run: String,
     /// Leave with 3 as soon as the run waits for people
     #[arg(long)]
@@ -66,14 +73,28 @@ pub enum Until {
     Wait,
 }
 
-enum Seen {
+/// An event of the watch of a run, or of the watch of its StepRuns.
+pub enum RunEvent {
     Run(Box<watcher::Result<Event<Workflow>>>),
     Step(Box<watcher::Result<Event<StepRun>>>),
 }
 
+/// Watches a run and its StepRuns, by the run's name.
+pub fn run_events(on: &Connection, name: &str) -> BoxStream<'static, RunEvent> {
+    let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let runs = watcher(on.api::<Workflow>(), fields).default_backoff();
+    let fields = watcher::Config::default().fields(&steps_of(name));
+    let steps = watcher(on.api::<StepRun>(), fields).default_backoff();
+    stream::select(
+        runs.map(|run| RunEvent::Run(Box::new(run))).boxed(),
+        steps.map(|step| RunEvent::Step(Box::new(step))).boxed(),
+    )
+    .boxed()
+}
+
 /// What is known of the run by now.
-struct Scene {
-    run: Workflow,
+pub struct Scene {
+    pub run: Workflow,
     steps: BTreeMap<String, StepRun>,
     /// Steps of a list that is not complete yet.
     arriving: BTreeMap<String, StepRun>,
@@ -142,10 +163,11 @@ impl Scene {
         }
     }
 
+    fn is_known(&self) -> bool {
+        self.run_known && self.steps_known
+    }
+
     fn end(&self, until: Until) -> Option<Code> {
-        if !(self.run_known && self.steps_known) {
-            return None;
-        }
         let phase = self.run.status.as_ref()?.phase?;
         let code = ended(phase, until)?;
         // Just after a decision the run's phase may be behind its steps: then nothing waits for people any more.
@@ -153,7 +175,7 @@ impl Scene {
         (code != Code::Waiting || waits).then_some(code)
     }
 
-    fn steps(&self) -> Vec<StepRun> {
+    pub fn steps(&self) -> Vec<StepRun> {
         self.steps.values().cloned().collect()
     }
 }
@@ -172,44 +194,85 @@ fn ended(phase: Phase, until: Until) -> Option<Code> {
 
 /// Shows the run until it ends.
 pub async fn follow(on: &Connection, run: Workflow, until: Until) -> Result<Code, Fault> {
-    let name = run.name_any();
-    let mut scene = Scene::new(run);
-    let mut shown = Shown::new();
-    let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let runs = watcher(on.api::<Workflow>(), fields).default_backoff();
-    let fields = watcher::Config::default().fields(&steps_of(&name));
-    let steps = watcher(on.api::<StepRun>(), fields).default_backoff();
-    let mut seen = stream::select(
-        runs.map(|run| Seen::Run(Box::new(run))).boxed(),
-        steps.map(|step| Seen::Step(Box::new(step))).boxed(),
-    );
-    let unsure = |wrong| Fault::new(Code::Api, format!("cannot take signals: {wrong}"));
-    let mut resized = signal(SignalKind::window_change()).map_err(unsure)?;
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(unsure)?;
-    let mut terminated = signal(SignalKind::terminate()).map_err(unsure)?;
-    let mut tick = tokio::time::interval(Duration::from_millis(250));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        tokio::select! {
-            one = seen.next() => {
-                let Some(one) = one else {
-                    return Err(Fault::new(Code::Api, "the watch ended; run the command again"));
-                };
-                take(&mut scene, &mut shown, one)?;
-                // The list that ends a run is read once more: the two watches have no common order.
-                if let Some(code) = scene.end(until) {
-                    let last = on.step_runs(&name).await?;
-                    scene.steps = last.into_iter().map(|s| (s.name_any(), s)).collect();
-                    shown.draw(&scene)?;
-                    shown.close(&scene, code)?;
-                    return Ok(code);
+    let again = on.hint("watch", &run.name_any());
+    let ended = Follower::open(on, run, Commands::of_plugin())?.until(|scene| scene.end(until)).await?;
+    Ok(ended.unwrap_or_else(|| left(&again)))
+}
+
+/// Which commands stand below a wait: where the run is drawn in place, and where each change is a line.
+#[derive(Clone, Copy, Debug)]
+pub struct Commands {
+    pub live: Ways,
+    pub plain: Ways,
+}
+
+impl Commands {
+    fn of_plugin() -> Self {
+        Self { live: Ways::Asked, plain: Ways::Unasked }
+    }
+}
+
+/// Somebody who looks at a run, and may look away.
+pub struct Follower<'a> {
+    on: &'a Connection,
+    scene: Scene,
+    shown: Shown,
+    events: BoxStream<'static, RunEvent>,
+    resized: Signal,
+    interrupted: Signal,
+    terminated: Signal,
+    tick: Interval,
+}
+
+impl<'a> Follower<'a> {
+    pub fn open(on: &'a Connection, run: Workflow, commands: Commands) -> Result<Self, Fault> {
+        let events = run_events(on, &run.name_any());
+        let taken = |kind| signal(kind).map_err(|wrong| Fault::new(Code::Api, format!("cannot take signals: {wrong}")));
+        let mut tick = tokio::time::interval(Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        Ok(Self {
+            on,
+            scene: Scene::new(run),
+            shown: Shown::new(commands),
+            events,
+            resized: taken(SignalKind::window_change())?,
+            interrupted: taken(SignalKind::interrupt())?,
+            terminated: taken(SignalKind::terminate())?,
+            tick,
+        })
+    }
+
+    /// Shows the run until this says something; none where the reader leaves before.
+    pub async fn until<T>(&mut self, done: impl Fn(&Scene) -> Option<T>) -> Result<Option<T>, Fault> {
+        loop {
+            if self.scene.is_known() && done(&self.scene).is_some() {
+                // Read once more: the two watches have no common order.
+                let last = self.on.step_runs(&self.scene.run.name_any()).await?;
+                self.scene.steps = last.into_iter().map(|s| (s.name_any(), s)).collect();
+                if let Some(found) = done(&self.scene) {
+                    self.shown.draw(&self.scene)?;
+                    return Ok(Some(found));
                 }
             }
-            _ = tick.tick() => shown.show(&scene)?,
-            _ = resized.recv() => shown.measure(),
-            _ = interrupted.recv() => return Ok(left(&on.hint("watch", &name))),
-            _ = terminated.recv() => return Ok(left(&on.hint("watch", &name))),
+            tokio::select! {
+                one = self.events.next() => {
+                    let Some(one) = one else {
+                        return Err(Fault::new(Code::Api, "the watch ended; run the command again"));
+                    };
+                    take(&mut self.scene, &mut self.shown, one)?;
+                }
+                _ = self.tick.tick() => self.shown.show(&self.scene)?,
+                _ = self.resized.recv() => self.shown.measure(),
+                _ = self.interrupted.recv() => return Ok(None),
+                _ = self.terminated.recv() => return Ok(None),
+            }
         }
+    }
+
+    /// Something else is printed: what was drawn stays above it.
+    pub fn pause(&mut self) {
+        self.shown.rows = 0;
+        self.shown.dirty = true;
     }
 }
 
@@ -218,16 +281,16 @@ fn left(again: &str) -> Code {
     Code::Interrupted
 }
 
-fn take(scene: &mut Scene, shown: &mut Shown, one: Seen) -> Result<(), Fault> {
+fn take(scene: &mut Scene, shown: &mut Shown, one: RunEvent) -> Result<(), Fault> {
     let wrong = match one {
-        Seen::Run(run) => match *run {
+        RunEvent::Run(run) => match *run {
             Ok(event) => {
                 shown.hear();
                 return scene.see_run(event);
             }
             Err(wrong) => wrong,
         },
-        Seen::Step(step) => match *step {
+        RunEvent::Step(step) => match *step {
             Ok(event) => {
                 shown.hear();
                 scene.see_step(event);
@@ -261,19 +324,31 @@ pub fn watch_fault(what: &str, wrong: &watcher::Error) -> Option<Fault> {
 /// What the reader sees by now.
 struct Shown {
     view: View,
+    ways: Commands,
     live: bool,
     rows: usize,
     dirty: bool,
     drawn_at: i64,
     lost: Option<String>,
+    /// What was said where nothing can be drawn again: of each step and of the run, and of which waits.
     lines: BTreeMap<String, String>,
+    waits: BTreeSet<String>,
 }
 
 impl Shown {
-    fn new() -> Self {
+    fn new(ways: Commands) -> Self {
         let live = std::io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        let mut shown =
-            Self { view: View::default(), live, rows: 0, dirty: true, drawn_at: 0, lost: None, lines: BTreeMap::new() };
+        let mut shown = Self {
+            view: View::default(),
+            ways,
+            live,
+            rows: 0,
+            dirty: true,
+            drawn_at: 0,
+            lost: None,
+            lines: BTreeMap::new(),
+            waits: BTreeSet::new(),
+        };
         shown.measure();
         shown
     }
@@ -308,7 +383,7 @@ impl Shown {
 
     fn draw(&mut self, scene: &Scene) -> Result<(), Fault> {
         let now = Timestamp::now();
-        let known = scene.run_known && scene.steps_known;
+        let known = scene.is_known();
         if !known && self.lost.is_none() {
             return Ok(());
         }
@@ -318,15 +393,19 @@ impl Shown {
             return self.redraw(scene, now);
         }
         if known {
-            for line in changes(&mut self.lines, &scene.run, &scene.steps()) {
+            let steps = scene.steps();
+            for line in changes(&mut self.lines, &scene.run, &steps) {
                 put(&format!("{}  {line}\n", clock(now)))?;
+            }
+            for wait in opened(&mut self.waits, &scene.run, &steps, self.ways.plain) {
+                put(&wait)?;
             }
         }
         Ok(())
     }
 
     fn redraw(&mut self, scene: &Scene, now: Timestamp) -> Result<(), Fault> {
-        let mut drawn = tree::draw(&scene.run, &scene.steps(), now, self.view);
+        let mut drawn = tree::draw(&scene.run, &scene.steps(), now, (self.view, self.ways.live));
         if let Some(why) = &self.lost {
             let line = format!("connection lost, trying again: {why}");
             drawn.lines.push(text::cut(&line, self.view.width.unwrap_or(80)));
@@ -339,23 +418,30 @@ impl Shown {
         self.rows = drawn.rows;
         put(&format!("{up}\r\x1b[J{}\n", drawn.lines.join("\n")))
     }
+}
 
-    /// The last word where lines were printed: what waits, with the commands.
-    fn close(&self, scene: &Scene, code: Code) -> Result<(), Fault> {
-        if self.live || code != Code::Waiting {
-            return Ok(());
-        }
-        let steps = scene.steps();
-        wait::open(&scene.run, &steps).into_iter().try_for_each(|step| put(&wait::text(step, self.view)))
-    }
+/// The waits that have opened since this was asked before, each with the commands that end it.
+pub fn opened(known: &mut BTreeSet<String>, run: &Workflow, steps: &[StepRun], ways: Ways) -> Vec<String> {
+    let open = wait::open(run, steps);
+    let id = |step: &StepRun| {
+        let status = step.status.as_ref();
+        let gate = status.and_then(|s| s.gate.as_ref()).map_or("", |gate| gate.output_digest.as_str());
+        let wait = status.and_then(|s| s.waiting_for.as_ref()).map_or("", |wait| wait.id.as_str());
+        format!("{} {gate} {wait}", step.name_any())
+    };
+    let now: BTreeSet<String> = open.iter().map(|step| id(step)).collect();
+    let fresh = open.iter().filter(|step| !known.contains(&id(step)));
+    let told = fresh.map(|step| wait::text(step, ways, RenderOptions::default())).collect();
+    *known = now;
+    told
 }
 
 /// One line for all that is different from what was said before.
-fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun]) -> Vec<String> {
+pub fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun]) -> Vec<String> {
     let mut now: Vec<(String, String)> = rows(run, steps)
         .into_iter()
         .map(|row| {
-            let line = format!("{}  {}  {}", row.label, row.phase, row.detail);
+            let line = format!("{}  {}  {}", row.label, row.phase, row.told());
             (row.label, line.trim_end().to_owned())
         })
         .collect();
@@ -366,13 +452,15 @@ fn changes(said: &mut BTreeMap<String, String>, run: &Workflow, steps: &[StepRun
     if !summary.is_empty() {
         write!(line, "  waits for {}", text::inline(&summary, 64)).ok();
     }
-    if !status.pending_documents.is_empty() {
-        write!(line, "  lacks {}", text::inline(&status.pending_documents.join(", "), 400)).ok();
+    if let Some(why) = held::beside(run, steps) {
+        write!(line, "  {why}").ok();
+    } else if !is_over && held::run(run).is_none() && !status.pending_documents.is_empty() {
+        write!(line, "  waits for {}", text::inline(&tree::documents(&status.pending_documents), 400)).ok();
     }
-    if let Some(why) = crate::api::condition::get(&status.conditions, "Succeeded")
-        && status.phase.is_some_and(|phase| phase != Phase::Completed && phase.is_terminal())
+    if status.phase.is_some_and(|phase| phase != Phase::Completed && phase.is_terminal())
+        && let Some(why) = tree::ending(run)
     {
-        write!(line, "  {}: {}", why.reason, text::inline(&why.message, 400)).ok();
+        write!(line, "  {}", text::inline(&why, 400)).ok();
     }
     // No step has an empty label.
     let run_entry = (String::new(), line);
@@ -418,5 +506,26 @@ mod tests {
         let progress = |s: &mut StepRun| s.status.as_mut()?.agent.as_mut()?.progress.take();
         assert!(steps.iter_mut().find_map(progress).is_some());
         assert_eq!(changes(&mut said, &run, &steps), ["architecture/E2  Running  attempt 2"]);
+    }
+
+    #[test]
+    fn a_wait_is_said_once_with_the_commands_that_end_it() {
+        let (run, mut steps) = crate::cli::tree::sample::shop();
+        let mut known = BTreeSet::new();
+        let told = opened(&mut known, &run, &steps, Ways::Unasked);
+        assert!(
+            matches!(told.as_slice(), [one] if one.contains("    kubectl lockstep -n team-a approve shop/backlog --review sha256:00ff\n")),
+            "{told:?}"
+        );
+        assert_eq!(opened(&mut known, &run, &steps, Ways::Unasked), Vec::<String>::new());
+        // The next round is another wait.
+        let gate = |s: &mut StepRun| -> Option<()> {
+            let gate =
+                s.status.as_mut()?.gate.as_mut().filter(|g| g.state == crate::api::step_run::GateState::Waiting)?;
+            gate.output_digest = "sha256:11ff".to_owned();
+            Some(())
+        };
+        assert!(steps.iter_mut().find_map(gate).is_some());
+        assert_eq!(opened(&mut known, &run, &steps, Ways::Unasked).len(), 1);
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 
 use futures::stream::{self, TryStreamExt};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::ObjectMeta;
@@ -16,14 +17,18 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::Error;
-use super::client::bounded;
+use super::client::{bounded, post};
 use super::consistency::Consistency;
+use super::egress;
+use super::memories;
 use crate::api::document::DocumentStatus;
-use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
+use crate::api::name::{CREATED_BY, LABEL_STEP_RUN, LABEL_TRIGGER, OPERATOR};
 use crate::api::step_run::JobRef;
-use crate::api::{Document, StepRun, Workflow};
-use crate::decide::plan::Seen;
-use crate::decide::{Effect, Kept, document, seen};
+use crate::api::{Document, Memory, StepRun, Workflow};
+use crate::decide::build::NewJob;
+use crate::decide::plan::ObjectVersion;
+use crate::decide::{DeletableKind, Effect, document, seen};
+use crate::definition::spelling;
 
 /// Creates of one pass that are under way at a time.
 const AT_ONCE: usize = 16;
@@ -59,7 +64,7 @@ pub async fn apply(
                 (Some(seen), _) => Some(seen.clone()),
                 // An earlier pass came further than its status write: it stands as it was published then.
                 (None, Some(there)) if document::has_standing(there) => None,
-                (None, Some(there)) => Some(Seen {
+                (None, Some(there)) => Some(ObjectVersion {
                     uid: there.uid().unwrap_or_default(),
                     resource_version: there.resource_version().unwrap_or_default(),
                 }),
@@ -88,7 +93,7 @@ pub async fn apply(
 async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Consistency) -> Result<Applied, Error> {
     match effect {
         Effect::CreateRevision(object) => {
-            create(client, namespace, "ControllerRevision", object.as_ref()).await?;
+            create_revision(client, namespace, object.as_ref()).await?;
         }
         // In order, by `apply`: the second is about what the first gave.
         Effect::CreateDocument(_) | Effect::SetDocumentStatus { .. } => {}
@@ -99,11 +104,23 @@ async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Co
             let job = create_job(client, namespace, object).await?;
             return Ok(Applied { job: Some(seen::job_ref(&job)), version: None });
         }
+        Effect::CreateMemory(object) => {
+            create(client, namespace, "Memory", object.as_ref()).await?;
+        }
+        Effect::CreateNetworkPolicy(object) => egress::create(client, namespace, object).await?,
+        Effect::StartRun { run, replaced } => {
+            for run in replaced {
+                cancel(client, namespace, run).await?;
+            }
+            create(client, namespace, "Workflow", run.as_ref()).await?;
+        }
+        Effect::UseMemory { name, uid, at } => memories::used(client, namespace, (name, uid), at).await?,
         Effect::Delete { what, name, uid } => match what {
-            Kept::Job => delete::<Job>(client, namespace, name, uid).await?,
-            Kept::StepRun => delete::<StepRun>(client, namespace, name, uid).await?,
-            Kept::Document => delete::<Document>(client, namespace, name, uid).await?,
-            Kept::Workflow => delete::<Workflow>(client, namespace, name, uid).await?,
+            DeletableKind::Job => delete::<Job>(client, namespace, name, uid).await?,
+            DeletableKind::StepRun => delete::<StepRun>(client, namespace, name, uid).await?,
+            DeletableKind::Document => delete::<Document>(client, namespace, name, uid).await?,
+            DeletableKind::Memory => delete::<Memory>(client, namespace, name, uid).await?,
+            DeletableKind::Workflow => delete::<Workflow>(client, namespace, name, uid).await?,
         },
         Effect::EmptyMailbox { step_run, resource_version, keys } => {
             let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
@@ -124,8 +141,31 @@ where
         + Debug,
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let post = |params| async move { api.create(&params, object).await };
+    there_or_made(client, namespace, kind, object, post).await
+}
+
+/// Its data may never change, and the API server takes another spelling for a change: in the spelling that it gives the data
+/// itself with a patch, so that the garbage collector can take away an owner.
+async fn create_revision(client: &Client, namespace: &str, revision: &ControllerRevision) -> Result<(), Error> {
+    let body = spelling::as_the_api_server_writes(&serde_json::to_value(revision).unwrap_or_default()).into_bytes();
+    let post = |params| post(client, namespace, body, params, "");
+    there_or_made(client, namespace, "ControllerRevision", revision, post).await.map(drop)
+}
+
+async fn there_or_made<K, F>(
+    client: &Client,
+    namespace: &str,
+    kind: &'static str,
+    object: &K,
+    post: impl FnOnce(PostParams) -> F,
+) -> Result<K, Error>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    F: Future<Output = Result<K, kube::Error>>,
+{
     let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
-    let answer = bounded("POST", api.create(&params, object)).await;
+    let answer = bounded("POST", post(params)).await;
     let error = match answer {
         Ok(made) => return Ok(made),
         Err(error) => error,
@@ -134,6 +174,7 @@ where
         return Err(error);
     }
     let name = object.meta().name.clone().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let existing = bounded("GET", api.get(&name)).await?;
     // Never by its content: an Agent edited after a lost reply is no conflict.
     if is_same(existing.meta(), object.meta()) {
@@ -142,15 +183,23 @@ where
     Err(Error::NotOurs { kind, name, holder: seen::holder(existing.meta()) })
 }
 
-/// An owner can be claimed by anybody; on a Job, by policy, the label can be set by the operator only.
+/// An owner can be claimed by anybody; on a Job, by policy, the label can be set by the operator only, and on a run nobody can
+/// write that another made it.
 fn is_same(existing: &ObjectMeta, ours: &ObjectMeta) -> bool {
-    let label = |meta: &ObjectMeta| meta.labels.as_ref().and_then(|l| l.get(LABEL_STEP_RUN)).cloned();
-    owner(existing) == owner(ours) && label(existing) == label(ours)
+    let maker = |meta: &ObjectMeta| meta.annotations.as_ref()?.get(CREATED_BY).cloned();
+    if maker(ours).is_some_and(|by| maker(existing) != Some(by)) {
+        return false;
+    }
+    let label = |meta: &ObjectMeta, key: &str| meta.labels.as_ref().and_then(|l| l.get(key)).cloned();
+    let alike = |key: &str| label(existing, key) == label(ours, key);
+    owner(existing) == owner(ours) && alike(LABEL_STEP_RUN) && alike(LABEL_TRIGGER)
 }
 
 /// A refusal is an outcome of the attempt, not of the pass: trying the same again would not help.
-async fn create_job(client: &Client, namespace: &str, job: &Job) -> Result<Job, Error> {
-    create(client, namespace, "Job", job).await.map_err(|error| match error.refusal() {
+async fn create_job(client: &Client, namespace: &str, job: &NewJob) -> Result<Job, Error> {
+    let body = job.body.to_string().into_bytes();
+    let post = |params| post(client, namespace, body, params, "");
+    there_or_made(client, namespace, "Job", &job.job, post).await.map_err(|error| match error.refusal() {
         Some(message) => {
             Error::JobRefused { name: job.metadata.name.clone().unwrap_or_default(), message: message.to_owned() }
         }
@@ -179,11 +228,22 @@ where
     }
 }
 
+/// A run that is gone, or is another one by now, has nothing to be cancelled.
+async fn cancel(client: &Client, namespace: &str, (name, uid): &(String, String)) -> Result<(), Error> {
+    let api: Api<Workflow> = Api::namespaced(client.clone(), namespace);
+    let patch = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"cancel": true}}));
+    match bounded("PATCH workflows", api.patch(name, &PatchParams::default(), &patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// By compare-and-swap: what was deleted, made again or written to since is decided on anew.
 async fn set_document_status(
     client: &Client,
     namespace: &str,
-    (name, at): (&str, &Seen),
+    (name, at): (&str, &ObjectVersion),
     status: &DocumentStatus,
 ) -> Result<(), Error> {
     let api: Api<Document> = Api::namespaced(client.clone(), namespace);
@@ -207,4 +267,33 @@ async fn empty_mailbox(
     let nulls: Map<String, Value> = keys.iter().map(|key| ((*key).to_owned(), Value::Null)).collect();
     let patch = Patch::Merge(json!({"metadata": {"resourceVersion": resource_version, "annotations": nulls}}));
     bounded("PATCH stepruns", api.patch(name, &PatchParams::default(), &patch)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names can be foreseen, and all but what admission proves can be written by whoever takes one.
+    #[test]
+    fn what_is_there_under_our_name_is_ours_only_if_nobody_else_could_have_made_it() {
+        let meta = |value: Value| serde_json::from_value::<ObjectMeta>(value).expect("metadata");
+        let by = |by: &str| json!({"labels": {LABEL_TRIGGER: "nightly"}, "annotations": {CREATED_BY: by}});
+        let unsigned = json!({"labels": {LABEL_TRIGGER: "nightly"}});
+        let owned = |uid: &str, labels: Value| {
+            let owner = json!({"apiVersion": "v1", "kind": "StepRun", "name": "s", "uid": uid, "controller": true});
+            json!({"ownerReferences": [owner], "labels": labels})
+        };
+        let ours = json!({LABEL_STEP_RUN: "s"});
+        for (what, existing, wanted, expected) in [
+            ("the same run", by("operator"), by("operator"), true),
+            ("a person's", by("mallory"), by("operator"), false),
+            ("nobody's who is known", unsigned, by("operator"), false),
+            ("of another Trigger", json!({"annotations": {CREATED_BY: "operator"}}), by("operator"), false),
+            ("the same Job", owned("u", ours.clone()), owned("u", ours.clone()), true),
+            ("a Job that claims our owner", owned("u", json!({})), owned("u", ours.clone()), false),
+            ("a Job of another owner", owned("v", ours.clone()), owned("u", ours), false),
+        ] {
+            assert_eq!(is_same(&meta(existing), &meta(wanted)), expected, "{what}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::{Api, Client};
 
 use super::Error;
-use super::bounded::Bounded;
+use super::bounded_cache::BoundedCache;
 use super::client::bounded;
 use crate::api::Document;
 use crate::api::workflow::DefinitionRef;
@@ -22,32 +22,33 @@ const DEFINITION_BYTES: usize = 16 * 1024 * 1024;
 /// What was fetched, with its digest. Contents by the UID of their Document, definitions by that of their run and by the
 /// digest that they were compared with: what a UID once held never changes, and what is kept was verified.
 pub struct Contents {
-    texts: Bounded<Loaded>,
-    definitions: Bounded<Program>,
+    texts: BoundedCache<Loaded>,
+    definitions: BoundedCache<Program>,
 }
 
 impl Default for Contents {
     fn default() -> Self {
-        Self { texts: Bounded::new(CONTENT_BYTES), definitions: Bounded::new(DEFINITION_BYTES) }
+        Self { texts: BoundedCache::new(CONTENT_BYTES), definitions: BoundedCache::new(DEFINITION_BYTES) }
     }
 }
 
-/// What passes found to be settled, by the run's UID; the run that was looked at longest ago goes first.
+/// What of each run is settled, by the run's UID: kept between passes. Of more than `RUNS` runs the one whose last pass was
+/// longest ago is forgotten; its next pass finds it out anew.
 #[derive(Default)]
-pub struct Memory {
-    runs: Mutex<Runs>,
+pub struct SettledRuns {
+    runs: Mutex<RecentRuns>,
 }
 
 #[derive(Default)]
-struct Runs {
-    /// With the number of the look.
+struct RecentRuns {
+    /// With the number of the run's last pass.
     by_uid: HashMap<String, (Arc<Settled>, u64)>,
-    looks: u64,
+    passes: u64,
 }
 
 const RUNS: usize = 1024;
 
-impl Memory {
+impl SettledRuns {
     pub fn of(&self, uid: &str) -> Arc<Settled> {
         let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
         runs.by_uid.get(uid).map(|(settled, _)| Arc::clone(settled)).unwrap_or_default()
@@ -55,8 +56,8 @@ impl Memory {
 
     pub fn keep(&self, uid: &str, settled: &Arc<Settled>) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        runs.looks += 1;
-        let at = runs.looks;
+        runs.passes += 1;
+        let at = runs.passes;
         if settled.is_empty() {
             runs.by_uid.remove(uid);
             return;
@@ -90,7 +91,7 @@ impl Contents {
             && let Some(uid) = loaded.document().metadata.uid.clone()
         {
             let bytes = loaded.bytes();
-            self.texts.keep(uid, Arc::new(loaded), bytes);
+            self.texts.insert(uid, Arc::new(loaded), bytes);
         }
         Ok(content)
     }
@@ -124,7 +125,7 @@ impl Contents {
         match pinned::read(data, &wanted.digest) {
             Ok(program) => {
                 let program = Arc::new(program);
-                self.definitions.keep(key, Arc::clone(&program), bytes);
+                self.definitions.insert(key, Arc::clone(&program), bytes);
                 Ok(Some(program))
             }
             Err(why) => {

@@ -1,10 +1,10 @@
 //! What authors of workflows wrote is evaluated by processes of their own: expressions, and JSON Schemas, compiled and
-//! checked against. `process` is one of them, `pool` shares them out, `memory` knows what took long, `wire` is what is
+//! checked against. `process` is one of them, `pool` shares them out, `answer_cache` knows what took long, `wire` is what is
 //! said, and `serve` the other end. Operator and gateway only look at sizes themselves (`schema::bounded`).
 
 #![expect(clippy::disallowed_types, reason = "where all authors are trusted")]
 
-mod memory;
+mod answer_cache;
 mod pool;
 mod process;
 mod serve;
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 pub use serve::serve;
 
 use super::Error;
-use crate::definition::expression::{Evaluate, InProcess, Trouble};
+use crate::definition::expression::{Evaluate, InProcess, Unanswered};
 use crate::definition::schema;
 use crate::protocol::Fault;
 use pool::{Pool, Reply};
@@ -44,11 +44,12 @@ pub enum Kind {
     StepRun,
     Agent,
     WorkflowTemplate,
+    Trigger,
 }
 
-/// Whose time it is, and whom to tell.
+/// Who asks a question: the namespace whose share of the processes it uses, and the object to wake when the answer comes.
 #[derive(Clone, Debug)]
-struct Asker {
+struct Requester {
     namespace: Arc<str>,
     subject: Option<Subject>,
 }
@@ -85,14 +86,14 @@ impl Evaluator {
     }
 
     fn isolated(&self, namespace: &str, subject: Option<Subject>) -> Isolated {
-        let asker = Asker { namespace: namespace.into(), subject };
-        Isolated { pool: self.0.clone(), asker, trouble: OnceLock::new(), later: OnceLock::new() }
+        let requester = Requester { namespace: namespace.into(), subject };
+        Isolated { pool: self.0.clone(), requester, trouble: OnceLock::new(), later: OnceLock::new() }
     }
 
     /// Objects whose answers have come since the last call; waits for the first.
-    pub async fn told(&self) -> Vec<Subject> {
+    pub async fn subjects_to_wake(&self) -> Vec<Subject> {
         match &self.0 {
-            Some(pool) => pool.told().await,
+            Some(pool) => pool.subjects_to_wake().await,
             None => std::future::pending().await,
         }
     }
@@ -100,6 +101,11 @@ impl Evaluator {
     /// How many processes were started in all.
     pub fn started(&self) -> usize {
         self.0.as_ref().map_or(0, |pool| pool.started())
+    }
+
+    /// How many questions took too long while a pass waited for them.
+    pub fn interrupted(&self) -> usize {
+        self.0.as_ref().map_or(0, |pool| pool.interrupted())
     }
 
     /// The processes that have answered and wait for more.
@@ -110,11 +116,11 @@ impl Evaluator {
 
 /// Whether what was decided counts: not while an answer is still to come, which wakes whoever asked. An error where
 /// there is none for no fault of an author.
-pub fn sound(evaluator: &dyn Evaluate) -> Result<bool, Error> {
-    match evaluator.trouble() {
+pub fn is_conclusive(evaluator: &dyn Evaluate) -> Result<bool, Error> {
+    match evaluator.unanswered() {
         None => Ok(true),
-        Some(Trouble::Waits) => Ok(false),
-        Some(Trouble::Broken(words)) => Err(Error::Unusable(words)),
+        Some(Unanswered::Waits) => Ok(false),
+        Some(Unanswered::Broken(words)) => Err(Error::Unusable(words)),
     }
 }
 
@@ -122,8 +128,8 @@ pub fn sound(evaluator: &dyn Evaluate) -> Result<bool, Error> {
 #[derive(Debug)]
 pub struct Isolated {
     pool: Option<Arc<Pool>>,
-    asker: Asker,
-    trouble: OnceLock<Trouble>,
+    requester: Requester,
+    trouble: OnceLock<Unanswered>,
     later: OnceLock<watch::Receiver<()>>,
 }
 
@@ -139,15 +145,15 @@ impl Isolated {
     fn ask(&self, pool: &Arc<Pool>, question: &Question<'_>) -> Result<Answer, String> {
         // What follows is void anyway.
         if self.trouble.get().is_none() {
-            match pool.ask(&self.asker, question) {
+            match pool.ask(&self.requester, question) {
                 Reply::Answer(Answer::Error(fault)) => return Err(fault),
                 Reply::Answer(answer) => return Ok(answer),
                 Reply::Later(ends) => {
                     self.later.get_or_init(|| ends);
-                    self.trouble.get_or_init(|| Trouble::Waits);
+                    self.trouble.get_or_init(|| Unanswered::Waits);
                 }
-                Reply::Trouble(words) => {
-                    self.trouble.get_or_init(|| Trouble::Broken(format!("the process that evaluates: {words}")));
+                Reply::Unanswered(words) => {
+                    self.trouble.get_or_init(|| Unanswered::Broken(format!("the process that evaluates: {words}")));
                 }
             }
         }
@@ -155,7 +161,7 @@ impl Isolated {
     }
 
     fn strange<T>(&self, answer: &Answer) -> Result<T, String> {
-        self.trouble.get_or_init(|| Trouble::Broken(format!("the process that evaluates answered {answer:?}")));
+        self.trouble.get_or_init(|| Unanswered::Broken(format!("the process that evaluates answered {answer:?}")));
         Err("is not evaluated".to_owned())
     }
 }
@@ -187,7 +193,7 @@ impl Evaluate for Isolated {
         }
     }
 
-    fn trouble(&self) -> Option<Trouble> {
+    fn unanswered(&self) -> Option<Unanswered> {
         self.trouble.get().cloned()
     }
 }

@@ -40,7 +40,7 @@ pub const TIMES: Times = Times {
 
 /// The lease as the API server gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Seen {
+pub struct LeaseRecord {
     pub version: String,
     /// Empty: nobody's.
     pub holder: String,
@@ -50,7 +50,7 @@ pub struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Another's lease, and since when it looks like that.
-    Standby(Option<(Seen, Duration)>),
+    Standby(Option<(LeaseRecord, Duration)>),
     /// Ours: its version, and when the write that brought it was sent.
     Leading {
         version: Option<String>,
@@ -63,10 +63,10 @@ pub enum State {
 pub enum Event {
     /// It is time to look, or to renew.
     Due,
-    Read(Option<Seen>),
+    Read(Option<LeaseRecord>),
     /// Our write landed; when it was sent.
     Written {
-        seen: Seen,
+        seen: LeaseRecord,
         sent: Duration,
     },
     /// Somebody wrote before us.
@@ -104,7 +104,7 @@ pub fn step(state: State, event: Event, now: Duration, (own, times): (&str, &Tim
 }
 
 fn standby(
-    known: Option<(Seen, Duration)>,
+    known: Option<(LeaseRecord, Duration)>,
     event: Event,
     now: Duration,
     (own, times): (&str, &Times),
@@ -169,11 +169,11 @@ fn leading(
     }
 }
 
-/// What the others of the process hear.
+/// Whether this process leads, as the rest of it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// By whom it is led, as far as known.
-    Behind(String),
+pub enum Leadership {
+    /// Another process leads: its identity, empty where that is not known.
+    Following(String),
     Leading,
 }
 
@@ -185,7 +185,7 @@ pub struct Elector {
     begun: Instant,
     clock: Clock,
     state: State,
-    standing: watch::Sender<Standing>,
+    leadership: watch::Sender<Leadership>,
 }
 
 impl Elector {
@@ -198,12 +198,12 @@ impl Elector {
             begun: Instant::now(),
             clock,
             state: State::Standby(None),
-            standing: watch::Sender::new(Standing::Behind(String::new())),
+            leadership: watch::Sender::new(Leadership::Following(String::new())),
         }
     }
 
-    pub fn standing(&self) -> watch::Receiver<Standing> {
-        self.standing.subscribe()
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
     }
 
     /// Stands by, leads, renews; returns why it is over.
@@ -239,21 +239,21 @@ impl Elector {
     }
 
     fn tell(&self) {
-        let standing = match &self.state {
-            State::Leading { .. } => Standing::Leading,
+        let leadership = match &self.state {
+            State::Leading { .. } => Leadership::Leading,
             State::Standby(known) => {
-                Standing::Behind(known.as_ref().map(|(seen, _)| seen.holder.clone()).unwrap_or_default())
+                Leadership::Following(known.as_ref().map(|(seen, _)| seen.holder.clone()).unwrap_or_default())
             }
             State::Over => return,
         };
-        let news = self.standing.send_if_modified(|old| {
-            let differs = *old != standing;
-            *old = standing.clone();
+        let news = self.leadership.send_if_modified(|old| {
+            let differs = *old != leadership;
+            *old = leadership.clone();
             differs
         });
-        match standing {
-            Standing::Leading if news => tracing::info!(lease = self.name, own = self.own, "leading"),
-            Standing::Behind(holder) if news && !holder.is_empty() => {
+        match leadership {
+            Leadership::Leading if news => tracing::info!(lease = self.name, own = self.own, "leading"),
+            Leadership::Following(holder) if news && !holder.is_empty() => {
                 tracing::info!(lease = self.name, own = self.own, "standing by for {holder}");
             }
             _ => {}
@@ -314,8 +314,8 @@ impl Elector {
     }
 }
 
-fn seen(lease: &Lease) -> Seen {
-    Seen {
+fn seen(lease: &Lease) -> LeaseRecord {
+    LeaseRecord {
         version: lease.metadata.resource_version.clone().unwrap_or_default(),
         holder: lease.spec.as_ref().and_then(|s| s.holder_identity.clone()).unwrap_or_default(),
     }
@@ -334,8 +334,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn lease(version: &str, holder: &str) -> Seen {
-        Seen { version: version.to_owned(), holder: holder.to_owned() }
+    fn lease(version: &str, holder: &str) -> LeaseRecord {
+        LeaseRecord { version: version.to_owned(), holder: holder.to_owned() }
     }
 
     fn go(state: &State, event: Event, seconds: u64) -> (State, Action) {

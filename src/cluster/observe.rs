@@ -1,12 +1,12 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
@@ -15,29 +15,33 @@ use super::cache::Table;
 use super::client::bounded;
 use super::clock::Clock;
 use super::consistency::{Consistency, Freshness};
-use super::contents::{Contents, Memory};
+use super::contents::{Contents, SettledRuns};
+use super::dry_run;
+use super::egress;
 use super::evaluator::{Evaluator, Kind};
-use super::guard::PolicyGuard;
+use super::guard::Proves;
+use super::memories;
+use super::pod_events::PodEvents;
 use super::refusals::Refusals;
-use super::slots::{Applicant, Slots, Turn};
+use super::slots::{Applicant, QueuePosition, Slots};
 use super::world::{World, controller_uid, run_key};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::name::{self, LABEL_WORKFLOW};
 use crate::api::step_run::WorkflowIdentity;
-use crate::api::{Document, StepRun, Workflow};
-use crate::decide::build::Surroundings;
-use crate::decide::content::{self, Changed, Found, Pin};
+use crate::api::{Agent, Document, StepRun, Workflow};
+use crate::decide::agent::{self, DryRun};
+use crate::decide::budget::RunBudget;
+use crate::decide::build::{self, Installation};
+use crate::decide::content::{self, Changed, DocumentLookup};
 use crate::decide::gate::Guard;
 use crate::decide::settled::Settled;
-use crate::decide::step_run::{Hold, JobSeen, Need, PodSeen, Slot};
-use crate::decide::workflow::Previous;
-use crate::decide::{claim, document, seen, step_run, workflow};
+use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
+use crate::decide::workflow::{Previous, Unread};
+use crate::decide::{claim, document, seen, step_run, trigger, workflow};
 use crate::definition::program::Step;
 
-/// Pods that may still do something: one that should be long gone is on a node that nobody reaches.
-fn pods_alive(pods: &[Arc<Pod>], now: &Time) -> usize {
-    pods.iter().filter(|pod| seen::is_alive(pod, now)).count()
-}
+/// How long the API server may take for a dry run, which waits for webhooks.
+const DRY_RUN: Duration = Duration::from_secs(15);
 
 /// Everything that observing needs.
 pub struct Observer {
@@ -46,14 +50,15 @@ pub struct Observer {
     pub world: World,
     pub consistency: Consistency,
     pub contents: Contents,
-    pub settled: Memory,
-    pub guard: PolicyGuard,
-    pub surroundings: Arc<Surroundings>,
+    pub settled: SettledRuns,
+    pub guard: Box<dyn Proves>,
+    pub installation: Arc<Installation>,
     pub evaluator: Evaluator,
     pub slots: Slots,
     pub refusals: Refusals,
     /// Who holds the name of a Job that was to be made: it is not in the cache, which holds only what bears our label.
     pub taken: Refusals,
+    pub pod_events: PodEvents,
 }
 
 impl Observer {
@@ -80,17 +85,28 @@ impl Observer {
             Arc::make_mut(&mut settled).late = late;
         }
         let previous = self.previous(&workflow, &namespace).await?;
+        let now = self.clock.now();
+        let pods_ending = self.world.pods_ending(&workflow, &step_runs, &now);
+        // What is left of a run that is only remembered is looked at without a request.
+        let is_kept = step_runs.is_empty() && trigger::remembered(&workflow, &now).is_some();
+        let is_due = workflow::is_due(&workflow, &now);
+        let memories = if is_due && !is_kept { memories::of_run(&self.client, &workflow).await? } else { Vec::new() };
+        let limit = definition.as_ref().and_then(|program| program.budget.as_ref());
+        let budget = self.world.budgets.of_run(limit, &run_key(&namespace, &uid));
         Ok(workflow::Observed {
             template,
+            budget,
             definition,
             agents,
             step_runs,
             documents,
-            contents: BTreeMap::new(),
+            contents: content::Contents::default(),
+            memories,
+            pods_ending,
             previous,
             settled,
             evaluator: self.evaluator.for_pass(Kind::Workflow, &namespace, &workflow.name_any()),
-            now: self.clock.now(),
+            now,
             workflow,
         })
     }
@@ -103,7 +119,7 @@ impl Observer {
         else {
             return Ok(None);
         };
-        let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), creator: None };
+        let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), ..WorkflowIdentity::default() };
         let run = self.run_of(namespace, &identity).await?;
         if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
             return Ok(None);
@@ -176,10 +192,15 @@ impl Observer {
         bounded("GET documents", api.get_opt(name)).await
     }
 
-    /// Fetches the contents of these documents, each compared with what is meant.
-    pub async fn read(&self, observed: &mut workflow::Observed, pins: &BTreeSet<Pin>) -> Result<(), Error> {
+    /// Fetches the contents of the documents that a decision about a run lacks, each compared with what is meant; as many as
+    /// there is room for, and at least one.
+    pub async fn workflow_lack(&self, observed: &mut workflow::Observed, lack: Unread) -> Result<(), Error> {
         let namespace = observed.workflow.namespace().unwrap_or_default();
-        for pin in pins {
+        observed.contents.make_room(lack.0.len());
+        for pin in &lack.0 {
+            if observed.contents.is_full() {
+                break;
+            }
             let content = self.contents.content(&self.client, &namespace, pin).await?;
             // A difference counts once the cache has it, too: until then the choice may have been made on an old copy.
             let cached = self.world.documents.get(&namespace, &pin.name).and_then(|d| d.uid());
@@ -227,7 +248,7 @@ impl Observer {
         let job_name = seen::job_name(&step_run, attempt);
         let hold = workflow.as_ref().map_or(Hold::Stopping, |w| step_run::hold(w));
         let jobs = self.jobs(&step_run, hold).await?;
-        let pods = self.pods(&step_run, &jobs);
+        let pods = self.world.pods_of(&step_run, &jobs);
         let looks = !done || self.publishes(&step_run, &namespace);
         let made = content::made(&step_run).filter(|_| looks).unwrap_or_default();
         let document = self.found(&namespace, made.document_name.as_deref()).await?;
@@ -243,36 +264,53 @@ impl Observer {
             agent: self.world.agents.get(&namespace, &step_run.spec.agent_id),
             job: self.job(&namespace, &job_name, &jobs),
             refusal: self.refusals.of(&namespace, &job_name),
-            slot: Slot::Yours,
+            slot: None,
             pod: if done { None } else { self.pod(&step_run, &pods, attempt).await? },
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
-            pods_alive: pods_alive(&pods, &now),
+            pods_alive: seen::alive(&pods, &now),
+            lingering: seen::lingering(&pods),
+            event: self.event(&job_name, &jobs, seen::newest_of(attempt, &pods)),
             guard: Guard::NotAsked,
-            surroundings: Arc::clone(&self.surroundings),
+            installation: Arc::clone(&self.installation),
             evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
             now,
             definition,
             document,
             siblings,
             output,
-            changed_input: None,
+            input: None,
+            budget: RunBudget::default(),
             step_run,
         };
-        observed.slot = self.slot(&observed, workflow.as_deref());
-        if step_run::need(&observed) == Need::Launch {
+        let run = run_key(&namespace, &observed.step_run.spec.workflow.uid);
+        observed.budget = self.world.budgets.of_step_run(&observed, &run, workflow.as_deref());
+        Ok(observed)
+    }
+
+    /// Gets what a decision about a StepRun lacks.
+    pub async fn step_run_lack(&self, observed: &mut step_run::Observed, lack: Lack) -> Result<(), Error> {
+        match lack {
+            Lack::Slot(need) => {
+                let namespace = observed.step_run.namespace().unwrap_or_default();
+                let run = self.run_of(&namespace, &observed.step_run.spec.workflow).await?;
+                observed.slot = Some(self.slot(need, &observed.step_run, run.as_deref()));
+            }
             // The run's own pass finds the same, and ends it.
-            if observed.definition.is_none() {
+            Lack::Definition => {
                 return Err(Error::Unusable(format!(
                     "the pinned definition of {} is gone, or is another one",
                     observed.step_run.name_any()
                 )));
             }
-            observed.changed_input = self.changed_input(&observed).await?;
+            Lack::Input => {
+                let changed = self.changed_input(observed).await?;
+                let memory = memories::of_step(&self.client, observed).await?;
+                let egress = egress::of_step(&self.client, observed).await?;
+                observed.input = Some(Input { changed, memory, egress });
+            }
+            Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
         }
-        if step_run::needs_guard(&observed) {
-            observed.guard = self.guard.check(&self.client, &observed.step_run).await?;
-        }
-        Ok(observed)
+        Ok(())
     }
 
     /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server says so, not a cache.
@@ -287,7 +325,7 @@ impl Observer {
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.
     async fn jobs(&self, step_run: &StepRun, hold: Hold) -> Result<Vec<Arc<Job>>, Error> {
-        let mut jobs = self.own_jobs(step_run);
+        let mut jobs = self.world.jobs_of(step_run);
         let Some(name) = seen::decisive_job(step_run, hold).map(|attempt| seen::job_name(step_run, attempt)) else {
             return Ok(jobs);
         };
@@ -299,27 +337,11 @@ impl Observer {
         Ok(jobs)
     }
 
-    /// Those that the cache knows.
-    fn own_jobs(&self, step_run: &StepRun) -> Vec<Arc<Job>> {
-        let mut jobs = self.world.jobs.under(&step_run.uid().unwrap_or_default());
-        jobs.retain(|job| seen::is_own_job(job, step_run));
-        jobs
-    }
-
-    /// The pods that its Jobs made; what only bears its labels is none.
-    fn pods(&self, step_run: &StepRun, jobs: &[Arc<Job>]) -> Vec<Arc<Pod>> {
-        let made = seen::job_uids(step_run, jobs.iter().map(AsRef::as_ref));
-        let of = format!("{}/{}", step_run.namespace().unwrap_or_default(), step_run.name_any());
-        let mut pods = self.world.pods.under(&of);
-        pods.retain(|pod| seen::is_own_pod(pod, &made));
-        pods
-    }
-
-    fn slot(&self, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
-        let who = self.applicant(&o.step_run, run);
-        let slot = match step_run::need(o) {
+    fn slot(&self, need: Need, step_run: &StepRun, run: Option<&Workflow>) -> Slot {
+        let who = self.applicant(step_run, run);
+        let slot = match need {
             Need::Nothing => {
-                self.slots.release(&who.turn.uid);
+                self.slots.release(&who.position.uid);
                 return Slot::Yours;
             }
             Need::Holds => {
@@ -329,9 +351,9 @@ impl Observer {
             Need::Launch => self.slots.ask(&who),
         };
         // Its end is told by the watch, once; it must not have come before.
-        let there = self.world.step_runs.get(&who.namespace, &who.turn.name).and_then(|s| s.uid());
-        if there.as_ref() != Some(&who.turn.uid) {
-            self.slots.release(&who.turn.uid);
+        let there = self.world.step_runs.get(&who.namespace, &who.position.name).and_then(|s| s.uid());
+        if there.as_ref() != Some(&who.position.uid) {
+            self.slots.release(&who.position.uid);
         }
         slot
     }
@@ -342,7 +364,7 @@ impl Observer {
         Applicant {
             limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
             agent: step_run.spec.agent_id.clone(),
-            turn: Turn {
+            position: QueuePosition {
                 run_created: run.and_then(ResourceExt::creation_timestamp),
                 run: step_run.spec.workflow.name.clone(),
                 created: step_run.creation_timestamp(),
@@ -367,7 +389,7 @@ impl Observer {
         for step_run in self.world.step_runs.all() {
             let namespace = step_run.namespace().unwrap_or_default();
             let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
-            let job = self.job(&namespace, &seen::job_name(&step_run, attempt), &self.own_jobs(&step_run));
+            let job = self.job(&namespace, &seen::job_name(&step_run, attempt), &self.world.jobs_of(&step_run));
             if step_run::holds_slot(&step_run, &job) {
                 let run = self.world.workflows.get(&namespace, &step_run.spec.workflow.name);
                 self.slots.hold(&self.applicant(&step_run, run.as_deref()));
@@ -376,10 +398,10 @@ impl Observer {
     }
 
     /// A Document that was made, with its content: the cache keeps none, and is not asked what there is.
-    async fn found(&self, namespace: &str, name: Option<&str>) -> Result<Found, Error> {
+    async fn found(&self, namespace: &str, name: Option<&str>) -> Result<DocumentLookup, Error> {
         match name {
-            Some(name) => Ok(Found::of(self.live_document(namespace, name).await?.map(Arc::new))),
-            None => Ok(Found::NotAsked),
+            Some(name) => Ok(DocumentLookup::of(self.live_document(namespace, name).await?.map(Arc::new))),
+            None => Ok(DocumentLookup::NotAsked),
         }
     }
 
@@ -398,6 +420,15 @@ impl Observer {
         labelled.or_else(|| self.taken.of(namespace, name)).map_or(JobSeen::Absent, JobSeen::Foreign)
     }
 
+    /// What Events say of why the attempt's Job has no pod, or why that is not set up.
+    fn event(&self, job: &str, jobs: &[Arc<Job>], pod: Option<&Arc<Pod>>) -> Option<String> {
+        match pod {
+            Some(pod) if seen::is_set_up(pod) => None,
+            Some(pod) => self.pod_events.of(&pod.uid()?),
+            None => self.pod_events.of(&jobs.iter().find(|j| j.name_any() == job)?.uid()?),
+        }
+    }
+
     async fn pod(&self, step_run: &StepRun, pods: &[Arc<Pod>], attempt: i32) -> Result<Option<PodSeen>, Error> {
         let Some(claim) = step_run.status.as_ref().and_then(|s| claim::claim_of(s, attempt)) else {
             return Ok(seen::newest_of(attempt, pods).map(|p| seen::pod(p)));
@@ -411,8 +442,18 @@ impl Observer {
         Ok(live.filter(|p| p.uid().as_deref() == Some(&claim.pod_uid)).map(|p| seen::pod(&p)))
     }
 
+    /// What the API server says of an Agent's template, where that is not known.
+    pub async fn dry_run(&self, agent: &Agent) -> DryRun {
+        if !agent::needs_dry_run(agent) {
+            return DryRun::NotAsked;
+        }
+        let (namespace, job) = (agent.namespace().unwrap_or_default(), build::dry_run(agent, &self.installation));
+        let asked = dry_run::ask(&self.client, &namespace, &job);
+        tokio::time::timeout(DRY_RUN, asked).await.unwrap_or_else(|_| DryRun::Unknown("no answer in time".to_owned()))
+    }
+
     /// The object, not older than our own last write.
-    async fn fresh<K>(&self, cached: Arc<K>) -> Result<Arc<K>, Error>
+    pub async fn fresh<K>(&self, cached: Arc<K>) -> Result<Arc<K>, Error>
     where
         K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
             + Clone

@@ -57,7 +57,7 @@ where
             note: Some(notice.note),
             secondary: None,
         };
-        if let Err(error) = recorder.publish(&event, &about.object_ref(&())).await {
+        if let Err(error) = bounded("POST event", recorder.publish(&event, &about.object_ref(&()))).await {
             tracing::warn!(%error, reason = notice.reason, "an Event was lost");
         }
     }
@@ -69,7 +69,8 @@ mod tests {
 
     #[test]
     fn what_says_something_else_is_another_event() {
-        let notice = |note: &str| Notice { warning: true, reason: "AttemptFailed", note: note.to_owned() };
+        let notice =
+            |note: &str| Notice { warning: true, comes_first: false, reason: "AttemptFailed", note: note.to_owned() };
         assert_eq!(action(&notice("attempt 1")), action(&notice("attempt 1")));
         assert_ne!(action(&notice("attempt 1")), action(&notice("attempt 2")));
         assert_eq!(action(&notice("attempt 1")).len(), "AttemptFailed".len() + 9);

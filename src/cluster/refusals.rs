@@ -1,5 +1,6 @@
-//! Jobs that the API server refused to take: quota, admission policy; or whose name somebody else holds. Kept by name
-//! until the next pass makes an attempt that failed of it; bounded, the oldest goes first and is then simply refused again.
+//! What the API server refused to take: Jobs, by quota or an admission policy, or because somebody else holds the name; and
+//! the first write of a run. Kept by name (of a run by UID) until a pass makes an end of it; bounded, the oldest goes first and
+//! is then simply refused again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -13,15 +14,18 @@ pub struct Refusals {
 
 #[derive(Default)]
 struct Inner {
-    by_name: HashMap<(String, String), String>,
+    /// What was said, and how often it was refused.
+    by_name: HashMap<(String, String), (String, u32)>,
     order: VecDeque<(String, String)>,
 }
 
 impl Refusals {
-    pub fn remember(&self, namespace: &str, job: &str, message: &str) {
+    /// Gives how often it was refused by now.
+    pub fn remember(&self, namespace: &str, job: &str, message: &str) -> u32 {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.to_owned(), job.to_owned());
-        if inner.by_name.insert(key.clone(), message.to_owned()).is_none() {
+        let times = inner.by_name.get(&key).map_or(0, |(_, times)| *times).saturating_add(1);
+        if inner.by_name.insert(key.clone(), (message.to_owned(), times)).is_none() {
             inner.order.push_back(key);
         }
         if inner.order.len() > KEPT
@@ -29,11 +33,12 @@ impl Refusals {
         {
             inner.by_name.remove(&oldest);
         }
+        times
     }
 
     pub fn of(&self, namespace: &str, job: &str) -> Option<String> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.by_name.get(&(namespace.to_owned(), job.to_owned())).cloned()
+        inner.by_name.get(&(namespace.to_owned(), job.to_owned())).map(|(message, _)| message.clone())
     }
 }
 
@@ -47,7 +52,7 @@ mod tests {
         for n in 0..=KEPT {
             refusals.remember("team", &format!("job-{n}"), "quota");
         }
-        refusals.remember("team", "job-1", "quota again");
+        assert_eq!(refusals.remember("team", "job-1", "quota again"), 2);
         assert_eq!(refusals.of("team", "job-0"), None);
         assert_eq!(refusals.of("team", "job-1").as_deref(), Some("quota again"));
         assert_eq!(refusals.of("other", "job-1"), None);

@@ -9,9 +9,10 @@ use tokio::sync::Notify;
 
 use crate::decide::step_run::Slot;
 
-/// The place in a queue: age of the run, then of the StepRun.
+/// Where a StepRun stands in the queue for a slot: the oldest run first, within a run the oldest StepRun. Name and UID
+/// make the order total, since creation times are whole seconds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Turn {
+pub struct QueuePosition {
     pub run_created: Option<Time>,
     pub run: String,
     pub created: Option<Time>,
@@ -19,14 +20,14 @@ pub struct Turn {
     pub uid: String,
 }
 
-/// A StepRun that wants to launch, or that has.
+/// A StepRun that waits for a slot or holds one.
 #[derive(Clone, Debug)]
 pub struct Applicant {
     pub namespace: String,
     pub agent: String,
     /// The Agent's `maxConcurrent`.
     pub limit: Option<usize>,
-    pub turn: Turn,
+    pub position: QueuePosition,
 }
 
 /// The ledger, shared by all passes.
@@ -101,7 +102,7 @@ struct Namespace {
 struct Queue {
     limit: Option<usize>,
     holders: usize,
-    waiting: BTreeSet<Turn>,
+    waiting: BTreeSet<QueuePosition>,
 }
 
 impl Queue {
@@ -119,27 +120,27 @@ impl Ledger {
     }
 
     fn ask(&mut self, who: &Applicant) -> Slot {
-        let uid = who.turn.uid.as_str();
+        let uid = who.position.uid.as_str();
         let asked = self.known.contains_key(uid);
         let queue = self.queue(who);
         if !asked {
-            queue.waiting.insert(who.turn.clone());
+            queue.waiting.insert(who.position.clone());
             self.known.insert(uid.to_owned(), (who.clone(), State::Waits));
         }
         self.dispatch(&who.namespace);
         match self.known.get(uid) {
             Some((_, State::Holds)) => {
                 // Whoever asks needs no waking.
-                self.granted.retain(|(namespace, name)| *namespace != who.namespace || *name != who.turn.name);
+                self.granted.retain(|(namespace, name)| *namespace != who.namespace || *name != who.position.name);
                 Slot::Yours
             }
-            _ => Slot::Wait { ahead: self.queue(who).waiting.range(..who.turn.clone()).count() },
+            _ => Slot::Wait { ahead: self.queue(who).waiting.range(..who.position.clone()).count() },
         }
     }
 
     fn hold(&mut self, who: &Applicant) {
         self.queue(who);
-        match self.known.get(&who.turn.uid) {
+        match self.known.get(&who.position.uid) {
             Some((_, State::Holds)) => {}
             _ => self.take(who),
         }
@@ -148,12 +149,12 @@ impl Ledger {
 
     fn take(&mut self, who: &Applicant) {
         let queue = self.queue(who);
-        queue.waiting.remove(&who.turn);
+        queue.waiting.remove(&who.position);
         queue.holders += 1;
         if let Some(namespace) = self.namespaces.get_mut(&who.namespace) {
             namespace.holders += 1;
         }
-        self.known.insert(who.turn.uid.clone(), (who.clone(), State::Holds));
+        self.known.insert(who.position.uid.clone(), (who.clone(), State::Holds));
     }
 
     fn release(&mut self, uid: &str) {
@@ -164,7 +165,7 @@ impl Ledger {
             return;
         };
         if let Some(queue) = namespace.agents.get_mut(&who.agent) {
-            queue.waiting.remove(&who.turn);
+            queue.waiting.remove(&who.position);
             if state == State::Holds {
                 queue.holders -= 1;
                 namespace.holders -= 1;
@@ -190,7 +191,7 @@ impl Ledger {
             let Some(next) = free.filter_map(|q| q.waiting.first()).min() else { return };
             let Some((who, _)) = self.known.get(&next.uid).cloned() else { return };
             self.take(&Applicant { limit: namespace.agents.get(&who.agent).and_then(|q| q.limit), ..who.clone() });
-            self.granted.push((who.namespace, who.turn.name));
+            self.granted.push((who.namespace, who.position.name));
         }
     }
 }
@@ -208,7 +209,7 @@ mod tests {
             namespace: "team".into(),
             agent: agent.into(),
             limit,
-            turn: Turn {
+            position: QueuePosition {
                 run_created: created.clone(),
                 run: format!("run-{age}"),
                 created,
@@ -301,7 +302,7 @@ mod tests {
             let everyone: Vec<Applicant> = (0..24_i64)
                 .map(|n| who(["a", "b", "c"][usize::try_from(n % 3).unwrap_or_default()], n * 7 % 24, &format!("u{n:02}"), limit))
                 .collect();
-            let holds = |l: &Ledger, n: usize| matches!(l.known.get(&everyone[n].turn.uid), Some((_, State::Holds)));
+            let holds = |l: &Ledger, n: usize| matches!(l.known.get(&everyone[n].position.uid), Some((_, State::Holds)));
             let check = |l: &Ledger| {
                 let held: Vec<usize> = (0..24).filter(|n| holds(l, *n)).collect();
                 assert!(per_namespace == 0 || held.len() <= per_namespace, "{} hold", held.len());
@@ -322,26 +323,26 @@ mod tests {
                         let answer = l.ask(&everyone[*n]);
                         assert_eq!(answer == Slot::Yours, holds(&l, *n));
                     }
-                    Act::Release(n) => l.release(&everyone[*n].turn.uid),
+                    Act::Release(n) => l.release(&everyone[*n].position.uid),
                 }
                 check(&l);
             }
             // Everyone gets a turn, and within one Agent the older before the younger.
-            let mut order: Vec<Turn> = Vec::new();
+            let mut order: Vec<QueuePosition> = Vec::new();
             woken(&mut l);
             let mut waiting = l.known.values().filter(|(_, state)| *state == State::Waits).count();
             while waiting > 0 {
                 let Some(first) = (0..24).find(|n| holds(&l, *n)) else { panic!("nobody holds, {waiting} wait") };
-                l.release(&everyone[first].turn.uid);
+                l.release(&everyone[first].position.uid);
                 for name in woken(&mut l) {
-                    order.extend(everyone.iter().find(|w| w.turn.name == name).map(|w| w.turn.clone()));
+                    order.extend(everyone.iter().find(|w| w.position.name == name).map(|w| w.position.clone()));
                     waiting -= 1;
                 }
                 check(&l);
             }
             for agent in ["a", "b", "c"] {
-                let of_agent: Vec<&Turn> =
-                    order.iter().filter(|t| everyone.iter().any(|w| w.turn == **t && w.agent == agent)).collect();
+                let of_agent: Vec<&QueuePosition> =
+                    order.iter().filter(|t| everyone.iter().any(|w| w.position == **t && w.agent == agent)).collect();
                 assert!(of_agent.is_sorted(), "{of_agent:?}");
             }
         }

@@ -13,24 +13,29 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
-use crate::api::Workflow;
+use super::decision::Decision;
 use crate::api::step_run::JobRef;
+use crate::api::trigger::TriggerStatus;
 use crate::api::workflow::WorkflowStatus;
+use crate::api::{Trigger, Workflow};
 use crate::cluster::cache::Watched;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
+use crate::cluster::sinks::Sinks;
 use crate::cluster::{Error, apply, evaluator, publish};
 use crate::decide::status::differs_by_progress_only;
-use crate::decide::{Effect, Kept, Notice, Plan, workflow};
+use crate::decide::trigger::differs_by_runs_only;
+use crate::decide::{self, DeletableKind, Effect, Notice, Plan};
 use crate::definition::expression::Evaluate;
 use crate::telemetry::Metrics;
+use crate::telemetry::traces::Traces;
 
 /// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Progress of a run is written at most this often.
 const PACE: Duration = Duration::from_millis(500);
 /// What is read may name more to be read; deeper than this no definition goes.
-const READS: usize = 256;
+const ROUNDS: usize = 256;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// More than there are passes at once, of all kinds together.
 const PASSES: u32 = 1 << 20;
@@ -42,38 +47,64 @@ pub struct Context {
     pub observer: Observer,
     recorder: Recorder,
     metrics: Arc<Metrics>,
+    pub traces: Traces,
+    pub sinks: Sinks,
     failures: Mutex<HashMap<String, u32>>,
     /// Every pass that runs holds one place.
     passes: Arc<Semaphore>,
-    /// When a run's status was last written, by UID.
+    /// When the status of a run or a Trigger was last written, by UID.
     paces: Mutex<HashMap<String, Instant>>,
+}
+
+/// What is new in a status that is about to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StatusChange {
+    /// Nothing but progress, which is written at most once in `PACE`.
+    Progress,
+    News,
+    /// The object has ended: this is its last status.
+    End,
 }
 
 impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
         let passes = Arc::new(Semaphore::new(PASSES as usize));
-        Self { observer, recorder, metrics, failures: Mutex::default(), passes, paces: Mutex::default() }
+        let (traces, sinks) = (Traces::default(), Sinks::default());
+        Self { observer, recorder, metrics, traces, sinks, failures: Mutex::default(), passes, paces: Mutex::default() }
     }
 
-    /// Decides about a run, and fetches contents of documents as far as the decision asks for them.
-    pub async fn decided(
-        &self,
-        mut observed: workflow::Observed,
-    ) -> Result<(workflow::Observed, Plan<WorkflowStatus>), Error> {
-        let uid = observed.workflow.metadata.uid.clone().unwrap_or_default();
-        for _ in 0..READS {
+    /// With traces of what has ended.
+    #[must_use]
+    pub fn with_traces(self, traces: Traces) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// With receivers outside of the cluster.
+    #[must_use]
+    pub fn with_sinks(self, sinks: Sinks) -> Self {
+        Self { sinks, ..self }
+    }
+
+    /// Counts what became of a notification.
+    pub fn notified(&self, sink: &str, outcome: &'static str) {
+        self.metrics.notified(sink, outcome);
+    }
+
+    /// Decides, gets what the decision lacks, and decides again until it lacks nothing.
+    pub async fn decided<O: Decision>(&self, mut observed: O) -> Result<(O, Plan<O::Status>), Error> {
+        for _ in 0..ROUNDS {
             let decided;
-            (observed, decided) = self.elsewhere(observed, workflow::decide).await?;
-            if !evaluator::sound(observed.evaluator.as_ref())? {
+            (observed, decided) = self.elsewhere(move || observed.decide()).await?;
+            if !evaluator::is_conclusive(observed.evaluator())? {
                 return Ok((observed, Plan::default()));
             }
-            self.observer.settled.keep(&uid, &decided.settled);
-            if decided.unread.is_empty() {
-                return Ok((observed, decided.plan));
+            observed.keep(&self.observer);
+            match decided {
+                Ok(plan) => return Ok((observed, plan)),
+                Err(lack) => observed.get(&self.observer, lack).await?,
             }
-            self.observer.read(&mut observed, &decided.unread).await?;
         }
-        Err(Error::Stale(uid))
+        Err(Error::Stale(observed.uid()))
     }
 
     /// Waits until no pass runs any more, those included that nobody waits for; from then on none begins.
@@ -93,27 +124,22 @@ impl Context {
         O: Send + 'static,
         S: Send + 'static,
     {
-        let ((observed, evaluator), plan) =
-            self.elsewhere(observed, |(observed, evaluator)| decide(observed, evaluator.as_ref())).await?;
-        let sound = evaluator::sound(evaluator.as_ref())?;
-        Ok((observed, if sound { plan } else { Plan::default() }))
+        let (observed, evaluator) = observed;
+        let decided = move || {
+            let plan = decide(&observed, evaluator.as_ref());
+            (observed, evaluator, plan)
+        };
+        let (observed, evaluator, plan) = self.elsewhere(decided).await?;
+        let is_conclusive = evaluator::is_conclusive(evaluator.as_ref())?;
+        Ok((observed, if is_conclusive { plan } else { Plan::default() }))
     }
 
     /// Decides on a thread that may block, if expressions and schemas wait for processes that evaluate them.
-    async fn elsewhere<O, D>(&self, observed: O, decide: impl FnOnce(&O) -> D + Send + 'static) -> Result<(O, D), Error>
-    where
-        O: Send + 'static,
-        D: Send + 'static,
-    {
+    async fn elsewhere<T: Send + 'static>(&self, decide: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
         if !self.observer.evaluator.blocks() {
-            let decided = decide(&observed);
-            return Ok((observed, decided));
+            return Ok(decide());
         }
-        let deciding = tokio::task::spawn_blocking(move || {
-            let decided = decide(&observed);
-            (observed, decided)
-        });
-        deciding.await.map_err(|e| Error::Panic(e.to_string()))
+        tokio::task::spawn_blocking(decide).await.map_err(|e| Error::Panic(e.to_string()))
     }
 
     /// From now on this process writes.
@@ -122,15 +148,35 @@ impl Context {
     }
 
     /// Leaves a status out that says nothing but progress, if one was written a moment ago.
-    pub fn paced(&self, workflow: &Workflow, mut plan: Plan<WorkflowStatus>) -> Plan<WorkflowStatus> {
-        let (Some(uid), Some(status)) = (workflow.metadata.uid.as_ref(), plan.status.as_ref()) else { return plan };
+    pub fn paced(&self, workflow: &Workflow, plan: Plan<WorkflowStatus>) -> Plan<WorkflowStatus> {
+        let (before, next) = (workflow.status.as_ref(), plan.status.as_ref());
+        let change = match before.zip(next) {
+            _ if next.is_some_and(|status| status.completed_at.is_some()) => StatusChange::End,
+            Some((before, next)) if differs_by_progress_only(before, next) => StatusChange::Progress,
+            _ => StatusChange::News,
+        };
+        self.in_pace(workflow.metadata.uid.as_ref(), plan, change)
+    }
+
+    /// The same of a status that tells of other runs alone.
+    pub fn paced_trigger(&self, trigger: &Trigger, plan: Plan<TriggerStatus>) -> Plan<TriggerStatus> {
+        let (before, next) = (trigger.status.as_ref(), plan.status.as_ref());
+        let change = match before.zip(next) {
+            Some((before, next)) if differs_by_runs_only(before, next) => StatusChange::Progress,
+            _ => StatusChange::News,
+        };
+        self.in_pace(trigger.metadata.uid.as_ref(), plan, change)
+    }
+
+    fn in_pace<S>(&self, uid: Option<&String>, mut plan: Plan<S>, change: StatusChange) -> Plan<S> {
+        let Some(uid) = uid.filter(|_| plan.status.is_some()) else { return plan };
         let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        let progress = workflow.status.as_ref().is_some_and(|before| differs_by_progress_only(before, status));
-        let since = paces.get(uid).map(Instant::elapsed).filter(|since| progress && *since < PACE);
+        let since =
+            paces.get(uid).map(Instant::elapsed).filter(|since| change == StatusChange::Progress && *since < PACE);
         if let Some(since) = since {
             plan.status = None;
             plan.look_again(PACE.saturating_sub(since));
-        } else if status.completed_at.is_some() {
+        } else if change == StatusChange::End {
             paces.remove(uid);
         } else {
             paces.insert(uid.clone(), Instant::now());
@@ -138,7 +184,7 @@ impl Context {
         plan
     }
 
-    /// Carries a plan out: effects, then status, then notices.
+    /// Carries a plan out: effects, then status, then notices; before them what is said of something that an effect takes away.
     pub async fn carry_out<K, S>(
         &self,
         observed: &K,
@@ -151,6 +197,9 @@ impl Context {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();
         log_plan(observed, &plan);
+        let (first, notices): (Vec<_>, Vec<_>) = plan.notices.into_iter().partition(|notice| notice.comes_first);
+        log_notices(observed, &first);
+        publish::notices(&self.recorder, observed, first).await;
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
         let applied = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
             Ok(applied) => applied,
@@ -176,16 +225,22 @@ impl Context {
             };
             publish::status(&cluster.client, observed, write, &cluster.consistency).await?;
         }
-        self.tell(observed, plan.notices);
+        self.tell(observed, notices);
         Ok(Action::requeue(plan.requeue.unwrap_or(RESYNC).min(RESYNC)))
+    }
+
+    /// What becomes of a run whose first write the API server refuses, once it has refused it often enough.
+    pub fn session_refused(&self, workflow: &Workflow, error: &Error) -> Option<Plan<WorkflowStatus>> {
+        let why = error.refusal().filter(|_| decide::workflow::has_no_session(workflow))?;
+        let meta = &workflow.metadata;
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let times = self.observer.refusals.remember(&text(&meta.namespace), &text(&meta.uid), why);
+        decide::workflow::session_refused(workflow, why, times, &self.observer.clock.now())
     }
 
     /// Events go out beside the work: nothing waits for them.
     fn tell<K: Watched>(&self, about: &K, notices: Vec<Notice>) {
-        let meta = about.meta();
-        for notice in &notices {
-            tracing::info!(kind = %K::kind(&()), namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), reason = notice.reason, note = notice.note, "notice");
-        }
+        log_notices(about, &notices);
         if !notices.is_empty() {
             let (recorder, about) = (self.recorder.clone(), about.clone());
             tokio::spawn(async move { publish::notices(&recorder, &about, notices).await });
@@ -222,6 +277,13 @@ impl Context {
     }
 }
 
+fn log_notices<K: Watched>(about: &K, notices: &[Notice]) {
+    let meta = about.meta();
+    for notice in notices {
+        tracing::info!(kind = %K::kind(&()), namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), reason = notice.reason, note = notice.note, "notice");
+    }
+}
+
 /// What a pass is about to do, before it does it: what it saw, and each effect with the name that it is about.
 fn log_plan<K: Watched, S>(observed: &K, plan: &Plan<S>) {
     if tracing::enabled!(target: "lockstep::plan", tracing::Level::DEBUG) {
@@ -251,7 +313,12 @@ fn target(effect: &Effect) -> &str {
         Effect::CreateDocument(object) => object.metadata.name.as_ref(),
         Effect::CreateStepRun(object) => object.metadata.name.as_ref(),
         Effect::CreateJob(object) => object.metadata.name.as_ref(),
-        Effect::Delete { name, .. } | Effect::SetDocumentStatus { name, .. } => Some(name),
+        Effect::CreateMemory(object) => object.metadata.name.as_ref(),
+        Effect::CreateNetworkPolicy(object) => object.metadata.name.as_ref(),
+        Effect::StartRun { run, .. } => run.metadata.name.as_ref(),
+        Effect::Delete { name, .. } | Effect::SetDocumentStatus { name, .. } | Effect::UseMemory { name, .. } => {
+            Some(name)
+        }
         Effect::EmptyMailbox { step_run, .. } => Some(step_run),
     };
     name.map_or("", String::as_str)
@@ -263,11 +330,16 @@ fn label(effect: &Effect) -> &'static str {
         Effect::CreateDocument(_) => "create_document",
         Effect::CreateStepRun(_) => "create_steprun",
         Effect::CreateJob(_) => "create_job",
+        Effect::CreateMemory(_) => "create_memory",
+        Effect::CreateNetworkPolicy(_) => "create_networkpolicy",
+        Effect::UseMemory { .. } => "use_memory",
+        Effect::StartRun { .. } => "create_workflow",
         Effect::Delete { what, .. } => match what {
-            Kept::Job => "delete_job",
-            Kept::StepRun => "delete_steprun",
-            Kept::Document => "delete_document",
-            Kept::Workflow => "delete_workflow",
+            DeletableKind::Job => "delete_job",
+            DeletableKind::StepRun => "delete_steprun",
+            DeletableKind::Document => "delete_document",
+            DeletableKind::Memory => "delete_memory",
+            DeletableKind::Workflow => "delete_workflow",
         },
         Effect::SetDocumentStatus { .. } => "document_status",
         Effect::EmptyMailbox { .. } => "empty_mailbox",
@@ -339,9 +411,9 @@ mod tests {
     async fn a_pass_ends_before_leadership_is_given_away() {
         let passes = Arc::new(Semaphore::new(PASSES as usize));
         let place = Arc::clone(&passes).try_acquire_owned().expect("there is room");
-        let (told, mut ended) = tokio::sync::oneshot::channel::<()>();
+        let (change, mut ended) = tokio::sync::oneshot::channel::<()>();
         let pass = Running::start(place, async move {
-            let _told = told;
+            let _told = change;
             pending::<()>().await;
         });
         let mut pass = Box::pin(pass);

@@ -8,6 +8,7 @@ use crate::api::workflow::WorkflowStatus;
 use crate::api::{StepRun, Workflow};
 use crate::decide::history::lost_attempts;
 use crate::decide::history::record::record;
+use crate::decide::trace::{self, TraceContext};
 
 /// The run as it ends in this pass; none where it does not.
 pub fn ending(run: &Workflow, next: Option<&WorkflowStatus>) -> Option<Workflow> {
@@ -21,7 +22,8 @@ pub fn log<'a>(ended: Option<&Workflow>, step_runs: impl IntoIterator<Item = &'a
     if let Some(run) = ended {
         let step_runs: Vec<&StepRun> = step_runs.into_iter().map(AsRef::as_ref).collect();
         let record = record(run, step_runs);
-        tracing::info!(target: "lockstep::history", %record, "a run has ended");
+        let trace = TraceContext::of_run(run.metadata.uid.as_deref().unwrap_or_default(), trace::told(run).as_deref());
+        tracing::info!(target: "lockstep::history", %record, traceId = trace.id(), "a run has ended");
     }
 }
 
@@ -46,6 +48,7 @@ pub fn log_lost(step_run: &StepRun, lost: &[Attempt]) {
             class = %attempt.result,
             exitCode = attempt.exit_code,
             cause = attempt.message,
+            traceId = TraceContext::of_step(step_run).id(),
             "the attempt failed"
         );
     }

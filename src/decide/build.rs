@@ -1,51 +1,59 @@
-//! Child objects, complete: names from identity, owners, labels; the pod of an attempt with the shim in it.
+//! Child objects, complete: names from identity, owners, labels; `pod` is that of an attempt.
+
+mod pod;
+mod resources;
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EmptyDirVolumeSource, EnvVar, PodTemplateSpec, ProjectedVolumeSource,
-    ResourceRequirements, SeccompProfile, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount,
-    VolumeProjection,
-};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::Resource;
+use serde_json::Value;
 
-use crate::api::agent::Agent;
+pub use pod::PROMPT;
+pub use resources::quantities;
+
+use super::egress::{self, Network};
+use super::terms::{ANNOTATION_TERMS_DIGEST, Terms};
+use crate::api::agent::{Agent, Protocol};
 use crate::api::definition::Definition;
 use crate::api::document::{Document, DocumentSpec, OUTPUT_TYPE, Scope};
 use crate::api::limits::JOB_TTL_SECONDS;
-use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
+use crate::api::name::{self, LABEL_AGENT, LABEL_ATTEMPT, LABEL_EGRESS, LABEL_SESSION, LABEL_STEP_RUN, LABEL_WORKFLOW};
 use crate::api::step::Format;
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
-use crate::definition::agent::{CONTAINER, CheckedAgent, work_digest};
+use crate::definition::agent::{CheckedAgent, template, work_digest};
 use crate::definition::policy::AttemptPolicy;
-use crate::mutant::{self, Mutant};
-use crate::protocol::{env, path};
 
 /// On a Job: the generation of the Agent that it was made from.
 pub const ANNOTATION_AGENT_GENERATION: &str = "lockstep.dev/agent-generation";
 /// On a Job: the UID of that Agent, and the digest of what shapes its work.
 pub const ANNOTATION_AGENT_UID: &str = "lockstep.dev/agent-uid";
 pub const ANNOTATION_AGENT_DIGEST: &str = "lockstep.dev/agent-digest";
-const VOLUME: &str = "lockstep";
-/// Where the volume lies in the init container: the image has a file where the agent has the folder.
-const INSTALL_ROOT: &str = "/shared";
-const TOKEN_VOLUME: &str = "lockstep-token";
-const TOKEN_SECONDS: i64 = 3600;
 
 /// What every pod must know of the installation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Installation {
     /// Image that holds the shim.
     pub image: String,
     pub image_pull_policy: String,
     pub gateway_url: String,
     pub gateway_ca: String,
+    /// Where the HTTP API is reached; empty where there is none.
+    pub api_url: String,
+    /// The operator, as the API server names it: who makes the runs of schedules.
+    pub account: String,
+    /// Whether the API server writes the name of whoever decides; elsewhere people write it.
+    pub stamps_names: bool,
+    pub network: Network,
+    /// By resource, what the sidecar of a container that is left as it is asks for and may take, and no more than the container.
+    pub attendant: BTreeMap<String, Quantity>,
+    /// By resource, what the container of a prompt asks for and may take.
+    pub prompt: BTreeMap<String, Quantity>,
 }
 
 fn owner<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
@@ -127,7 +135,6 @@ fn owned_document(workflow: &Workflow, named: impl FnOnce(&str, &str, &str) -> S
 
 /// What the StepRun of a step is called, for the item keys around it.
 pub fn step_run_name(workflow: &str, uid: &str, path: &str, keys: &[String]) -> String {
-    let uid = if mutant::on(Mutant::NameWithoutRun) { workflow } else { uid };
     name::step_run(workflow, uid, path, keys)
 }
 
@@ -154,32 +161,72 @@ pub fn job_name(step_run: &StepRun, status: &StepRunStatus, attempt: i32) -> Str
     name::salted_job(own, uid, attempt, status.job_salt.as_deref().unwrap_or_default())
 }
 
+/// A Job to be made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    pub job: Job,
+    /// What is sent: the pod template has the fields, too, that are newer than our types.
+    pub body: Value,
+}
+
+impl std::ops::Deref for NewJob {
+    type Target = Job;
+
+    fn deref(&self) -> &Job {
+        &self.job
+    }
+}
+
+/// A Job with the template as the author wrote it and nothing else: what the API server says of it, it says of the Agent,
+/// by the same paths.
+pub fn dry_run(agent: &Agent, around: &Installation) -> Value {
+    let mut template = Value::Object(template(agent).into_owned());
+    if agent.spec.prompt.is_some()
+        && let Some(own) = template.pointer_mut("/spec/containers/0").and_then(Value::as_object_mut)
+    {
+        own.insert("image".to_owned(), around.image.clone().into());
+    }
+    if let Some(pod) = template.get_mut("spec").and_then(Value::as_object_mut) {
+        pod.insert("restartPolicy".to_owned(), "Never".into());
+    }
+    Value::from_iter([
+        ("apiVersion", "batch/v1".into()),
+        ("kind", "Job".into()),
+        ("metadata", Value::from_iter([("generateName", "lockstep-check-")])),
+        ("spec", Value::from_iter([("template", template)])),
+    ])
+}
+
 /// The Job of the current attempt.
 pub fn job(
     step_run: &StepRun,
     status: &StepRunStatus,
     agent: &CheckedAgent<'_>,
     policy: &AttemptPolicy,
-    around: &Surroundings,
-) -> Job {
+    around: &Installation,
+) -> NewJob {
     let meta = &step_run.metadata;
     let own = meta.name.clone().unwrap_or_default();
     let attempt = status.attempt;
     let session = meta.labels.as_ref().and_then(|l| l.get(LABEL_SESSION)).cloned().unwrap_or_default();
-    let labels = labels([
+    let mut labels = labels([
         (LABEL_WORKFLOW, &step_run.spec.workflow.name),
         (LABEL_STEP_RUN, &own),
         (LABEL_AGENT, &step_run.spec.agent_id),
         (LABEL_ATTEMPT, &attempt.to_string()),
         (LABEL_SESSION, &session),
     ]);
-    let template = pod_template(step_run, attempt, agent, around, &labels);
-    Job {
+    labels.extend(egress::label(agent.agent(), &around.network).map(|label| (LABEL_EGRESS.to_owned(), label)));
+    let mut template = pod::template(step_run, attempt, agent, around, &labels);
+    let mut annotations = made_from(agent.agent());
+    let terms = Terms::of(agent.agent(), policy.timeout).pin(template.metadata.get_or_insert_default());
+    annotations.extend(terms.map(|digest| (ANNOTATION_TERMS_DIGEST.to_owned(), digest)));
+    let job = Job {
         metadata: ObjectMeta {
             name: Some(job_name(step_run, status, attempt)),
             namespace: meta.namespace.clone(),
             labels: Some(labels),
-            annotations: Some(made_from(agent.agent())),
+            annotations: Some(annotations),
             owner_references: Some(vec![owner(step_run)]),
             ..ObjectMeta::default()
         },
@@ -194,6 +241,51 @@ pub fn job(
             ..JobSpec::default()
         }),
         status: None,
+    };
+    let body = with_newer_fields(&job, agent.agent());
+    NewJob { job, body }
+}
+
+fn with_newer_fields(job: &Job, agent: &Agent) -> Value {
+    let mut body = serde_json::to_value(job).unwrap_or_default();
+    if agent.spec.prompt.is_some() {
+        return body;
+    }
+    let Some(template) = body.pointer_mut("/spec/template") else { return body };
+    // Ours stands before those of the author, or behind them, and is not among what they wrote.
+    let inits = |t: &mut Value| t.pointer_mut("/spec/initContainers").and_then(Value::as_array_mut).map(std::mem::take);
+    let mut own = inits(template).unwrap_or_default();
+    let at = if agent.spec.protocol == Protocol::None { own.len().saturating_sub(1) } else { 0 };
+    let ours = (at < own.len()).then(|| own.remove(at));
+    set(template, "initContainers", own);
+    add_missing(template, &Value::Object(agent.spec.template.clone()));
+    let mut all = inits(template).unwrap_or_default();
+    all.splice(at..at, ours);
+    set(template, "initContainers", all);
+    body
+}
+
+fn set(template: &mut Value, field: &str, list: Vec<Value>) {
+    if let Some(pod) = template.get_mut("spec").and_then(Value::as_object_mut) {
+        pod.insert(field.to_owned(), Value::Array(list));
+    }
+}
+
+/// Adds what stands in `written` and not in `built`; lists are in the order in which they were written.
+fn add_missing(built: &mut Value, written: &Value) {
+    match (built, written) {
+        (Value::Object(built), Value::Object(written)) => {
+            for (key, value) in written.iter().filter(|(_, value)| !value.is_null()) {
+                match built.get_mut(key) {
+                    Some(there) => add_missing(there, value),
+                    None => drop(built.insert(key.clone(), value.clone())),
+                }
+            }
+        }
+        (Value::Array(built), Value::Array(written)) => {
+            built.iter_mut().zip(written).for_each(|(built, written)| add_missing(built, written));
+        }
+        _ => {}
     }
 }
 
@@ -206,120 +298,6 @@ fn made_from(agent: &Agent) -> BTreeMap<String, String> {
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()
-}
-
-fn pod_template(
-    step_run: &StepRun,
-    attempt: i32,
-    agent: &CheckedAgent<'_>,
-    around: &Surroundings,
-    labels: &BTreeMap<String, String>,
-) -> PodTemplateSpec {
-    let (mut meta, mut pod) = agent.pod();
-    meta.labels.get_or_insert_default().extend(labels.clone());
-    pod.restart_policy = Some("Never".to_owned());
-    pod.automount_service_account_token = Some(false);
-    pod.enable_service_links.get_or_insert(false);
-    pod.volumes.get_or_insert_default().extend(volumes(step_run, attempt));
-    let inherited = pod.containers.iter().find(|c| c.name == CONTAINER).and_then(|c| c.security_context.clone());
-    pod.init_containers.get_or_insert_default().insert(0, install(around, inherited.as_ref()));
-    // A checked Agent has that container; Kubernetes has no two of one name.
-    for container in pod.containers.iter_mut().filter(|c| c.name == CONTAINER) {
-        wrap(container, step_run, attempt, around);
-    }
-    PodTemplateSpec { metadata: Some(meta), spec: Some(pod) }
-}
-
-fn volumes(step_run: &StepRun, attempt: i32) -> [Volume; 2] {
-    let uid = step_run.metadata.uid.as_deref().unwrap_or_default();
-    let token = ServiceAccountTokenProjection {
-        audience: Some(name::audience(uid, attempt)),
-        expiration_seconds: Some(TOKEN_SECONDS),
-        path: "token".to_owned(),
-    };
-    [
-        Volume { name: VOLUME.to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
-        Volume {
-            name: TOKEN_VOLUME.to_owned(),
-            projected: Some(ProjectedVolumeSource {
-                default_mode: Some(0o444),
-                sources: Some(vec![VolumeProjection {
-                    service_account_token: Some(token),
-                    ..VolumeProjection::default()
-                }]),
-            }),
-            ..Volume::default()
-        },
-    ]
-}
-
-/// Copies the shim into the pod. Hardened by itself, so that it passes where the agent's own container does.
-fn install(around: &Surroundings, inherited: Option<&SecurityContext>) -> Container {
-    let limits: BTreeMap<String, Quantity> =
-        [("memory", "32Mi")].map(|(k, v)| (k.to_owned(), Quantity(v.to_owned()))).into();
-    let requests: BTreeMap<String, Quantity> =
-        [("cpu", "10m"), ("memory", "16Mi")].map(|(k, v)| (k.to_owned(), Quantity(v.to_owned()))).into();
-    Container {
-        name: "lockstep-install".to_owned(),
-        image: Some(around.image.clone()),
-        image_pull_policy: Some(around.image_pull_policy.clone()).filter(|p| !p.is_empty()),
-        command: Some(vec!["/lockstep-shim".to_owned(), "install".to_owned(), INSTALL_ROOT.to_owned()]),
-        resources: Some(ResourceRequirements { limits: Some(limits), requests: Some(requests), claims: None }),
-        volume_mounts: Some(vec![VolumeMount {
-            name: VOLUME.to_owned(),
-            mount_path: INSTALL_ROOT.to_owned(),
-            ..VolumeMount::default()
-        }]),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            run_as_non_root: Some(true),
-            run_as_user: inherited.and_then(|c| c.run_as_user),
-            run_as_group: inherited.and_then(|c| c.run_as_group),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
-            ..SecurityContext::default()
-        }),
-        ..Container::default()
-    }
-}
-
-/// Puts the shim before the agent's own command.
-fn wrap(container: &mut Container, step_run: &StepRun, attempt: i32, around: &Surroundings) {
-    let mut command = vec![path::SHIM.to_owned(), "run".to_owned(), "--".to_owned()];
-    command.extend(container.command.take().into_iter().flatten());
-    container.command = Some(command);
-    container.termination_message_path = Some(path::TERMINATION_LOG.to_owned());
-    container.termination_message_policy = Some("File".to_owned());
-    container.volume_mounts.get_or_insert_default().extend([
-        VolumeMount { name: VOLUME.to_owned(), mount_path: path::ROOT.to_owned(), ..VolumeMount::default() },
-        VolumeMount {
-            name: TOKEN_VOLUME.to_owned(),
-            mount_path: "/var/run/secrets/lockstep.dev".to_owned(),
-            read_only: Some(true),
-            ..VolumeMount::default()
-        },
-    ]);
-    let variables = container.env.get_or_insert_default();
-    let secret: Vec<&str> = variables
-        .iter()
-        .filter(|v| v.value_from.as_ref().is_some_and(|f| f.secret_key_ref.is_some()))
-        .map(|v| v.name.as_str())
-        .collect();
-    let secret = secret.join(",");
-    let meta = &step_run.metadata;
-    let id = format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-    for (key, value) in [
-        (env::GATEWAY, around.gateway_url.as_str()),
-        (env::GATEWAY_CA, around.gateway_ca.as_str()),
-        (env::STEP_RUN, id.as_str()),
-        (env::STEP_RUN_UID, meta.uid.as_deref().unwrap_or_default()),
-        (env::ATTEMPT, attempt.to_string().as_str()),
-        (env::SECRET_NAMES, secret.as_str()),
-    ] {
-        variables.retain(|v| v.name != key);
-        variables.push(EnvVar { name: key.to_owned(), value: Some(value.to_owned()), value_from: None });
-    }
 }
 
 #[cfg(test)]

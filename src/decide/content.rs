@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use super::claim;
 use crate::api::document::Document;
+use crate::api::limits::PASS_DOCUMENTS_BYTES;
 use crate::api::name;
 use crate::api::step_run::{
     Attempt, AttemptResult, Binding, DocumentRef, Report, ResultRef, Reuse, StepRun, StepRunStatus,
 };
-use crate::mutant::{self, Mutant};
 
 /// Which Document is meant. Only objects that older versions wrote leave UID and digest out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,17 +76,17 @@ impl Loaded {
     }
 }
 
-/// What the API server says of a Document.
+/// What a read of a Document from the API server gave.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Found {
-    /// Nobody asked, as nothing is decided by it.
+pub enum DocumentLookup {
+    /// It was not read, since nothing depends on it.
     #[default]
     NotAsked,
     Gone,
     There(Loaded),
 }
 
-impl Found {
+impl DocumentLookup {
     pub fn of(document: Option<Arc<Document>>) -> Self {
         document.map_or(Self::Gone, |d| Self::There(Loaded::new(d)))
     }
@@ -109,12 +109,11 @@ impl Content {
         let changed = |what: Difference| Changed { name: pin.name.clone(), what };
         let found = found.ok_or_else(|| changed(Difference::Gone { uid: pin.uid.clone() }))?;
         let uid = &found.document.metadata.uid;
-        let unchecked = mutant::on(Mutant::ContentUnchecked);
-        if let Some(wanted) = pin.uid.as_ref().filter(|wanted| Some(*wanted) != uid.as_ref() && !unchecked) {
+        if let Some(wanted) = pin.uid.as_ref().filter(|wanted| Some(*wanted) != uid.as_ref()) {
             let found = uid.clone().unwrap_or_default();
             return Err(changed(Difference::Uid { wanted: wanted.clone(), found }));
         }
-        if let Some(wanted) = pin.digest.as_ref().filter(|wanted| **wanted != found.digest && !unchecked) {
+        if let Some(wanted) = pin.digest.as_ref().filter(|wanted| **wanted != found.digest) {
             return Err(changed(Difference::Digest { wanted: wanted.clone(), found: found.digest.clone() }));
         }
         Ok(Self(found.clone()))
@@ -137,8 +136,50 @@ impl Content {
     }
 }
 
-/// What was fetched, by what was meant.
-pub type Contents = BTreeMap<Pin, Result<Content, Changed>>;
+/// What was fetched for one decision, by what was meant: only so much at once. What was decided on the rest is remembered
+/// (`settled`), so that a decision over more than there is room for comes to an end by parts; where it does not, it is made
+/// on what is held, and what lacks the rest waits for the next pass.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    held: BTreeMap<Pin, Result<Content, Changed>>,
+    bytes: usize,
+    /// How many were lacking when the room was emptied last.
+    lacking: Option<usize>,
+    closed: bool,
+}
+
+impl Contents {
+    pub fn get(&self, pin: &Pin) -> Option<&Result<Content, Changed>> {
+        self.held.get(pin)
+    }
+
+    pub fn insert(&mut self, pin: Pin, content: Result<Content, Changed>) {
+        self.bytes += content.as_ref().map_or(0, |content| content.text().len());
+        self.held.insert(pin, content);
+    }
+
+    /// Whether nothing more is fetched.
+    pub fn is_full(&self) -> bool {
+        self.closed || self.bytes >= PASS_DOCUMENTS_BYTES
+    }
+
+    /// Whether that much does not suffice for what is lacking.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Makes room for so many that are lacking; not if the last time was of no use.
+    pub fn make_room(&mut self, lacking: usize) {
+        if !self.is_full() {
+            return;
+        }
+        if self.lacking.is_some_and(|before| lacking >= before) {
+            self.closed = true;
+            return;
+        }
+        *self = Self { lacking: Some(lacking), ..Self::default() };
+    }
+}
 
 /// A Document is not the one that was meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,19 +201,18 @@ impl fmt::Display for Changed {
         match what {
             Difference::Gone { uid } => {
                 let uid = uid.as_deref().unwrap_or("not known");
-                write!(f, "Document {name} (UID {uid}) was deleted, and nothing may go on without it")
+                write!(f, "Document {name} (UID {uid}) was deleted, and the run cannot go on without it")
             }
             Difference::Uid { wanted, found } => write!(
                 f,
-                "Document {name} is not the one that was made: UID {wanted} was expected, {found} was found; it was deleted and another one made under its name"
+                "Document {name} was deleted, and another one was created under its name: UID {wanted} was expected, {found} was found"
             ),
             Difference::Digest { wanted, found } if wanted.is_empty() => {
-                write!(f, "Document {name} was never published; its content has {found}")
+                write!(f, "Document {name} was never published; its content has the digest {found}")
             }
-            Difference::Digest { wanted, found } => write!(
-                f,
-                "Document {name} does not hold what was pinned: its content should have {wanted}, and has {found}"
-            ),
+            Difference::Digest { wanted, found } => {
+                write!(f, "Document {name} was changed: its content has the digest {found}, and {wanted} was expected")
+            }
         }
     }
 }
@@ -264,6 +304,35 @@ mod tests {
     }
 
     #[test]
+    fn a_decision_holds_only_so_much_and_says_when_that_does_not_suffice() {
+        let half = "x".repeat(PASS_DOCUMENTS_BYTES / 2);
+        let pin = |n: usize| Pin { name: format!("d{n}"), ..Pin::default() };
+        // How much of what is lacking is settled by what is held: all, or nothing.
+        for (settles, ends_closed) in [(true, false), (false, true)] {
+            let (mut contents, mut wanted, mut most) = (Contents::default(), (0..9).collect::<Vec<_>>(), 0);
+            for _ in 0..20 {
+                let lacking: Vec<usize> = wanted.iter().copied().filter(|n| contents.get(&pin(*n)).is_none()).collect();
+                if lacking.is_empty() || contents.is_closed() {
+                    break;
+                }
+                contents.make_room(lacking.len());
+                for n in lacking {
+                    if !contents.is_full() {
+                        contents.insert(pin(n), Content::of(&pin(n), Some(&loaded("u", &half))));
+                    }
+                }
+                most = most.max(contents.held.len());
+                wanted.retain(|n| !settles || contents.get(&pin(*n)).is_none());
+            }
+            assert_eq!((contents.is_closed(), wanted.is_empty(), most), (ends_closed, settles, 2));
+        }
+        let mut roomy = Contents::default();
+        roomy.insert(pin(1), Content::of(&pin(1), Some(&loaded("u", "small"))));
+        roomy.make_room(5);
+        assert!(roomy.get(&pin(1)).is_some() && !roomy.is_full(), "what fits stays");
+    }
+
+    #[test]
     fn content_is_had_only_of_what_was_pinned() {
         let digest = name::digest_bytes(b"text");
         let pin = |uid: Option<&str>, digest: Option<&str>| Pin {
@@ -276,7 +345,7 @@ mod tests {
             ("a copy, named before it was made", pin(None, Some(&digest)), Some(loaded("a", "text")), None),
             ("of an older version", pin(None, None), Some(loaded("a", "text")), None),
             ("made again", pin(Some("a"), Some(&digest)), Some(loaded("b", "text")), Some("UID a was expected, b")),
-            ("other bytes", pin(Some("a"), Some(&digest)), Some(loaded("a", "other")), Some("does not hold")),
+            ("other bytes", pin(Some("a"), Some(&digest)), Some(loaded("a", "other")), Some("was changed")),
             ("never published", pin(Some("a"), Some("")), Some(loaded("a", "text")), Some("never published")),
             ("gone", pin(Some("a"), Some(&digest)), None, Some("(UID a) was deleted")),
             ("gone, of an older version", pin(None, None), None, Some("was deleted")),

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::content::Content;
-use super::plan::{Effect, Seen};
-use crate::api::document::{Document, DocumentPhase, DocumentStatus, Scope};
+use super::plan::{Effect, ObjectVersion};
+use crate::api::condition;
+use crate::api::document::{Document, DocumentPhase, DocumentSpec, DocumentStatus, Scope};
 use crate::api::name;
 use crate::api::step::{Produces, WiderScope};
 use crate::api::step_run::DocumentRef;
-use crate::mutant::{self, Mutant};
+use crate::api::workflow::Workflow;
 
 /// Where a lookup stands: the run, and the items around, outermost first.
 #[derive(Clone, Debug, Default)]
@@ -22,19 +23,39 @@ pub struct Viewpoint {
 }
 
 impl Viewpoint {
-    /// Where documents of a type lie that can be seen from here, the narrowest scope first. The items of siblings have
-    /// other keys and are not met.
-    fn places(&self, document_type: &str) -> Vec<String> {
-        let items = (1..=self.keys.len())
-            .rev()
-            .map(|n| place(document_type, Scope::Item, &name::scope_id(&self.workflow_uid, &self.keys[..n])));
+    /// The scopes that can be seen from here, and of what in them, the narrowest first. The items of siblings have other keys
+    /// and are not met.
+    pub fn scopes(&self) -> Vec<(Scope, String)> {
+        let items =
+            (1..=self.keys.len()).rev().map(|n| (Scope::Item, name::scope_id(&self.workflow_uid, &self.keys[..n])));
         let wider = [
-            Some(place(document_type, Scope::Workflow, &self.workflow_uid)),
-            Some(place(document_type, Scope::Session, &self.session)),
-            self.project.as_ref().map(|p| place(document_type, Scope::Project, p)),
-            Some(place(document_type, Scope::Namespace, "")),
+            Some((Scope::Workflow, self.workflow_uid.clone())),
+            Some((Scope::Session, self.session.clone())),
+            self.project.as_ref().map(|project| (Scope::Project, project.clone())),
+            Some((Scope::Namespace, String::new())),
         ];
         items.chain(wider.into_iter().flatten()).collect()
+    }
+
+    /// How the scopes of the items below begin; the rest is their keys.
+    pub fn around(&self) -> String {
+        format!("{}/", name::scope_id(&self.workflow_uid, &self.keys))
+    }
+
+    /// Where documents of a type lie that can be seen from here, the narrowest scope first.
+    fn places(&self, document_type: &str) -> Vec<String> {
+        self.scopes().iter().map(|(scope, id)| place(document_type, *scope, id)).collect()
+    }
+}
+
+/// From where the steps of a run look; with the keys of an item (`KEY/KEY`, from the outermost inwards) those of that item.
+pub fn viewpoint(run: &Workflow, keys: &str) -> Viewpoint {
+    let latched = run.status.as_ref().and_then(|status| status.session.as_ref()).map(|session| session.id.clone());
+    Viewpoint {
+        workflow_uid: run.metadata.uid.clone().unwrap_or_default(),
+        session: latched.or_else(|| run.spec.session.clone()).unwrap_or_default(),
+        project: run.spec.project.clone(),
+        keys: keys.split('/').filter(|key| !key.is_empty()).map(str::to_owned).collect(),
     }
 }
 
@@ -54,6 +75,40 @@ fn place_of(document: &Document) -> String {
         Scope::Namespace => None,
     };
     place(&spec.document_type, spec.scope, id.unwrap_or_default())
+}
+
+/// How the API server is asked for the published documents of one scope.
+pub fn selector((scope, id): &(Scope, String), document_type: Option<&str>) -> String {
+    let whose = match scope {
+        Scope::Item | Scope::Workflow => Some("spec.scopeId"),
+        Scope::Session => Some("spec.session"),
+        Scope::Project => Some("spec.project"),
+        Scope::Namespace => None,
+    };
+    let wanted = [
+        Some(("status.phase", "Published".to_owned())),
+        Some(("spec.scope", format!("{scope:?}"))),
+        whose.map(|field| (field, id.clone())),
+        document_type.map(|kind| ("spec.type", kind.to_owned())),
+    ];
+    terms(wanted.into_iter().flatten())
+}
+
+/// The same for those of a type of all items of a run, which is named; whose they are say their `spec.scopeId`.
+pub fn selector_of_items(workflow: &str, document_type: &str) -> String {
+    let wanted = [
+        ("status.phase", "Published"),
+        ("spec.scope", "Item"),
+        ("spec.workflow", workflow),
+        ("spec.type", document_type),
+    ];
+    terms(wanted.into_iter().map(|(field, value)| (field, value.to_owned())))
+}
+
+fn terms(wanted: impl Iterator<Item = (&'static str, String)>) -> String {
+    let escaped = |value: &str| value.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+    let terms: Vec<String> = wanted.map(|(field, value)| format!("{field}={}", escaped(&value))).collect();
+    terms.join(",")
 }
 
 /// Under what a document stands in `Documents`.
@@ -78,9 +133,16 @@ fn under<'a, 'b>(documents: &'a Documents, prefix: &'b str) -> impl Iterator<Ite
     documents.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix)).map(|(_, d)| d)
 }
 
+/// The StepRun that made a document, by name.
+pub fn maker(document: &Document) -> Option<String> {
+    let spec = &document.spec;
+    let mut scope = spec.scope_id.as_deref()?.split('/').map(str::to_owned);
+    let uid = scope.next()?;
+    Some(name::step_run(spec.workflow.as_deref()?, &uid, spec.path.as_deref()?, &scope.collect::<Vec<_>>()))
+}
+
 pub fn is_published(document: &Document) -> bool {
-    let published = document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published));
-    published || mutant::on(Mutant::DraftVisible)
+    document.status.as_ref().is_some_and(|s| s.phase == Some(DocumentPhase::Published))
 }
 
 /// Whether it was published or rejected at some time.
@@ -100,9 +162,9 @@ pub fn find<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint)
     })
 }
 
-/// The documents of that type of all items of the run, by their keys: `type/*`.
+/// The documents of that type of all items of the run: `type/*`, each with the keys of its item, in no order.
 pub fn fan_in<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint) -> Vec<(String, &'a Arc<Document>)> {
-    let around = format!("{}/", name::scope_id(&from.workflow_uid, &from.keys));
+    let around = from.around();
     let prefix = place(document_type, Scope::Item, &around);
     let prefix = prefix.trim_end_matches('\0');
     let mut found: Vec<(String, &Arc<Document>)> = under(documents, prefix)
@@ -142,8 +204,9 @@ pub fn siblings(documents: &Documents, document: &Document) -> Vec<Arc<Document>
     under(documents, &place_of(document)).cloned().collect()
 }
 
-/// A document as a StepRun pins it.
-pub fn pinned(document: &Document, key: Option<String>) -> DocumentRef {
+/// A document as a StepRun pins it; as the member of a fan-in with the key and the index of its item.
+pub fn pinned(document: &Document, item: Option<(String, Option<i32>)>) -> DocumentRef {
+    let (key, index) = item.unzip();
     DocumentRef {
         document_type: document.spec.document_type.clone(),
         scope_id: document.spec.scope_id.clone(),
@@ -151,6 +214,7 @@ pub fn pinned(document: &Document, key: Option<String>) -> DocumentRef {
         digest: document.status.as_ref().and_then(|s| s.digest.clone()).unwrap_or_default(),
         uid: document.metadata.uid.clone().filter(|_| key.is_none()),
         key,
+        index: index.flatten(),
     }
 }
 
@@ -160,8 +224,22 @@ pub fn published(content: &Content, siblings: &[Arc<Document>]) -> DocumentStatu
 }
 
 /// The status that publishes a document that is put in this pass, or was put by a person: whatever it holds.
-pub fn put_up(document: &Document, siblings: &[Arc<Document>]) -> DocumentStatus {
+pub fn initial_status(document: &Document, siblings: &[Arc<Document>]) -> DocumentStatus {
     put(document, name::digest_bytes(document.spec.content.as_bytes()), siblings)
+}
+
+/// The name of a document that a person puts, by whom it is seen and what it holds; `copy` tells those apart that say the same
+/// once more.
+pub fn put_name(spec: &DocumentSpec, copy: u32) -> String {
+    let place = spec.session.as_deref().or(spec.project.as_deref()).unwrap_or_default();
+    let place = format!("{:?}/{place}/{:?}", spec.scope, spec.format);
+    name::put_document(&spec.document_type, &place, &spec.content, copy)
+}
+
+/// Whether what lies under that name is the document, and no newer one has replaced it.
+pub fn is_newest_of(there: &Document, spec: &DocumentSpec) -> bool {
+    let superseded = there.status.as_ref().is_some_and(|status| status.phase == Some(DocumentPhase::Superseded));
+    there.spec == *spec && !superseded
 }
 
 /// The next revision of its type in its scope.
@@ -172,7 +250,17 @@ fn put(document: &Document, digest: String, siblings: &[Arc<Document>]) -> Docum
         .map(|d| revision(d))
         .max()
         .unwrap_or_default();
-    DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(last + 1), digest: Some(digest) }
+    DocumentStatus {
+        observed_generation: generation(document),
+        phase: Some(DocumentPhase::Published),
+        revision: Some(last + 1),
+        digest: Some(digest),
+    }
+}
+
+/// A document never changes: one that is put in this pass has the first.
+fn generation(document: &Document) -> Option<i64> {
+    document.metadata.generation.or(Some(1))
 }
 
 /// Writes a status to the very object that was decided on.
@@ -180,7 +268,7 @@ pub fn set_status(document: &Document, status: DocumentStatus) -> Effect {
     let meta = &document.metadata;
     Effect::SetDocumentStatus {
         name: meta.name.clone().unwrap_or_default(),
-        seen: Some(Seen {
+        seen: Some(ObjectVersion {
             uid: meta.uid.clone().unwrap_or_default(),
             resource_version: meta.resource_version.clone().unwrap_or_default(),
         }),
@@ -206,9 +294,13 @@ pub fn standing(document: &Document, siblings: &[Arc<Document>]) -> Option<Docum
     let status = document.status.clone().unwrap_or_default();
     let newer = |d: &Arc<Document>| shares_place(d, document) && is_published(d) && revision(d) > revision(document);
     match status.phase {
-        None if !of_a_run => Some(put_up(document, siblings)),
+        None if !of_a_run => Some(initial_status(document, siblings)),
         Some(DocumentPhase::Published) if siblings.iter().any(newer) => {
             Some(DocumentStatus { phase: Some(DocumentPhase::Superseded), ..status })
+        }
+        // Published by an older version while the CRD was new already.
+        Some(phase) if phase != DocumentPhase::Draft && status.observed_generation == Some(condition::unseen()) => {
+            Some(DocumentStatus { observed_generation: generation(document), ..status })
         }
         _ => None,
     }
@@ -229,8 +321,11 @@ mod tests {
             Scope::Project => d.spec.project = Some(id.into()),
             _ => d.spec.scope_id = Some(id.into()),
         }
-        d.status =
-            Some(DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(revision), digest: None });
+        d.status = Some(DocumentStatus {
+            phase: Some(DocumentPhase::Published),
+            revision: Some(revision),
+            ..DocumentStatus::default()
+        });
         Arc::new(d)
     }
 
@@ -272,14 +367,61 @@ mod tests {
     }
 
     #[test]
+    fn the_server_is_asked_for_what_can_be_seen_and_nothing_else() {
+        let mut from = Viewpoint {
+            workflow_uid: "u".into(),
+            session: "s".into(),
+            project: None,
+            keys: vec!["a".into(), "b".into()],
+        };
+        let asked = |from: &Viewpoint| from.scopes().iter().map(|s| selector(s, Some("plan"))).collect::<Vec<_>>();
+        let of = |whose: &str| format!("status.phase=Published,spec.scope={whose},spec.type=plan");
+        let mut expected = vec![
+            of("Item,spec.scopeId=u/a/b"),
+            of("Item,spec.scopeId=u/a"),
+            of("Workflow,spec.scopeId=u"),
+            of("Session,spec.session=s"),
+            of("Namespace"),
+        ];
+        assert_eq!(asked(&from), expected);
+        // A name cannot add a term of its own.
+        from.project = Some("p,spec.scope=Item\\".into());
+        expected.insert(4, of("Project,spec.project=p\\,spec.scope\\=Item\\\\"));
+        assert_eq!(asked(&from), expected);
+        assert_eq!(selector(&(Scope::Namespace, String::new()), None), "status.phase=Published,spec.scope=Namespace");
+    }
+
+    #[test]
     fn what_is_published_is_known_by_the_digest_of_its_content() {
         let mut next = document(Scope::Session, "s", 0).as_ref().clone();
         next.spec.content = "a plan".into();
         next.metadata.uid = Some("next".into());
         let others =
             [document(Scope::Session, "s", 3), document(Scope::Session, "other", 8), document(Scope::Project, "s", 9)];
-        let status = put_up(&next, &others);
+        let status = initial_status(&next, &others);
         assert_eq!(status.phase, Some(DocumentPhase::Published));
         assert_eq!((status.revision, status.digest), (Some(4), Some(name::digest_bytes(b"a plan"))));
+    }
+
+    /// kstatus reads it: in progress until it has a phase, and never again.
+    #[test]
+    fn what_has_a_phase_was_observed() {
+        let status = |phase: Option<DocumentPhase>, observed: Option<i64>| DocumentStatus {
+            phase,
+            observed_generation: observed,
+            ..DocumentStatus::default()
+        };
+        for (what, before, observed) in [
+            ("new", status(None, Some(-1)), Some(Some(1))),
+            ("published by an older version", status(Some(DocumentPhase::Published), None), None),
+            ("the same, under the new CRD", status(Some(DocumentPhase::Published), Some(-1)), Some(Some(1))),
+            ("published", status(Some(DocumentPhase::Published), Some(1)), None),
+        ] {
+            let mut put = Document::clone(&document(Scope::Namespace, "", 1));
+            put.metadata.generation = Some(1);
+            put.status = Some(before);
+            let after = standing(&put, &[]);
+            assert_eq!(after.map(|s| s.observed_generation), observed, "{what}");
+        }
     }
 }

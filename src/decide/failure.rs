@@ -8,7 +8,6 @@ use crate::api::name;
 use crate::api::step::OnFailure;
 use crate::api::step_run::{AttemptCounts, AttemptResult, Report, ReportClass, WaitKind};
 use crate::definition::policy::AttemptPolicy;
-use crate::mutant::{self, Mutant};
 use crate::protocol::mark;
 
 /// Back-off before the attempt that follows the n-th failure: doubling, then shortened by up to a quarter. The jitter
@@ -28,20 +27,20 @@ pub fn verdict(report: &Report, agent: Option<&Agent>) -> AttemptResult {
         |code: i32| agent.and_then(|a| a.spec.exit_codes.as_ref()).is_some_and(|c| c.unrecoverable.contains(&code));
     match report.class {
         ReportClass::Succeeded => AttemptResult::Succeeded,
+        // The cluster took its pod away before it was through: that is no failure of the agent.
+        ReportClass::InvalidOutput | ReportClass::Exited if report.interrupted => AttemptResult::Infrastructure,
         ReportClass::InvalidOutput => AttemptResult::InvalidOutput,
         ReportClass::OutputTooLarge => AttemptResult::OutputTooLarge,
         ReportClass::Exited if report.exit_code.is_some_and(unrecoverable) => AttemptResult::Unrecoverable,
         ReportClass::Exited | ReportClass::Retryable => AttemptResult::Retryable,
         ReportClass::Unrecoverable => AttemptResult::Unrecoverable,
         ReportClass::Timeout => AttemptResult::Timeout,
+        ReportClass::Asked => AttemptResult::Asked,
     }
 }
 
 /// What is known of a claimed attempt whose pod ended without a report, from its termination message.
 pub fn lost(termination: &str) -> AttemptResult {
-    if mutant::on(Mutant::LostNotStarted) {
-        return AttemptResult::Infrastructure;
-    }
     let reached = |mark: &str| termination.lines().any(|line| line.trim() == mark);
     if reached(mark::SUCCEEDED) {
         AttemptResult::OutputLost
@@ -50,6 +49,14 @@ pub fn lost(termination: &str) -> AttemptResult {
         AttemptResult::OutcomeUnknown
     } else {
         AttemptResult::Infrastructure
+    }
+}
+
+/// The same of a pod that the cluster took away: an agent that may simply run again does so, at no cost of its tries.
+pub fn taken_away(termination: &str, policy: AttemptPolicy) -> AttemptResult {
+    match lost(termination) {
+        AttemptResult::OutcomeUnknown if policy.idempotent => AttemptResult::Infrastructure,
+        other => other,
     }
 }
 
@@ -69,6 +76,16 @@ pub fn next(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy)
     }
 }
 
+/// What follows an attempt whose pod can never start, as its Agent is: no other attempt helps, so a person is asked at once.
+pub fn next_of_never_started(counts: AttemptCounts, policy: AttemptPolicy) -> (AttemptCounts, Next) {
+    let counts = AttemptCounts { infrastructure: counts.infrastructure + 1, ..counts };
+    let next = match policy.on_failure {
+        OnFailure::Wait => Next::Ask(WaitKind::InfrastructureSpent),
+        OnFailure::Fail | OnFailure::Continue => Next::Fail,
+    };
+    (counts, next)
+}
+
 fn by_class(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy) -> (AttemptCounts, Next) {
     use AttemptResult as R;
     match result {
@@ -77,7 +94,7 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy)
             let spent = counts.infrastructure > INFRASTRUCTURE_BUDGET;
             (counts, if spent { Next::Ask(WaitKind::InfrastructureSpent) } else { Next::Again })
         }
-        R::OutcomeUnknown | R::OutputLost if !policy.idempotent && !mutant::on(Mutant::UnknownRepeated) => {
+        R::OutcomeUnknown | R::OutputLost if !policy.idempotent => {
             (AttemptCounts { retryable: counts.retryable + 1, ..counts }, Next::Ask(WaitKind::OutcomeUnknown))
         }
         R::Retryable | R::InvalidOutput | R::Timeout | R::OutcomeUnknown | R::OutputLost => {
@@ -85,8 +102,10 @@ fn by_class(result: AttemptResult, counts: AttemptCounts, policy: AttemptPolicy)
             let spent = counts.retryable >= policy.max_attempts;
             (counts, if spent { Next::Ask(WaitKind::RetriesSpent) } else { Next::Again })
         }
-        // Nothing ran: it takes another name.
-        R::NameConflict => (counts, Next::Again),
+        // Nothing ran: it takes another name, or the Agent as it is now.
+        R::NameConflict | R::AgentChanged => (counts, Next::Again),
+        // It is asked under every policy and costs nothing: `asking` does so, and never comes here.
+        R::Asked => (counts, Next::Ask(WaitKind::Question)),
         R::Succeeded
         | R::Unrecoverable
         | R::Rejected
@@ -182,14 +201,17 @@ mod tests {
     #[test]
     fn the_termination_message_tells_how_far_it_came() {
         use AttemptResult as R;
-        for (text, expected) in [
-            ("claimed\n", R::Infrastructure),
-            ("claimed\nstarted\n", R::OutcomeUnknown),
-            ("claimed\nstarted\nsucceeded\n", R::OutputLost),
-            ("", R::OutcomeUnknown),
-            ("restarted\n", R::OutcomeUnknown),
+        for (text, expected, taken_away) in [
+            ("claimed\n", R::Infrastructure, R::Infrastructure),
+            ("claimed\nstarted\n", R::OutcomeUnknown, R::Infrastructure),
+            ("claimed\nstarted\nsucceeded\n", R::OutputLost, R::OutputLost),
+            ("", R::OutcomeUnknown, R::Infrastructure),
+            ("restarted\n", R::OutcomeUnknown, R::Infrastructure),
         ] {
             assert_eq!(lost(text), expected, "{text:?}");
+            assert_eq!(super::taken_away(text, POLICY), expected, "{text:?}");
+            let idempotent = AttemptPolicy { idempotent: true, ..POLICY };
+            assert_eq!(super::taken_away(text, idempotent), taken_away, "{text:?}, of an idempotent agent");
         }
     }
 

@@ -10,7 +10,6 @@ use crate::api::name::{self, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step_run::{
     Comparison, Decision, GateState, GateStatus, Reuse, ReusedGate, StepRun, StepRunGate, StepRunStatus,
 };
-use crate::mutant::{self, Mutant};
 
 /// Decisions kept, the newest; the API server's audit log has them all.
 const DECISIONS: usize = 64;
@@ -29,7 +28,7 @@ pub enum Guard {
 
 /// A decision in the mailbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Letter {
+pub struct Submission {
     pub accepted: bool,
     pub by: String,
     pub comment: Option<String>,
@@ -37,20 +36,20 @@ pub struct Letter {
 }
 
 /// What lies in the mailbox: nothing, something worthless and why, or a decision.
-pub fn letter(step_run: &StepRun) -> Option<Result<Letter, String>> {
+pub fn submission(step_run: &StepRun) -> Option<Result<Submission, String>> {
     let annotations = step_run.metadata.annotations.as_ref()?;
     let decision = annotations.get(DECISION)?;
     let Some(by) = annotations.get(DECIDED_BY).filter(|by| !by.is_empty()) else {
-        return Some(Err(format!("a decision without {DECIDED_BY} proves no identity")));
+        return Some(Err(format!("the annotation {DECIDED_BY} is missing, which says who decides")));
     };
     let accepted = match decision.as_str() {
         "accepted" => true,
         "rejected" => false,
         other => {
-            return Some(Err(format!("{DECISION} must be accepted or rejected, not {other:?}")));
+            return Some(Err(format!("the annotation {DECISION} must be accepted or rejected, not {other:?}")));
         }
     };
-    Some(Ok(Letter {
+    Some(Ok(Submission {
         accepted,
         by: clip(by, 512),
         comment: annotations.get(COMMENT).map(|c| clip(c, 4096)),
@@ -125,24 +124,30 @@ pub fn has_decided(gate: &GateStatus, by: &str) -> bool {
 }
 
 /// Whether a decision may count for the open gate; the error says why not. Admission has checked most of it before.
-pub fn admissible(gate: &GateStatus, wanted: &StepRunGate, letter: &Letter, guard: &Guard) -> Result<(), String> {
-    if mutant::on(Mutant::UnprovenDecision) {
-        return Ok(());
-    }
+pub fn admissible(
+    gate: &GateStatus,
+    wanted: &StepRunGate,
+    submission: &Submission,
+    guard: &Guard,
+) -> Result<(), String> {
     match guard {
-        Guard::NotAsked => return Err("the admission policies were not checked".to_owned()),
-        Guard::Missing(why) => return Err(format!("the admission policies do not stand: {why}")),
+        Guard::NotAsked => return Err("Lockstep's admission policies were not checked".to_owned()),
+        Guard::Missing(why) => return Err(format!("Lockstep's admission policies are not in force: {why}")),
         Guard::Proven(stamp) if *stamp != gate.policy => {
-            return Err("the admission policies changed since the gate opened".to_owned());
+            return Err("Lockstep's admission policies have changed since the gate opened".to_owned());
         }
         Guard::Proven(_) => {}
     }
-    let said_why = letter.comment.as_deref().is_some_and(|c| !c.trim().is_empty());
-    let fault = match &letter.review {
-        Some(review) if *review != gate.output_digest => "the review names another output",
-        None if wanted.require_review => "the gate asks which output was reviewed",
-        _ if wanted.not_by.as_deref() == Some(&letter.by) => "the gate asks for four eyes, and it is their own run",
-        _ if wanted.revise && !letter.accepted && !said_why => "a rejection must say in a comment what to change",
+    let said_why = submission.comment.as_deref().is_some_and(|c| !c.trim().is_empty());
+    let fault = match &submission.review {
+        Some(review) if *review != gate.output_digest => "the review is of another output than the one that waits",
+        None if wanted.require_review => {
+            "the gate has requireReview, and the decision does not say which output was reviewed"
+        }
+        _ if wanted.not_by.as_deref() == Some(&submission.by) => {
+            "the gate has fourEyes, and whoever made the run may not decide"
+        }
+        _ if wanted.revise && !submission.accepted && !said_why => "a rejection must say in a comment what to change",
         _ => return Ok(()),
     };
     Err(fault.to_owned())
@@ -156,19 +161,19 @@ pub struct About<'a> {
 }
 
 /// The gate with the decision in it: one rejection ends the round, acceptances of enough people open it.
-pub fn decided(gate: &GateStatus, approvals: i32, letter: &Letter, about: &About<'_>) -> GateStatus {
+pub fn decided(gate: &GateStatus, approvals: i32, submission: &Submission, about: &About<'_>) -> GateStatus {
     let decision = Decision {
         document_type: about.produced.to_owned(),
         scope_id: about.scope_id.to_owned(),
-        accepted: letter.accepted,
-        comment: letter.comment.clone(),
-        decided_by: letter.by.clone(),
+        accepted: submission.accepted,
+        comment: submission.comment.clone(),
+        decided_by: submission.by.clone(),
         decided_at: about.now.clone(),
         digest: gate.output_digest.clone(),
         round: gate.round,
     };
     let mut decided = gate.clone();
-    if !has_decided(gate, &letter.by) {
+    if !has_decided(gate, &submission.by) {
         decided.decisions.push(decision);
     }
     // A round has far fewer: what goes is of rounds long past.
@@ -231,7 +236,7 @@ pub fn describe_reuse(step_run: &StepRun, reuse: &Reuse) -> String {
 
 /// The state that the decisions of a round add up to.
 pub fn state(decisions: &[Decision], round: i32, approvals: i32) -> GateState {
-    let this_round = || decisions.iter().filter(|d| d.round == round || mutant::on(Mutant::EarlierRound));
+    let this_round = || decisions.iter().filter(|d| d.round == round);
     if this_round().any(|d| !d.accepted) {
         return GateState::Rejected;
     }
@@ -268,8 +273,8 @@ mod tests {
     }
 
     #[expect(clippy::fn_params_excessive_bools, reason = "a column of the tables")]
-    fn mark(accepted: bool, review: Option<&str>) -> Letter {
-        Letter { accepted, by: "ann".into(), comment: None, review: review.map(Into::into) }
+    fn mark(accepted: bool, review: Option<&str>) -> Submission {
+        Submission { accepted, by: "ann".into(), comment: None, review: review.map(Into::into) }
     }
 
     fn wanted(approvals: i32) -> StepRunGate {
@@ -280,14 +285,14 @@ mod tests {
         output_of(step_run, step_run.status.as_ref()?)
     }
 
-    fn decide(gate: &GateStatus, approvals: i32, letter: &Letter) -> GateStatus {
-        decided(gate, approvals, letter, &About { produced: "t", scope_id: "s", now: &Time(Timestamp::UNIX_EPOCH) })
+    fn decide(gate: &GateStatus, approvals: i32, submission: &Submission) -> GateStatus {
+        decided(gate, approvals, submission, &About { produced: "t", scope_id: "s", now: &Time(Timestamp::UNIX_EPOCH) })
     }
 
     #[test]
     fn only_a_proven_decision_about_this_output_counts() {
         let proven = |stamp: &str| Guard::Proven(stamp.into());
-        let check = |letter: &Letter, guard: &Guard| admissible(&gate(), &wanted(1), letter, guard);
+        let check = |submission: &Submission, guard: &Guard| admissible(&gate(), &wanted(1), submission, guard);
         assert_eq!(check(&mark(true, None), &proven("p1")), Ok(()));
         assert_eq!(check(&mark(true, Some("d")), &proven("p1")), Ok(()));
         assert!(check(&mark(true, Some("old")), &proven("p1")).is_err());
@@ -298,11 +303,11 @@ mod tests {
 
     #[test]
     fn what_the_gate_asks_for_is_asked_of_every_decision() {
-        let comment = |letter: Letter, text: &str| Letter { comment: Some(text.into()), ..letter };
+        let comment = |submission: Submission, text: &str| Submission { comment: Some(text.into()), ..submission };
         let review = StepRunGate { require_review: true, ..wanted(1) };
         let eyes = |who: &str| StepRunGate { not_by: Some(who.into()), ..wanted(1) };
         let revise = StepRunGate { revise: true, ..wanted(1) };
-        for (name, gate_wanted, letter, fine) in [
+        for (name, gate_wanted, submission, fine) in [
             ("review given", &review, mark(true, Some("d")), true),
             ("review missing", &review, mark(true, None), false),
             ("rejection without review", &review, mark(false, None), false),
@@ -314,7 +319,7 @@ mod tests {
             ("revise, no why", &revise, mark(false, None), false),
             ("revise, blank", &revise, comment(mark(false, None), "  "), false),
         ] {
-            let verdict = admissible(&gate(), gate_wanted, &letter, &Guard::Proven("p1".into()));
+            let verdict = admissible(&gate(), gate_wanted, &submission, &Guard::Proven("p1".into()));
             assert_eq!(verdict.is_ok(), fine, "{name}: {verdict:?}");
         }
     }
@@ -369,11 +374,11 @@ mod tests {
     fn an_approval_alone_gives_who_accepted() {
         let mut run = StepRun::new("s", crate::api::step_run::StepRunSpec::default());
         run.spec.gate = Some(wanted(2));
-        let first = decide(&gate(), 2, &Letter { comment: Some("fine".into()), ..mark(true, None) });
+        let first = decide(&gate(), 2, &Submission { comment: Some("fine".into()), ..mark(true, None) });
         let status = |gate: &GateStatus| Some(StepRunStatus { gate: Some(gate.clone()), ..StepRunStatus::default() });
         run.status = status(&first);
         assert_eq!(output(&run), None);
-        run.status = status(&decide(&first, 2, &Letter { by: "bob".into(), ..mark(true, None) }));
+        run.status = status(&decide(&first, 2, &Submission { by: "bob".into(), ..mark(true, None) }));
         let found = output(&run).expect("an output");
         assert_eq!(found.to_string(), r#"{"accepted":true,"decidedBy":"ann, bob","comment":"fine"}"#);
         run.spec.agent_id = "writer".into();
@@ -387,13 +392,13 @@ mod tests {
             run.metadata.annotations = Some(pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
             run
         };
-        assert_eq!(letter(&with(&[])), None);
-        assert!(matches!(letter(&with(&[(DECISION, "accepted")])), Some(Err(_))));
-        assert!(matches!(letter(&with(&[(DECISION, "accepted"), (DECIDED_BY, "")])), Some(Err(_))));
-        assert!(matches!(letter(&with(&[(DECISION, "yes"), (DECIDED_BY, "ann")])), Some(Err(_))));
+        assert_eq!(submission(&with(&[])), None);
+        assert!(matches!(submission(&with(&[(DECISION, "accepted")])), Some(Err(_))));
+        assert!(matches!(submission(&with(&[(DECISION, "accepted"), (DECIDED_BY, "")])), Some(Err(_))));
+        assert!(matches!(submission(&with(&[(DECISION, "yes"), (DECIDED_BY, "ann")])), Some(Err(_))));
         assert!(matches!(
-            letter(&with(&[(DECISION, "rejected"), (DECIDED_BY, "ann")])),
-            Some(Ok(Letter { accepted: false, .. }))
+            submission(&with(&[(DECISION, "rejected"), (DECIDED_BY, "ann")])),
+            Some(Ok(Submission { accepted: false, .. }))
         ));
     }
 }

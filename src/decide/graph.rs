@@ -1,12 +1,12 @@
 //! Where a run stands: the definition walked once over the StepRuns that exist. What may start now comes out complete.
 //!
-//! Each part of the walk gives what it found, and changes nothing else: `found` (what that is), `list` (order, needs,
+//! Each part of the walk gives what it found, and changes nothing else: `walk_result` (what that is), `list` (order, needs,
 //! skips), `items` (forEach), `begin` (one execution). Reading order: `walk` here, then these.
 
 mod begin;
-mod found;
 mod items;
 mod list;
+mod walk_result;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,25 +14,26 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-pub use found::Waits;
+pub use begin::works_otherwise;
+pub use walk_result::Waits;
 
 use super::content::Pin;
 use super::observed::Observed;
 use super::outcome::{Ended, Failure, Outcome, Output};
-use super::scope::{Fault, Frame, Sources, Start};
+use super::scope::{Admission, Fault, Frame, Reading, Sources};
 use super::settled::Settled;
 use super::step_run::{self, Hold, POLICIES, has_changed, is_published_late};
 use super::tally::{self, Latched, OpenCounts, Tally};
-use super::{build, decisions, document};
+use super::{approval, build, decisions, document};
 use crate::api::condition;
 use crate::api::document::{Document, DocumentStatus};
 use crate::api::limits::ACTIVE_STEPS;
 use crate::api::step_run::{AttemptResult, StepRun, StepRunSpec};
+use crate::api::usage::Usage;
 use crate::api::workflow::{AcceptanceDecision, PendingAcceptance, Phase, StepStatus};
 use crate::definition::expression::Expression;
 use crate::definition::program::{Program, Step};
-use crate::mutant::{self, Mutant};
-use found::{Active, Found, State, Visited};
+use walk_result::{Active, ActiveState, Visited, WaitReason, WalkResult};
 
 /// How far a run has come.
 #[derive(Default)]
@@ -40,13 +41,17 @@ pub struct RunProgress {
     /// By path, in file order.
     pub steps: Vec<StepStatus>,
     /// StepRuns to make now.
-    pub creates: Vec<Beginning>,
+    pub creates: Vec<NewStepRun>,
     /// Places at which something is open.
     pub active: Vec<String>,
     pub open: OpenCounts,
+    /// Pods of what has completed that still end, where the run is cancelled.
+    pub pods_ending: usize,
     pub waits: Waits,
     /// What was decided at gates that no longer wait, the newest.
     pub decisions: Vec<AcceptanceDecision>,
+    /// What all agents of the run said that they used.
+    pub usage: Usage,
     /// The failure that ends the run.
     pub failure: Option<Failure>,
     /// Everything is done; what the run gives.
@@ -57,7 +62,7 @@ pub struct RunProgress {
 
 /// A StepRun to be made.
 #[derive(Clone, Debug)]
-pub struct Beginning {
+pub struct NewStepRun {
     pub spec: StepRunSpec,
     /// Keys of the items around it.
     pub keys: Vec<String>,
@@ -71,13 +76,13 @@ pub struct Walked {
     pub progress: RunProgress,
     pub settled: Settled,
     /// Documents whose contents must be had first.
-    pub unread: BTreeSet<Pin>,
+    pub unread: Vec<Pin>,
     /// How many items of forEach were looked at: what a pass costs.
     pub looked: usize,
 }
 
-/// Walks the definition; with `Start::Not` nothing new begins.
-pub fn walk(o: &Observed, program: &Program, start: Start) -> Walked {
+/// Walks the definition; with `Admission::Closed` nothing new begins.
+pub fn walk(o: &Observed, program: &Program, start: Admission) -> Walked {
     let remembers = !o.settled.lists.is_empty();
     let (walked, step_runs) = Walk::of(o, program, &o.settled).go(start);
     if remembers && step_runs != o.step_runs.size() {
@@ -85,6 +90,11 @@ pub fn walk(o: &Observed, program: &Program, start: Start) -> Walked {
         return Walk::of(o, program, &Settled::default()).go(start).0;
     }
     walked
+}
+
+/// All steps, where none of them has begun.
+pub fn ahead(program: &Program) -> Vec<StepStatus> {
+    program.all().into_iter().map(|step| Tally::default().status(&step.path)).collect()
 }
 
 struct Walk<'a> {
@@ -104,20 +114,20 @@ impl<'a> Walk<'a> {
             documents: &o.documents,
             contents: &o.contents,
             evaluator: &o.evaluator,
-            unread: RefCell::new(BTreeSet::new()),
+            unread: RefCell::default(),
         };
         let latched = steps.map(|s| (s.path.as_str(), s)).collect();
         Walk { o, settled, sources, latched, begun: OnceCell::new() }
     }
 
     /// What is found, and how many StepRuns were met.
-    fn go(self, start: Start) -> (Walked, usize) {
+    fn go(self, start: Admission) -> (Walked, usize) {
         let cold = self.settled.lists.is_empty() && !self.o.step_runs.is_empty();
         let frame = Frame { start, cold, ..Frame::default() };
         let (visited, _) = self.list(&self.sources.program.steps, "", &frame);
         let (looked, step_runs) = (visited.found.looked, visited.found.step_runs);
         let (progress, settled) = self.sum_up(visited);
-        (Walked { progress, settled, unread: self.sources.unread.take(), looked }, step_runs)
+        (Walked { progress, settled, unread: self.sources.lacking(), looked }, step_runs)
     }
 
     // ---- one execution
@@ -129,14 +139,15 @@ impl<'a> Walk<'a> {
             return self.existing(found, &own, step, frame);
         }
         let begun = self.latched.get(&*step.path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
-        if begun && !mutant::on(Mutant::MadeAgain) {
-            let mut found = Found::default();
+        if begun {
+            let mut found = WalkResult::default();
             found.tally(&step.path).latched.step_run = Some(own.clone());
-            let message = format!("StepRun {own} was deleted; it is never made again");
+            let message =
+                format!("its StepRun {own} was deleted, and its result is lost; a retry of the run starts it again");
             return failed(found, &step.path, frame, (AttemptResult::StepRunLost, message));
         }
-        if frame.start != Start::May {
-            return Found::default().visited(Outcome::Ahead);
+        if frame.start != Admission::Open {
+            return WalkResult::default().visited(Outcome::Ahead);
         }
         self.begin(step, own, frame)
     }
@@ -149,12 +160,13 @@ impl<'a> Walk<'a> {
     fn existing(&self, step_run: &Arc<StepRun>, own: &str, step: &Step, frame: &Frame) -> Visited {
         let status = step_run.status.as_ref();
         let completed_at = status.and_then(|s| s.completed_at.clone());
-        let mut found = Found { step_runs: 1, ..Found::default() };
+        let mut found = WalkResult { step_runs: 1, ..WalkResult::default() };
         found.busy = status.and_then(|s| s.agent.as_ref()).is_some_and(|a| a.claim.is_some());
         let tally = found.tally(&step.path);
         tally.counts.started = 1;
         tally.found = 1;
         tally.decisions = decisions::of(step_run);
+        tally.usage = status.and_then(|s| s.usage.clone()).unwrap_or_default();
         tally.started_at = status.and_then(|s| s.started_at.clone());
         tally.completed_at.clone_from(&completed_at);
         if frame.keys.is_empty() {
@@ -167,7 +179,7 @@ impl<'a> Walk<'a> {
         let missing = status.and_then(|s| condition::get(&s.conditions, POLICIES)).filter(|c| c.status == "False");
         found.waits.unproven = missing.map(|missing| format!("{place}: {}", missing.message));
         open(&mut found, step_run, &step.path, &place);
-        found.active.push(Active { place, state: State::Open(own.to_owned()) });
+        found.active.push(Active { place, state: ActiveState::Open(own.to_owned()) });
         found.visited(Outcome::Open)
     }
 
@@ -190,7 +202,7 @@ impl<'a> Walk<'a> {
     }
 
     fn evaluate(&self, expression: &Expression, frame: &Frame, what: &str) -> Result<Value, Fault> {
-        let scope = self.sources.scope(frame, &[expression], &[])?;
+        let scope = self.sources.scope(frame, &[expression], None)?;
         expression.evaluate(&scope).map_err(|e| Fault::Wrong(format!("{what}: {e}")))
     }
 
@@ -228,6 +240,10 @@ impl<'a> Walk<'a> {
         let mut tallies = found.tallies;
         let decided = tallies.values_mut().flat_map(|tally| std::mem::take(&mut tally.decisions));
         let decisions = decisions::newest(decided.collect());
+        let mut usage = Usage::default();
+        for tally in tallies.values() {
+            usage.add(&tally.usage);
+        }
         let mut steps: Vec<StepStatus> = self
             .sources
             .program
@@ -241,8 +257,10 @@ impl<'a> Walk<'a> {
             creates,
             active,
             open,
+            pods_ending: self.o.pods_ending,
             waits: found.waits,
             decisions,
+            usage,
             failure,
             done,
             busy: found.busy,
@@ -252,22 +270,25 @@ impl<'a> Walk<'a> {
 
     /// What the run gives, read. A list that is too large to be read has failed before; what else cannot be read is null.
     fn given(&self, ended: &Ended, failure: &mut Option<Failure>) -> Option<Value> {
-        match self.sources.output(&ended.output) {
+        match self.sources.output(&ended.output, &mut Reading::default()) {
             Err(Fault::Changed(message)) => {
                 let (place, class) = (self.sources.program.run.name.clone(), AttemptResult::DocumentChanged);
                 failure.get_or_insert(Failure { place, class, message });
                 None
             }
-            read => Some(read.unwrap_or_default()),
+            // In the next pass, or the next decision of this one.
+            Err(Fault::Unread) => None,
+            Err(Fault::Wrong(_)) => Some(Value::Null),
+            Ok(read) => Some(read),
         }
     }
 
     /// Counts what begins, now that it is sure. What is made in this pass is written down in this pass: the next one then
     /// has nothing to add.
-    fn count_begun(&self, found: &mut Found) -> (Vec<String>, Vec<Beginning>) {
+    fn count_begun(&self, found: &mut WalkResult) -> (Vec<String>, Vec<NewStepRun>) {
         let (mut places, mut creates) = (Vec::new(), Vec::new());
         for Active { place, state } in std::mem::take(&mut found.active) {
-            if let State::Begins(own, beginning) = state {
+            if let ActiveState::Begins(own, beginning) = state {
                 let tally = found.tally(&beginning.spec.path);
                 tally.open.running += 1;
                 tally.counts.started += 1;
@@ -285,7 +306,7 @@ impl<'a> Walk<'a> {
     }
 
     /// What was latched stays, also behind a step that this pass, on an older copy, sees unfinished.
-    fn keep_latched(&self, found: &mut Found) {
+    fn keep_latched(&self, found: &mut WalkResult) {
         for (path, old) in &self.latched {
             let tally = found.tally(path);
             tally.latched.or(&Latched::from(*old));
@@ -295,7 +316,7 @@ impl<'a> Walk<'a> {
     }
 
     /// StepRuns of items that are gone: more were begun than there are. They are never made again.
-    fn find_lost(&self, found: &mut Found) -> Option<Failure> {
+    fn find_lost(&self, found: &mut WalkResult) -> Option<Failure> {
         let mut first = None;
         for step in self.sources.program.all() {
             let path: &str = &step.path;
@@ -314,7 +335,9 @@ impl<'a> Walk<'a> {
             tally.counts.failed += lost;
             // It stays as it was: the next pass must find them lost, too.
             tally.lost = lost;
-            let message = format!("StepRuns of it were deleted ({lost}); they are never made again");
+            let message = format!(
+                "StepRuns of its items were deleted ({lost}), and their results are lost; a retry of the run starts them again"
+            );
             first.get_or_insert(Failure { place: path.to_owned(), class: AttemptResult::StepRunLost, message });
         }
         first
@@ -324,27 +347,29 @@ impl<'a> Walk<'a> {
 /// What an expression that cannot be evaluated makes of a step.
 fn at_fault(fault: Fault, path: &str, frame: &Frame) -> Visited {
     match fault {
-        Fault::Unread => waits(Found::default(), path, frame),
+        Fault::Unread => waits(WalkResult::default(), path, frame),
         // What it reads is not there yet in this copy: no fault of the expression.
-        Fault::Wrong(_) if frame.start == Start::Behind => Found::default().visited(Outcome::Open),
-        Fault::Wrong(message) => failed(Found::default(), path, frame, (AttemptResult::ExpressionError, message)),
-        Fault::Changed(message) => failed(Found::default(), path, frame, (AttemptResult::DocumentChanged, message)),
+        Fault::Wrong(_) if frame.start == Admission::NotYet => WalkResult::default().visited(Outcome::Open),
+        Fault::Wrong(message) => failed(WalkResult::default(), path, frame, (AttemptResult::ExpressionError, message)),
+        Fault::Changed(message) => {
+            failed(WalkResult::default(), path, frame, (AttemptResult::DocumentChanged, message))
+        }
     }
 }
 
 /// Something that is not there yet is waited for here.
-fn waits(mut found: Found, path: &str, frame: &Frame) -> Visited {
-    found.active.push(Active { place: frame.place(path), state: State::Waits });
+fn waits(mut found: WalkResult, path: &str, frame: &Frame) -> Visited {
+    found.active.push(Active { place: frame.place(path), state: ActiveState::Waits });
     found.visited(Outcome::Open)
 }
 
-fn failed(mut found: Found, path: &str, frame: &Frame, (class, message): (AttemptResult, String)) -> Visited {
+fn failed(mut found: WalkResult, path: &str, frame: &Frame, (class, message): (AttemptResult, String)) -> Visited {
     found.tally(path).counts.failed += 1;
     found.visited(Outcome::Failed(Failure { place: frame.place(path), class, message }))
 }
 
 /// Counts a StepRun that has not ended by what it does.
-fn open(found: &mut Found, step_run: &StepRun, path: &str, place: &str) {
+fn open(found: &mut WalkResult, step_run: &StepRun, path: &str, place: &str) {
     let status = step_run.status.as_ref();
     let phase = status.and_then(|s| s.phase);
     let counts = &mut found.tally(path).open;
@@ -357,17 +382,22 @@ fn open(found: &mut Found, step_run: &StepRun, path: &str, place: &str) {
         _ => counts.running += 1,
     }
     if phase == Some(Phase::WaitingForAcceptance) {
-        let gate = step_run.spec.gate.as_ref().map(|g| g.name.clone()).unwrap_or_default();
+        // One in the middle of the agent's work comes before the one at its end.
+        let of_action = status.and_then(|s| approval::waiting(s).next()).map(|request| request.gate_name.clone());
+        let own = || step_run.spec.gate.as_ref().map(|g| g.name.clone());
+        let gate = of_action.or_else(own).unwrap_or_default();
         let step_run = step_run.metadata.name.clone().unwrap_or_default();
         found.waits.acceptance.push(PendingAcceptance { step_run, path: place.to_owned(), gate });
-    } else if phase == Some(Phase::Pending) {
-        let why = status.and_then(|s| condition::get(&s.conditions, "Started")).map(|c| c.message.as_str());
-        found.waits.pending.push(format!("{place}: {}", why.unwrap_or_default()));
+    } else if phase == Some(Phase::Pending)
+        && let Some(why) = status.and_then(|s| condition::get(&s.conditions, "Started"))
+    {
+        let message = format!("{place}: {}", why.message);
+        found.waits.pending.push(WaitReason { reason: why.reason.clone(), message });
     }
 }
 
 /// A StepRun that has ended.
-fn ended(mut found: Found, step_run: &Arc<StepRun>, path: &str, frame: &Frame) -> Visited {
+fn ended(mut found: WalkResult, step_run: &Arc<StepRun>, path: &str, frame: &Frame) -> Visited {
     let status = step_run.status.as_ref();
     let phase = status.and_then(|s| s.phase).unwrap_or_default();
     match phase {

@@ -9,13 +9,15 @@ use serde_json::{Map, Value};
 
 use super::output::{self, StoredOutput};
 use super::{content, gate};
+use crate::api::condition::clip;
 use crate::api::step_run::{Action, Attempt, Decision, StepRun, StepRunStatus};
 use crate::api::workflow::{Phase, StepStatus, Workflow};
+use crate::definition::digits;
 
-/// A step of the run, or one item of it: what the run says of it, and its StepRun.
+/// A step of the run, or one item of it: its entry in the run's status, and its StepRun.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
-    /// Absent for items, and for a StepRun that is seen before the status that lists its step.
+pub struct StepInstance<'a> {
+    /// Absent for items, and for a StepRun that is in the cache before the status that lists its step.
     pub listed: Option<&'a StepStatus>,
     pub step_run: Option<&'a StepRun>,
 }
@@ -34,9 +36,9 @@ pub struct Entry {
     pub output: Value,
 }
 
-/// An attempt, and whose it is.
+/// An attempt with the id of its step.
 #[derive(Serialize, Clone, Debug, PartialEq)]
-pub struct Tried {
+pub struct AttemptRecord {
     #[serde(rename = "StepId")]
     pub step_id: String,
     #[serde(flatten)]
@@ -50,10 +52,10 @@ pub fn lost_attempts<'a>(before: Option<&StepRunStatus>, next: &'a StepRunStatus
     next.attempts.iter().filter(|a| !known(a) && reported != Some(a.number)).collect()
 }
 
-/// All that people said in a run.
+/// All that people decided, answered and ordered in a run.
 #[derive(Serialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct Said {
+pub struct HumanInput {
     pub decisions: Vec<Decided>,
     pub answers: Vec<Answered>,
     pub guidance: Vec<Guided>,
@@ -135,7 +137,7 @@ pub fn label(step: &StepRun) -> String {
 
 /// The steps of a run in file order, under each the items of its forEach. StepRuns of another run of the same name are
 /// left out.
-pub fn places<'a>(run: &'a Workflow, steps: impl IntoIterator<Item = &'a StepRun>) -> Vec<Place<'a>> {
+pub fn step_instances<'a>(run: &'a Workflow, steps: impl IntoIterator<Item = &'a StepRun>) -> Vec<StepInstance<'a>> {
     let uid = run.metadata.uid.as_deref().unwrap_or_default();
     let mut own: Vec<&StepRun> =
         steps.into_iter().filter(|step| uid.is_empty() || step.spec.workflow.uid == uid).collect();
@@ -144,19 +146,20 @@ pub fn places<'a>(run: &'a Workflow, steps: impl IntoIterator<Item = &'a StepRun
         (index, keys(step).len(), step.metadata.name.clone())
     });
     let listed = run.status.as_ref().map_or(&[][..], |s| &s.steps);
-    let mut places = Vec::new();
+    let mut instances = Vec::new();
     for step in listed {
         let (items, single): (Vec<&StepRun>, Vec<&StepRun>) =
             own.iter().filter(|s| s.spec.path == step.path).partition(|s| s.spec.item.is_some());
-        places.push(Place { listed: Some(step), step_run: single.first().copied() });
-        places.extend(items.into_iter().map(|item| Place { listed: None, step_run: Some(item) }));
+        instances.push(StepInstance { listed: Some(step), step_run: single.first().copied() });
+        instances.extend(items.into_iter().map(|item| StepInstance { listed: None, step_run: Some(item) }));
     }
     let unlisted = own.iter().filter(|step| !listed.iter().any(|l| l.path == step.spec.path));
-    places.extend(unlisted.map(|step| Place { listed: None, step_run: Some(step) }));
-    places
+    instances.extend(unlisted.map(|step| StepInstance { listed: None, step_run: Some(step) }));
+    instances
 }
 
-impl Place<'_> {
+impl StepInstance<'_> {
+    /// `group/step`, and behind it the keys of the items.
     pub fn step_id(&self) -> String {
         match (self.step_run, self.listed) {
             (Some(step), _) => label(step),
@@ -164,7 +167,8 @@ impl Place<'_> {
         }
     }
 
-    /// The run's word counts once it is the last: it knows of skips and losses that no StepRun tells.
+    /// The phase that the run's status gives once it is terminal, else that of the StepRun: the run knows of skips and losses
+    /// of which no StepRun says anything.
     pub fn phase(&self) -> Phase {
         let own = self.status().and_then(|s| s.phase);
         match self.listed {
@@ -189,32 +193,32 @@ impl Place<'_> {
 }
 
 /// The lines of the history.
-pub fn entries(places: &[Place<'_>]) -> Vec<Entry> {
-    let entry = |place: &Place<'_>| Entry {
-        step_id: place.step_id(),
-        started_at: place.started_at(),
-        completed_at: place.completed_at(),
-        status: place.phase(),
-        input: place.step_run.map(input).unwrap_or_default(),
-        output: place.step_run.map(output).unwrap_or_default(),
+pub fn entries(instances: &[StepInstance<'_>]) -> Vec<Entry> {
+    let entry = |instance: &StepInstance<'_>| Entry {
+        step_id: instance.step_id(),
+        started_at: instance.started_at(),
+        completed_at: instance.completed_at(),
+        status: instance.phase(),
+        input: instance.step_run.map(input).unwrap_or_default(),
+        output: instance.step_run.map(output).unwrap_or_default(),
     };
-    places.iter().map(entry).collect()
+    instances.iter().map(entry).collect()
 }
 
-/// All attempts that are remembered, in the order of their steps.
-pub fn attempts(places: &[Place<'_>]) -> Vec<Tried> {
-    let of = |place: &Place<'_>| {
-        let step_id = place.step_id();
-        let all = place.status().map(|s| s.attempts.clone()).unwrap_or_default();
-        all.into_iter().map(move |attempt| Tried { step_id: step_id.clone(), attempt })
+/// All attempts that the StepRuns keep, in the order of their steps.
+pub fn attempts(instances: &[StepInstance<'_>]) -> Vec<AttemptRecord> {
+    let of = |instance: &StepInstance<'_>| {
+        let step_id = instance.step_id();
+        let all = instance.status().map(|s| s.attempts.clone()).unwrap_or_default();
+        all.into_iter().map(move |attempt| AttemptRecord { step_id: step_id.clone(), attempt })
     };
-    places.iter().flat_map(of).collect()
+    instances.iter().flat_map(of).collect()
 }
 
-/// What people said, in the order of the steps.
-pub fn said(places: &[Place<'_>]) -> Said {
-    let mut said = Said::default();
-    for step in places.iter().filter_map(|place| place.step_run) {
+/// What people decided, answered and ordered, in the order of the steps.
+pub fn human_input(instances: &[StepInstance<'_>]) -> HumanInput {
+    let mut said = HumanInput::default();
+    for step in instances.iter().filter_map(|instance| instance.step_run) {
         let id = label(step);
         if let Some(reuse) = step.spec.reuse.as_ref().filter(|r| !r.decided_by.is_empty()) {
             let (step_run, decided_by) = (reuse.step_run.clone(), reuse.decided_by.clone());
@@ -232,6 +236,16 @@ pub fn said(places: &[Place<'_>]) -> Said {
             by: answer.by.clone(),
             at: answer.at.clone(),
         }));
+        said.answers.extend(status.questions.iter().filter_map(|asked| {
+            let answer = asked.answer.as_ref()?;
+            Some(Answered {
+                step_id: id.clone(),
+                question: asked.question.clone(),
+                value: json(&answer.value),
+                by: answer.by.clone(),
+                at: answer.at.clone(),
+            })
+        }));
         said.guidance.extend(status.guidance.iter().map(|g| Guided {
             step_id: id.clone(),
             attempt: g.attempt,
@@ -245,7 +259,7 @@ pub fn said(places: &[Place<'_>]) -> Said {
 
 /// JSON text as its value; a text that is none, as a string.
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+    digits::read(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
 fn object<const N: usize>(members: [(&str, Value); N]) -> Value {
@@ -270,6 +284,23 @@ pub fn output(step: &StepRun) -> Value {
         }
         StoredOutput::Nowhere => step.status.as_ref().and_then(|s| gate::verdict(step, s)).unwrap_or_default(),
     }
+}
+
+/// What a step gave in one line: the member `summary` of its output, or else the beginning of it.
+pub fn summary(output: &Value, bytes: usize) -> Option<String> {
+    let said = output.get("summary").unwrap_or(output);
+    let text = match said {
+        Value::Null => return None,
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let line = one_line(&text, bytes);
+    (!line.is_empty()).then_some(line)
+}
+
+/// The beginning of a text, with all white space as single blanks.
+pub fn one_line(text: &str, bytes: usize) -> String {
+    clip(&text.split_whitespace().collect::<Vec<_>>().join(" "), bytes)
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::core::ObjectMeta;
 use rpds::RedBlackTreeMapSync;
 
+use super::budget::RunBudget;
 use super::content::Contents;
 use super::document::Documents;
 use super::settled::Settled;
@@ -32,6 +34,12 @@ pub struct Observed {
     pub step_runs: StepRuns,
     /// Of the namespace, contents left out.
     pub documents: Documents,
+    /// Pods of its StepRuns that have completed, as long as they end; looked for where the run is cancelled.
+    pub pods_ending: usize,
+    /// Memories that this run's UID owns; looked for once they are to go.
+    pub memories: Vec<ObjectMeta>,
+    /// What is left of its budget, as its StepRuns say.
+    pub budget: RunBudget,
     /// Contents of documents that were asked for (`Decided::unread`).
     pub contents: Contents,
     /// The run that this one goes on from, if it is in this namespace and has the UID that is named.

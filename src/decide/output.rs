@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::content::{self, Pin};
 use super::gate;
 use crate::api::step_run::{Report, StepRun, StepRunStatus};
+use crate::definition::digits;
 
 /// Where an output is stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +48,7 @@ pub fn committed_report(status: &StepRunStatus) -> Option<&Report> {
 
 /// The value of an output that is stored as text; null where it is no JSON.
 pub fn read(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_default()
+    digits::read(text).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_macros, reason = "the variables that expressions see")]
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
@@ -13,7 +13,8 @@ use super::content::{Content, Contents, Pin};
 use super::document::{self, Documents, Viewpoint};
 use super::outcome::{Ended, Item, Output};
 use super::output::{self, StoredOutput};
-use crate::api::limits::DOCUMENT_BYTES;
+use crate::api::document::Document;
+use crate::api::limits::{COLLECTION_DOCUMENTS, DOCUMENT_BYTES, EXPRESSION_DOCUMENTS, EXPRESSION_DOCUMENTS_BYTES};
 use crate::api::step::Format;
 use crate::api::step_run::StepRun;
 use crate::definition::expression::{self, Evaluate, Expression, Scope, underscored};
@@ -21,13 +22,13 @@ use crate::definition::program::Program;
 
 /// Whether anything may begin at a place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Start {
+pub enum Admission {
     #[default]
-    May,
+    Open,
     /// Its turn has come, and nothing new begins.
-    Not,
+    Closed,
     /// Its turn has not come: only what was begun all the same is looked at.
-    Behind,
+    NotYet,
 }
 
 /// An item of a forEach around a place.
@@ -45,7 +46,7 @@ pub struct Frame {
     /// Outermost first.
     pub items: Vec<Entity>,
     pub done: RedBlackTreeMapSync<String, Ended>,
-    pub start: Start,
+    pub start: Admission,
     /// Something before it ran in this run.
     pub fresh: bool,
     /// Nothing is remembered of what was begun here.
@@ -74,8 +75,8 @@ pub struct Sources<'a> {
     pub program: &'a Program,
     pub documents: &'a Documents,
     pub contents: &'a Contents,
-    /// Documents whose contents are wanted and not there.
-    pub unread: RefCell<BTreeSet<Pin>>,
+    /// Documents whose contents are wanted and not there, and as which they were met: what the first places want is got first.
+    pub unread: RefCell<BTreeMap<Pin, usize>>,
     pub evaluator: &'a Arc<dyn Evaluate>,
 }
 
@@ -89,13 +90,15 @@ impl Sources<'_> {
         }
     }
 
-    /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before.
-    pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: &[String]) -> Result<Scope, Fault> {
+    /// The scope for these expressions; `pinned` names the documents that count, where they were chosen before, be it that there
+    /// was none.
+    pub fn scope(&self, frame: &Frame, used: &[&Expression], pinned: Option<&[String]>) -> Result<Scope, Fault> {
         let run = &self.program.run;
         let variables: BTreeSet<String> = used.iter().flat_map(|e| e.variables()).collect();
+        let mut reading = Reading::default();
         let mut scope = Scope::new(self.evaluator)
-            .with("steps", self.steps(frame, used)?)
-            .with("documents", self.visible(frame, &named(used, "documents"), pinned)?);
+            .with("steps", self.steps(frame, used, &mut reading)?)
+            .with("documents", self.visible(frame, &named(used, "documents"), pinned, &mut reading)?);
         // A run's parameters can be large: nobody gets them who does not ask.
         if variables.contains("parameters") {
             scope = scope.with("parameters", Value::Object(run.parameters.clone()));
@@ -112,15 +115,16 @@ impl Sources<'_> {
         Ok(scope)
     }
 
-    fn steps(&self, frame: &Frame, used: &[&Expression]) -> Result<Value, Fault> {
+    fn steps(&self, frame: &Frame, used: &[&Expression], reading: &mut Reading) -> Result<Value, Fault> {
         let wanted = named(used, "steps");
         let mut found = Map::new();
         for (name, ended) in &frame.done {
             for spelling in [name.clone(), underscored(name)] {
                 if wanted.has(&spelling) {
-                    let mut value = json!({"phase": ended.phase.to_string(), "output": self.output(&ended.output)?});
+                    let output = self.output(&ended.output, reading)?;
+                    let mut value = json!({"phase": ended.phase.to_string(), "output": output});
                     if let (Output::List(items), Value::Object(fields)) = (&ended.output, &mut value) {
-                        fields.insert("items".to_owned(), self.items(items)?);
+                        fields.insert("items".to_owned(), self.items(items, reading)?);
                     }
                     found.insert(spelling, value);
                 }
@@ -129,23 +133,27 @@ impl Sources<'_> {
         Ok(Value::Object(found))
     }
 
-    fn items(&self, items: &[Item]) -> Result<Value, Fault> {
-        let one = |item: &Item| {
-            Ok(json!({"key": item.key, "phase": item.phase.to_string(), "output": self.output(&item.output)?}))
+    fn items(&self, items: &[Item], reading: &mut Reading) -> Result<Value, Fault> {
+        let one = |(index, item): (usize, &Item)| {
+            let output = self.output(&item.output, reading)?;
+            Ok(json!({"key": item.key, "index": index, "phase": item.phase.to_string(), "output": output}))
         };
-        items.iter().map(one).collect::<Result<Vec<_>, Fault>>().map(Value::Array)
+        items.iter().enumerate().map(one).collect::<Result<Vec<_>, Fault>>().map(Value::Array)
     }
 
     /// Reads an output: inline, or from the document that carries it.
-    pub fn output(&self, output: &Output) -> Result<Value, Fault> {
+    pub fn output(&self, output: &Output, reading: &mut Reading) -> Result<Value, Fault> {
         match output {
             Output::Null => Ok(Value::Null),
-            Output::Value(value) => Ok(value.as_ref().clone()),
+            Output::Value(value) => {
+                reading.of(expression::size(value))?;
+                Ok(value.as_ref().clone())
+            }
             Output::List(items) => {
                 let mut bytes = 0;
                 let mut values = Vec::with_capacity(items.len());
                 for item in items.iter() {
-                    let value = self.output(&item.output)?;
+                    let value = self.output(&item.output, reading)?;
                     bytes += expression::size(&value) + 1;
                     if bytes > DOCUMENT_BYTES {
                         return Err(Fault::Wrong(too_large()));
@@ -154,15 +162,18 @@ impl Sources<'_> {
                 }
                 Ok(Value::Array(values))
             }
-            Output::Of(step_run) => self.of_step_run(step_run),
+            Output::Of(step_run) => self.of_step_run(step_run, reading),
         }
     }
 
-    fn of_step_run(&self, step_run: &StepRun) -> Result<Value, Fault> {
+    fn of_step_run(&self, step_run: &StepRun, reading: &mut Reading) -> Result<Value, Fault> {
         match output::of(step_run) {
             StoredOutput::Nowhere => Ok(Value::Null),
-            StoredOutput::Inline(text) => Ok(output::read(&text)),
-            StoredOutput::Document(pin) => Ok(output::read(self.content(&pin)?.text())),
+            StoredOutput::Inline(text) => {
+                reading.of(text.len())?;
+                Ok(output::read(&text))
+            }
+            StoredOutput::Document(pin) => Ok(output::read(self.read(&pin, reading)?.text())),
         }
     }
 
@@ -172,26 +183,69 @@ impl Sources<'_> {
             Some(Ok(content)) => Ok(content),
             Some(Err(changed)) => Err(Fault::Changed(changed.to_string())),
             None => {
-                self.unread.borrow_mut().insert(pin.clone());
+                // Where there is no room for more, the place waits for the next pass, in which others want less.
+                if !self.contents.is_closed() {
+                    let mut unread = self.unread.borrow_mut();
+                    let next = unread.len();
+                    unread.entry(pin.clone()).or_insert(next);
+                }
                 Err(Fault::Unread)
             }
         }
     }
 
-    fn visible(&self, frame: &Frame, wanted: &Wanted, pinned: &[String]) -> Result<Value, Fault> {
+    /// What is lacking, in the order in which it was met.
+    pub fn lacking(&self) -> Vec<Pin> {
+        let mut met: Vec<(Pin, usize)> = self.unread.take().into_iter().collect();
+        met.sort_by_key(|(_, at)| *at);
+        met.into_iter().map(|(pin, _)| pin).collect()
+    }
+
+    /// The same for expressions, which may read only so much.
+    fn read(&self, pin: &Pin, reading: &mut Reading) -> Result<&Content, Fault> {
+        reading.more()?;
+        let content = self.content(pin)?;
+        reading.of(content.text().len())?;
+        Ok(content)
+    }
+
+    fn visible(
+        &self,
+        frame: &Frame,
+        wanted: &UsedMembers,
+        pinned: Option<&[String]>,
+        reading: &mut Reading,
+    ) -> Result<Value, Fault> {
         let from = self.viewpoint(frame);
-        let (mut found, mut unread) = (Map::new(), false);
+        let mut pins = Vec::new();
         for kind in document::types(self.documents) {
-            let spellings: Vec<String> =
-                [kind.to_owned(), underscored(kind)].into_iter().filter(|s| wanted.has(s)).collect();
-            if spellings.is_empty() {
+            if !wanted.has(kind) && !wanted.has(&underscored(kind)) {
                 continue;
             }
-            let by_pin = document::named(self.documents, kind, pinned);
-            let Some(chosen) = by_pin.or_else(|| document::find(self.documents, kind, &from)) else {
-                continue;
+            let newest = || document::find(self.documents, kind, &from);
+            let chosen = match pinned {
+                // Of so many not all were written down.
+                Some(names) if names.len() >= COLLECTION_DOCUMENTS => {
+                    document::named(self.documents, kind, names).or_else(newest)
+                }
+                // One that was published is shown as it was before, where this copy lags.
+                Some(names) => document::named(self.documents, kind, names).filter(|d| was_published(d)),
+                None => newest(),
             };
-            let content = match self.content(&Pin::published(chosen)) {
+            pins.extend(chosen.map(|document| Pin::published(document)));
+        }
+        // What this copy of the documents does not show (yet) is asked for by its name; whether it is still the same, the digest
+        // of the list tells.
+        let unseen = pinned.into_iter().flatten().filter(|name| !pins.iter().any(|pin| pin.name == **name));
+        let unseen: Vec<Pin> = unseen.map(|name| Pin { name: name.clone(), ..Pin::default() }).collect();
+        pins.extend(unseen);
+        // Before any is fetched.
+        if pins.len() > EXPRESSION_DOCUMENTS {
+            return Err(too_many());
+        }
+        let (mut found, mut unread) = (Map::new(), false);
+        for pin in pins {
+            let content = match self.read(&pin, reading) {
                 // All that is wanted is asked for at once.
                 Err(Fault::Unread) => {
                     unread = true;
@@ -199,11 +253,13 @@ impl Sources<'_> {
                 }
                 other => other?,
             };
-            let value = match content.document().spec.format {
-                Format::Json | Format::Link => serde_json::from_str(content.text()).unwrap_or_default(),
+            let spec = &content.document().spec;
+            let value = match spec.format {
+                Format::Json | Format::Link => output::read(content.text()),
                 Format::Markdown | Format::Text => Value::String(content.text().to_owned()),
             };
-            for spelling in spellings {
+            let spellings = [spec.document_type.clone(), underscored(&spec.document_type)];
+            for spelling in spellings.into_iter().filter(|spelling| wanted.has(spelling)) {
                 found.insert(spelling, value.clone());
             }
         }
@@ -211,24 +267,59 @@ impl Sources<'_> {
     }
 }
 
-/// Members that expressions name; everything, where one does not say.
-struct Wanted(Option<BTreeSet<String>>);
+/// What the expressions of one place have read of outputs and Documents.
+#[derive(Debug, Default)]
+pub struct Reading {
+    documents: usize,
+    bytes: usize,
+}
 
-impl Wanted {
-    fn has(&self, name: &str) -> bool {
+impl Reading {
+    fn more(&mut self) -> Result<(), Fault> {
+        self.documents += 1;
+        if self.documents > EXPRESSION_DOCUMENTS { Err(too_many()) } else { Ok(()) }
+    }
+
+    fn of(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.bytes += bytes;
+        if self.bytes > EXPRESSION_DOCUMENTS_BYTES {
+            return Err(Fault::Wrong(format!(
+                "the expressions read documents and outputs of more than {EXPRESSION_DOCUMENTS_BYTES} bytes together; name the ones that are needed (documents.TYPE, steps.NAME), or pass the documents to the agent"
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn too_many() -> Fault {
+    Fault::Wrong(format!(
+        "the expressions read more than {EXPRESSION_DOCUMENTS} documents together; name the ones that are needed (documents.TYPE)"
+    ))
+}
+
+fn was_published(document: &Document) -> bool {
+    document.status.as_ref().is_some_and(|status| status.digest.is_some())
+}
+
+/// The members of a variable that expressions use; none stands for all of them, where an expression does not say which.
+pub struct UsedMembers(Option<BTreeSet<String>>);
+
+impl UsedMembers {
+    pub fn has(&self, name: &str) -> bool {
         self.0.as_ref().is_none_or(|names| names.contains(name))
     }
 }
 
-fn named(used: &[&Expression], variable: &str) -> Wanted {
+/// What of a variable they read.
+pub fn named(used: &[&Expression], variable: &str) -> UsedMembers {
     let mut all = BTreeSet::new();
     for expression in used {
         if expression.reads_whole(variable) {
-            return Wanted(None);
+            return UsedMembers(None);
         }
         all.extend(expression.members(variable));
     }
-    Wanted(Some(all))
+    UsedMembers(Some(all))
 }
 
 pub fn too_large() -> String {

@@ -5,19 +5,20 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 
 use super::build::{self, ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID};
-use super::step_run::{Hold, JobSeen, PodSeen, Ran, gone_at, was_launched};
+use super::step_run::{Hold, JobSeen, PodSeen, SourceAgent, gone_at, was_launched};
+use super::terms::ANNOTATION_TERMS_DIGEST;
 use crate::api::condition::clip;
 use crate::api::name::{LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
-use crate::definition::agent::CONTAINER;
+use crate::definition::agent::{ATTENDANT, CONTAINER};
 
 /// How many StepRuns the status says were begun, each step's once.
 pub fn begun(workflow: &Workflow) -> usize {
@@ -44,35 +45,95 @@ pub fn identity(job: &Job) -> (String, String, i32) {
     (job.name_any(), job.uid().unwrap_or_default(), attempt)
 }
 
-pub fn pod(pod: &Pod) -> PodSeen {
-    let status = pod.status.clone().unwrap_or_default();
+pub fn pod(found: &Pod) -> PodSeen {
+    let status = found.status.clone().unwrap_or_default();
     let containers = status.container_statuses.clone().unwrap_or_default();
     let agent = containers.iter().find(|c| c.name == CONTAINER);
+    let waits_for = obstacle(&status);
     let terminated = agent.and_then(|c| c.state.as_ref()?.terminated.clone());
     let phase_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
 
+    // A sidecar that attends the agent says how far it came, and reports when the agent has ended: then ends the pod.
+    let sidecar = status.init_container_statuses.iter().flatten().find(|c| c.name == ATTENDANT);
+    let is_attended = sidecar.is_some();
+    let marks = || {
+        let both = [sidecar?.state.as_ref(), sidecar?.last_state.as_ref()];
+        both.into_iter().flatten().find_map(|s| s.terminated.clone()?.message)
+    };
+
     // The API server's deletionTimestamp has the grace period in it already.
-    let gone_by = pod.metadata.deletion_timestamp.clone();
+    let gone_by = found.metadata.deletion_timestamp.clone();
     let broken =
         status.init_container_statuses.iter().flatten().find_map(|c| {
             c.state.as_ref()?.terminated.clone().filter(|t| t.exit_code != 0).map(|t| (c.name.clone(), t))
         });
     let broken = broken.map(|(name, t)| {
-        format!("container {name}: {}: {}", t.reason.unwrap_or_default(), t.message.unwrap_or_default())
+        told(&[&format!("container {name}"), &t.reason.unwrap_or_default(), &t.message.unwrap_or_default()])
     });
-    let reason = status.reason.clone().map(|r| format!("{r}: {}", status.message.clone().unwrap_or_default()));
+    let reason = status.reason.as_ref().map(|r| told(&[r, status.message.as_deref().unwrap_or_default()]));
     PodSeen {
-        uid: pod.uid().unwrap_or_default(),
-        ended: phase_ended || terminated.is_some(),
+        uid: found.uid().unwrap_or_default(),
+        ended: phase_ended || (terminated.is_some() && !is_attended),
+        disrupted: gone_by.is_some() || is_disrupted(&status),
         gone_by,
+        out_of_memory: terminated
+            .as_ref()
+            .filter(|t| t.reason.as_deref() == Some("OOMKilled"))
+            .map(|_| out_of_memory(found.spec.as_ref())),
         termination: terminated
+            .filter(|_| !is_attended)
             .map(|t| t.message.unwrap_or_else(|| t.reason.unwrap_or_default()))
+            .or_else(|| marks().filter(|_| is_attended))
             .or(broken)
             .or(reason)
             .unwrap_or_default(),
         image_digest: agent.and_then(|c| image_digest(&c.image_id)),
-        obstacle: obstacle(&status),
+        never_starts: waits_for.as_ref().is_some_and(|(reason, _)| reason == "InvalidImageName"),
+        obstacle: waits_for.map(|(_, words)| words),
     }
+}
+
+/// Whether the cluster, and not what runs in it, ends a pod: eviction, preemption, a node that goes.
+fn is_disrupted(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "DisruptionTarget" && c.status == "True")
+}
+
+/// Whether the cluster takes a pod away, by deletion or otherwise.
+pub fn is_disrupted_pod(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some() || pod.status.as_ref().is_some_and(is_disrupted)
+}
+
+/// The limit is that of the agent's container, or of the pod.
+fn out_of_memory(spec: Option<&PodSpec>) -> String {
+    let memory = |of: Option<&ResourceRequirements>| of?.limits.as_ref()?.get("memory").cloned();
+    let own = spec.and_then(|s| s.containers.iter().find(|c| c.name == CONTAINER));
+    let limit = own.and_then(|c| memory(c.resources.as_ref())).or_else(|| memory(spec?.resources.as_ref()));
+    limit.map_or_else(
+        || "out of memory, without a limit of its own".to_owned(),
+        |l| format!("out of memory, limit {}", l.0),
+    )
+}
+
+/// Whether the agent's container has ended while another one keeps the pod.
+pub fn lingers(pod: &Pod) -> bool {
+    let containers = || pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let state = |c: &ContainerStatus| c.state.clone().unwrap_or_default();
+    containers().any(|c| c.name == CONTAINER && state(c).terminated.is_some())
+        && containers().any(|c| c.name != CONTAINER && state(c).terminated.is_none())
+}
+
+/// The attempts whose pods linger.
+pub fn lingering(pods: &[Arc<Pod>]) -> Vec<i32> {
+    let attempt = |pod: &Pod| pod.labels().get(LABEL_ATTEMPT)?.parse().ok();
+    pods.iter().filter(|pod| lingers(pod)).filter_map(|pod| attempt(pod)).collect()
+}
+
+/// Whether its containers are yet to be set up, so that Events say more than its status.
+pub fn is_set_up(pod: &Pod) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    let begun = |c: &ContainerStatus| c.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some());
+    let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    all.into_iter().any(begun)
 }
 
 /// The digest at the end of `imageID`, which each container runtime writes in its own way: `repository@sha256:...`,
@@ -83,28 +144,29 @@ fn image_digest(image_id: &str) -> Option<String> {
     (hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit())).then(|| digest.to_owned())
 }
 
-/// Why a pod does not run: the scheduler's words, or those of the first container that waits for more than its turn.
-fn obstacle(status: &PodStatus) -> Option<String> {
+/// Why a pod does not run, reason and words: those of the scheduler, or of the first container that waits for more than its
+/// turn.
+fn obstacle(status: &PodStatus) -> Option<(String, String)> {
     let unscheduled = status.conditions.iter().flatten().find(|c| c.type_ == "PodScheduled" && c.status == "False");
     if let Some(condition) = unscheduled {
-        return Some(format!(
-            "{}: {}",
-            condition.reason.as_deref().unwrap_or_default(),
-            condition.message.as_deref().unwrap_or_default()
-        ));
+        let reason = condition.reason.clone().unwrap_or_default();
+        let words = told(&[&reason, condition.message.as_deref().unwrap_or_default()]);
+        return Some((reason, words));
     }
     let containers = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let waiting = containers.filter_map(|c| c.state.as_ref()?.waiting.as_ref().map(|w| (c, w)));
     let mut telling =
         waiting.filter(|(_, w)| !matches!(w.reason.as_deref(), Some("PodInitializing" | "ContainerCreating") | None));
     telling.next().map(|(c, w)| {
-        format!(
-            "container {}: {}: {}",
-            c.name,
-            w.reason.as_deref().unwrap_or_default(),
-            w.message.as_deref().unwrap_or_default()
-        )
+        let reason = w.reason.clone().unwrap_or_default();
+        let words = told(&[&format!("container {}", c.name), &reason, w.message.as_deref().unwrap_or_default()]);
+        (reason, words)
     })
+}
+
+/// Kubernetes' words, as far as there are any.
+fn told(words: &[&str]) -> String {
+    words.iter().filter(|word| !word.trim().is_empty()).copied().collect::<Vec<_>>().join(": ")
 }
 
 /// The attempt whose Job decides by its absence: only the API server may say that it is not there.
@@ -126,7 +188,7 @@ pub fn job_name(step_run: &StepRun, attempt: i32) -> String {
 /// A Job as the status names it.
 pub fn job_ref(job: &Job) -> JobRef {
     let (name, uid, attempt) = identity(job);
-    JobRef { attempt, name, uid }
+    JobRef { attempt, name, uid, terms: job.annotations().get(ANNOTATION_TERMS_DIGEST).cloned() }
 }
 
 /// Whether the operator made this Job for that StepRun: an owner can be claimed by anybody, but by policy only the
@@ -176,9 +238,10 @@ pub fn job(job: &Job) -> JobSeen {
         deleting: job.metadata.deletion_timestamp.is_some(),
         ended: has_ended(job),
         agent_generation: job.annotations().get(ANNOTATION_AGENT_GENERATION).and_then(|g| g.parse().ok()),
-        ran: Ran {
+        ran: SourceAgent {
             uid: job.annotations().get(ANNOTATION_AGENT_UID).cloned(),
             digest: job.annotations().get(ANNOTATION_AGENT_DIGEST).cloned(),
+            terms: job.annotations().get(ANNOTATION_TERMS_DIGEST).cloned(),
         },
     }
 }
@@ -193,6 +256,17 @@ pub fn is_alive(pod: &Pod, now: &Time) -> bool {
     let unreachable = by.is_some_and(|by| now.0 >= gone_at(by).0);
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     !unreachable && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// How many may.
+pub fn alive(pods: &[Arc<Pod>], now: &Time) -> usize {
+    pods.iter().filter(|pod| is_alive(pod, now)).count()
+}
+
+/// Whether a run waits for the pods of that StepRun of its own to end: it is cancelled, and what is open waits for its own.
+pub fn waits_for_pods(run: &Workflow, step_run: &StepRun) -> bool {
+    let has_ended = run.status.as_ref().is_some_and(|s| s.completed_at.is_some());
+    run.spec.cancel == Some(true) && !has_ended && step_run.status.as_ref().is_some_and(|s| s.completed_at.is_some())
 }
 
 /// The newest pod of an attempt.
@@ -281,6 +355,81 @@ mod tests {
         }
     }
 
+    /// Container and state, as a node tells them.
+    fn told(containers: &[(&str, Value)]) -> Value {
+        let one = |(name, state): &(&str, Value)| json!({"name": name, "image": "i", "imageID": "", "ready": true, "restartCount": 0, "state": state});
+        containers.iter().map(one).collect()
+    }
+
+    fn ended() -> Value {
+        json!({"terminated": {"exitCode": 0}})
+    }
+
+    #[test]
+    fn a_pod_lingers_while_another_container_keeps_it() {
+        let running = || json!({"running": {}});
+        for (what, containers, lingers_on) in [
+            ("the agent runs", vec![(CONTAINER, running()), ("mesh", running())], false),
+            ("only a sidecar runs", vec![(CONTAINER, ended()), ("mesh", running())], true),
+            ("a sidecar waits", vec![(CONTAINER, ended()), ("mesh", json!({"waiting": {}}))], true),
+            ("all have ended", vec![("mesh", ended()), (CONTAINER, ended())], false),
+            ("the agent is alone", vec![(CONTAINER, ended())], false),
+            ("nothing is known", vec![], false),
+        ] {
+            let status = json!({"phase": "Running", "containerStatuses": told(&containers)});
+            let pod = json!({"metadata": {"labels": {LABEL_ATTEMPT: "3"}}, "status": status});
+            let pod: Arc<Pod> = Arc::new(serde_json::from_value(pod).expect("a pod"));
+            assert_eq!(lingers(&pod), lingers_on, "{what}");
+            assert_eq!(lingering(&[pod]), if lingers_on { vec![3] } else { vec![] }, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_the_cluster_does_to_a_pod_is_seen() {
+        let limits = |memory: &str| json!({"limits": {"memory": memory}});
+        let out_of_memory = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "claimed"}});
+        let read = |value: Value| pod(&serde_json::from_value(value).expect("a pod"));
+        for (spec, words) in [
+            (
+                json!({"containers": [{"name": "mesh", "resources": limits("1Gi")}, {"name": CONTAINER, "resources": limits("64Mi")}]}),
+                "out of memory, limit 64Mi",
+            ),
+            (json!({"containers": [{"name": CONTAINER}], "resources": limits("2Gi")}), "out of memory, limit 2Gi"),
+            (json!({"containers": [{"name": CONTAINER}]}), "out of memory, without a limit of its own"),
+        ] {
+            let seen = read(
+                json!({"spec": spec, "status": {"containerStatuses": told(&[(CONTAINER, out_of_memory.clone())])}}),
+            );
+            assert_eq!((seen.out_of_memory.as_deref(), seen.ended), (Some(words), true));
+        }
+        let target = |status: &str| json!({"status": {"conditions": [{"type": "DisruptionTarget", "status": status}]}});
+        for (what, value, disrupted) in [
+            ("deleted", json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}), true),
+            ("evicted", target("True"), true),
+            ("not evicted any more", target("False"), false),
+            ("left alone", json!({}), false),
+        ] {
+            assert_eq!(read(value).disrupted, disrupted, "{what}");
+        }
+        for (reason, never) in [("InvalidImageName", true), ("ImagePullBackOff", false)] {
+            let waits = json!({"waiting": {"reason": reason, "message": "m"}});
+            let seen = read(json!({"status": {"containerStatuses": told(&[(CONTAINER, waits)])}}));
+            assert_eq!(seen.obstacle, Some(format!("container {CONTAINER}: {reason}: m")));
+            assert_eq!(seen.never_starts, never, "{reason}");
+        }
+        // What says no more than a reason ends with it.
+        let waits = json!({"waiting": {"reason": "CreateContainerError"}});
+        let seen = read(json!({"status": {"containerStatuses": told(&[(CONTAINER, waits)])}}));
+        assert_eq!(seen.obstacle, Some(format!("container {CONTAINER}: CreateContainerError")));
+        let unscheduled = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]);
+        let seen = read(json!({"status": {"conditions": unscheduled}}));
+        assert_eq!(seen.obstacle.as_deref(), Some("SchedulingGated"));
+        let failed = json!({"terminated": {"exitCode": 1, "reason": "Error"}});
+        let seen = read(json!({"status": {"phase": "Failed", "initContainerStatuses": told(&[("fetch", failed)])}}));
+        assert_eq!(seen.termination, "container fetch: Error");
+        assert_eq!(read(json!({"status": {"phase": "Failed", "reason": "Evicted"}})).termination, "Evicted");
+    }
+
     #[test]
     fn who_holds_a_name_is_told_in_words() {
         let meta = json!({"name": "n", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
@@ -288,5 +437,22 @@ mod tests {
         let meta: ObjectMeta = serde_json::from_value(meta).expect("metadata");
         assert_eq!(holder(&meta), "uid u, created 2026-01-01T00:00:00Z by kubectl-create, owner CronJob n");
         assert_eq!(holder(&ObjectMeta::default()), "uid ");
+    }
+
+    #[test]
+    fn a_pod_that_is_attended_ends_after_its_agent() {
+        let seen = |phase: &str, attendant: serde_json::Value| {
+            let found = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"},
+                "status": {"phase": phase,
+                    "initContainerStatuses": [{"name": ATTENDANT, "state": attendant, "ready": true, "restartCount": 0, "image": "", "imageID": ""}],
+                    "containerStatuses": [{"name": "agent", "state": {"terminated": {"exitCode": 0, "message": "{\"n\": 1}"}},
+                        "ready": false, "restartCount": 0, "image": "", "imageID": ""}]}}))
+            .expect("a pod");
+            let seen = pod(&found);
+            (seen.ended, seen.termination)
+        };
+        assert!(!seen("Running", json!({"running": {}})).0, "the sidecar is about to report");
+        let marks = json!({"terminated": {"exitCode": 0, "message": "claimed\nstarted\n"}});
+        assert_eq!(seen("Succeeded", marks), (true, "claimed\nstarted\n".to_owned()), "not the agent's own words");
     }
 }

@@ -49,6 +49,8 @@ pub struct List {
     /// StepRuns of the ended ones.
     pub step_runs: usize,
     pub failures: Failures,
+    /// Bytes that the outputs of the ended ones have at least; what is past the bound of a list is counted, and not kept.
+    pub bytes: usize,
     /// Once all have ended.
     pub output: Option<Arc<Vec<Item>>>,
 }

@@ -7,12 +7,15 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::graph::RunProgress;
 use super::step_run::POLICIES;
+use super::tally;
 use crate::api::condition::{self, Truth};
+use crate::api::usage::Usage;
 use crate::api::workflow::{Phase, SessionPhase, Waiting, WorkflowStatus};
 pub use overview::show_outputs;
 
 /// Set while a run that failed still has attempts that finish.
 pub const FAILING: &str = "Failing";
+pub const NEVER_BEGUN: &str = "cancelled before anything of it began";
 
 /// Whether the two differ by nothing but the progress of a fan-out: such a write may wait for the next.
 pub fn differs_by_progress_only(before: &WorkflowStatus, after: &WorkflowStatus) -> bool {
@@ -23,6 +26,7 @@ pub fn differs_by_progress_only(before: &WorkflowStatus, after: &WorkflowStatus)
         status.acceptance_decisions.clear();
         status.iteration_progress.clear();
         status.waiting = None;
+        status.usage = None;
         status.conditions.clear();
         for step in &mut status.steps {
             step.counts = None;
@@ -44,13 +48,35 @@ pub fn pending(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<
 
 /// It can never run: the spec is immutable, so this is the end.
 pub fn invalid(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'_>) {
+    end_at_once(status, Phase::Failed, (reason, message), at);
+}
+
+/// It was cancelled while it waited for what it needs to begin.
+pub fn never_begun(status: &mut WorkflowStatus, at: At<'_>) {
+    end_at_once(status, Phase::Cancelled, ("Cancelled", NEVER_BEGUN), at);
+}
+
+fn end_at_once(status: &mut WorkflowStatus, phase: Phase, (reason, message): (&str, &str), at: At<'_>) {
     status.observed_generation = at.1;
-    status.phase = Some(Phase::Failed);
+    status.phase = Some(phase);
     status.completed_at = Some(at.0.clone());
+    status.active_steps.clear();
     if let Some(session) = &mut status.session {
         session.phase = SessionPhase::Failed;
     }
+    tally::close(&mut status.steps, (phase, Some(at.0)));
     conditions(status, reason, message, at);
+}
+
+/// The same, said of a newer generation; none where this one is known. What was true of the end stays true.
+pub fn still(status: &WorkflowStatus, generation: Option<i64>) -> Option<WorkflowStatus> {
+    let generation = generation.filter(|newest| *newest != status.observed_generation)?;
+    let mut status = status.clone();
+    status.observed_generation = generation;
+    for condition in &mut status.conditions {
+        condition.observed_generation = Some(generation);
+    }
+    Some(status)
 }
 
 /// What was asked of a run, or has come over it.
@@ -79,11 +105,17 @@ pub fn derive(status: &mut WorkflowStatus, progress: &RunProgress, (end, now): (
     status.acceptance_decisions.clone_from(&progress.decisions);
     overview::progress(status);
     status.waiting = waiting(progress);
+    status.usage = Some(progress.usage.clone()).filter(Usage::is_some);
     let phase = phase(progress, end);
     status.phase = Some(phase);
+    if end == End::TimedOut {
+        status.timed_out_at.get_or_insert_with(|| now.clone());
+    }
     if phase.is_terminal() {
         status.completed_at = Some(now.clone());
         status.active_steps.clear();
+        status.pending_documents.clear();
+        tally::close(&mut status.steps, (phase, Some(now)));
     }
     if let Some(session) = &mut status.session {
         session.phase = match phase {
@@ -122,7 +154,8 @@ fn phase(progress: &RunProgress, end: End) -> Phase {
         return Phase::Completed;
     }
     if end == End::Cancelled {
-        return if progress.open.step_runs() > 0 { Phase::Running } else { Phase::Cancelled };
+        let runs = progress.open.step_runs() > 0 || progress.pods_ending > 0;
+        return if runs { Phase::Running } else { Phase::Cancelled };
     }
     if progress.failure.is_some() {
         return if progress.open.step_runs() > 0 { Phase::Running } else { Phase::Failed };
@@ -145,8 +178,11 @@ fn phase(progress: &RunProgress, end: End) -> Phase {
 fn reason((phase, end): (Phase, End), progress: &RunProgress) -> (String, String) {
     if end == End::Cancelled && phase != Phase::Completed {
         let ended = phase == Phase::Cancelled;
-        let (word, message) =
-            if ended { ("Cancelled", "cancelled") } else { ("Cancelling", "its pods are being ended") };
+        let (word, message) = if ended {
+            ("Cancelled", "spec.cancel was set to true")
+        } else {
+            ("Cancelling", "spec.cancel is true; the run is Cancelled when its pods have ended")
+        };
         return (word.to_owned(), message.to_owned());
     }
     if let Some(failure) = &progress.failure {
@@ -154,17 +190,25 @@ fn reason((phase, end): (Phase, End), progress: &RunProgress) -> (String, String
         return (class, format!("{}: {}", failure.place, failure.message));
     }
     let message = match phase {
-        Phase::WaitingForDocuments => {
-            format!("missing: {}; put them with kubectl apply (kind Document)", progress.waits.documents.join(", "))
-        }
+        Phase::WaitingForDocuments => missing(&progress.waits.documents),
         Phase::WaitingForAcceptance | Phase::WaitingForInput => {
-            waiting(progress).map(|w| w.summary).unwrap_or_default()
+            waiting(progress).map(|w| format!("people must decide: {}", w.summary)).unwrap_or_default()
         }
-        Phase::Pending => progress.waits.pending.join("; "),
-        Phase::Suspended => "spec.suspend is true".to_owned(),
+        Phase::Pending => {
+            let held = &progress.waits.pending;
+            let reason = held.first().map_or_else(|| phase.to_string(), |first| first.reason.clone());
+            return (reason, held.iter().map(|h| h.message.as_str()).collect::<Vec<_>>().join("; "));
+        }
+        Phase::Suspended => "spec.suspend is true; nothing new starts before it is false".to_owned(),
         _ => String::new(),
     };
     (phase.to_string(), message)
+}
+
+/// What is said of documents that are waited for.
+pub fn missing(types: &[String]) -> String {
+    let (are, they) = if types.len() == 1 { ("a document is", "it exists") } else { ("documents are", "they exist") };
+    format!("{are} missing: {}; the run goes on when {they} (kubectl apply, kind: Document)", types.join(", "))
 }
 
 fn waiting(progress: &RunProgress) -> Option<Waiting> {
@@ -199,7 +243,7 @@ fn conditions(status: &mut WorkflowStatus, reason: &str, message: &str, at: At<'
         if waits { summary } else { "" },
         at,
     );
-    for (kind, on) in [("Reconciling", reconciling), ("Stalled", stalled)] {
+    for (kind, on) in [(condition::RECONCILING, reconciling), (condition::STALLED, stalled)] {
         if on {
             condition::set(list, kind, Truth::True, reason, message, at);
         } else {

@@ -1,13 +1,19 @@
 //! One StepRun: launch an attempt, learn how it ended, hold the gate, ask a person. The fence (`status.attempt`) moves
 //! before anything is undone; the claim, never the Job, says whether an attempt started.
 
+mod actions;
+mod asking;
+mod budgets;
 mod ending;
 mod gates;
 mod hold;
+mod lack;
 mod launch;
+mod live;
 mod proof;
 mod questions;
 mod slot;
+mod tools;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,11 +21,13 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 
-use super::build::{self, Surroundings};
-use super::content::{self, Changed, Content, Found};
+use super::budget::RunBudget;
+use super::build::{self, Installation};
+use super::content::{self, Changed, Content, DocumentLookup};
 use super::failure::{self, Next};
 use super::gate::{self, Guard};
-use super::{Effect, Kept, Plan, claim, document};
+use super::trace::TraceContext;
+use super::{DeletableKind, Effect, Plan, claim, document};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
 use crate::api::document::{Document, DocumentPhase, DocumentStatus};
@@ -27,19 +35,20 @@ use crate::api::limits::{ATTEMPTS_KEPT, LOG_TAIL_BYTES, MESSAGE_BYTES, SKEW_SECO
 use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step::OnFailure;
 use crate::api::step_run::{
-    Act, Action, Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, GateState, GateStatus, Guidance,
-    JobRef, Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate, StepRunStatus,
-    WaitKind, WaitingFor,
+    Act, Action, Answer, Attempt, AttemptCounts, AttemptResult, Claim, Decision, DocumentRead, GateState, GateStatus,
+    Guidance, JobRef, Report, ReportClass, ResultRef, Reuse, StepError, StepRun, StepRunAsk, StepRunGate,
+    StepRunStatus, WaitKind, WaitingFor,
 };
+use crate::api::usage::Usage;
 use crate::api::workflow::Phase;
 use crate::definition::expression::Evaluate;
 use crate::definition::policy::AttemptPolicy;
 use crate::definition::program::{Gate, Program, Step};
-use crate::mutant::{self, Mutant};
 pub use gates::{has_changed, is_published_late};
 pub use hold::{Hold, hold};
-pub use proof::{POLICIES, needs_guard};
-pub use slot::{Need, Slot, holds_slot, need, was_launched};
+pub use lack::{Input, Lack, decide};
+pub use proof::POLICIES;
+pub use slot::{Need, Slot, holds_slot, was_launched};
 
 /// How long to wait before asking again whether the policies stand.
 const GUARD_AGAIN: Duration = Duration::from_secs(5);
@@ -55,23 +64,30 @@ pub struct Observed {
     pub job: JobSeen,
     /// What the API server said when it refused the Job of the current attempt.
     pub refusal: Option<String>,
-    /// Whether the attempt may be launched, where that is limited.
-    pub slot: Slot,
+    /// Whether the attempt may be launched, where that is limited; nothing before it was asked for (`Lack::Slot`).
+    pub slot: Option<Slot>,
     /// The pod that claimed, else the newest pod of the current attempt.
     pub pod: Option<PodSeen>,
     /// Unfinished Jobs of this StepRun, name, UID and attempt.
     pub unfinished: Vec<(String, String, i32)>,
     /// Pods of all its attempts that have not ended.
     pub pods_alive: usize,
+    /// Attempts whose agent's container has ended while another one keeps the pod.
+    pub lingering: Vec<i32>,
+    /// What Kubernetes' Events say of why the attempt has no pod, or why its pod is not set up.
+    pub event: Option<String>,
     /// The document that was made, and others of its type.
-    pub document: Found,
+    pub document: DocumentLookup,
     pub siblings: Vec<Arc<Document>>,
     /// The internal Document that carries a large output; asked for where a gate is over it.
-    pub output: Found,
-    /// What the attempt is to read and is not what was pinned; looked for before a launch.
-    pub changed_input: Option<Changed>,
+    pub output: DocumentLookup,
+    /// What a launch turns on; nothing before it was asked for (`Lack::Input`).
+    pub input: Option<Input>,
+    /// What is left of the run's budget, as its StepRuns say.
+    pub budget: RunBudget,
+    /// Whether the admission policies stand (`Lack::Policies`).
     pub guard: Guard,
-    pub surroundings: Arc<Surroundings>,
+    pub installation: Arc<Installation>,
     pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
 }
@@ -89,16 +105,18 @@ pub enum JobSeen {
         deleting: bool,
         ended: bool,
         agent_generation: Option<i64>,
-        ran: Ran,
+        ran: SourceAgent,
     },
 }
 
 /// The Agent that a Job was made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ran {
+pub struct SourceAgent {
     pub uid: Option<String>,
     /// As `definition::agent::work_digest` gives it.
     pub digest: Option<String>,
+    /// The digest of what the attempt is held to, see `terms`.
+    pub terms: Option<String>,
 }
 
 /// What matters of a pod.
@@ -108,11 +126,17 @@ pub struct PodSeen {
     pub ended: bool,
     /// When it should be gone: deletion plus grace.
     pub gone_by: Option<Time>,
+    /// The cluster takes it away: a deletion, an eviction, a preemption, a node that goes.
+    pub disrupted: bool,
     pub termination: String,
+    /// Its agent's container was killed because of this: "out of memory, limit 64Mi".
+    pub out_of_memory: Option<String>,
     /// `sha256:...` of the image that the agent's container runs.
     pub image_digest: Option<String>,
     /// Why it does not run yet, in Kubernetes' words.
     pub obstacle: Option<String>,
+    /// Waiting does not help: what the obstacle names is malformed.
+    pub never_starts: bool,
 }
 
 /// When a pod counts as gone that should be gone by then: deletion plus grace. Who still sees it looks at a node that nobody
@@ -123,14 +147,18 @@ pub fn gone_at(gone_by: &Time) -> Time {
 
 /// What to do with this StepRun now.
 pub fn step_run(o: &Observed) -> Plan<StepRunStatus> {
+    advanced(o).finish()
+}
+
+fn advanced(o: &Observed) -> Pass<'_> {
     let mut pass = Pass::new(o);
-    if pass.status.completed_at.is_none() || mutant::on(Mutant::NotAbsorbing) {
+    if pass.status.completed_at.is_none() {
         pass.advance();
     } else {
         pass.publish_accepted();
     }
     pass.clean_up();
-    pass.finish()
+    pass
 }
 
 struct Pass<'a> {
@@ -139,6 +167,8 @@ struct Pass<'a> {
     plan: Plan<StepRunStatus>,
     step: Option<&'a Step>,
     policy: AttemptPolicy,
+    /// The decision turned on the admission policies, and nobody had looked whether they stand.
+    lacks_policies: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -146,11 +176,19 @@ impl<'a> Pass<'a> {
         let step = o.definition.as_deref().and_then(|d| d.step(&o.step_run.spec.path));
         let mut status = o.step_run.status.clone().unwrap_or_default();
         status.observed_generation = o.step_run.metadata.generation.unwrap_or_default();
-        Self { o, status, plan: Plan::default(), step, policy: AttemptPolicy::of(step, o.agent.as_deref()) }
+        Self {
+            o,
+            status,
+            plan: Plan::default(),
+            step,
+            policy: AttemptPolicy::of(step, o.agent.as_deref()),
+            lacks_policies: false,
+        }
     }
 
     fn advance(&mut self) {
         self.latch_job();
+        self.latch_uses();
         self.drop_stray_mail();
         let closing = self.closing();
         if self.gate_is(GateState::Waiting) {
@@ -161,8 +199,12 @@ impl<'a> Pass<'a> {
             }
             return;
         }
-        if self.status.waiting_for.is_some() {
-            return if closing { self.cancel() } else { self.answer() };
+        if self.status.waiting_for.is_some() && !claim::agent_waits(&self.status) {
+            if closing {
+                return self.cancel();
+            }
+            self.review_requests();
+            return self.answer();
         }
         if self.status.result.is_some() {
             return self.open_gate();
@@ -174,7 +216,7 @@ impl<'a> Pass<'a> {
             (Some(report), _) => self.verdict(&report),
             (None, _) if self.o.hold == Hold::Stopping => self.stop(),
             (None, Some(claim)) => self.running(&claim),
-            (None, None) if closing && !mutant::on(Mutant::ClosingLaunches) => self.cancel(),
+            (None, None) if closing => self.cancel(),
             (None, None) if hold::was_stopped(&self.status) => self.stay_stopped(),
             (None, None) => self.launch(),
         }
@@ -183,11 +225,11 @@ impl<'a> Pass<'a> {
     /// Its Job, where the pass that made it did not get to write it down.
     fn latch_job(&mut self) {
         let attempt = self.status.attempt;
-        if let JobSeen::Present { uid, .. } = &self.o.job
+        if let JobSeen::Present { uid, ran, .. } = &self.o.job
             && self.status.job.as_ref().is_none_or(|job| job.attempt != attempt)
         {
             let name = build::job_name(&self.o.step_run, &self.status, attempt);
-            self.status.job = Some(JobRef { attempt, name, uid: uid.clone() });
+            self.status.job = Some(JobRef { attempt, name, uid: uid.clone(), terms: ran.terms.clone() });
         }
     }
 
@@ -207,13 +249,11 @@ impl<'a> Pass<'a> {
     }
 
     fn report(&self) -> Option<Report> {
-        let any = || self.status.agent.as_ref()?.report.as_ref().filter(|_| mutant::on(Mutant::ReportOfOldAttempt));
-        claim::current_report(&self.status).or_else(any).cloned()
+        claim::current_report(&self.status).cloned()
     }
 
     fn claim(&self) -> Option<Claim> {
-        let any = || self.status.agent.as_ref()?.claim.as_ref().filter(|_| mutant::on(Mutant::ClaimOfOldAttempt));
-        claim::current_claim(&self.status).or_else(any).cloned()
+        claim::current_claim(&self.status).cloned()
     }
 
     fn gate_is(&self, state: GateState) -> bool {
@@ -221,6 +261,8 @@ impl<'a> Pass<'a> {
     }
 
     fn conclude(&mut self, phase: Phase) {
+        self.close_requests();
+        self.status.launched_at = None;
         condition::clear(&mut self.status.conditions, "Started");
         condition::clear(&mut self.status.conditions, POLICIES);
         self.status.phase = Some(phase);
@@ -237,7 +279,7 @@ impl<'a> Pass<'a> {
     fn holds(&mut self) -> bool {
         let Some(mut result) = self.status.result.clone() else { return true };
         let apart = content::output_of(&result).filter(|_| self.o.step_run.spec.gate.is_some());
-        let unasked = |found: &Found| *found == Found::NotAsked;
+        let unasked = |found: &DocumentLookup| *found == DocumentLookup::NotAsked;
         if result.document_name.is_some() && unasked(&self.o.document) || apart.is_some() && unasked(&self.o.output) {
             self.plan.look_again(Duration::from_secs(1));
             return false;
@@ -267,6 +309,11 @@ impl<'a> Pass<'a> {
         self.fail(AttemptResult::DocumentChanged, &changed.to_string());
     }
 
+    /// By which its failures are found in a trace.
+    fn trace_id(&self) -> String {
+        TraceContext::of_step(&self.o.step_run).id()
+    }
+
     /// Ends the step without another attempt, whatever ran before.
     fn fail(&mut self, class: AttemptResult, message: &str) {
         self.plan.warn("StepFailed", format!("{class}: {}", clip(message, 400)));
@@ -276,6 +323,7 @@ impl<'a> Pass<'a> {
             attempt: self.status.attempt,
             exit_code: None,
             log_tail: None,
+            trace_id: Some(self.trace_id()),
         });
         self.conclude(Phase::Failed);
     }
@@ -292,22 +340,36 @@ impl<'a> Pass<'a> {
 
     /// Jobs of attempts behind the fence, and of a StepRun that needs none.
     fn clean_up(&mut self) {
-        let idle = self.status.completed_at.is_some() || self.status.waiting_for.is_some();
+        let awaits_budget = |s: &StepRunStatus| {
+            let waits = s.waiting_for.as_ref().is_some_and(|wait| wait.kind == WaitKind::BudgetSpent);
+            waits && s.attempts.iter().all(|a| a.number != s.attempt)
+        };
+        let is_idle =
+            |s: &StepRunStatus| s.completed_at.is_some() || (s.waiting_for.is_some() && !claim::agent_waits(s));
+        let idle = is_idle(&self.status);
         let before = self.o.step_run.status.as_ref();
         // The fence must be stored first: what is deleted here was behind it before this pass.
         let fence = before.map_or(1, |s| s.attempt);
-        let fence = if mutant::on(Mutant::DeleteBeforeFence) { self.status.attempt } else { fence };
-        let was_idle = before.is_some_and(|s| s.completed_at.is_some() || s.waiting_for.is_some());
+        let was_idle = before.is_some_and(is_idle);
         let reported = before.and_then(|s| s.agent.as_ref()).and_then(|a| a.report.as_ref()).map(|r| r.attempt);
         for (job, uid, attempt) in &self.o.unfinished {
             // A pod that has reported ends by itself within a moment, its logs kept, whoever has claimed since.
             let recorded = before.iter().flat_map(|s| &s.attempts).find(|a| a.number == *attempt);
-            let has_reported = reported == Some(*attempt) || recorded.is_some_and(|a| a.exit_code.is_some());
-            // A wait ends with the next attempt: a Job beyond the fence shows that this copy of the StepRun is old.
-            let ahead = *attempt > fence && before.is_none_or(|s| s.completed_at.is_none());
+            let has_reported = reported == Some(*attempt)
+                || recorded.is_some_and(|a| a.exit_code.is_some() || a.result == AttemptResult::Asked);
+            // A wait ends with the next attempt, that for a budget with the one at the fence: such a Job shows that this copy of
+            // the StepRun is old.
+            let next = *attempt > fence || (*attempt == fence && before.is_some_and(awaits_budget));
+            let ahead = next && before.is_none_or(|s| s.completed_at.is_none());
             let stays = has_reported || ahead || (*attempt >= fence && !(was_idle && idle));
-            if !stays {
-                self.plan.effects.push(Effect::Delete { what: Kept::Job, name: job.clone(), uid: uid.clone() });
+            // Its end is stored: what else runs in its pod has nothing to wait for.
+            let lingers = recorded.is_some() && self.o.lingering.contains(attempt);
+            if !stays || lingers {
+                self.plan.effects.push(Effect::Delete {
+                    what: DeletableKind::Job,
+                    name: job.clone(),
+                    uid: uid.clone(),
+                });
             }
         }
     }
@@ -319,6 +381,14 @@ impl<'a> Pass<'a> {
 
     fn uid(&self) -> &str {
         self.o.step_run.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// What a command needs that decides or answers, where the API server does not write who does.
+    fn signature(&self) -> String {
+        if self.o.installation.stamps_names {
+            return String::new();
+        }
+        format!(" {DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\"")
     }
 
     fn wake_at(&mut self, at: &Time) {
@@ -334,6 +404,7 @@ impl<'a> Pass<'a> {
         if let Some(gate) = self.status.gate.as_mut().filter(|g| g.state != GateState::Waiting) {
             gate.commands.clear();
         }
+        self.tell_tools();
         if self.o.step_run.status.as_ref() != Some(&self.status) {
             self.plan.status = Some(self.status);
         }

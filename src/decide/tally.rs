@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::decisions;
 use super::outcome::Outcome;
+use crate::api::step_run::AttemptResult;
+use crate::api::usage::Usage;
 use crate::api::workflow::{AcceptanceDecision, Counts, Phase, StepStatus};
 
 #[derive(Clone, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct Tally {
     pub cancelled: bool,
     /// StepRuns that were begun and are gone.
     pub lost: i32,
+    /// What its agents said that they used.
+    pub usage: Usage,
     /// What was decided at gates that no longer wait; of the items that have ended, the newest.
     pub decisions: Vec<AcceptanceDecision>,
 }
@@ -138,6 +142,7 @@ impl Tally {
         self.phase = self.phase.or(other.phase);
         self.cancelled |= other.cancelled;
         self.lost += other.lost;
+        self.usage.add(&other.usage);
         if !other.decisions.is_empty() {
             self.decisions.extend_from_slice(&other.decisions);
             self.decisions = decisions::newest(std::mem::take(&mut self.decisions));
@@ -151,6 +156,8 @@ impl Tally {
         match outcome {
             Outcome::Done(ended) if ended.phase == Phase::Skipped => counts.skipped += 1,
             Outcome::Done(_) => counts.done += 1,
+            // As of a step: it ended with the run, and is no failure of its own.
+            Outcome::Failed(failure) if failure.class == AttemptResult::Cancelled => self.cancelled = true,
             Outcome::Failed(_) => counts.failed += 1,
             _ => {}
         }
@@ -224,12 +231,10 @@ const PRECEDENCE: [Phase; 7] = [
 /// A group that is not complete stands where its steps stand. In file order: a group's steps follow it.
 pub fn roll_up(steps: &mut [StepStatus]) {
     for index in 0..steps.len() {
-        let prefix = format!("{}/", steps[index].path);
-        let inside = steps[index + 1..].iter().take_while(|s| s.path.starts_with(&prefix));
-        let moved = PRECEDENCE.into_iter().find(|phase| inside.clone().any(|s| s.phase == *phase));
-        let begun = inside.clone().any(|s| s.phase == Phase::Completed).then_some(Phase::Running);
-        let started = inside.clone().filter_map(|s| s.started_at.clone()).min_by_key(|t| t.0);
-        let completed = inside.filter_map(|s| s.completed_at.clone()).max_by_key(|t| t.0);
+        let moved = PRECEDENCE.into_iter().find(|phase| inside(steps, index).any(|s| s.phase == *phase));
+        let begun = inside(steps, index).any(|s| s.phase == Phase::Completed).then_some(Phase::Running);
+        let started = inside(steps, index).filter_map(|s| s.started_at.clone()).min_by_key(|t| t.0);
+        let completed = inside(steps, index).filter_map(|s| s.completed_at.clone()).max_by_key(|t| t.0);
         let own = &mut steps[index];
         if own.phase == Phase::Pending {
             own.phase = moved.or(begun).unwrap_or(Phase::Pending);
@@ -239,6 +244,45 @@ pub fn roll_up(steps: &mut [StepStatus]) {
         }
         if own.phase.is_terminal() && own.completed_at.is_none() {
             own.completed_at = completed;
+        }
+    }
+    // What a list of items left undone, in those that failed and were tolerated, is done by nobody.
+    for index in 0..steps.len() {
+        let (whole, at) = (steps[index].phase, steps[index].completed_at.clone());
+        if whole == Phase::Completed {
+            let end = index + 1 + inside(steps, index).count();
+            close(&mut steps[index + 1..end], (whole, at.as_ref()));
+        }
+    }
+}
+
+/// The steps of a group, and those in its groups.
+fn inside(steps: &[StepStatus], index: usize) -> impl Iterator<Item = &StepStatus> {
+    let prefix = format!("{}/", steps[index].path);
+    steps[index + 1..].iter().take_while(move |s| s.path.starts_with(&prefix))
+}
+
+/// What these belong to has ended, at that time: what never began was skipped, what was cut short ended with the whole.
+pub fn close(steps: &mut [StepStatus], (whole, at): (Phase, Option<&Time>)) {
+    let own = |s: &StepStatus| s.step_run.is_some() || s.counts.is_some_and(|c| c.started > 0);
+    let begun: Vec<bool> = (0..steps.len()).map(|n| own(&steps[n]) || inside(steps, n).any(own)).collect();
+    for (step, begun) in steps.iter_mut().zip(begun) {
+        // Of a group inside of items only its steps are counted.
+        let counted = step.counts.as_mut().filter(|c| c.started > 0 || !begun);
+        if let Some(counts) = counted {
+            counts.skipped = counts.skipped.max(counts.total - counts.started);
+        }
+        if step.phase.is_terminal() {
+            continue;
+        }
+        step.phase = match (begun, step.counts.is_some_and(|c| c.failed > 0)) {
+            (false, _) => Phase::Skipped,
+            (true, true) => Phase::Failed,
+            (true, false) if whole == Phase::Completed => Phase::Completed,
+            (true, false) => Phase::Cancelled,
+        };
+        if begun && step.completed_at.is_none() {
+            step.completed_at = at.cloned();
         }
     }
 }

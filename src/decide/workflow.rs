@@ -3,27 +3,29 @@
 mod committed;
 mod finished;
 mod needs;
+mod refused;
 mod start;
 mod taken;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::SignedDuration;
 
 pub use committed::{Committed, committed};
+pub use finished::is_due;
 pub use needs::agents;
+pub use refused::{has_no_session, session_refused};
 pub use taken::name_taken;
 
 use super::content::Pin;
-use super::graph::{self, Beginning, RunProgress};
+use super::graph::{self, NewStepRun, RunProgress};
 pub use super::observed::{Observed, Previous, StepRuns};
 use super::outcome::Failure;
-use super::scope::Start;
+use super::scope::Admission;
 use super::settled::Settled;
 use super::step_run::POLICIES;
-use super::{Effect, Plan, build, document, status};
+use super::{Effect, Plan, budget, build, document, status};
 use crate::api::condition::{self, clip};
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
@@ -31,36 +33,52 @@ use crate::api::step_run::AttemptResult;
 use crate::api::workflow::{DefinitionRef, Phase, RunOutput, WorkflowStatus};
 use crate::definition::program::Program;
 
-/// What a pass decided, and what it needs or found besides.
-#[derive(Default)]
+/// When a cancelled run looks again whether the pods of what has completed have ended: they wake it, but for one on a node that
+/// nobody reaches any more.
+const PODS_AGAIN: Duration = Duration::from_secs(60);
+
+/// Documents whose contents a decision turns on, and lacks.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unread(pub Vec<Pin>);
+
+/// When a run goes on whose expressions read more than there is room for at once.
+const NEXT_PART: Duration = Duration::from_secs(1);
+
+/// What a pass decided or lacks, and what it found to be settled.
 pub struct Decided {
-    pub plan: Plan<WorkflowStatus>,
-    /// Documents whose contents must be had first: the plan is for nothing.
-    pub unread: BTreeSet<Pin>,
+    pub plan: Result<Plan<WorkflowStatus>, Unread>,
     pub settled: Arc<Settled>,
+}
+
+impl From<Plan<WorkflowStatus>> for Decided {
+    fn from(plan: Plan<WorkflowStatus>) -> Self {
+        Self { plan: Ok(plan), settled: Arc::default() }
+    }
 }
 
 /// What to do with this run now, contents at hand.
 pub fn workflow(o: &Observed) -> Plan<WorkflowStatus> {
-    decide(o).plan
+    decide(o).plan.unwrap_or_default()
 }
 
 /// What to do with this run now.
 pub fn decide(o: &Observed) -> Decided {
     let before = o.workflow.status.clone().unwrap_or_default();
     if o.workflow.metadata.deletion_timestamp.is_some() {
-        return Decided::default();
+        return Plan::default().into();
     }
     if before.completed_at.is_some() {
-        return Decided { plan: finished::finished(o, &before), ..Decided::default() };
+        return finished::finished(o, &before).into();
     }
     let mut decided = match (&before.definition, &o.definition) {
-        (None, _) => Decided { plan: start::start(o, before.clone()), ..Decided::default() },
+        (None, _) => start::start(o, before.clone()).into(),
         (Some(_), Some(definition)) => advance(o, before.clone(), definition),
-        (Some(pinned), None) => Decided { plan: lost_definition(o, before.clone(), pinned), ..Decided::default() },
+        (Some(pinned), None) => lost_definition(o, before.clone(), pinned).into(),
     };
-    if decided.plan.status.as_ref() == o.workflow.status.as_ref() {
-        decided.plan.status = None;
+    if let Ok(plan) = &mut decided.plan
+        && plan.status.as_ref() == o.workflow.status.as_ref()
+    {
+        plan.status = None;
     }
     decided
 }
@@ -81,20 +99,28 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
         graph::walk(o, program, stop.start)
     } else {
         let waits = graph::Waits { documents: missing, ..graph::Waits::default() };
-        graph::Walked { progress: RunProgress { waits, ..RunProgress::default() }, ..graph::Walked::default() }
+        let steps = if status.steps.is_empty() { graph::ahead(program) } else { Vec::new() };
+        graph::Walked { progress: RunProgress { steps, waits, ..RunProgress::default() }, ..graph::Walked::default() }
     };
     let settled = Arc::new(walked.settled);
     if !walked.unread.is_empty() {
-        return Decided { unread: walked.unread, settled, ..Decided::default() };
+        return Decided { plan: Err(Unread(walked.unread)), settled };
+    }
+    if o.contents.is_closed() {
+        plan.look_again(NEXT_PART);
     }
     let progress = &mut walked.progress;
     if let Some(failure) = stop.failure {
         progress.failure.get_or_insert(failure);
     }
+    if o.pods_ending > 0 {
+        plan.look_again(PODS_AGAIN);
+    }
     create(o, &status, progress, &mut plan);
     let (was, told) = (status.phase, condition::get(&status.conditions, POLICIES).is_some());
     status::derive(&mut status, progress, (stop.end, &o.now));
     status::show_outputs(&mut status, &o.workflow, &o.step_runs);
+    status.budget = budget::status(&o.budget, &o.step_runs, status.budget.as_ref());
     if let Some(missing) = progress.waits.unproven.as_ref().filter(|_| !told) {
         plan.warn("PolicyMissing", clip(missing, 900));
     }
@@ -103,12 +129,12 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
     }
     announce(&mut plan, was, &status, progress);
     plan.status = Some(status);
-    Decided { plan, settled, ..Decided::default() }
+    Decided { plan: Ok(plan), settled }
 }
 
 /// Whether the run goes on, and why not.
 struct Stop {
-    start: Start,
+    start: Admission,
     end: status::End,
     failure: Option<Failure>,
     /// Time until the run's own limit.
@@ -122,14 +148,14 @@ fn stop(o: &Observed, status: &WorkflowStatus, program: &Program) -> Stop {
     let left = due.map(|due| Duration::try_from(due.duration_since(o.now.0)).unwrap_or(Duration::ZERO));
     let end = if spec.cancel == Some(true) {
         status::End::Cancelled
-    } else if left == Some(Duration::ZERO) || has_timed_out(status) {
+    } else if left == Some(Duration::ZERO) || status.timed_out_at.is_some() {
         status::End::TimedOut
     } else if spec.suspend == Some(true) {
         status::End::Suspended
     } else {
         status::End::Open
     };
-    let start = if end == status::End::Open { Start::May } else { Start::Not };
+    let start = if end == status::End::Open { Admission::Open } else { Admission::Closed };
     let failure = (end == status::End::TimedOut).then(|| Failure {
         place: program.run.name.clone(),
         class: AttemptResult::Timeout,
@@ -141,12 +167,6 @@ fn stop(o: &Observed, status: &WorkflowStatus, program: &Program) -> Stop {
     Stop { start, end, failure, left: left.filter(|l| !l.is_zero()) }
 }
 
-/// What one clock has seen, and attempts were ended for, another that is behind does not take back.
-fn has_timed_out(status: &WorkflowStatus) -> bool {
-    let failing = condition::get(&status.conditions, status::FAILING);
-    failing.is_some_and(|c| c.status == "True" && c.reason == status::RUN_TIMEOUT)
-}
-
 fn create(o: &Observed, status: &WorkflowStatus, progress: &mut RunProgress, plan: &mut Plan<WorkflowStatus>) {
     let session = status.session.as_ref().map(|s| s.id.clone()).unwrap_or_default();
     for (copy, status) in progress.creates.iter_mut().flat_map(|begun| std::mem::take(&mut begun.copies)) {
@@ -155,7 +175,7 @@ fn create(o: &Observed, status: &WorkflowStatus, progress: &mut RunProgress, pla
             None => plan.effects.push(Effect::CreateDocument(Box::new(copy))),
         }
     }
-    for Beginning { spec, keys, .. } in std::mem::take(&mut progress.creates) {
+    for NewStepRun { spec, keys, .. } in std::mem::take(&mut progress.creates) {
         plan.effects.push(Effect::CreateStepRun(Box::new(build::step_run(&o.workflow, &session, spec, &keys))));
     }
 }
@@ -179,7 +199,10 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
     }
     match status.phase {
         Some(Phase::Completed) => plan.notice("Completed", "every step is done"),
-        Some(Phase::Cancelled) => plan.notice("Cancelled", "its pods are gone; what it made stays"),
+        Some(Phase::Cancelled) if status.steps.iter().all(|step| step.phase == Phase::Skipped) => {
+            plan.notice("Cancelled", status::NEVER_BEGUN);
+        }
+        Some(Phase::Cancelled) => plan.notice("Cancelled", "all its pods have ended; its documents and results stay"),
         Some(Phase::Suspended) => plan.notice("Suspended", "nothing new starts until spec.suspend is false"),
         Some(Phase::Failed) => {
             let why = progress
@@ -190,7 +213,7 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
             plan.warn("Failed", clip(&why, 900));
         }
         Some(Phase::WaitingForDocuments) => {
-            plan.notice("WaitingForDocuments", progress.waits.documents.join(", "));
+            plan.notice("WaitingForDocuments", status::missing(&progress.waits.documents));
         }
         _ => {}
     }
@@ -199,7 +222,7 @@ fn announce(plan: &mut Plan<WorkflowStatus>, was: Option<Phase>, status: &Workfl
 fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &DefinitionRef) -> Plan<WorkflowStatus> {
     let mut plan = Plan::default();
     let message = format!(
-        "ControllerRevision {} is gone or is not the one that was pinned; the run cannot go on",
+        "ControllerRevision {}, which keeps the definition of this run, was deleted or changed; the run cannot go on",
         pinned.revision_name
     );
     plan.warn("DefinitionLost", message.clone());
@@ -213,23 +236,11 @@ fn lost_definition(o: &Observed, mut status: WorkflowStatus, pinned: &Definition
 mod tests {
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
-    use crate::api::condition::Truth;
     use crate::api::definition::Definition;
     use crate::api::step::Step;
     use crate::api::workflow::{SessionPhase, Workflow, WorkflowSpec};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
-
-    #[test]
-    fn a_time_limit_that_one_clock_saw_pass_has_passed() {
-        let now = Time(Timestamp::UNIX_EPOCH);
-        for (reason, expected) in [(status::RUN_TIMEOUT, true), ("Timeout", false)] {
-            let mut seen = WorkflowStatus::default();
-            condition::set(&mut seen.conditions, status::FAILING, Truth::True, reason, "", (&now, 1));
-            assert_eq!(has_timed_out(&seen), expected, "{reason}");
-        }
-        assert!(!has_timed_out(&WorkflowStatus::default()));
-    }
 
     #[test]
     fn the_session_is_written_before_anything_starts() {
@@ -244,8 +255,11 @@ mod tests {
             agents: [("x".to_owned(), agent)].into(),
             step_runs: super::super::observed::StepRuns::default(),
             documents: super::super::document::Documents::default(),
-            contents: std::collections::BTreeMap::new(),
+            contents: crate::decide::content::Contents::default(),
             previous: None,
+            pods_ending: 0,
+            memories: Vec::new(),
+            budget: budget::RunBudget::default(),
             settled: Arc::default(),
             evaluator: Arc::new(crate::definition::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),

@@ -3,9 +3,11 @@
 //! rule that a later version adds is told to authors, and ends no run that was pinned before.
 
 mod names;
+mod parameters;
 mod step;
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -16,9 +18,11 @@ use super::schema::Schema;
 use crate::api::definition::Definition;
 use crate::api::limits::ALL_STEPS;
 use crate::api::step::{self as written, OnFailure, Order};
+use crate::api::usage::Budget;
 use crate::api::workflow::WorkflowSpec;
 use crate::api::workflow_template::WorkflowTemplateSpec;
 use names::{Maker, Producer, Visible};
+use parameters::Parameters;
 
 /// Faults that are told of one definition; who mends them is told of the rest.
 const FAULTS: usize = 50;
@@ -31,7 +35,10 @@ pub struct Source<'a> {
     pub output: Option<&'a str>,
     /// Where a step does not say.
     pub on_failure: OnFailure,
+    pub budget: Option<&'a Budget>,
     pub parameters_schema: Option<&'a Map<String, Value>>,
+    /// What the run gives, where that is known.
+    pub parameters: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> From<&'a WorkflowTemplateSpec> for Source<'a> {
@@ -41,7 +48,9 @@ impl<'a> From<&'a WorkflowTemplateSpec> for Source<'a> {
             order: spec.order.unwrap_or_default(),
             output: spec.output.as_deref(),
             on_failure: spec.on_failure.unwrap_or_default(),
+            budget: spec.budget.as_ref(),
             parameters_schema: spec.parameters_schema.as_ref(),
+            parameters: None,
         }
     }
 }
@@ -53,7 +62,9 @@ impl<'a> From<&'a WorkflowSpec> for Source<'a> {
             order: spec.order.unwrap_or_default(),
             output: spec.output.as_deref(),
             on_failure: spec.on_failure.unwrap_or_default(),
+            budget: spec.budget.as_ref(),
             parameters_schema: spec.parameters_schema.as_ref(),
+            parameters: Some(spec.parameters.as_ref().unwrap_or(&NONE)),
         }
     }
 }
@@ -66,10 +77,14 @@ impl<'a> From<&'a Definition> for Source<'a> {
             order: pinned.order,
             output: pinned.output.as_deref(),
             on_failure: pinned.on_failure,
+            budget: pinned.budget.as_ref(),
             parameters_schema: None,
+            parameters: Some(&pinned.parameters),
         }
     }
 }
+
+static NONE: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
 
 /// What a definition comes to.
 pub struct Compilation {
@@ -77,6 +92,8 @@ pub struct Compilation {
     pub steps: Option<StepList>,
     /// Each with its path.
     pub faults: Vec<String>,
+    /// What is allowed and likely not meant.
+    pub warnings: Vec<String>,
 }
 
 /// Says what is wrong with a schema that is within its limits.
@@ -90,7 +107,7 @@ impl Program {
     /// Compiles a definition that was validated before it was pinned; its schemas are not compiled again. An error names every
     /// place that this version cannot read.
     pub fn compile(definition: &Definition) -> Result<Self, Vec<String>> {
-        let Compilation { steps, faults } = compile(definition.into(), &|_| Ok(()));
+        let Compilation { steps, faults, .. } = compile(definition.into(), &|_| Ok(()));
         Ok(Self {
             run: RunContext {
                 name: definition.workflow.clone(),
@@ -102,6 +119,7 @@ impl Program {
             },
             steps: steps.ok_or(faults)?,
             timeout_seconds: definition.timeout_seconds,
+            budget: definition.budget.clone().filter(Budget::is_some),
         })
     }
 }
@@ -112,7 +130,10 @@ pub fn compile(source: Source<'_>, check: SchemaCheck<'_>) -> Compilation {
         check,
         on_failure: source.on_failure,
         faults: Vec::new(),
+        warnings: Vec::new(),
         names: BTreeSet::new(),
+        parameters: Parameters::of(source),
+        documents: names::wanted(source.steps),
         produced: Vec::new(),
         makers: Vec::new(),
     };
@@ -123,12 +144,13 @@ pub fn compile(source: Source<'_>, check: SchemaCheck<'_>) -> Compilation {
             "spec.steps: {all} steps in all, at most {ALL_STEPS} are allowed; move a part into a workflow of its own"
         ));
     }
+    walk.budget("spec", source.budget);
     names::producers(source.steps, &mut Vec::new(), &mut walk.produced);
     let group = Group { place: "spec.steps", path: None, output: source.output.map(|text| ("spec.output", text)) };
     let listed = walk.steps((source.steps, source.order), &group, &Visible::default());
     walk.one_after_the_other();
     let (list, _) = walk.list(listed, &group);
-    Compilation { steps: schema.and(list).ok(), faults: walk.faults }
+    Compilation { steps: schema.and(list).ok(), faults: walk.faults, warnings: walk.warnings }
 }
 
 /// Steps of a definition, groups and their steps counted.
@@ -152,10 +174,12 @@ struct Listed {
     inside: Visible,
 }
 
-/// Where a step is written, and what stands before it.
-struct Place<'a> {
+/// Where a step stands in the definition.
+struct StepLocation<'a> {
+    /// The field, as faults name it: `spec.steps[0]`.
     at: &'a str,
     path: StepPath,
+    /// Indexes of the steps of its list that it waits for.
     needs: Vec<usize>,
 }
 
@@ -163,7 +187,11 @@ struct Walk<'a> {
     check: SchemaCheck<'a>,
     on_failure: OnFailure,
     faults: Vec<String>,
+    warnings: Vec<String>,
     names: BTreeSet<String>,
+    parameters: Parameters,
+    /// Types of documents that steps ask for.
+    documents: BTreeSet<String>,
     produced: Vec<Producer>,
     makers: Vec<Maker>,
 }
@@ -178,14 +206,18 @@ impl Walk<'_> {
             let before = order::ancestors(steps, order, index);
             seen.steps.extend(before.into_iter().filter(|n| *n != index).map(|n| steps[n].name.clone()));
             let path = StepPath::new(group.path, &step.name);
-            let place = Place { at: &at, path, needs: order::needed(steps, order, index) };
-            compiled.push(self.step(step, place, &seen));
+            let location = StepLocation { at: &at, path, needs: order::needed(steps, order, index) };
+            compiled.push(self.step(step, location, &seen));
         }
         let sequence = order::sequence(steps, order);
         if sequence.len() < steps.len() {
             let circle: Vec<&str> =
                 (0..steps.len()).filter(|n| !sequence.contains(n)).map(|n| steps[n].name.as_str()).collect();
-            self.fault(format!("{}: {} wait for each other", group.place, circle.join(", ")));
+            self.fault(format!(
+                "{}: {} need each other, so that none of them can start",
+                group.place,
+                circle.join(", ")
+            ));
         }
         let mut inside = outer.clone();
         inside.steps.extend(steps.iter().map(|s| s.name.clone()));
@@ -203,7 +235,7 @@ impl Walk<'_> {
     fn needs(&mut self, steps: &[written::Step], order: Order, step: &written::Step, place: &str) {
         if order == Order::Chain && !step.needs.is_empty() {
             self.fault(format!(
-                "{place}.needs: goes with order: Graph; in a Chain each step follows the one before it"
+                "{place}.needs: is only allowed with order: Graph; in a Chain each step follows the one before it"
             ));
             return;
         }
@@ -211,7 +243,7 @@ impl Walk<'_> {
             if *name == step.name {
                 self.fault(format!("{place}.needs[{index}]: a step cannot need itself"));
             } else if !steps.iter().any(|s| s.name == *name) {
-                self.fault(format!("{place}.needs[{index}]: {name} is no step of this list"));
+                self.fault(format!("{place}.needs[{index}]: there is no step {name} in this list"));
             }
         }
     }
@@ -232,9 +264,22 @@ impl Walk<'_> {
         found.or_else(|fault| self.unreadable(format!("{place}: {fault}")))
     }
 
+    /// One that limits nothing is not meant.
+    fn budget(&mut self, at: &str, budget: Option<&Budget>) {
+        if budget.is_some_and(|budget| !budget.is_some()) {
+            self.fault(format!("{at}.budget: limits nothing; give tokens, cost, or both"));
+        }
+    }
+
     fn fault(&mut self, fault: String) {
         if self.faults.len() < FAULTS {
             self.faults.push(fault);
+        }
+    }
+
+    fn warn(&mut self, warning: String) {
+        if self.warnings.len() < FAULTS && !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
         }
     }
 

@@ -1,16 +1,21 @@
 //! Expressions: CEL and nothing else. `filter` refuses from the text alone what could cost too much, `walk` says what an
-//! expression reads and resolves plain paths, `evaluate` does the rest. `${ }` in strings of `parameters` is the same
-//! language (`template`).
+//! expression reads and resolves plain paths, `evaluate` does the rest: `numbers` is where ints and doubles meet, `names` where hyphens do,
+//! `words` what is said of a fault. `${ }` in strings of `parameters` is the same language (`template`).
 //!
 //! Parsing and the filter run wherever a decision is made: a text of 1 KiB at most, nested 32 deep at most, gives a tree
 //! of 200 nodes at most, and is read in a time that grows with the text alone. A plain path is followed there too: its
-//! cost is that of copying what it names. Everything else an expression does is asked of an `Evaluate`.
+//! cost is that of copying what it names, and what a text or the parameters of a step copy together has a bound (`room`).
+//! Everything else an expression does is asked of an `Evaluate`.
 
 mod evaluate;
 mod filter;
+mod names;
+mod numbers;
+mod room;
 mod template;
 mod vocabulary;
 mod walk;
+mod words;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +25,9 @@ use serde_json::{Map, Value};
 
 #[expect(clippy::disallowed_types, reason = "where it is defined")]
 pub use evaluate::InProcess;
-pub use evaluate::{Evaluate, Trouble};
+pub use evaluate::{Evaluate, Unanswered};
+pub use names::Hyphen;
+pub use room::Room;
 pub use template::{Template, TextTemplate};
 
 use crate::api::limits::{EXPRESSION_BYTES, EXPRESSION_DATA_BYTES, EXPRESSION_PATH_BYTES};
@@ -86,7 +93,11 @@ impl Expression {
                 text.len()
             ));
         }
-        let tree = parser().max_recursion_depth(NESTING).parse(text).map_err(|errors| unreadable(&errors))?;
+        let tree = parser().max_recursion_depth(NESTING).parse(text);
+        let tree = tree.map_err(|errors| {
+            let meant = names::hyphens(text).into_iter().next().map(|hyphen| format!("; {}", hyphen.remedy()));
+            unreadable(&errors) + &meant.unwrap_or_default()
+        })?;
         filter::check(&tree, text)?;
         Ok(Self { source: text.to_owned(), path: Path::of(&tree), reads: walk::reads(&tree) })
     }
@@ -102,6 +113,21 @@ impl Expression {
         of_it.map(|(_, member)| member.clone()).collect()
     }
 
+    /// Whether it is nothing but this member of this variable.
+    pub fn is_path(&self, variable: &str, member: &str) -> bool {
+        self.path.as_ref().is_some_and(|path| path.is(variable, member))
+    }
+
+    /// Whether it fails where the variable has no such member.
+    pub fn needs(&self, variable: &str, member: &str) -> bool {
+        self.reads.needed.iter().any(|(owner, needed)| owner == variable && needed == member)
+    }
+
+    /// What it may have meant as the hyphen of a name, and reads as a minus.
+    pub fn hyphens(&self) -> Vec<Hyphen> {
+        names::hyphens(&self.source)
+    }
+
     /// Whether it reads a variable as a whole somewhere, so that any member may count: `size(documents)`.
     pub fn reads_whole(&self, variable: &str) -> bool {
         self.reads.whole.contains(variable)
@@ -110,41 +136,77 @@ impl Expression {
     /// Evaluates; plain paths may read more than other expressions.
     pub fn evaluate(&self, scope: &Scope) -> Result<Value, String> {
         if let Some(path) = &self.path {
-            let value = path.resolve(scope)?;
-            let bytes = size(&value);
-            if bytes > EXPRESSION_PATH_BYTES {
-                return Err(format!(
-                    "gives {bytes} bytes, at most {EXPRESSION_PATH_BYTES} are allowed; let the step before give less"
-                ));
-            }
-            return Ok(value);
+            return Self::followed(path, scope).cloned();
         }
-        let mut variables = Map::new();
-        let mut bytes = 0;
-        for name in &self.reads.variables {
-            if let Some(value) = scope.get(name) {
-                let value = self.narrowed(name, value);
-                bytes += size(&value);
-                variables.insert(name.clone(), value);
-            }
-        }
+        let known = || self.reads.variables.iter().filter_map(|name| Some((name, scope.get(name)?)));
+        let bytes: usize = known().map(|(name, value)| self.narrowed(name, value).size()).sum();
         if bytes > EXPRESSION_DATA_BYTES {
             return Err(format!(
                 "reads {bytes} bytes, at most {EXPRESSION_DATA_BYTES} are allowed; a plain path (a.b.c) may read {EXPRESSION_PATH_BYTES}, or let the step before give less"
             ));
         }
+        let variables = known().map(|(name, value)| (name.clone(), self.narrowed(name, value).copied())).collect();
         scope.evaluator.evaluate(&self.source, &variables)
     }
 
+    /// As `evaluate`, where what several give together has a bound: one that is nothing but a path is measured before it is
+    /// copied.
+    fn evaluate_within(&self, scope: &Scope, room: &mut Room) -> Result<Value, String> {
+        if let Some(path) = &self.path {
+            let value = Self::followed(path, scope)?;
+            room.take(value)?;
+            return Ok(value.clone());
+        }
+        let value = self.evaluate(scope)?;
+        room.take(&value)?;
+        Ok(value)
+    }
+
+    fn followed<'v>(path: &'v Path, scope: &'v Scope) -> Result<&'v Value, String> {
+        let value = path.resolve(scope)?;
+        let bytes = size(value);
+        if bytes > EXPRESSION_PATH_BYTES {
+            return Err(format!(
+                "gives {bytes} bytes, at most {EXPRESSION_PATH_BYTES} are allowed; let the step before give less"
+            ));
+        }
+        Ok(value)
+    }
+
     /// Only the members that are named count against the limit, where all uses name one.
-    fn narrowed(&self, name: &str, value: &Value) -> Value {
+    fn narrowed<'v>(&self, name: &str, value: &'v Value) -> Narrowed<'v> {
         match value {
             Value::Object(map) if !self.reads_whole(name) => {
                 let named = self.members(name);
-                let kept = map.iter().filter(|(key, _)| named.contains(*key)).map(|(k, v)| (k.clone(), v.clone()));
-                Value::Object(kept.collect())
+                let is_meant =
+                    |key: &String| named.contains(key) || name == "parameters" && named.contains(&underscored(key));
+                Narrowed::Members(map.iter().filter(|(key, _)| is_meant(key)).collect())
             }
-            other => other.clone(),
+            other => Narrowed::Whole(other),
+        }
+    }
+}
+
+/// What an expression gets of a variable, not copied yet.
+enum Narrowed<'v> {
+    Whole(&'v Value),
+    Members(Vec<(&'v String, &'v Value)>),
+}
+
+impl Narrowed<'_> {
+    fn size(&self) -> usize {
+        match self {
+            Self::Whole(value) => size(value),
+            Self::Members(members) => members.iter().map(|(key, value)| key.len() + size(value) + 4).sum::<usize>() + 2,
+        }
+    }
+
+    fn copied(&self) -> Value {
+        match self {
+            Self::Whole(value) => (*value).clone(),
+            Self::Members(members) => {
+                Value::Object(members.iter().map(|(key, value)| ((*key).clone(), (*value).clone())).collect())
+            }
         }
     }
 }
@@ -183,6 +245,15 @@ pub fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// The member that a name means: the very one, else the only one that has hyphens where the name has underscores.
+pub fn meant<'m>(members: &'m Map<String, Value>, name: &str) -> Option<&'m str> {
+    if let Some((exact, _)) = members.get_key_value(name) {
+        return Some(exact);
+    }
+    let mut alike = members.keys().filter(|key| underscored(key) == name);
+    alike.next().filter(|_| alike.next().is_none()).map(String::as_str)
 }
 
 /// `epic-backlog` as expressions may spell it.

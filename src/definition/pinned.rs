@@ -27,8 +27,8 @@ pub fn read(data: Value, digest: &str) -> Result<Program, Unpinned> {
     Program::compile(&definition).map_err(|faults| Unpinned::Unreadable(faults.join("; ")))
 }
 
-/// All of it counts, also what this version does not know.
-fn compared(data: Value, digest: &str) -> Result<Definition, Unpinned> {
+/// The same, not compiled. All of it counts, also what this version does not know.
+pub fn compared(data: Value, digest: &str) -> Result<Definition, Unpinned> {
     let found = canonical_digest(&data);
     // Versions before 0.2 took the digest of the text as they had written it.
     if found != digest && name::digest_bytes(data.to_string().as_bytes()) != digest {

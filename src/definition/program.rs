@@ -7,11 +7,12 @@ use std::ops::Deref;
 
 use serde_json::{Map, Value};
 
-use super::expression::{Expression, Scope, Template, TextTemplate, underscored};
+use super::expression::{Expression, Room, Scope, Template, TextTemplate, underscored};
 use super::schema::Schema;
 use crate::api::agent::Agent;
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::step::{Acceptors, OnFailure, Order, Produces, Retry};
+use crate::api::usage::Budget;
 
 /// Items of a forEach that run at once where it does not say.
 pub const MAX_PARALLEL: usize = 10;
@@ -25,6 +26,8 @@ pub struct Program {
     pub steps: StepList,
     /// Seconds from the start after which the run fails; no limit without.
     pub timeout_seconds: Option<i64>,
+    /// What its agents may use; no limit without.
+    pub budget: Option<Budget>,
 }
 
 /// Bytes of memory that the program of a definition takes, near enough: a parsed value takes a few times its text.
@@ -91,6 +94,10 @@ pub struct AgentStep {
     /// Beside the Agent's own.
     pub output_schema: Option<Schema>,
     pub gate: Option<Gate>,
+    /// At which its agent may request approvals of single actions.
+    pub action_gates: Vec<Gate>,
+    /// What its agent may use; no limit without.
+    pub budget: Option<Budget>,
     /// What of the Agent's retries the step overrides; `AttemptPolicy` resolves it.
     pub retry: Option<Retry>,
     /// The same of its timeout.
@@ -318,9 +325,9 @@ impl AgentStep {
 }
 
 impl Parameters {
-    pub fn expand(&self, scope: &Scope) -> Result<Map<String, Value>, String> {
+    pub fn expand(&self, scope: &Scope, room: &mut Room) -> Result<Map<String, Value>, String> {
         let expanded = self.0.iter().map(|(key, member)| {
-            let value = member.expand(scope).map_err(|e| format!("parameters.{key}: {e}"))?;
+            let value = member.expand(scope, room).map_err(|e| format!("parameters.{key}: {e}"))?;
             Ok((key.clone(), value))
         });
         expanded.collect()

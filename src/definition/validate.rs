@@ -4,11 +4,13 @@
 use serde_json::{Map, Value};
 
 use super::compile::{self, Source};
+use super::digits;
 use super::expression::Evaluate;
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::step::{Order, Step};
 use crate::api::workflow::WorkflowSpec;
 use crate::api::workflow_template::WorkflowTemplateSpec;
+use crate::protocol::Fault;
 
 /// Faults of a template.
 pub fn template(spec: &WorkflowTemplateSpec, evaluator: &dyn Evaluate) -> Vec<String> {
@@ -30,10 +32,21 @@ fn faults(source: Source<'_>, evaluator: &dyn Evaluate) -> Vec<String> {
 }
 
 /// What is allowed and likely not meant, each with its path.
-pub fn warnings(steps: &[Step], order: Order) -> Vec<String> {
-    let mut found = Vec::new();
-    unawaited(steps, order, "spec.steps", &mut found);
+pub fn warnings(source: Source<'_>) -> Vec<String> {
+    let mut found = compile::compile(source, &|_| Ok(())).warnings;
+    unawaited(source.steps, source.order, "spec.steps", &mut found);
     found
+}
+
+/// The parameters of a run that its schema does not know and takes all the same.
+pub fn undeclared(given: &Map<String, Value>, parameters_schema: Option<&Map<String, Value>>) -> Vec<String> {
+    let properties = parameters_schema.and_then(|schema| schema.get("properties")?.as_object());
+    let Some(properties) = properties else { return Vec::new() };
+    let names: Vec<&str> = properties.keys().map(String::as_str).collect();
+    let unknown = given.keys().filter(|name| !properties.contains_key(*name));
+    let told = unknown
+        .map(|name| format!("spec.parameters.{name}: is not in parametersSchema, which has {}", names.join(", ")));
+    told.collect()
 }
 
 fn unawaited(steps: &[Step], order: Order, place: &str, found: &mut Vec<String>) {
@@ -42,7 +55,7 @@ fn unawaited(steps: &[Step], order: Order, place: &str, found: &mut Vec<String>)
         let needed = steps.iter().any(|s| s.needs.contains(&step.name));
         if order == Order::Graph && !needed && index + 1 < steps.len() {
             found.push(format!(
-                "{place}: nothing needs {}; the output of the list is that of its last step, {}",
+                "{place}: no step needs {}; the output of the list is that of its last step, {}",
                 step.name,
                 steps.last().map_or("", |s| s.name.as_str())
             ));
@@ -58,8 +71,9 @@ pub fn parameters(
     evaluator: &dyn Evaluate,
 ) -> (Map<String, Value>, Vec<String>) {
     let mut filled = given.clone();
+    let mut faults = digits::faults(&Value::Object(given.clone()), "spec.parameters");
     let Some(schema) = parameters_schema else {
-        return (filled, Vec::new());
+        return (filled, faults);
     };
     if let Some(Value::Object(properties)) = schema.get("properties") {
         for (name, property) in properties {
@@ -68,12 +82,13 @@ pub fn parameters(
             }
         }
     }
-    let faults = match evaluator.faults(schema, &Value::Object(filled.clone())) {
-        Ok(faults) => {
-            faults.iter().map(|f| format!("spec.parameters{}: {}", f.pointer.replace('/', "."), f.message)).collect()
+    match evaluator.faults(schema, &Value::Object(filled.clone())) {
+        Ok(found) => {
+            let told = |f: &Fault| format!("spec.parameters{}: {}", f.pointer.replace('/', "."), f.message);
+            faults.extend(found.iter().map(told));
         }
-        Err(fault) => vec![format!("spec.parametersSchema: {fault}")],
-    };
+        Err(fault) => faults.push(format!("spec.parametersSchema: {fault}")),
+    }
     (filled, faults)
 }
 
@@ -97,7 +112,7 @@ mod tests {
         check(json!([{"name": "a", "agentId": "x"}]), &[]);
         check(
             json!([{"name": "a", "agentId": "x"}, {"name": "a", "agentId": "x"}]),
-            &["spec.steps[1].name: a stands twice"],
+            &["spec.steps[1].name: another step is called a too"],
         );
         check(
             json!([{"name": "a", "agentId": "x", "parameters": {"p": {"q": ["${ 1 + }"]}}}]),
@@ -105,7 +120,7 @@ mod tests {
         );
         check(
             json!([{"name": "a", "agentId": "x", "parameters": {"p": "${ steps.b.output }"}}, {"name": "b", "agentId": "x"}]),
-            &["steps.b is no step before this one"],
+            &["there is no step b that ends before this one"],
         );
         check(
             json!([{"name": "a-b", "agentId": "x"}, {"name": "b", "agentId": "x", "parameters": {"p": "${ steps.a_b.output }"}}]),
@@ -119,14 +134,128 @@ mod tests {
         );
         check(
             json!([{"name": "a", "agentId": "x", "forEach": {"in": "[]", "as": "workflow"}}]),
-            &["workflow is taken already"],
+            &["workflow is the name of another variable"],
         );
         check(json!([{"name": "a"}]), &["exactly one of agentId, ask and steps"]);
+        check(
+            json!([{"name": "a", "agentId": "x", "budget": {}}, {"name": "b", "ask": {"question": "?"}, "budget": {"tokens": 5}}]),
+            &["spec.steps[0].budget: limits nothing", "spec.steps[1].budget: is only allowed with agentId"],
+        );
+        check(json!([{"name": "a", "agentId": "x", "actionGates": [{"name": "mail"}, {"name": "push"}]}]), &[]);
+        check(
+            json!([{"name": "a", "agentId": "x", "actionGates": [{"name": "mail"}, {"name": "mail"}]}]),
+            &["spec.steps[0].actionGates[1].name: another action gate of the step is called mail too"],
+        );
+        check(
+            json!([{"name": "a", "agentId": "x", "actionGates": [{"name": "mail", "approvals": 2, "acceptors": {"users": ["ann"]}}]}]),
+            &["spec.steps[0].actionGates[0].approvals: 2 are needed, and acceptors.users has only 1"],
+        );
+        check(
+            json!([{"name": "a", "ask": {"question": "?"}, "actionGates": [{"name": "mail"}]}]),
+            &["spec.steps[0].actionGates: is only allowed with agentId"],
+        );
         check(json!([{"name": "a", "agentId": "x", "documents": ["Brief"]}]), &["spec.steps[0].documents[0]"]);
         check(
             json!([{"name": "g", "steps": [{"name": "a", "agentId": "x", "produces": {"type": "t"}}]}, {"name": "b", "agentId": "x", "produces": {"type": "t"}}]),
             &[],
         );
+    }
+
+    #[expect(clippy::needless_pass_by_value, reason = "tables give literals")]
+    fn schema(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().expect("an object")
+    }
+
+    fn with_schema(steps: &Value, parameters: Value) -> WorkflowTemplateSpec {
+        let steps = serde_json::from_value(steps.clone()).expect("steps");
+        WorkflowTemplateSpec { steps, parameters_schema: Some(schema(parameters)), ..WorkflowTemplateSpec::default() }
+    }
+
+    #[test]
+    fn a_hyphen_that_is_read_as_a_minus_is_told_with_its_remedy() {
+        let step = |text: &str| {
+            json!([
+                {"name": "epic-list", "agentId": "x", "documents": ["plan-b"]},
+                {"name": "draft-2", "agentId": "x"},
+                {"name": "b", "agentId": "x", "forEach": {"in": "[{}]", "as": "n"}, "parameters": {"p": format!("${{ {text} }}")}},
+            ])
+        };
+        for (text, expected) in [
+            ("parameters.dry-run", Some("parameters['dry-run'] or parameters.dry_run")),
+            ("workflow.parameters.dry-run", Some("workflow.parameters['dry-run'] or workflow.parameters.dry_run")),
+            ("parameters.all.run-id", Some("parameters.all['run-id']")),
+            ("parameters.list[0].run-id.x + 1", Some("parameters.list[0]['run-id']")),
+            ("steps.epic-list.output", Some("steps['epic-list'] or steps.epic_list")),
+            ("steps.draft-2", Some("steps['draft-2'] or steps.draft_2")),
+            ("steps.draft-2.output", Some("steps['draft-2'] or steps.draft_2")),
+            ("steps.draft_2.output.run-id", Some("steps.draft_2.output['run-id']")),
+            ("documents.epic-backlog.epics", Some("documents['epic-backlog'] or documents.epic_backlog")),
+            ("documents.plan-b", Some("documents['plan-b'] or documents.plan_b")),
+            ("documents.?epic-backlog.orValue([])", Some("documents['epic-backlog']")),
+            ("n.run-id", Some("n['run-id']")),
+            ("item.run-key", Some("item['run-key']")),
+            ("workflow.run-id", Some("workflow['run-id']")),
+            ("parameters.opt-in", Some("parameters['opt-in'] or parameters.opt_in")),
+            ("[1].map(i, parameters.run-id)", Some("parameters['run-id']")),
+            // The other side is known, or a number.
+            ("parameters.count-n", None),
+            ("parameters.count-1", None),
+            ("n.b-item.index", None),
+            ("parameters.run - n", None),
+            ("'parameters.dry-run'", None),
+        ] {
+            let steps = serde_json::from_value(step(text)).expect("steps");
+            let faults = template(&WorkflowTemplateSpec { steps, ..WorkflowTemplateSpec::default() }, &InProcess);
+            match expected {
+                None => assert_eq!(faults, Vec::<String>::new(), "{text}"),
+                Some(part) => {
+                    assert_eq!(faults.len(), 1, "{text}: {faults:#?}");
+                    assert!(faults[0].starts_with("spec.steps[2].parameters.p: "), "{}", faults[0]);
+                    assert!(faults[0].contains("hyphen") && faults[0].contains(part), "{text}: {}", faults[0]);
+                }
+            }
+        }
+        // A parameter of that name is meant, whatever else the words are.
+        let named = with_schema(&step("parameters.count-n"), json!({"properties": {"count-n": {}}}));
+        assert!(template(&named, &InProcess)[0].contains("parameters['count-n']"));
+    }
+
+    #[test]
+    fn parameters_that_can_never_be_there_are_refused_and_doubtful_ones_told() {
+        let read = |text: &str| json!([{"name": "a", "agentId": "x", "parameters": {"p": format!("${{ {text} }}")}}]);
+        let open = json!({"properties": {"depth": {}, "dry-run": {}}});
+        let closed = json!({"properties": {"depth": {}, "dry-run": {}}, "additionalProperties": false});
+        let patterned = json!({"properties": {}, "patternProperties": {"^x": {}}, "additionalProperties": false});
+        for (text, schema, faults, warnings) in [
+            ("parameters.depth + parameters.dry_run + parameters['dry-run']", &closed, 0, 0),
+            ("parameters.depht", &closed, 1, 0),
+            ("workflow.parameters.depht", &closed, 1, 0),
+            ("parameters.?depht.orValue(1)", &closed, 1, 0),
+            ("parameters.depht", &open, 0, 1),
+            ("workflow.parameters.depht", &open, 0, 1),
+            ("parameters.?other.orValue(1)", &open, 0, 0),
+            ("has(parameters.other)", &open, 0, 0),
+            ("size(parameters)", &closed, 0, 0),
+            ("parameters.xy", &patterned, 0, 1),
+        ] {
+            let spec = with_schema(&read(text), schema.clone());
+            let (refused, doubted) = (template(&spec, &InProcess), super::warnings((&spec).into()));
+            assert_eq!((refused.len(), doubted.len()), (faults, warnings), "{text}: {refused:?} {doubted:?}");
+            for told in refused.iter().chain(&doubted) {
+                assert!(
+                    told.starts_with("spec.steps[0].parameters.p: ") && told.contains("parametersSchema"),
+                    "{told}"
+                );
+            }
+        }
+        // Without a schema a run's own parameters are all there are.
+        let steps = serde_json::from_value(read("parameters.depht")).expect("steps");
+        let run = WorkflowSpec { steps, parameters: Some(schema(json!({"depth": 2}))), ..WorkflowSpec::default() };
+        assert_eq!(workflow(&run, &InProcess).len(), 0);
+        let told = super::warnings((&run).into());
+        assert!(told.len() == 1 && told[0].contains("is not among spec.parameters, which has depth"), "{told:?}");
+        let told = undeclared(&schema(json!({"depth": 1, "villain": 2})), Some(&schema(open)));
+        assert_eq!(told, ["spec.parameters.villain: is not in parametersSchema, which has depth, dry-run"]);
     }
 
     #[test]
@@ -162,6 +291,24 @@ mod tests {
                 assert!(fault.contains(part), "{fault} lacks {part}");
             }
         }
+    }
+
+    #[test]
+    fn integers_that_the_api_server_rounds_are_refused_wherever_an_author_writes_them() {
+        let given = schema(
+            json!({"order": 12_345_678_901_234_567_890_u64, "day": 20_200_219, "account": 9_007_199_254_740_993_i64}),
+        );
+        for wanted in [None, Some(schema(json!({"properties": {"order": {"type": "integer"}}})))] {
+            let (_, faults) = parameters(&given, wanted.as_ref(), &InProcess);
+            assert!(
+                faults.len() == 1 && faults[0].starts_with("spec.parameters.order: 12345678901234567890"),
+                "{faults:?}"
+            );
+        }
+        check(
+            json!([{"name": "a", "agentId": "x", "parameters": {"p": {"q": [1e19, 12_345_678_901_234_567_000_u64]}}}]),
+            &["spec.steps[0].parameters.p.q[1]: 12345678901234567000 is too large"],
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Answers: one that is large keeps its call's place until its reader took it, so that slow readers cost memory of a
-//! bounded number.
+//! Large responses keep the permit of their call until the client has read them, so that slow clients hold the memory of a
+//! bounded number of responses.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,16 +12,16 @@ use hyper::body::{Frame, SizeHint};
 use super::refusal::{Reason, Refusal, Result};
 use crate::cluster::fair::Permit;
 
-/// What a connection holds anyway.
+/// Bytes of a frame: as much as a connection buffers anyway.
 const PIECE: usize = 16 * 1024;
 
-/// The rest of an answer, given in pieces.
-struct Held {
+/// A response body that gives its bytes in pieces, and its permit back once it is dropped.
+struct PermitBody {
     rest: Bytes,
-    _place: Permit,
+    _permit: Permit,
 }
 
-impl HttpBody for Held {
+impl HttpBody for PermitBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -45,14 +45,14 @@ impl HttpBody for Held {
     }
 }
 
-/// Gives the place away with the last piece.
-pub async fn hold(response: Response, place: Option<Permit>) -> Result<Response> {
-    let Some(place) = place else { return Ok(response) };
+/// Has the permit held until the client has read the response. One of a single piece needs none.
+pub async fn hold(response: Response, permit: Option<Permit>) -> Result<Response> {
+    let Some(permit) = permit else { return Ok(response) };
     let (head, body) = response.into_parts();
     let rest = axum::body::to_bytes(body, usize::MAX).await.map_err(|error| {
         tracing::error!(%error, "an answer could not be gathered");
         Refusal::new(Reason::Internal, "the gateway failed at this")
     })?;
-    let body = if rest.len() > PIECE { Body::new(Held { rest, _place: place }) } else { Body::from(rest) };
+    let body = if rest.len() > PIECE { Body::new(PermitBody { rest, _permit: permit }) } else { Body::from(rest) };
     Ok(Response::from_parts(head, body))
 }

@@ -10,7 +10,7 @@ use super::{Gateway, cluster};
 use crate::api::StepRun;
 use crate::api::name;
 use crate::api::step_run::StepRunStatus;
-use crate::decide::claim::{self, Asker, Held, Why};
+use crate::decide::claim::{self, Claimant, Precondition, Rejection};
 use crate::protocol::AttemptRef;
 
 /// A call: what its body asks, by the attempt that its head names.
@@ -49,22 +49,30 @@ pub fn id_digest(attempt: &AttemptRef) -> String {
 
 /// For every call after the claim.
 pub fn holds(step_run: &StepRun, attempt: &AttemptRef, caller: &Caller) -> Result<()> {
-    Ok(claim::holds(step_run, &asker(attempt, caller, &id_digest(attempt)))?)
+    Ok(claim::holds(step_run, &claimant(attempt, caller, &id_digest(attempt)))?)
+}
+
+/// The fence and the claim, and that the end is not reported: after that nothing of the attempt counts.
+pub fn works(step_run: &StepRun, attempt: &AttemptRef, caller: &Caller) -> Result<()> {
+    stands(step_run, attempt)?;
+    holds(step_run, attempt, caller)?;
+    let reported = step_run.status.as_ref().is_some_and(|status| claim::report_of(status, attempt.attempt).is_some());
+    if reported { Err(Rejection::Reported.into()) } else { Ok(()) }
 }
 
 /// The one who asks, by its id's digest.
-pub fn asker<'a>(attempt: &AttemptRef, caller: &'a Caller, id: &'a str) -> Asker<'a> {
-    Asker { attempt: attempt.attempt, id, pod_name: &caller.pod_name, pod_uid: &caller.pod_uid }
+pub fn claimant<'a>(attempt: &AttemptRef, caller: &'a Caller, id: &'a str) -> Claimant<'a> {
+    Claimant { attempt: attempt.attempt, id, pod_name: &caller.pod_name, pod_uid: &caller.pod_uid }
 }
 
 /// The tests of a JSON patch.
-pub fn tests(held: Vec<Held>) -> Vec<Value> {
+pub fn tests(held: Vec<Precondition>) -> Vec<Value> {
     held.into_iter().map(|held| test(held.path, held.value)).collect()
 }
 
-impl From<Why> for Refusal {
-    fn from(why: Why) -> Self {
-        let reason = if why == Why::Taken { Reason::AlreadyClaimed } else { Reason::Fenced };
+impl From<Rejection> for Refusal {
+    fn from(why: Rejection) -> Self {
+        let reason = if why == Rejection::Taken { Reason::AlreadyClaimed } else { Reason::Fenced };
         Self::new(reason, why.to_string())
     }
 }
@@ -76,13 +84,13 @@ mod tests {
     #[test]
     fn who_lost_the_attempt_is_told_how() {
         for (why, reason) in [
-            (Why::Taken, Reason::AlreadyClaimed),
-            (Why::NotCurrent { asked: 1, current: 2 }, Reason::Fenced),
-            (Why::Ended, Reason::Fenced),
-            (Why::Waits, Reason::Fenced),
-            (Why::Reported, Reason::Fenced),
-            (Why::Unclaimed, Reason::Fenced),
-            (Why::Deleting, Reason::Fenced),
+            (Rejection::Taken, Reason::AlreadyClaimed),
+            (Rejection::NotCurrent { asked: 1, current: 2 }, Reason::Fenced),
+            (Rejection::Ended, Reason::Fenced),
+            (Rejection::Waits, Reason::Fenced),
+            (Rejection::Reported, Reason::Fenced),
+            (Rejection::Unclaimed, Reason::Fenced),
+            (Rejection::Deleting, Reason::Fenced),
         ] {
             assert_eq!(Refusal::from(why), Refusal::new(reason, why.to_string()));
         }
@@ -99,8 +107,8 @@ mod tests {
         };
         let caller = Caller { pod_name: "p".to_owned(), pod_uid: "pod".to_owned() };
         let id = id_digest(&attempt);
-        let asker = asker(&attempt, &caller, &id);
-        assert_eq!((asker.attempt, asker.pod_name, asker.pod_uid), (2, "p", "pod"));
-        assert!(asker.id.starts_with("sha256:") && !asker.id.contains(&attempt.id));
+        let claimant = claimant(&attempt, &caller, &id);
+        assert_eq!((claimant.attempt, claimant.pod_name, claimant.pod_uid), (2, "p", "pod"));
+        assert!(claimant.id.starts_with("sha256:") && !claimant.id.contains(&attempt.id));
     }
 }

@@ -3,13 +3,12 @@
 
 #![expect(clippy::disallowed_methods, reason = "how long a verdict on a token is kept")]
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, Pod};
 use kube::Api;
 use kube::api::PostParams;
 use tokio::time::Instant;
@@ -20,6 +19,10 @@ use super::{Gateway, cluster};
 use crate::api::StepRun;
 use crate::api::name::{self, LABEL_ATTEMPT, LABEL_STEP_RUN};
 use crate::cluster::fair::Fair;
+use crate::cluster::ttl_cache::TtlCache;
+use crate::decide::seen;
+use crate::decide::terms::ANNOTATION_TERMS;
+use crate::definition::agent::CONTAINER;
 use crate::protocol::{AttemptRef, header};
 use crate::server::rate::{Rate, Rates};
 
@@ -46,9 +49,9 @@ pub struct Caller {
 
 /// What is known of tokens, by digest of token, audience and namespace; and who may ask for more.
 pub struct Verdicts {
-    good: Kept<Caller>,
+    good: TtlCache<Caller>,
     /// Apart, so that no flood of bad ones drives the good ones out.
-    bad: Kept<Refusal>,
+    bad: TtlCache<Refusal>,
     bad_tokens: Mutex<Rates>,
     reviews: Fair,
 }
@@ -56,8 +59,8 @@ pub struct Verdicts {
 impl Default for Verdicts {
     fn default() -> Self {
         Self {
-            good: Kept::new(KEEP),
-            bad: Kept::new(KEEP_REFUSED),
+            good: TtlCache::new(KEEP, KEPT),
+            bad: TtlCache::new(KEEP_REFUSED, KEPT),
             bad_tokens: Mutex::new(Rates::new(BAD_TOKENS)),
             reviews: Fair::new(REVIEWS_AT_ONCE, REVIEWS_QUEUED),
         }
@@ -71,33 +74,6 @@ impl Verdicts {
 
     fn rates(&self) -> std::sync::MutexGuard<'_, Rates> {
         self.bad_tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Verdicts that are kept for a while.
-struct Kept<V> {
-    keep: Duration,
-    verdicts: Mutex<HashMap<String, (Instant, V)>>,
-}
-
-impl<V: Clone> Kept<V> {
-    fn new(keep: Duration) -> Self {
-        Self { keep, verdicts: Mutex::default() }
-    }
-
-    fn get(&self, key: &str) -> Option<V> {
-        let verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        verdicts.get(key).filter(|(at, _)| at.elapsed() < self.keep).map(|(_, verdict)| verdict.clone())
-    }
-
-    fn put(&self, key: String, verdict: V, asked_at: Instant) {
-        let mut verdicts = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner);
-        if verdicts.len() >= KEPT {
-            verdicts.retain(|_, (at, _)| at.elapsed() < self.keep);
-        }
-        if verdicts.len() < KEPT {
-            verdicts.insert(key, (asked_at, verdict));
-        }
     }
 }
 
@@ -163,11 +139,11 @@ async fn reviewed(
     match &verdict {
         Ok(caller) => {
             gateway.metrics.reviewed(Review::Good);
-            verdicts.good.put(key.to_owned(), caller.clone(), asked_at);
+            verdicts.good.insert(key.to_owned(), caller.clone(), asked_at);
         }
         Err(refusal) => {
             gateway.metrics.reviewed(Review::Bad);
-            verdicts.bad.put(key.to_owned(), refusal.clone(), asked_at);
+            verdicts.bad.insert(key.to_owned(), refusal.clone(), asked_at);
         }
     }
     verdict
@@ -206,31 +182,48 @@ fn judge(status: Option<&TokenReviewStatus>, audience: &str, namespace: &str) ->
     }
 }
 
-/// What the pod is about to do.
+/// For which call a pod proves itself: a pod that may still report may not claim any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub enum AttemptCall {
     Claim,
     Report,
 }
 
-/// Whether the caller's pod lives and was made for the attempt; the UID of the Job that owns it. Tokens outlive both for
-/// some seconds.
-pub async fn pod(client: &kube::Client, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<String> {
+/// The pod of an attempt.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttemptPod {
+    /// UID of the Job that owns it.
+    pub job: String,
+    /// Whether the cluster takes it away.
+    pub pod_disrupted: bool,
+    /// How the agent's container has ended, where it has.
+    pub ended: Option<ContainerStateTerminated>,
+    /// That it was killed for want of memory, with its limit.
+    pub out_of_memory: Option<String>,
+    /// What the attempt is held to, as its annotation says: proven by the digest in the StepRun alone.
+    pub terms: Option<String>,
+}
+
+/// The caller's pod, if it lives and was made for the attempt. Tokens outlive both for some seconds.
+pub async fn pod(client: &kube::Client, caller: &Caller, attempt: &AttemptRef, act: AttemptCall) -> Result<AttemptPod> {
     let api: Api<Pod> = Api::namespaced(client.clone(), &attempt.namespace);
     let pod = cluster::find(|| api.get(&caller.pod_name)).await?;
     judge_pod(pod.as_ref(), caller, attempt, act)
 }
 
-fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act) -> Result<String> {
+fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: AttemptCall) -> Result<AttemptPod> {
     let refuse = |why: &str| Err(Refusal::new(Reason::WrongPod, why));
     let Some(pod) = pod.filter(|pod| pod.metadata.uid.as_ref() == Some(&caller.pod_uid)) else {
         return refuse("the pod is gone");
     };
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    if !matches!(phase, Some("Pending" | "Running")) {
+    let pod_disrupted = seen::is_disrupted_pod(pod);
+    // Of an evicted pod the node says that it has failed while its processes still end.
+    let still_ends = act == AttemptCall::Report && pod_disrupted && phase == Some("Failed");
+    if !matches!(phase, Some("Pending" | "Running")) && !still_ends {
         return refuse("the pod has ended");
     }
-    if act == Act::Claim && pod.metadata.deletion_timestamp.is_some() {
+    if act == AttemptCall::Claim && pod.metadata.deletion_timestamp.is_some() {
         return refuse("the pod is being deleted");
     }
     // A Job adopts any pod that bears its controller-uid; our labels only the Job controller sets, and only at birth.
@@ -240,17 +233,28 @@ fn judge_pod(pod: Option<&Pod>, caller: &Caller, attempt: &AttemptRef, act: Act)
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let job = owners.find(|o| o.controller == Some(true) && o.kind == "Job" && o.api_version == "batch/v1");
     match job {
-        Some(job) if made_for => Ok(job.uid.clone()),
+        Some(job) if made_for => Ok(AttemptPod {
+            job: job.uid.clone(),
+            pod_disrupted,
+            ended: ended(pod),
+            out_of_memory: seen::pod(pod).out_of_memory,
+            terms: pod.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_TERMS)).cloned(),
+        }),
         _ => refuse("the pod is not of the attempt's Job"),
     }
 }
 
+fn ended(pod: &Pod) -> Option<ContainerStateTerminated> {
+    let mut containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    containers.find(|c| c.name == CONTAINER)?.state.as_ref()?.terminated.clone()
+}
+
 /// Whether the Job that owns the pod is the one that the operator made for the attempt. What is not the current attempt
 /// is the fence's business.
-pub fn of_the_job(job_uid: &str, step_run: &StepRun, attempt: i32, act: Act) -> Result<()> {
+pub fn of_the_job(job_uid: &str, step_run: &StepRun, attempt: i32, act: AttemptCall) -> Result<()> {
     let Some(status) = step_run.status.as_ref().filter(|status| status.attempt == attempt) else {
         return match (&step_run.status, act) {
-            (None, Act::Claim) => Err(not_yet()),
+            (None, AttemptCall::Claim) => Err(not_yet()),
             _ => Ok(()),
         };
     };
@@ -258,7 +262,7 @@ pub fn of_the_job(job_uid: &str, step_run: &StepRun, attempt: i32, act: Act) -> 
         Some(job) if job.uid == job_uid => Ok(()),
         Some(_) => Err(Refusal::new(Reason::WrongPod, "the Job of the pod is not the one that the operator made")),
         // A report is held to the pod that has claimed.
-        None if act == Act::Report => Ok(()),
+        None if act == AttemptCall::Report => Ok(()),
         None => Err(not_yet()),
     }
 }
@@ -350,6 +354,16 @@ mod tests {
             (pod("new", "Running", own, true, false), false, false),
             (pod("uid", "Succeeded", own, true, false), false, false),
             (pod("uid", "Failed", own, true, false), false, false),
+            // Evicted: its processes still end.
+            (
+                changed(|p| {
+                    p.status = serde_json::from_value(json!({"phase": "Failed", "reason": "Evicted",
+                        "conditions": [{"type": "DisruptionTarget", "status": "True"}]}))
+                    .expect("a status");
+                }),
+                false,
+                true,
+            ),
             (pod("uid", "Running", own, false, false), false, false),
             (pod("uid", "Running", "another", true, false), false, false),
             // Adopted by the Job, of an earlier attempt, of a ReplicaSet.
@@ -366,11 +380,25 @@ mod tests {
             ),
             (changed(|p| p.metadata.owner_references = None), false, false),
         ] {
-            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Claim).is_ok(), claim, "{pod:?}");
-            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, Act::Report).is_ok(), report, "{pod:?}");
+            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, AttemptCall::Claim).is_ok(), claim, "{pod:?}");
+            assert_eq!(judge_pod(Some(&pod), &caller, &attempt, AttemptCall::Report).is_ok(), report, "{pod:?}");
         }
-        assert!(judge_pod(None, &caller, &attempt, Act::Report).is_err());
-        assert_eq!(judge_pod(Some(&changed(|_| {})), &caller, &attempt, Act::Claim), Ok("j".to_owned()));
+        assert!(judge_pod(None, &caller, &attempt, AttemptCall::Report).is_err());
+        let killed = changed(|p| {
+            let limits = json!({"containers": [{"name": CONTAINER, "resources": {"limits": {"memory": "64Mi"}}}]});
+            p.spec = serde_json::from_value(limits).expect("a spec");
+            let state = json!({"name": CONTAINER, "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}});
+            let status = json!({"phase": "Running", "containerStatuses": [state]});
+            p.status = serde_json::from_value(status).expect("a status");
+        });
+        let seen = judge_pod(Some(&killed), &caller, &attempt, AttemptCall::Report).expect("its pod");
+        assert_eq!(seen.out_of_memory.as_deref(), Some("out of memory, limit 64Mi"));
+        assert_eq!(seen.ended.map(|ended| ended.exit_code), Some(137));
+        assert_eq!(
+            judge_pod(Some(&changed(|_| {})), &caller, &attempt, AttemptCall::Claim),
+            Ok(AttemptPod { job: "j".to_owned(), ..AttemptPod::default() })
+        );
     }
 
     #[test]
@@ -393,7 +421,7 @@ mod tests {
             ("fenced", json!({"attempt": 3, "job": job(3, "k")}), Ok(()), Ok(())),
         ] {
             let step_run = seen(status);
-            for (act, expected) in [(Act::Claim, claim), (Act::Report, report)] {
+            for (act, expected) in [(AttemptCall::Claim, claim), (AttemptCall::Report, report)] {
                 assert_eq!(of_the_job("j", &step_run, 2, act).map_err(|r| r.reason), expected, "{what}: {act:?}");
             }
         }
@@ -405,15 +433,15 @@ mod tests {
         let caller = Caller { pod_name: "pod".to_owned(), pod_uid: "uid".to_owned() };
         let refusal = Refusal::new(Reason::Unauthenticated, "no");
         let now = Instant::now();
-        verdicts.good.put("good".to_owned(), caller.clone(), now);
+        verdicts.good.insert("good".to_owned(), caller.clone(), now);
         for n in 0..=KEPT {
-            verdicts.bad.put(n.to_string(), refusal.clone(), now);
+            verdicts.bad.insert(n.to_string(), refusal.clone(), now);
         }
         assert_eq!(verdicts.recall("good"), Some(Ok(caller.clone())));
         assert_eq!(verdicts.recall("0"), Some(Err(refusal.clone())));
-        assert_eq!(verdicts.bad.verdicts.lock().expect("a lock").len(), KEPT, "bounded");
+        assert_eq!(verdicts.bad.entries(), KEPT, "bounded");
         let long_ago = now.checked_sub(KEEP).expect("the machine runs longer");
-        verdicts.good.put("old".to_owned(), caller, long_ago);
+        verdicts.good.insert("old".to_owned(), caller, long_ago);
         assert_eq!(verdicts.recall("old"), None);
     }
 

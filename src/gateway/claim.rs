@@ -5,22 +5,25 @@
 use std::collections::HashMap;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use kube::Api;
 
 use super::attempt::Asked;
-use super::auth::{self, Act, Caller};
+use super::auth::{self, AttemptCall, AttemptPod, Caller};
 use super::cluster::{add, patch_status};
 use super::context::{self, Parts};
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, cluster, definitions, document};
+use super::{Gateway, attempt, cluster, definitions, document, history, terms};
+use crate::api::StepRun;
+use crate::api::agent::Repair;
+use crate::api::limits::MAX_REPAIRS;
+use crate::api::name::LABEL_SESSION;
 use crate::api::step::Format;
 use crate::api::step_run::{StepRunSpec, StepRunStatus};
-use crate::api::{Agent, StepRun};
-use crate::decide::claim::{self as rules, Answer, Asker};
+use crate::decide::claim::{self as rules, Answer, Claimant};
 use crate::decide::content::Pin;
+use crate::decide::trace::TraceContext;
 use crate::definition::policy::AttemptPolicy;
 use crate::definition::program::{AgentStep, Program, Step};
-use crate::protocol::{AttemptRef, ClaimRequest, Claimed, InputFile};
+use crate::protocol::{self, AttemptRef, ClaimRequest, Claimed, InputFile};
 
 /// Decisions on a StepRun that others keep writing to.
 const ROUNDS: usize = 6;
@@ -29,21 +32,21 @@ const READS_AT_ONCE: usize = 4;
 
 pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimRequest>) -> Result<Claimed> {
     let who = &request.attempt;
-    let job = auth::pod(&gateway.client, caller, who, Act::Claim).await?;
+    let pod = auth::pod(&gateway.client, caller, who, AttemptCall::Claim).await?;
     let id = attempt::id_digest(who);
-    let asker = attempt::asker(who, caller, &id);
+    let claimant = attempt::claimant(who, caller, &id);
     for _ in 0..ROUNDS {
         let step_run = attempt::read(gateway, who).await?;
-        let again = match rules::admit(&step_run, &asker) {
+        let again = match rules::admit(&step_run, &claimant) {
             Answer::Free => false,
             Answer::Again => true,
             Answer::Refused(why) => return Err(why.into()),
         };
-        auth::of_the_job(&job, &step_run, who.attempt, Act::Claim)?;
+        auth::of_the_job(&pod.job, &step_run, who.attempt, AttemptCall::Claim)?;
         // Before the write: an attempt whose input cannot be had must not be spent.
-        let answer = input(gateway, who, &step_run).await?;
+        let answer = input(gateway, who, &step_run, &pod).await?;
         if !again {
-            match write(gateway, who, &asker, &step_run).await {
+            match write(gateway, who, &claimant, &step_run).await {
                 Ok(()) => {
                     gateway.metrics.claims.inc();
                 }
@@ -62,6 +65,8 @@ pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimReque
             attempt = who.attempt,
             stepRun = who.step_run,
             pod = caller.pod_name,
+            traceId = TraceContext::of_step(&step_run).id(),
+            session = step_run.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_SESSION)),
             again,
             "claimed"
         );
@@ -73,40 +78,51 @@ pub async fn claim(gateway: &Gateway, caller: &Caller, request: Asked<ClaimReque
 async fn write(
     gateway: &Gateway,
     who: &AttemptRef,
-    asker: &Asker<'_>,
+    claimant: &Claimant<'_>,
     step_run: &StepRun,
 ) -> std::result::Result<(), cluster::Failure> {
-    let mut operations = attempt::tests(rules::free_still(step_run));
+    let mut operations = attempt::tests(rules::claim_preconditions(step_run));
     if step_run.status.is_none() {
         // The API server fills in the operator's defaults.
         operations.push(add("/status", &serde_json::json!({})));
     }
-    operations.push(add("/status/agent", &rules::claimed(asker, gateway.clock.now())));
+    operations.push(add("/status/agent", &rules::claimed(claimant, gateway.clock.now())));
     patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
 }
 
-async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Result<Claimed> {
+async fn input(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun, pod: &AttemptPod) -> Result<Claimed> {
     let spec = &step_run.spec;
     let definition = gateway.definitions.get(&gateway.client, &who.namespace, spec).await?;
     let (step, own) = definitions::step(&definition, spec)?;
-    let agent = agent(gateway, who, spec).await?;
+    let terms = terms::of(gateway, who, step_run, step, pod).await?;
     let formats = formats(gateway, who, spec, &definition).await?;
     let status = attempt::status(step_run);
     context::claimed(&Parts {
         attempt: who,
         spec,
         rejected: rejected(gateway, who, &status, own).await?,
+        history: history::newest(gateway, who, step_run, &definition).await?,
         status: &status,
         run: &definition.run,
         step: own,
         formats: &formats,
-        timeout_seconds: AttemptPolicy::of(Some(step), agent.as_ref()).timeout,
-        progress_timeout_seconds: agent.as_ref().and_then(|agent| agent.spec.progress_timeout_seconds),
+        timeout_seconds: terms
+            .as_ref()
+            .map_or_else(|| AttemptPolicy::of(Some(step), None).timeout, |t| t.timeout_seconds),
+        progress_timeout_seconds: terms.as_ref().and_then(|terms| terms.progress_timeout_seconds),
+        repair: terms.as_ref().and_then(|terms| terms.repair.as_ref()).map(repair),
+        output_schema: terms.as_ref().and_then(|terms| terms.output_schema.clone()),
+        prompt: terms.and_then(|terms| terms.prompt),
     })
     .map_err(|error| {
         tracing::error!(%error, stepRun = who.step_run, "spec.parameters is not JSON");
         Refusal::new(Reason::Internal, "spec.parameters of the StepRun is not JSON")
     })
+}
+
+fn repair(repair: &Repair) -> protocol::Repair {
+    let most = repair.max_repairs.unwrap_or(MAX_REPAIRS);
+    protocol::Repair { command: repair.command.clone(), most: u32::try_from(most).unwrap_or_default() }
 }
 
 /// The document of the round before, as it was reviewed.
@@ -122,11 +138,6 @@ async fn rejected(
     let content = document::content(gateway, &who.namespace, &pin).await?;
     let path = context::rejected_path(produces);
     Ok(Some(InputFile { name: pin.name, path, digest: content.digest().to_owned() }))
-}
-
-pub async fn agent(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> Result<Option<Agent>> {
-    let api: Api<Agent> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    Ok(cluster::find(|| api.get(&spec.agent_id)).await?)
 }
 
 /// Formats of the pinned documents. Members of a fan-in were made by this run, whose definition says their format:

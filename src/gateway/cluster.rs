@@ -46,6 +46,10 @@ impl Failure {
         matches!(self, Self::Refused(status) if status.is_already_exists())
     }
 
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused(status) if status.code == 403)
+    }
+
     /// A failed `test` of a JSON patch is Invalid; a PUT that came too late, or a patch that the server itself could
     /// not place among other writes, is Conflict.
     pub fn is_outrun(&self) -> bool {

@@ -1,18 +1,24 @@
 //! `context.json` and what goes with it: pure, from the StepRun, the pinned definition and the formats of documents.
 
-#![expect(clippy::disallowed_macros, reason = "context.json, the contract with agents")]
+use std::collections::{BTreeMap, HashMap};
 
-use std::collections::{HashMap, HashSet};
-
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::judge::document_file;
+use super::{ask, entries};
+use crate::api::agent::Prompt;
+use crate::api::limits::MAX_TURNS;
 use crate::api::name;
 use crate::api::step::{Format, Produces};
-use crate::api::step_run::{Attempt, AttemptResult, DocumentRef, StepRunSpec, StepRunStatus};
+use crate::api::step_run::{self, DocumentRef, ScopeLink, StepRunSpec, StepRunStatus};
 use crate::decide::content::{self, Pin};
 use crate::definition::program::{AgentStep, DocumentSelector, RunContext};
-use crate::protocol::{self, AttemptRef, Claimed, InputFile};
+use crate::definition::schema::Schema;
+use crate::protocol::context::{
+    self, Context, DocumentFile, Documents, HistoryPage, Item, ItemDocument, MemoryPlace, Previous, RejectedDocument,
+    Run, Scope, Step,
+};
+use crate::protocol::{self, AttemptRef, Claimed, FileNames, InputFile, Repair, file_name};
 
 /// All that an attempt's input is made of.
 pub struct Parts<'a> {
@@ -21,55 +27,109 @@ pub struct Parts<'a> {
     pub status: &'a StepRunStatus,
     pub run: &'a RunContext,
     pub step: &'a AgentStep,
+    /// What was said before, as `history::newest` gives it.
+    pub history: HistoryPage,
     /// Formats by the Document's name.
     pub formats: &'a HashMap<String, Format>,
     /// What was rejected last, where that was a document.
     pub rejected: Option<InputFile>,
     pub timeout_seconds: i64,
     pub progress_timeout_seconds: Option<i64>,
+    pub repair: Option<Repair>,
+    /// The Agent's own; the step may have another.
+    pub output_schema: Option<Map<String, Value>>,
+    /// Of an Agent that is only a prompt.
+    pub prompt: Option<Prompt>,
 }
 
 /// The answer to a claim; an error where the operator wrote what cannot be read.
 pub fn claimed(parts: &Parts<'_>) -> Result<Claimed, serde_json::Error> {
     let (documents, mut files) = documents(parts);
     files.extend(parts.rejected.clone());
-    let spec = parts.spec;
-    let mut context = json!({
-        "version": protocol::VERSION,
-        "workflow": {
-            "name": spec.workflow.name,
-            "uid": spec.workflow.uid,
-            "session": parts.run.session,
-            "project": parts.run.project,
-        },
-        "session": parts.run.session,
-        "step": {
-            "path": spec.path,
-            "stepRun": parts.attempt.step_run,
-            "agentId": spec.agent_id,
-            "attempt": parts.attempt.attempt,
-            "round": parts.status.round,
-        },
-        "scopeChain": spec.scope_chain,
-        "item": spec.item,
-        "parameters": serde_json::from_str::<Value>(&spec.parameters)?,
-        "input": parts.run.input,
-        "history": history(parts),
-        "documents": documents,
-    });
-    if let Some(previous) = previous(parts) {
-        context["previous"] = previous;
-    }
     let produces = parts.step.produces.as_ref();
     Ok(Claimed {
-        context,
+        context: serde_json::to_value(context(parts, documents)?)?,
         documents: files,
         env: environment(parts),
         document_file: produces.map(document_file),
         document_is_json: produces.is_some_and(|produces| produces.format == Format::Json),
         timeout_seconds: parts.timeout_seconds,
         progress_timeout_seconds: parts.progress_timeout_seconds,
+        repair: parts.repair.clone(),
     })
+}
+
+fn context(parts: &Parts<'_>, documents: BTreeMap<String, Documents>) -> Result<Context, serde_json::Error> {
+    let (spec, session) = (parts.spec, &parts.run.session);
+    let scope =
+        |link: &ScopeLink| Scope { scope: link.scope.clone(), scope_id: link.scope_id.clone(), index: link.index };
+    let item = |item: &step_run::Item| Item { key: item.key.clone(), index: item.index, value: item.value.clone() };
+    Ok(Context {
+        version: protocol::VERSION,
+        workflow: Run {
+            name: spec.workflow.name.clone(),
+            uid: spec.workflow.uid.clone(),
+            session: session.clone(),
+            project: parts.run.project.clone(),
+        },
+        session: session.clone(),
+        step: Step {
+            path: spec.path.clone(),
+            step_run: parts.attempt.step_run.clone(),
+            agent_id: spec.agent_id.clone(),
+            attempt: parts.attempt.attempt,
+            round: parts.status.round,
+        },
+        scope_chain: spec.scope_chain.iter().map(scope).collect(),
+        item: spec.item.as_ref().map(item),
+        parameters: serde_json::from_str(&spec.parameters)?,
+        input: parts.run.input.clone(),
+        history: parts.history.entries.clone(),
+        history_cursor: parts.history.cursor.clone(),
+        answers: ask::answers(parts.status),
+        documents,
+        output: context::Output {
+            schema: schema(parts.output_schema.as_ref(), parts.step.output_schema.as_ref().map(Schema::as_object)),
+            document: parts.step.produces.as_ref().map(document_file),
+            format: parts.step.produces.as_ref().and_then(|produces| word(produces.format)),
+        },
+        prompt: parts.prompt.as_ref().map(prompt),
+        memory: MemoryPlace {
+            name: name::memory(&spec.agent_id, session),
+            verb: "lockstep memory".to_owned(),
+            call: "memory".to_owned(),
+        },
+        previous: previous(parts),
+    })
+}
+
+/// What the output must meet. Each of two keeps its own references, which lead to the root of the schema that they stand in.
+fn schema(agent: Option<&Map<String, Value>>, step: Option<&Map<String, Value>>) -> Option<Value> {
+    let (Some(agent), Some(step)) = (agent, step) else {
+        return agent.or(step).cloned().map(Value::Object);
+    };
+    let rooted = |whose: &str, own: &Map<String, Value>| {
+        let mut root = Map::from_iter([("$id".to_owned(), Value::from(format!("lockstep:{whose}")))]);
+        root.extend(own.clone());
+        Value::Object(root)
+    };
+    let both = vec![rooted("agent", agent), rooted("step", step)];
+    Some(if agent == step { Value::Object(step.clone()) } else { Value::from_iter([("allOf", both)]) })
+}
+
+/// As the definition writes it.
+fn word(format: Format) -> Option<String> {
+    serde_json::to_value(format).ok()?.as_str().map(str::to_owned)
+}
+
+fn prompt(prompt: &Prompt) -> context::Prompt {
+    context::Prompt {
+        system: prompt.system.clone(),
+        model: prompt.model.clone(),
+        base_url: prompt.base_url.clone(),
+        temperature: prompt.temperature,
+        max_turns: prompt.max_turns.unwrap_or(MAX_TURNS).unsigned_abs(),
+    }
 }
 
 fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
@@ -88,35 +148,24 @@ fn environment(parts: &Parts<'_>) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Faults of earlier attempts, each followed by what a person said to it.
-fn history(parts: &Parts<'_>) -> Vec<Value> {
-    let faults =
-        earlier(parts).map(|(attempt, text)| (attempt, json!({"kind": "fault", "attempt": attempt, "text": text})));
-    let guidance = parts.status.guidance.iter().map(|g| {
-        let said = json!({"kind": "guidance", "attempt": g.attempt, "by": g.by, "text": g.text});
-        (g.attempt, said)
-    });
-    let mut history: Vec<(i32, Value)> = faults.chain(guidance).collect();
-    history.sort_by_key(|(attempt, _)| *attempt);
-    history.into_iter().map(|(_, entry)| entry).collect()
-}
-
 /// The attempt before this one; from the second round on with what people said of all rounds, and the last document.
-fn previous(parts: &Parts<'_>) -> Option<Value> {
-    let last = parts.status.attempts.iter().rfind(|attempt| attempt.number < parts.attempt.attempt)?;
-    let text = earlier(parts).last().filter(|(number, _)| *number == last.number).map(|(_, text)| text);
-    let faults: Vec<&str> = text.as_deref().unwrap_or_default().lines().collect();
-    let mut previous = json!({"attempt": last.number, "faults": faults});
-    if parts.status.round > 1 {
-        let decisions = parts.status.gate.iter().flat_map(|gate| &gate.decisions);
-        let of_rounds = decisions.filter(|decision| decision.round < parts.status.round);
-        let comments: Vec<&str> = of_rounds.filter_map(|decision| decision.comment.as_deref()).collect();
-        previous["comments"] = json!(comments);
-    }
-    if let Some(file) = &parts.rejected {
-        previous["document"] = json!({"path": file.path, "digest": file.digest});
-    }
-    Some(previous)
+fn previous(parts: &Parts<'_>) -> Option<Previous> {
+    let attempt = parts.attempt.attempt;
+    let last = parts.status.attempts.iter().rfind(|earlier| earlier.number < attempt)?;
+    let failed = entries::failed(parts.status, attempt).last().filter(|(failed, _)| failed.number == last.number);
+    let faults = failed.map(|(_, text)| text.lines().map(str::to_owned).collect()).unwrap_or_default();
+    let decisions = parts.status.gate.iter().flat_map(|gate| &gate.decisions);
+    let of_rounds = decisions.filter(|decision| decision.round < parts.status.round);
+    let comments = of_rounds.filter_map(|decision| decision.comment.clone()).collect();
+    Some(Previous {
+        attempt: last.number,
+        faults,
+        comments: Some(comments).filter(|_| parts.status.round > 1),
+        document: parts
+            .rejected
+            .as_ref()
+            .map(|file| RejectedDocument { path: file.path.clone(), digest: file.digest.clone() }),
+    })
 }
 
 /// The Document that was rejected last.
@@ -130,42 +179,26 @@ pub fn rejected_path(produces: &Produces) -> String {
     format!("previous/{}.{}", file_name(&produces.document_type), produces.format.extension())
 }
 
-fn earlier<'a>(parts: &'a Parts<'_>) -> impl Iterator<Item = (i32, String)> + use<'a> {
-    // Where somebody held the name of the Job nothing ran: no news for an agent.
-    let failed = |attempt: &&Attempt| {
-        let none = matches!(attempt.result, AttemptResult::Succeeded | AttemptResult::NameConflict);
-        attempt.number < parts.attempt.attempt && !none
-    };
-    parts.status.attempts.iter().filter(failed).map(|attempt| {
-        let text = attempt.message.clone().filter(|text| !text.is_empty());
-        let text = text.unwrap_or_else(|| match attempt.exit_code {
-            Some(code) => format!("{}: exit code {code}", attempt.result),
-            None => attempt.result.to_string(),
-        });
-        (attempt.number, text)
-    })
-}
-
-fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
-    let mut listed = Map::new();
-    let mut members: HashMap<&str, Vec<Value>> = HashMap::new();
+fn documents(parts: &Parts<'_>) -> (BTreeMap<String, Documents>, Vec<InputFile>) {
+    let mut listed = BTreeMap::new();
+    let mut members: BTreeMap<&str, Vec<ItemDocument>> = BTreeMap::new();
     let mut files = Vec::new();
-    let mut names = Names::default();
+    let mut names = FileNames::default();
     for document in &parts.spec.documents {
-        let path = path(parts, document, &mut names);
+        let (path, digest) = (path(parts, document, &mut names), document.digest.clone());
+        files.push(InputFile { name: document.name.clone(), path: path.clone(), digest: digest.clone() });
         match &document.key {
             None => {
-                listed.insert(
-                    document.document_type.clone(),
-                    json!({"path": path, "digest": document.digest, "scopeId": document.scope_id}),
-                );
+                let file = DocumentFile { path, digest, scope_id: document.scope_id.clone() };
+                listed.insert(document.document_type.clone(), Documents::One(file));
             }
-            Some(key) => members
-                .entry(document.document_type.as_str())
-                .or_default()
-                .push(json!({"key": key, "path": path, "digest": document.digest})),
+            Some(key) => members.entry(document.document_type.as_str()).or_default().push(ItemDocument {
+                key: key.clone(),
+                index: document.index,
+                path,
+                digest,
+            }),
         }
-        files.push(InputFile { name: document.name.clone(), path, digest: document.digest.clone() });
     }
     // A fan-in over no items is an empty list, not an absent one.
     for wanted in &parts.step.documents {
@@ -173,17 +206,15 @@ fn documents(parts: &Parts<'_>) -> (Map<String, Value>, Vec<InputFile>) {
             members.entry(document_type).or_default();
         }
     }
-    let mut members: Vec<_> = members.into_iter().collect();
-    members.sort_by_key(|(document_type, _)| *document_type);
     for (document_type, list) in members {
         let key =
             if listed.contains_key(document_type) { format!("{document_type}/*") } else { document_type.to_owned() };
-        listed.insert(key, Value::Array(list));
+        listed.insert(key, Documents::OfAllItems(list));
     }
     (listed, files)
 }
 
-fn path(parts: &Parts<'_>, document: &DocumentRef, names: &mut Names) -> String {
+fn path(parts: &Parts<'_>, document: &DocumentRef, names: &mut FileNames) -> String {
     let format = parts.formats.get(&document.name).copied();
     let extension = format.unwrap_or_default().extension();
     let document_type = file_name(&document.document_type);
@@ -194,45 +225,13 @@ fn path(parts: &Parts<'_>, document: &DocumentRef, names: &mut Names) -> String 
     format!("{}.{extension}", names.unique(base))
 }
 
-/// A name that leads nowhere else, whatever the key.
-fn file_name(text: &str) -> String {
-    let name: String = text
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' })
-        .take(100)
-        .collect();
-    let name = name.trim_start_matches(['.', '-']);
-    if name.is_empty() { "x".to_owned() } else { name.to_owned() }
-}
-
-/// Paths handed out so far; upper and lower case are one, for those who copy them to other file systems.
-#[derive(Default)]
-struct Names {
-    taken: HashSet<String>,
-    counts: HashMap<String, u32>,
-}
-
-impl Names {
-    fn unique(&mut self, base: String) -> String {
-        if self.taken.insert(base.to_ascii_lowercase()) {
-            return base;
-        }
-        loop {
-            let count = self.counts.entry(base.to_ascii_lowercase()).or_insert(1);
-            *count += 1;
-            let name = format!("{base}-{count}");
-            if self.taken.insert(name.to_ascii_lowercase()) {
-                return name;
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::api::definition::Definition;
-    use crate::definition::program::{Program, Step};
+    use crate::definition::program::{Program, Step as ProgramStep};
 
     fn reference(document_type: &str, name: &str, key: Option<&str>) -> Value {
         json!({"type": document_type, "name": name, "digest": format!("sha256:{name}"), "scopeId": "w", "key": key})
@@ -261,7 +260,7 @@ mod tests {
                  "produces": {"type": "plan", "format": "json"}}]}))
         .expect("a definition");
         let program = Program::compile(&definition).expect("a program");
-        let step = program.step("plan").and_then(Step::agent).expect("an agent's step");
+        let step = program.step("plan").and_then(ProgramStep::agent).expect("an agent's step");
         let status: StepRunStatus = serde_json::from_value(status).expect("a status");
         let formats = HashMap::from([("b".to_owned(), Format::Markdown), ("k1".to_owned(), Format::Json)]);
         let rejected = rejected(&attempt, &status, step).map(|pin| InputFile {
@@ -269,9 +268,10 @@ mod tests {
             path: rejected_path(step.produces.as_ref().expect("it produces")),
             digest: "sha256:p".to_owned(),
         });
-        claimed(&Parts {
+        let claimed = claimed(&Parts {
             rejected,
             attempt: &attempt,
+            history: HistoryPage { entries: entries::own(&status, 3), cursor: Some("1.s.0".to_owned()) },
             spec: &spec,
             status: &status,
             run: &program.run,
@@ -279,8 +279,20 @@ mod tests {
             formats: &formats,
             timeout_seconds: 60,
             progress_timeout_seconds: Some(5),
+            repair: None,
+            output_schema: None,
+            prompt: None,
         })
-        .expect("an answer")
+        .expect("an answer");
+        // Whatever the table, it keeps the contract that is published.
+        let schema = protocol::context::schema();
+        let faults: Vec<String> = jsonschema::validator_for(&schema)
+            .expect("a schema")
+            .iter_errors(&claimed.context)
+            .map(|fault| format!("{}: {fault}", fault.instance_path()))
+            .collect();
+        assert_eq!(faults, Vec::<String>::new(), "{}", claimed.context);
+        claimed
     }
 
     #[test]
@@ -301,8 +313,12 @@ mod tests {
             ("/parameters", json!({"depth": 2})),
             ("/input", json!("A shop")),
             ("/history", json!([])),
+            ("/answers", json!([])),
+            ("/historyCursor", json!("1.s.0")),
             ("/documents/brief", json!({"path": "documents/brief.md", "digest": "sha256:b", "scopeId": "w"})),
             ("/documents/none", json!([])),
+            ("/output", json!({"schema": null, "document": "plan.json", "format": "json"})),
+            ("/memory", json!({"name": name::memory("planner", "ses"), "verb": "lockstep memory", "call": "memory"})),
         ] {
             assert_eq!(context.pointer(pointer), Some(&value), "{pointer}");
         }
@@ -318,6 +334,35 @@ mod tests {
     }
 
     #[test]
+    fn what_the_output_must_meet_is_told_as_one_schema() {
+        let object = |schema: Value| schema.as_object().cloned().expect("an object");
+        let agent = object(json!({"$defs": {"id": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/id"}}}));
+        let step = object(json!({"$defs": {"id": {"type": "string"}}, "properties": {"s": {"$ref": "#/$defs/id"}}}));
+        assert_eq!(schema(None, None), None);
+        assert_eq!(schema(Some(&agent), None), Some(Value::Object(agent.clone())));
+        assert_eq!(schema(None, Some(&step)), Some(Value::Object(step.clone())));
+        assert_eq!(schema(Some(&step), Some(&step)), Some(Value::Object(step.clone())));
+        let both = schema(Some(&agent), Some(&step)).expect("both");
+        let validator = jsonschema::validator_for(&both).expect("a schema");
+        for (output, is_valid) in
+            [(json!({"n": 1, "s": "a"}), true), (json!({"n": "1", "s": "a"}), false), (json!({"n": 1, "s": 1}), false)]
+        {
+            assert_eq!(validator.is_valid(&output), is_valid, "each has definitions of its own: {output}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_told_with_what_the_author_left_out() {
+        let own: Prompt = serde_json::from_value(json!({"system": "s", "model": "m", "baseURL": "https://x/v1",
+            "apiKeySecretRef": {"name": "keys", "key": "api"}}))
+        .expect("a prompt");
+        let told = serde_json::to_value(prompt(&own)).expect("JSON");
+        let expected =
+            json!({"system": "s", "model": "m", "baseURL": "https://x/v1", "temperature": null, "maxTurns": 20});
+        assert_eq!(told, expected, "and nothing of its key");
+    }
+
+    #[test]
     fn earlier_attempts_are_told() {
         let attempt = |number: i32, result: &str, message: Value| {
             json!({"number": number, "round": 1, "result": result, "message": message, "exitCode": 7,
@@ -329,12 +374,15 @@ mod tests {
             attempt(1, "Retryable", json!(null)), attempt(2, "InvalidOutput", json!("/a: one\n/b: two"))],
             "guidance": [{"attempt": 1, "by": "ann", "text": "use short titles"}]}),
         );
+        let history = claimed.context["history"].as_array().expect("a history");
+        let told: Vec<_> = history.iter().map(|e| (e["kind"].as_str(), e["text"].as_str())).collect();
         assert_eq!(
-            claimed.context["history"],
-            json!([
-            {"kind": "fault", "attempt": 1, "text": "Retryable: exit code 7"},
-            {"kind": "guidance", "attempt": 1, "by": "ann", "text": "use short titles"},
-            {"kind": "fault", "attempt": 2, "text": "/a: one\n/b: two"}])
+            told,
+            [
+                (Some("fault"), Some("Retryable: exit code 7")),
+                (Some("guidance"), Some("use short titles")),
+                (Some("fault"), Some("/a: one\n/b: two"))
+            ]
         );
         assert_eq!(claimed.context["previous"], json!({"attempt": 2, "faults": ["/a: one", "/b: two"]}));
     }
@@ -359,7 +407,11 @@ mod tests {
             json!({"attempt": 2, "faults": [], "comments": ["too short", "nearly", "dull"],
                 "document": {"path": "previous/plan.json", "digest": "sha256:p"}})
         );
-        assert_eq!(claimed.context["history"], json!([]), "a success is no fault");
+        let kinds = |claimed: &Claimed| -> Vec<String> {
+            let history = claimed.context["history"].as_array().expect("a history");
+            history.iter().filter_map(|entry| entry["kind"].as_str()).map(str::to_owned).collect()
+        };
+        assert_eq!(kinds(&claimed), ["comment", "comment", "comment"], "a success is no fault");
         let rejected = claimed.documents.last().expect("a file");
         assert_eq!((&rejected.name, rejected.path.as_str()), (&name(2), "previous/plan.json"));
         // An attempt of this round that failed comes after what was rejected.

@@ -8,18 +8,18 @@ use kube::Api;
 use super::cluster;
 use super::refusal::{Reason, Refusal, Result};
 use crate::api::StepRunSpec;
-use crate::cluster::bounded::Bounded;
+use crate::cluster::bounded_cache::BoundedCache;
 use crate::definition::pinned;
 use crate::definition::program::{self, AgentStep, Program, Step};
 
 const BYTES: usize = 16 * 1024 * 1024;
 
 /// By namespace, UID of the run, name of the revision and pinned digest.
-pub struct Definitions(Bounded<Program>);
+pub struct Definitions(BoundedCache<Program>);
 
 impl Default for Definitions {
     fn default() -> Self {
-        Self(Bounded::new(BYTES))
+        Self(BoundedCache::new(BYTES))
     }
 }
 
@@ -36,7 +36,7 @@ impl Definitions {
             .ok_or_else(|| Refusal::new(Reason::NotFound, "the pinned definition of the run is gone"))?;
         let (program, bytes) = read(revision, spec)?;
         let program = Arc::new(program);
-        self.0.keep(key, Arc::clone(&program), bytes);
+        self.0.insert(key, Arc::clone(&program), bytes);
         Ok(program)
     }
 }

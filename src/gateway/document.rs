@@ -17,6 +17,7 @@ use crate::api::step::{Format, Produces, WiderScope};
 use crate::api::step_run::{Binding, StepRunSpec};
 use crate::api::{Document, DocumentSpec, StepRun, Workflow, name};
 use crate::decide::content::{Content, Loaded, Pin};
+use crate::decide::seen;
 use crate::definition::program::RunContext;
 use crate::protocol::{AttemptRef, DocumentRequest};
 
@@ -94,7 +95,10 @@ pub async fn create(
             let found = cluster::find(|| api.get(&name)).await?;
             match found {
                 Some(found) if found.spec == document.spec => Ok(Ok(bound(found))),
-                Some(_) => Ok(Err(format!("NameConflict: a different Document {name} exists"))),
+                Some(found) => Ok(Err(format!(
+                    "NameConflict: somebody else's Document has the name {name} ({}); delete it",
+                    seen::holder(&found.metadata)
+                ))),
                 None => Err(Refusal::unavailable("the document is being deleted")),
             }
         }

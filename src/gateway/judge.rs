@@ -14,6 +14,9 @@ use crate::protocol::{Fault, Output};
 
 const FAULTS: usize = 20;
 const FAULT_BYTES: usize = 512;
+/// Of an offending value.
+const VALUE_CHARS: usize = 80;
+const VALUE_MEMBERS: usize = 20;
 const URI_CHARS: usize = 2048;
 /// The output of an attempt that wrote none, where none is needed.
 const NULL: &str = "null";
@@ -55,11 +58,13 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
     // A file that the step does not produce is nothing.
     let file = output.document.as_deref().filter(|_| produces.is_some());
     let result = output.result.as_deref();
-    for (name, text) in [("result.json", result), ("the document", file)] {
+    let sizes = [("result.json", result, output.result_bytes), ("the document", file, output.document_bytes)];
+    for (name, text, whole_bytes) in sizes {
         let bytes = text.map_or(0, str::len);
         if bytes > DOCUMENT_BYTES {
+            let bytes = whole_bytes.unwrap_or(bytes as u64);
             let text = format!(
-                "{name} has {bytes} bytes or more, the limit is {DOCUMENT_BYTES}; put what is larger elsewhere, and produce a document of format link"
+                "{name} has {bytes} bytes, the limit is {DOCUMENT_BYTES}; put what is larger elsewhere, and produce a document of format link"
             );
             return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
         }
@@ -102,11 +107,28 @@ fn result_faults(
     let mut faults = Vec::new();
     for (whose, rules) in &contract.schemas {
         match evaluator.faults(rules, &value) {
-            Ok(found) => faults.extend(found),
+            Ok(found) => faults.extend(found.into_iter().map(|fault| with_value(fault, &value))),
             Err(error) => faults.push(whole(format!("outputSchema of the {whose} cannot be used: {error}"))),
         }
     }
     faults
+}
+
+/// Says what stands at the pointer: the shim has masked what was secret, and here it is clipped.
+fn with_value(fault: Fault, output: &Value) -> Fault {
+    let shown = match output.pointer(&fault.pointer) {
+        None => return fault,
+        Some(Value::Object(members)) if members.len() > VALUE_MEMBERS => {
+            format!("an object of {} members", members.len())
+        }
+        Some(Value::Array(items)) if items.len() > VALUE_MEMBERS => format!("an array of {} items", items.len()),
+        Some(found) => found.to_string(),
+    };
+    let mut clipped = line(&shown, VALUE_CHARS);
+    if clipped.len() < shown.len() {
+        clipped.push('\u{2026}');
+    }
+    Fault { message: format!("{}; it is {clipped}", line(&fault.message, FAULT_BYTES - 4 * VALUE_CHARS)), ..fault }
 }
 
 fn document_faults(produces: &Produces, file: Option<&str>) -> Vec<Fault> {
@@ -284,7 +306,7 @@ mod tests {
     }
 
     fn output(result: Option<&str>, document: Option<&str>) -> Output {
-        Output { result: result.map(str::to_owned), document: document.map(str::to_owned) }
+        Output { result: result.map(str::to_owned), document: document.map(str::to_owned), ..Output::default() }
     }
 
     #[test]
@@ -301,6 +323,8 @@ mod tests {
             (None, None, None, None, Succeeded, "", Some("null"), None),
             (None, None, None, Some("stray"), Succeeded, "", Some("null"), None),
             (None, None, Some("{\"a\":1}"), None, Succeeded, "", Some("{\"a\":1}"), None),
+            // Its bytes are what is kept: no digit is lost.
+            (None, integer(), Some("{\"n\":12345678901234567890123}"), None, Succeeded, "", Some("{\"n\":12345678901234567890123}"), None),
             (None, None, Some("{\"a\":1"), None, InvalidOutput, "result.json is not JSON", None, None),
             (None, None, Some(""), None, InvalidOutput, "result.json is not JSON", None, None),
             (None, None, Some("{\"a\":1,\"a\":2}"), None, InvalidOutput, "key twice", None, None),
@@ -340,6 +364,29 @@ mod tests {
             // What succeeds has its output in exactly one place: the report, the step's document, or one of its own.
             let apart = class == Succeeded && kept.is_none() && made != result;
             assert_eq!(judgement.apart.as_deref(), result.filter(|_| apart), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_beside_its_pointer() {
+        let schema = json!({"properties": {"n": {"type": "integer"}, "list": {"items": {"type": "integer"}},
+            "all": {"type": "string"}}, "required": ["m"]});
+        let long = "x".repeat(500);
+        for (output_text, pointer, shown) in [
+            (json!({"m": 1, "n": "two"}), "/n", "; it is \"two\"".to_owned()),
+            // As the shim sends it.
+            (json!({"m": 1, "n": "***"}), "/n", "; it is \"***\"".to_owned()),
+            (json!({"m": 1, "n": long}), "/n", format!("; it is \"{}\u{2026}", "x".repeat(79))),
+            (json!({"m": 1, "n": "a\u{7}\nb"}), "/n", "; it is \"a\\u0007\\nb\"".to_owned()),
+            (json!({"m": 1, "list": [1, null]}), "/list/1", "; it is null".to_owned()),
+            (json!({"m": 1, "all": vec![1; 100]}), "/all", "; it is an array of 100 items".to_owned()),
+            (json!({"n": 1}), "", "; it is {\"n\":1}".to_owned()),
+        ] {
+            let text = output_text.to_string();
+            let judgement = judge(&contract(None, Some(schema.clone())), &output(Some(&text), None), &InProcess);
+            let fault = judgement.faults.first().expect("a fault");
+            assert_eq!(fault.pointer, pointer, "{text}");
+            assert!(fault.message.ends_with(&shown), "{text}: {fault}");
         }
     }
 

@@ -1,30 +1,30 @@
 //! Report: the end of an attempt, written once. Check: the same judgement, written nowhere.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::attempt::Asked;
-use super::auth::{self, Act, Caller};
+use super::auth::{self, AttemptCall, AttemptPod, Caller};
 use super::cluster::{add, patch_status};
 use super::document::{self, Origin};
 use super::judge::{self, Contract, Judgement};
-use super::metrics::Class;
-use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, attempt, claim, cluster, definitions};
+use super::metrics::ClassLabels;
+use super::refusal::{Refusal, Result};
+use super::{Gateway, ask, attempt, attended, cluster, definitions, evaluate, terms, usage};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
-use crate::api::step_run::{Report, ReportClass, StepRunSpec};
+use crate::api::step_run::{Report, ReportClass, StepRunSpec, Stopped};
+use crate::api::usage::Usage;
 use crate::api::{StepRun, name};
 use crate::decide::claim::{self as rules, Answer};
-use crate::definition::expression::{Evaluate, Trouble};
+use crate::decide::trace::TraceContext;
 use crate::definition::program::Program;
 use crate::protocol::{AttemptRef, CheckRequest, Checked, Ending, Fault, Output, ReportRequest};
 
 const ROUNDS: usize = 5;
-/// How long a call waits, its output in memory, for a schema that takes long. Then it is to come again: the answer is
-/// remembered meanwhile.
-const JUDGE: Duration = Duration::from_millis(500);
+const STOPPED_EMPTY: &str = "its pod was taken away, and the agent ended with neither result nor document";
+/// Of what a shim says of its node.
+const CAUSE_CHARS: usize = 200;
 
 /// Judges what there is so far.
 pub async fn check(gateway: &Gateway, caller: &Caller, request: Asked<CheckRequest>) -> Result<Checked> {
@@ -32,31 +32,42 @@ pub async fn check(gateway: &Gateway, caller: &Caller, request: Asked<CheckReque
     let step_run = attempt::read(gateway, who).await?;
     attempt::stands(&step_run, who)?;
     attempt::holds(&step_run, who, caller)?;
-    let judgement = judged(gateway, who, &step_run.spec, request.body.output).await?;
+    let pod = auth::pod(&gateway.client, caller, who, AttemptCall::Report).await?;
+    let judgement = judged(gateway, who, &step_run, &pod, request.body.output).await?;
     Ok(Checked { faults: judgement.faults })
 }
 
 /// Commits the attempt's end; a repeated report gets the answer of the first.
 pub async fn report(gateway: &Gateway, caller: &Caller, request: Asked<ReportRequest>) -> Result<Checked> {
+    let Asked { attempt: who, body } = request;
+    let pod = auth::pod(&gateway.client, caller, &who, AttemptCall::Report).await?;
+    let body = attended::settled(body, &pod)?;
+    let request = Asked { attempt: who, body };
     let who = &request.attempt;
-    let job = auth::pod(&gateway.client, caller, who, Act::Report).await?;
     let id = attempt::id_digest(who);
-    let asker = attempt::asker(who, caller, &id);
+    let claimant = attempt::claimant(who, caller, &id);
+    let used = request.body.usage.as_ref().map(usage::read).transpose()?;
     let mut made: Option<(Report, Checked)> = None;
     for _ in 0..ROUNDS {
         let step_run = attempt::read(gateway, who).await?;
-        match rules::accept(&step_run, &asker) {
+        match rules::accept(&step_run, &claimant) {
             Answer::Free => {}
             Answer::Again => return Ok(earlier(&step_run, who.attempt)),
-            Answer::Refused(why) => return Err(why.into()),
+            Answer::Refused(why) => {
+                keep_log_of_stopped(gateway, &request, &step_run, &claimant).await;
+                return Err(why.into());
+            }
         }
-        auth::of_the_job(&job, &step_run, who.attempt, Act::Report)?;
+        auth::of_the_job(&pod.job, &step_run, who.attempt, AttemptCall::Report)?;
         let (report, checked) = match made.take() {
             Some(made) => made,
-            None => compose(gateway, &request, &step_run.spec).await?,
+            None => compose(gateway, &request, &step_run, &pod).await?,
         };
-        match write(gateway, who, &report).await {
+        match write(gateway, who, &report, used.as_ref()).await {
             Ok(()) => {
+                if let Some(used) = &used {
+                    gateway.metrics.used(used, usage::known(&attempt::status(&step_run)).as_ref());
+                }
                 log(gateway, who, &step_run, &report);
                 return Ok(checked);
             }
@@ -68,6 +79,32 @@ pub async fn report(gateway: &Gateway, caller: &Caller, request: Asked<ReportReq
         }
     }
     Err(Refusal::unavailable("the report could not be written"))
+}
+
+/// Whether the agent ended after its shim was told to stop.
+fn was_signalled(ending: &Ending) -> bool {
+    matches!(ending, Ending::Exited { signal: Some(_), .. })
+}
+
+/// The log of an attempt that was stopped: its pod is about to go. Whoever reads it can do without it, so it is tried once.
+async fn keep_log_of_stopped(
+    gateway: &Gateway,
+    request: &Asked<ReportRequest>,
+    step_run: &StepRun,
+    claimant: &rules::Claimant<'_>,
+) {
+    if !rules::may_report_after_stop(step_run, claimant) {
+        return;
+    }
+    let who = &request.attempt;
+    let report = ended(request, gateway.clock.now());
+    let Report { attempt, exit_code, log_tail, at, .. } = report;
+    let mut operations = attempt::tests(rules::log_preconditions(&who.uid, who.attempt, claimant.id));
+    operations.push(add("/status/agent/stopped", &Stopped { attempt, exit_code, log_tail, at }));
+    let written = patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await;
+    if let Err(failure) = written {
+        tracing::info!(stepRun = who.step_run, attempt, %failure, "the log of a stopped attempt was not kept");
+    }
 }
 
 fn earlier(step_run: &StepRun, attempt: i32) -> Checked {
@@ -90,21 +127,30 @@ fn fault(line: &str) -> Fault {
     Fault { pointer: if pointer == "/" { "" } else { pointer }.to_owned(), message: message.to_owned() }
 }
 
-async fn write(gateway: &Gateway, who: &AttemptRef, report: &Report) -> std::result::Result<(), cluster::Failure> {
-    let mut operations = attempt::tests(rules::held_still(&who.uid, who.attempt, &attempt::id_digest(who)));
+/// The report, and in the same write what follows from it: all that was used, and the end of the journal.
+async fn write(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    report: &Report,
+    used: Option<&Usage>,
+) -> std::result::Result<(), cluster::Failure> {
+    let mut operations = attempt::tests(rules::report_preconditions(&who.uid, who.attempt, &attempt::id_digest(who)));
     operations.push(add("/status/agent/report", report));
+    operations.push(add("/status/agent/journal", &rules::journalled(report)));
+    operations.extend(used.map(|used| add("/status/agent/usage", used)));
     patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await
 }
 
 fn log(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun, report: &Report) {
     tell(who, &step_run.spec, report);
-    gateway.metrics.reports.get_or_create(&Class { class: format!("{:?}", report.class) }).inc();
+    gateway.metrics.reports.get_or_create(&ClassLabels { class: format!("{:?}", report.class) }).inc();
 }
 
 /// A failure with all that is known of it, so that the log alone explains it; the shim has masked what was secret.
 fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
+    let trace_id = TraceContext::of_run(&spec.workflow.uid, spec.workflow.traceparent.as_deref()).id();
     let class = format!("{:?}", report.class);
-    if report.class == ReportClass::Succeeded {
+    if matches!(report.class, ReportClass::Succeeded | ReportClass::Asked) {
         tracing::info!(
             namespace = who.namespace,
             workflow = spec.workflow.name,
@@ -114,6 +160,7 @@ fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
             stepRun = who.step_run,
             class,
             exitCode = report.exit_code,
+            traceId = trace_id,
             "reported"
         );
         return;
@@ -129,22 +176,40 @@ fn tell(who: &AttemptRef, spec: &StepRunSpec, report: &Report) {
         exitCode = report.exit_code,
         cause = report.message,
         logTail = report.log_tail,
+        traceId = trace_id,
         "the attempt failed"
     );
 }
 
 /// The report and the answer to it; makes the document first, so that a report never names one that is not there.
-async fn compose(gateway: &Gateway, request: &Asked<ReportRequest>, spec: &StepRunSpec) -> Result<(Report, Checked)> {
-    let who = &request.attempt;
+async fn compose(
+    gateway: &Gateway,
+    request: &Asked<ReportRequest>,
+    step_run: &StepRun,
+    pod: &AttemptPod,
+) -> Result<(Report, Checked)> {
+    let (who, spec) = (&request.attempt, &step_run.spec);
     let mut report = ended(request, gateway.clock.now());
+    report.interrupted = pod.pod_disrupted && was_signalled(&request.body.ending);
+    if let Ending::Asked { questions } = &request.body.ending {
+        report.questions = ask::open(gateway, who, step_run, questions).await?;
+        report.digest = name::digest_bytes(&serde_json::to_vec(&report.questions).unwrap_or_default());
+    }
     if report.class != ReportClass::Succeeded {
         return Ok((report, Checked::default()));
     }
-    let mut judgement = judged(gateway, who, spec, request.body.output.clone()).await?;
+    let output = &request.body.output;
+    // Told to go, it may end with 0 before it is through: only what it has written says that its work is done.
+    let nothing = report.interrupted && output.result.is_none() && output.document.is_none();
+    let mut judgement = if nothing {
+        refused(STOPPED_EMPTY.to_owned())
+    } else {
+        judged(gateway, who, step_run, pod, output.clone()).await?
+    };
     if judgement.class == ReportClass::Succeeded {
         let content = judgement.document.as_deref().unwrap_or_default();
         report.digest = digest(judgement.output.as_deref(), content, request);
-        if let Err(why) = put_up(gateway, who, spec, &mut judgement, &mut report).await? {
+        if let Err(why) = store_document(gateway, who, spec, &mut judgement, &mut report).await? {
             judgement = refused(why);
         }
     }
@@ -156,7 +221,7 @@ async fn compose(gateway: &Gateway, request: &Asked<ReportRequest>, spec: &StepR
 }
 
 /// Makes the documents of a good attempt: the one that the step produces, and the one that carries a large output.
-async fn put_up(
+async fn store_document(
     gateway: &Gateway,
     who: &AttemptRef,
     spec: &StepRunSpec,
@@ -205,18 +270,24 @@ fn digest(output: Option<&str>, document: &str, request: &Asked<ReportRequest>) 
 /// What the ending alone says. `fail` beats the exit code, the exit code beats the files.
 fn ended(request: &Asked<ReportRequest>, at: Time) -> Report {
     let (class, exit_code, message) = match &request.body.ending {
-        Ending::Exited { code: 0 } => (ReportClass::Succeeded, Some(0), None),
-        Ending::Exited { code } => (ReportClass::Exited, Some(*code), None),
+        Ending::Exited { code: 0, .. } => (ReportClass::Succeeded, Some(0), None),
+        Ending::Exited { code, cause, .. } => {
+            let why = |cause: &String| format!("{}; the agent exited with {code}", judge::line(cause, CAUSE_CHARS));
+            (ReportClass::Exited, Some(*code), cause.as_ref().map(why))
+        }
         Ending::Failed { retryable, message, code } => {
             let class = if *retryable { ReportClass::Retryable } else { ReportClass::Unrecoverable };
             let message = judge::clean(message, MESSAGE_BYTES);
             (class, Some(*code), Some(message))
         }
-        Ending::TimedOut => (ReportClass::Timeout, None, None),
-        Ending::Silent { seconds } => {
+        Ending::TimedOut { code } => (ReportClass::Timeout, *code, None),
+        Ending::Silent { seconds, code } => {
             let message = format!("no call for {seconds} s (progressTimeoutSeconds)");
-            (ReportClass::Timeout, None, Some(message))
+            (ReportClass::Timeout, *code, Some(message))
         }
+        Ending::Asked { .. } => (ReportClass::Asked, None, None),
+        // What is settled is none any more.
+        Ending::Attended { .. } => (ReportClass::Exited, None, None),
     };
     let output = request.body.output.result.as_deref().unwrap_or_default();
     let document = request.body.output.document.as_deref().unwrap_or_default();
@@ -231,8 +302,10 @@ fn ended(request: &Asked<ReportRequest>, at: Time) -> Report {
         output_binding: None,
         document_name: None,
         document_binding: None,
+        questions: Vec::new(),
         message,
         log_tail: Some(log_tail).filter(|text| !text.is_empty()),
+        interrupted: false,
         at,
     }
 }
@@ -241,57 +314,36 @@ async fn definition(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec) -> 
     gateway.definitions.get(&gateway.client, &who.namespace, spec).await
 }
 
-async fn judged(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, output: Output) -> Result<Judgement> {
+async fn judged(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    step_run: &StepRun,
+    pod: &AttemptPod,
+    output: Output,
+) -> Result<Judgement> {
+    let spec = &step_run.spec;
     let definition = definition(gateway, who, spec).await?;
-    let (_, step) = definitions::step(&definition, spec)?;
-    let Some(agent) = claim::agent(gateway, who, spec).await? else {
+    let (whole, step) = definitions::step(&definition, spec)?;
+    let Some(terms) = terms::of(gateway, who, step_run, whole, pod).await? else {
         let why = format!("Agent {} is gone, and its outputSchema with it", spec.agent_id);
         return Ok(refused(why));
     };
     let own = step.output_schema.as_ref().map(|schema| schema.as_object().clone());
-    let schemas = [("step", own), ("Agent", agent.spec.output_schema)];
+    let schemas = [("step", own), ("Agent", terms.output_schema)];
     let contract = Contract {
         produces: step.produces.clone(),
         schemas: schemas.into_iter().filter_map(|(whose, schema)| Some((whose, schema?))).collect(),
     };
-    judge_against(gateway, who, contract, output).await
-}
-
-/// Judges off the async threads, a few at a time. A place is not held while an answer of the evaluator is waited for.
-async fn judge_against(gateway: &Gateway, who: &AttemptRef, contract: Contract, output: Output) -> Result<Judgement> {
-    let judged = Arc::new((contract, output));
-    // Each schema may take long once.
-    for _ in 0..=judged.0.schemas.len() {
-        let evaluator = gateway.evaluator.for_namespace(&who.namespace);
-        let permit = gateway.judges.acquire(&who.namespace).await?;
-        let (asked, judged) = (Arc::clone(&evaluator), Arc::clone(&judged));
-        let work = move || {
-            // Held until the work ends, not until somebody stops waiting for it.
-            let _permit = permit;
-            judge::judge(&judged.0, &judged.1, asked.as_ref())
-        };
-        if !gateway.evaluator.blocks() {
-            return Ok(work());
-        }
-        let judgement = tokio::task::spawn_blocking(work).await.map_err(|error| {
-            tracing::error!(%error, stepRun = who.step_run, "an output could not be judged");
-            Refusal::new(Reason::Internal, "the output could not be judged")
-        })?;
-        match evaluator.trouble() {
-            None => return Ok(judgement),
-            Some(Trouble::Broken(why)) => {
-                tracing::warn!(why, stepRun = who.step_run, "an output could not be judged yet");
-                break;
-            }
-            Some(Trouble::Waits) if tokio::time::timeout(JUDGE, evaluator.answered()).await.is_err() => break,
-            Some(Trouble::Waits) => {}
-        }
-    }
-    Err(Refusal::unavailable("the output could not be checked against the schema yet; try again"))
+    let schemas = contract.schemas.len();
+    evaluate::steadily(gateway, who, schemas, (contract, output), |(contract, output), evaluator| {
+        judge::judge(contract, output, evaluator)
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::log::Log;
     use super::*;
 
     fn request(ending: Ending) -> Asked<ReportRequest> {
@@ -305,8 +357,9 @@ mod tests {
             },
             body: ReportRequest {
                 ending,
-                output: Output { result: Some("1".to_owned()), document: None },
+                output: Output { result: Some("1".to_owned()), ..Output::default() },
                 log_tail: format!("{}\u{1b}end", "x".repeat(5000)),
+                usage: None,
             },
         }
     }
@@ -319,12 +372,14 @@ mod tests {
     fn fail_beats_the_exit_code_and_the_exit_code_beats_the_files() {
         let failed = |retryable| Ending::Failed { retryable, message: "no \u{7}quota".to_owned(), code: 0 };
         for (ending, class, code) in [
-            (Ending::Exited { code: 0 }, ReportClass::Succeeded, Some(0)),
-            (Ending::Exited { code: 7 }, ReportClass::Exited, Some(7)),
-            (Ending::Exited { code: 137 }, ReportClass::Exited, Some(137)),
+            (Ending::exited(0), ReportClass::Succeeded, Some(0)),
+            (Ending::exited(7), ReportClass::Exited, Some(7)),
+            (Ending::exited(137), ReportClass::Exited, Some(137)),
             (failed(true), ReportClass::Retryable, Some(0)),
             (failed(false), ReportClass::Unrecoverable, Some(0)),
-            (Ending::TimedOut, ReportClass::Timeout, None),
+            (Ending::TimedOut { code: Some(137) }, ReportClass::Timeout, Some(137)),
+            (Ending::TimedOut { code: None }, ReportClass::Timeout, None),
+            (Ending::Asked { questions: Vec::new() }, ReportClass::Asked, None),
         ] {
             let message = matches!(ending, Ending::Failed { .. }).then(|| "no quota".to_owned());
             let report = ended(&request(ending), epoch());
@@ -336,34 +391,19 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Default)]
-    struct Lines(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("a lock").extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_failure_is_logged_with_all_that_is_known() {
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let subscriber =
-            tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+        let log = Log::default();
         let mut spec =
             StepRunSpec { path: "group/plan".to_owned(), agent_id: "planner".to_owned(), ..Default::default() };
         spec.workflow.name = "shop".to_owned();
         let failed = Ending::Failed { retryable: false, message: "no brief".to_owned(), code: 3 };
         let request = request(failed);
-        tracing::subscriber::with_default(subscriber, || tell(&request.attempt, &spec, &ended(&request, epoch())));
-        let text = String::from_utf8(lines.0.lock().expect("a lock").clone()).expect("text");
-        let line: serde_json::Value = serde_json::from_str(&text).expect("one line of JSON");
+        tracing::subscriber::with_default(log.subscriber(), || {
+            tell(&request.attempt, &spec, &ended(&request, epoch()));
+        });
+        let lines = log.lines();
+        let [line] = &lines[..] else { panic!("one line: {lines:?}") };
         for (field, value) in [
             ("level", "ERROR"),
             ("namespace", "team"),
@@ -382,8 +422,8 @@ mod tests {
 
     #[test]
     fn silence_is_a_timeout_that_says_so() {
-        let report = ended(&request(Ending::Silent { seconds: 5 }), epoch());
-        assert_eq!(report.class, ReportClass::Timeout);
+        let report = ended(&request(Ending::Silent { seconds: 5, code: Some(143) }), epoch());
+        assert_eq!((report.class, report.exit_code), (ReportClass::Timeout, Some(143)));
         assert_eq!(report.message.as_deref(), Some("no call for 5 s (progressTimeoutSeconds)"));
     }
 
@@ -393,7 +433,7 @@ mod tests {
             Fault { pointer: "/a".to_owned(), message: "is: wrong".to_owned() },
             Fault { pointer: String::new(), message: "no result.json".to_owned() },
         ];
-        let mut report = ended(&request(Ending::Exited { code: 0 }), epoch());
+        let mut report = ended(&request(Ending::exited(0)), epoch());
         assert_eq!(verdict(&report), Checked::default());
         report.class = ReportClass::InvalidOutput;
         report.message = judge::message(&faults);

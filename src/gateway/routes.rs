@@ -8,34 +8,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures::{FutureExt, StreamExt};
+use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::attempt::Asked;
 use super::auth::{self, Caller};
-use super::metrics::{Call, Path};
+use super::metrics::{CallLabels, PathLabels};
 use super::refusal::{Reason, Refusal, Result};
-use super::{Gateway, answer, claim, document, progress, report};
+use super::refused::Who;
+use super::{
+    Gateway, answer, approval, ask, attended, claim, document, documents, history, memory, progress, report, usage,
+    wait,
+};
 use crate::cluster::fair::Permit;
-use crate::protocol::{self, CheckRequest, ClaimRequest, DocumentRequest, ProgressRequest, ReportRequest};
+use crate::decide::trace;
+use crate::protocol::memory::MemoryRequest;
+use crate::protocol::{
+    self, ApprovalCall, AskRequest, AttemptRef, AwaitRequest, CheckRequest, ClaimRequest, DocumentRequest,
+    DocumentsRequest, EndedRequest, HistoryRequest, ProgressRequest, ReportRequest,
+};
 use crate::server::Peer;
+use crate::server::body::{self, Unread};
 
 /// From the request's head to the answer, its body included.
 const REQUEST: Duration = Duration::from_secs(30);
-/// A slow sender must not keep the place of others: a body has so long, and a second more for so many bytes that came.
-const GRACE: Duration = Duration::from_secs(3);
-const BYTES_A_SECOND: u64 = 100_000;
 const SMALL: usize = 16 * 1024;
 /// A document and an output at their limits, written as JSON strings.
 const LARGE: usize = 1_250_000;
-/// Bytes of a caller's body beyond its limit that are read, so that its sender can hear the refusal.
-const DISCARDED: usize = 8 << 20;
+/// More than the largest value, so that one beyond it hears the bound itself.
+const MEDIUM: usize = 512 * 1024;
 
 /// What sort of call it is.
 #[derive(Clone, Copy)]
@@ -51,6 +58,7 @@ struct Sort {
 enum Pool {
     Inputs,
     Outputs,
+    Memories,
     /// Nobody's: it holds next to nothing.
     None,
 }
@@ -61,6 +69,7 @@ impl Pool {
         let places = match self {
             Self::Inputs => &gateway.inputs,
             Self::Outputs => &gateway.outputs,
+            Self::Memories => &gateway.memories.places,
             Self::None => return Ok(None),
         };
         Ok(Some(places.acquire(namespace).await?))
@@ -74,6 +83,14 @@ pub fn agents(gateway: Arc<Gateway>) -> Router {
         .route(protocol::CHECK, post(check))
         .route(protocol::PROGRESS, post(progress))
         .route(protocol::REPORT, post(report))
+        .route(protocol::ENDED, post(ended))
+        .route(protocol::ASK, post(asked))
+        .route(protocol::APPROVAL, post(approval))
+        .route(protocol::AWAIT, post(awaited))
+        .route(protocol::memory::PATH, post(remember))
+        .route(protocol::HISTORY, post(history))
+        .route(protocol::USAGE, post(usage))
+        .route(protocol::DOCUMENTS, post(documents))
         .fallback(|| async { Refusal::new(Reason::NotFound, "there is no such call") })
         .layer(DefaultBodyLimit::disable())
         .with_state(gateway)
@@ -100,6 +117,7 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     gateway.metrics.places("inputs", &gateway.inputs);
     gateway.metrics.places("outputs", &gateway.outputs);
     gateway.metrics.places("judges", &gateway.judges);
+    gateway.metrics.places("memories", &gateway.memories.places);
     match gateway.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -134,8 +152,63 @@ async fn check(State(gateway): State<Arc<Gateway>>, request: Request) -> Respons
 
 async fn progress(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let sort = Sort { name: "progress", limit: SMALL, pool: Pool::None };
-    serve(gateway, request, sort, |gateway, _, asked: Asked<ProgressRequest>| async move {
-        progress::progress(&gateway, asked).await?;
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<ProgressRequest>| async move {
+        progress::progress(&gateway, &caller, asked).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    })
+    .await
+}
+
+async fn asked(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "ask", limit: MEDIUM, pool: Pool::Outputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<AskRequest>| async move {
+        let reply = ask::ask(&gateway, &caller, asked).await?;
+        Ok(axum::Json(reply).into_response())
+    })
+    .await
+}
+
+async fn approval(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "approval", limit: MEDIUM, pool: Pool::Outputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<ApprovalCall>| async move {
+        let reply = approval::request(&gateway, &caller, asked).await?;
+        Ok(axum::Json(reply).into_response())
+    })
+    .await
+}
+
+/// It holds nothing but its answer, so it takes no place while it waits.
+async fn awaited(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "await", limit: SMALL, pool: Pool::None };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<AwaitRequest>| async move {
+        let reply = wait::wait(&gateway, &caller, asked).await?;
+        Ok(axum::Json(reply).into_response())
+    })
+    .await
+}
+
+async fn history(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "history", limit: SMALL, pool: Pool::Inputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<HistoryRequest>| async move {
+        let page = history::page(&gateway, &caller, asked).await?;
+        Ok(axum::Json(page).into_response())
+    })
+    .await
+}
+
+async fn documents(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "documents", limit: SMALL, pool: Pool::Inputs };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<DocumentsRequest>| async move {
+        let found = documents::look_up(&gateway, &caller, asked).await?;
+        Ok(axum::Json(found).into_response())
+    })
+    .await
+}
+
+async fn usage(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "usage", limit: SMALL, pool: Pool::None };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<protocol::Usage>| async move {
+        usage::usage(&gateway, &caller, asked).await?;
         Ok(StatusCode::NO_CONTENT.into_response())
     })
     .await
@@ -146,6 +219,24 @@ async fn report(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
     serve(gateway, request, sort, |gateway, caller, asked: Asked<ReportRequest>| async move {
         let checked = report::report(&gateway, &caller, asked).await?;
         Ok(axum::Json(checked).into_response())
+    })
+    .await
+}
+
+async fn ended(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "ended", limit: SMALL, pool: Pool::None };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<EndedRequest>| async move {
+        let left = attended::left(&gateway, &caller, asked).await?;
+        Ok(axum::Json(left).into_response())
+    })
+    .await
+}
+
+async fn remember(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let sort = Sort { name: "memory", limit: MEDIUM, pool: Pool::Memories };
+    serve(gateway, request, sort, |gateway, caller, asked: Asked<MemoryRequest>| async move {
+        let remembered = memory::memory(&gateway, &caller, asked).await?;
+        Ok(axum::Json(remembered).into_response())
     })
     .await
 }
@@ -161,15 +252,22 @@ where
     let begun = Instant::now();
     let call = sort.name;
     let peer = Peer::of(request.extensions());
+    let traced = Traced::of(&gateway, request.headers());
+    let who = Box::new(Who::of(request.headers()));
     let work = async {
-        let (caller, asked, place) = admit(&gateway, &peer, request, sort).await?;
+        let (caller, asked, place) = admit(&gateway, &peer, &who, request, sort).await?;
         answer::hold(act(gateway.clone(), caller, asked).await?, place).await
     };
     let bounded = tokio::time::timeout(REQUEST, work);
-    let mut response = match AssertUnwindSafe(bounded).catch_unwind().await {
+    let ended = AssertUnwindSafe(bounded).catch_unwind().await;
+    let refuse = |refusal: Refusal| {
+        gateway.refused.tell(call, peer.address(), &who, &refusal);
+        refusal.into_response()
+    };
+    let mut response = match ended {
         Ok(Ok(Ok(response))) => response,
-        Ok(Ok(Err(refusal))) => refuse(call, refusal),
-        Ok(Err(_)) => refuse(call, Refusal::unavailable("the call took too long")),
+        Ok(Ok(Err(refusal))) => refuse(refusal),
+        Ok(Err(_)) => refuse(Refusal::unavailable("the call took too long")),
         Err(_) => {
             tracing::error!(call, "a call panicked");
             Refusal::new(Reason::Internal, "the gateway failed at this").into_response()
@@ -179,23 +277,44 @@ where
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         peer.dismiss();
     }
-    let path = Path { call: call.to_owned() };
-    let counted = Call { call: call.to_owned(), code: response.status().as_u16() };
+    let path = PathLabels { call: call.to_owned() };
+    let counted = CallLabels { call: call.to_owned(), code: response.status().as_u16() };
     gateway.metrics.calls.get_or_create(&counted).inc();
     let seconds = begun.elapsed().as_secs_f64();
     gateway.metrics.seconds.get_or_create(&path).observe(seconds);
+    if let Some(traced) = traced.filter(|_| peer.is_proven()) {
+        traced.tell(&gateway, call, response.status().as_u16());
+    }
     response
 }
 
-fn refuse(call: &str, refusal: Refusal) -> Response {
-    tracing::debug!(call, reason = ?refusal.reason, why = refusal.message, "refused");
-    refusal.into_response()
+/// What a call's span is made of at its end, where traces are sent and the pod has named one.
+struct Traced {
+    traceparent: String,
+    attempt: AttemptRef,
+    began: Time,
+}
+
+impl Traced {
+    fn of(gateway: &Gateway, headers: &HeaderMap) -> Option<Self> {
+        let traceparent = headers.get(protocol::TRACEPARENT).filter(|_| gateway.traces.is_on())?;
+        let (traceparent, attempt) = (traceparent.to_str().ok()?.to_owned(), auth::attempt(headers).ok()?);
+        Some(Self { traceparent, attempt, began: gateway.clock.now() })
+    }
+
+    fn tell(self, gateway: &Gateway, call: &str, code: u16) {
+        let attempt = (self.attempt.uid.as_str(), self.attempt.attempt);
+        let times = (self.began, gateway.clock.now());
+        let span = trace::of_call(call, &self.traceparent, attempt, code, times);
+        gateway.traces.send(span.into_iter().collect());
+    }
 }
 
 /// Who calls is proven by the request's head alone. Only then its body takes a place, and is read.
 async fn admit<T: DeserializeOwned>(
     gateway: &Gateway,
     peer: &Peer,
+    who: &Who,
     request: Request,
     sort: Sort,
 ) -> Result<(Caller, Asked<T>, Option<Permit>)> {
@@ -203,64 +322,17 @@ async fn admit<T: DeserializeOwned>(
     let attempt = auth::attempt(request.headers())?;
     let caller = auth::caller(gateway, peer.address(), token, &attempt).await?;
     peer.prove();
+    who.is_pod(&caller.pod_name);
     let place = sort.pool.place(gateway, &attempt.namespace).await?;
-    let body = read(request, sort.limit).await?;
+    let body = body::read(request, sort.limit).await.map_err(|why| unread(why, sort.limit))?;
     let body = serde_json::from_slice(&body).map_err(|error| Refusal::bad_request(format!("the body: {error}")))?;
     Ok((caller, Asked { attempt, body }, place))
 }
 
-async fn read(request: Request, limit: usize) -> Result<Vec<u8>> {
-    let declared = declared(request.headers());
-    let mut incoming = Incoming::of(request.into_body());
-    if declared.is_some_and(|declared| declared > limit) {
-        return Err(too_large(incoming, limit).await);
-    }
-    let mut body = Vec::with_capacity(declared.unwrap_or_default());
-    while let Some(chunk) = incoming.next().await? {
-        if body.len() + chunk.len() > limit {
-            return Err(too_large(incoming, limit).await);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
-}
-
-fn declared(headers: &HeaderMap) -> Option<usize> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Reads on for a while and keeps nothing: a client in the middle of sending sees a broken connection, not an answer.
-async fn too_large(mut rest: Incoming, limit: usize) -> Refusal {
-    let mut read = 0;
-    while let Ok(Some(chunk)) = rest.next().await {
-        read += chunk.len();
-        if read > DISCARDED {
-            break;
-        }
-    }
-    Refusal::new(Reason::TooLarge, format!("the body has more than {limit} bytes"))
-}
-
-/// A body that must come at a certain pace.
-struct Incoming {
-    chunks: BodyDataStream,
-    begun: Instant,
-    received: u64,
-}
-
-impl Incoming {
-    fn of(body: Body) -> Self {
-        Self { chunks: body.into_data_stream(), begun: Instant::now(), received: 0 }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        let until = self.begun
-            + GRACE
-            + Duration::from_secs(1) * u32::try_from(self.received / BYTES_A_SECOND).unwrap_or(u32::MAX);
-        let slow = |_| Refusal::unavailable("the body came too slowly");
-        let chunk = tokio::time::timeout_at(until, self.chunks.next()).await.map_err(slow)?;
-        let chunk = chunk.transpose().map_err(|_| Refusal::bad_request("the body broke off"))?;
-        self.received += chunk.as_ref().map_or(0, Bytes::len) as u64;
-        Ok(chunk)
+fn unread(why: Unread, limit: usize) -> Refusal {
+    match why {
+        Unread::TooLarge => Refusal::new(Reason::TooLarge, format!("the body has more than {limit} bytes")),
+        Unread::Slow => Refusal::unavailable("the body came too slowly"),
+        Unread::Broken => Refusal::bad_request("the body broke off"),
     }
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::Service;
 
-use super::{Peer, Place, Security};
+use super::{ConnectionGuard, Peer, Security};
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// For the head of a request from the end of the one before, and for an answer to a ping. Longer than a shim keeps a
@@ -42,33 +42,33 @@ const SEND_BYTES: usize = 64 * 1024;
 /// Streams that were reset and are not forgotten yet.
 const RESETS: usize = 16;
 
-pub(super) async fn serve(stream: TcpStream, place: Place, stop: watch::Receiver<bool>) {
+pub(super) async fn serve(stream: TcpStream, guard: ConnectionGuard, stop: watch::Receiver<bool>) {
     // Small answers must not wait for more to come; without it they only come later.
     let _ = stream.set_nodelay(true);
-    match place.shared.server.security.clone() {
-        Security::Plain => requests(stream, place, stop).await,
+    match guard.shared.server.security.clone() {
+        Security::Plain => requests(stream, guard, stop).await,
         Security::Tls(acceptor) => {
             let shaken = tokio::select! {
                 shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
-                () = place.standing.evicted() => return,
+                () = guard.state.evicted() => return,
             };
             match shaken {
-                Ok(Ok(stream)) => requests(stream, place, stop).await,
-                _ => place.shared.server.stats.refused("handshake"),
+                Ok(Ok(stream)) => requests(stream, guard, stop).await,
+                _ => guard.shared.server.stats.refused("handshake"),
             }
         }
     }
 }
 
-async fn requests<S>(stream: S, place: Place, mut stop: watch::Receiver<bool>)
+async fn requests<S>(stream: S, guard: ConnectionGuard, mut stop: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let standing = &place.standing;
-    let limits = &place.shared.server.limits;
-    standing.settle(Instant::now());
-    let peer = Peer(standing.clone());
-    let router = &place.shared.server.router;
+    let state = &guard.state;
+    let limits = &guard.shared.server.limits;
+    state.settle(Instant::now());
+    let peer = Peer(state.clone());
+    let router = &guard.shared.server.router;
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         let busy = peer.0.begin();
         request.extensions_mut().insert(peer.clone());
@@ -85,12 +85,12 @@ where
     let life = tokio::time::sleep(LIFE);
     tokio::pin!(life);
     let last_calls = loop {
-        let Some(patience) = standing.patience(limits, Instant::now()) else { break IDLE_END };
+        let Some(patience) = state.patience(limits, Instant::now()) else { break IDLE_END };
         tokio::select! {
             // How a client leaves is its own affair.
             _ = serving.as_mut() => return,
-            () = standing.evicted() => return,
-            () = standing.dismissed() => break LAST_CALLS,
+            () = state.evicted() => return,
+            () = state.dismissed() => break LAST_CALLS,
             _ = stop.wait_for(|stop| *stop) => break LAST_CALLS,
             () = life.as_mut() => break LAST_CALLS,
             () = tokio::time::sleep(patience) => {}

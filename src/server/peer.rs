@@ -14,9 +14,9 @@ use super::Limits;
 /// A busy connection is looked at again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// One connection, as table, connection and calls see it.
+/// The state of one connection, shared by the table, the connection's task and its calls.
 #[derive(Debug)]
-pub struct Standing {
+pub struct ConnectionState {
     pub address: IpAddr,
     accepted: Instant,
     /// Requests under way; their answers may still be on the wire.
@@ -32,16 +32,16 @@ pub struct Standing {
 
 /// What a call knows of its connection; an extension of its request.
 #[derive(Clone, Debug)]
-pub struct Peer(pub(super) Arc<Standing>);
+pub struct Peer(pub(super) Arc<ConnectionState>);
 
 /// A request is under way.
 #[derive(Debug)]
-pub struct Busy(Arc<Standing>);
+pub struct Busy(Arc<ConnectionState>);
 
 impl Peer {
     /// Of a request, where a server set it.
     pub fn of(extensions: &http::Extensions) -> Self {
-        let unknown = || Self(Arc::new(Standing::new(Ipv4Addr::UNSPECIFIED.into(), Instant::now())));
+        let unknown = || Self(Arc::new(ConnectionState::new(Ipv4Addr::UNSPECIFIED.into(), Instant::now())));
         extensions.get().cloned().unwrap_or_else(unknown)
     }
 
@@ -59,13 +59,23 @@ impl Peer {
         self.0.proven.load(Ordering::Relaxed)
     }
 
+    /// Counts as a request under way until it is dropped: for an answer that goes on after its head.
+    pub fn hold(&self) -> Busy {
+        self.0.begin()
+    }
+
+    /// Ends the connection at once, whatever is under way.
+    pub fn cut(&self) {
+        self.0.evict();
+    }
+
     /// Ends the connection after the answers that are under way.
     pub fn dismiss(&self) {
         self.0.dismiss.notify_one();
     }
 }
 
-impl Standing {
+impl ConnectionState {
     pub fn new(address: IpAddr, now: Instant) -> Self {
         Self {
             address,
@@ -145,19 +155,19 @@ mod tests {
             Limits { idle: Duration::from_secs(60), proof: Some(Duration::from_secs(10)), ..Limits::default() };
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
-        let standing = Arc::new(Standing::new(Ipv4Addr::LOCALHOST.into(), begun));
-        let left = |now| standing.patience(&limits, now).map(|left| left.as_secs());
+        let state = Arc::new(ConnectionState::new(Ipv4Addr::LOCALHOST.into(), begun));
+        let left = |now| state.patience(&limits, now).map(|left| left.as_secs());
         assert_eq!((left(at(0)), left(at(9)), left(at(10)), left(at(99))), (Some(10), Some(1), None, None));
-        standing.settle(at(5));
+        state.settle(at(5));
         assert_eq!(left(at(10)), None, "what is asked without proof prolongs nothing");
-        Peer(standing.clone()).prove();
+        Peer(state.clone()).prove();
         assert_eq!((left(at(10)), left(at(65))), (Some(55), None));
-        let busy = standing.begin();
+        let busy = state.begin();
         assert_eq!(left(at(1000)), Some(1), "nobody is cut off at work");
         drop(busy);
-        assert!(standing.idle_since().is_some());
+        assert!(state.idle_since().is_some());
         let open = Limits { proof: None, ..limits };
-        let standing = Standing::new(Ipv4Addr::LOCALHOST.into(), begun);
-        assert_eq!(standing.patience(&open, at(59)).map(|left| left.as_secs()), Some(1));
+        let state = ConnectionState::new(Ipv4Addr::LOCALHOST.into(), begun);
+        assert_eq!(state.patience(&open, at(59)).map(|left| left.as_secs()), Some(1));
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Limits;
-use super::peer::Standing;
+use super::peer::ConnectionState;
 use super::rate::Rates;
 
-/// Why a connection is closed before anything was read of it.
+/// Why a connection is closed before anything is read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum RefusalReason {
     /// The address has as many as one may have.
     Address,
     /// So many of the address have not ended their TLS handshake.
@@ -22,7 +22,8 @@ pub enum Why {
     Full,
 }
 
-impl Why {
+impl RefusalReason {
+    /// The value of the metric's label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Address => "address",
@@ -38,7 +39,7 @@ pub struct Table {
     limits: Limits,
     rates: Rates,
     open: usize,
-    addresses: HashMap<IpAddr, Vec<Arc<Standing>>>,
+    addresses: HashMap<IpAddr, Vec<Arc<ConnectionState>>>,
 }
 
 /// What counts as one address: whoever has an IPv6 address has all of its /64.
@@ -58,50 +59,50 @@ impl Table {
         self.open
     }
 
-    /// A place for a new connection, or why it has none. Where all are taken, one that does nothing is sent away: of the
-    /// address that has the most the one that has done nothing for the longest time.
-    pub fn admit(&mut self, address: IpAddr, now: Instant) -> Result<Arc<Standing>, Why> {
+    /// Admits a new connection, or says why not. Where the table is full an idle connection is evicted: of the address that
+    /// has the most connections the one that has been idle for the longest time.
+    pub fn admit(&mut self, address: IpAddr, now: Instant) -> Result<Arc<ConnectionState>, RefusalReason> {
         let own = self.addresses.get(&address).map_or(&[][..], Vec::as_slice);
         if own.len() >= self.limits.per_address {
-            return Err(Why::Address);
+            return Err(RefusalReason::Address);
         }
-        if own.iter().filter(|standing| standing.is_new()).count() >= self.limits.handshakes_per_address {
-            return Err(Why::Handshakes);
+        if own.iter().filter(|state| state.is_new()).count() >= self.limits.handshakes_per_address {
+            return Err(RefusalReason::Handshakes);
         }
         if !self.rates.take(address, now) {
-            return Err(Why::Rate);
+            return Err(RefusalReason::Rate);
         }
         if self.open >= self.limits.connections && !self.evict() {
             self.rates.give_back(address);
-            return Err(Why::Full);
+            return Err(RefusalReason::Full);
         }
-        let standing = Arc::new(Standing::new(address, now));
-        self.addresses.entry(address).or_default().push(standing.clone());
+        let state = Arc::new(ConnectionState::new(address, now));
+        self.addresses.entry(address).or_default().push(state.clone());
         self.open += 1;
-        Ok(standing)
+        Ok(state)
     }
 
-    /// It is gone; said twice it counts once.
-    pub fn leave(&mut self, standing: &Arc<Standing>) {
-        let Some(own) = self.addresses.get_mut(&standing.address) else { return };
+    /// Takes a connection out; one that is not in it any more changes nothing.
+    pub fn leave(&mut self, state: &Arc<ConnectionState>) {
+        let Some(own) = self.addresses.get_mut(&state.address) else { return };
         let before = own.len();
-        own.retain(|other| !Arc::ptr_eq(other, standing));
+        own.retain(|other| !Arc::ptr_eq(other, state));
         self.open -= before - own.len();
         if own.is_empty() {
-            self.addresses.remove(&standing.address);
+            self.addresses.remove(&state.address);
         }
     }
 
     fn evict(&mut self) -> bool {
         let idle = self.addresses.values().flat_map(|own| {
             let many = own.len();
-            own.iter().filter_map(move |standing| Some((many, standing.idle_since()?, standing)))
+            own.iter().filter_map(move |state| Some((many, state.idle_since()?, state)))
         });
         // The most connections first, then the earliest.
         let chosen = idle.max_by(|(many, since, _), (others, then, _)| many.cmp(others).then(then.cmp(since)));
-        let Some(standing) = chosen.map(|(_, _, standing)| standing.clone()) else { return false };
-        standing.evict();
-        self.leave(&standing);
+        let Some(state) = chosen.map(|(_, _, state)| state.clone()) else { return false };
+        state.evict();
+        self.leave(&state);
         true
     }
 }
@@ -128,10 +129,10 @@ mod tests {
     }
 
     /// A connection whose handshake is over.
-    fn settled(table: &mut Table, from: u8, now: Instant) -> Arc<Standing> {
-        let standing = table.admit(address(from), now).expect("a place");
-        standing.settle(now);
-        standing
+    fn settled(table: &mut Table, from: u8, now: Instant) -> Arc<ConnectionState> {
+        let state = table.admit(address(from), now).expect("a place");
+        state.settle(now);
+        state
     }
 
     #[test]
@@ -139,11 +140,11 @@ mod tests {
         let (mut table, now) = (Table::new(limits()), Instant::now());
         let first = table.admit(address(1), now).expect("a place");
         let second = table.admit(address(1), now).expect("a place");
-        assert_eq!(table.admit(address(1), now).expect_err("refused"), Why::Handshakes);
+        assert_eq!(table.admit(address(1), now).expect_err("refused"), RefusalReason::Handshakes);
         first.settle(now);
         second.settle(now);
         let _more = (settled(&mut table, 1, now), settled(&mut table, 1, now));
-        assert_eq!(table.admit(address(1), now).expect_err("refused"), Why::Address);
+        assert_eq!(table.admit(address(1), now).expect_err("refused"), RefusalReason::Address);
         settled(&mut table, 2, now);
         assert_eq!(table.open(), 5);
         table.leave(&first);
@@ -160,7 +161,7 @@ mod tests {
             let gone = settled(&mut table, 1, now);
             table.leave(&gone);
         }
-        assert_eq!(table.admit(address(1), now).expect_err("refused"), Why::Rate);
+        assert_eq!(table.admit(address(1), now).expect_err("refused"), RefusalReason::Rate);
         settled(&mut table, 2, now);
         settled(&mut table, 1, now + Duration::from_secs(1));
     }
@@ -176,12 +177,12 @@ mod tests {
         settled(&mut table, 4, at(6));
         assert_eq!(table.open(), 6);
         let stays =
-            |standing: &Arc<Standing>| table.addresses[&standing.address].iter().any(|s| Arc::ptr_eq(s, standing));
+            |state: &Arc<ConnectionState>| table.addresses[&state.address].iter().any(|s| Arc::ptr_eq(s, state));
         assert!(!stays(&greedy[1]) && stays(&greedy[0]), "the longest idle one of the greedy address goes");
         assert!(stays(&lone) && stays(&other));
         drop(busy);
-        let _at_work: Vec<_> = table.addresses.values().flatten().map(Standing::begin).collect();
-        assert_eq!(table.admit(address(5), at(7)).expect_err("refused"), Why::Full);
+        let _at_work: Vec<_> = table.addresses.values().flatten().map(ConnectionState::begin).collect();
+        assert_eq!(table.admit(address(5), at(7)).expect_err("refused"), RefusalReason::Full);
     }
 
     #[test]

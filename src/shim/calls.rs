@@ -12,7 +12,7 @@ use super::{FailKind, Stop, Strings, exit, files};
 use crate::protocol::{self, Checked, env, path};
 
 /// The call itself went wrong, the verb has no answer.
-const TROUBLE: u8 = 2;
+pub const TROUBLE: u8 = 2;
 /// Longer than the shim tries to reach the gateway for a check.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -48,15 +48,20 @@ fn copy(file: &Path, target: &Path) -> Result<(), Stop> {
         return Ok(());
     }
     let fault = |error| Stop::new(TROUBLE, format!("{}: {error}", file.display()));
-    let text = files::read_output(file).map_err(fault)?.ok_or_else(|| fault(std::io::ErrorKind::NotFound.into()))?;
-    files::replace(target, text.as_bytes())
+    let file_text =
+        files::read_output(file).map_err(fault)?.ok_or_else(|| fault(std::io::ErrorKind::NotFound.into()))?;
+    files::replace(target, file_text.text.as_bytes())
         .map_err(|error| Stop::new(TROUBLE, format!("{}: {error}", target.display())))
 }
 
 pub fn fail(kind: &FailKind, message: &str) -> Result<u8, Stop> {
     let (status, answer) = post("fail", &json!({"retryable": kind.retryable, "message": message}))?;
     expect(status, 202, &answer)?;
-    // The shim ends the whole group; a script must not go on meanwhile.
+    park()
+}
+
+/// The shim ends the whole group; a script must not go on meanwhile.
+pub fn park() -> ! {
     loop {
         std::thread::park();
     }
@@ -90,7 +95,7 @@ fn alive() {
     }
 }
 
-fn print(text: &str) -> Result<u8, Stop> {
+pub fn print(text: &str) -> Result<u8, Stop> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -102,25 +107,54 @@ fn folder(name: &str, default: &str) -> PathBuf {
     std::env::var_os(name).map_or_else(|| Path::new(path::ROOT).join(default), PathBuf::from)
 }
 
-fn expect(status: u16, good: u16, answer: &str) -> Result<u8, Stop> {
+pub fn expect(status: u16, good: u16, answer: &str) -> Result<u8, Stop> {
     if status == good { Ok(0) } else { Err(Stop::new(TROUBLE, format!("{status} {}", answer.trim()))) }
 }
 
-fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
-    let url = std::env::var(env::URL).map_err(|_| {
+pub fn post(call: &str, body: &Value) -> Result<(u16, String), Stop> {
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let post = agent().post(format!("{}/{call}", url()?)).header("Content-Type", "application/json");
+    answer(call, post.send(body))
+}
+
+/// As `post`, for a call in which the agent may wait for so many seconds.
+pub fn post_waiting(call: &str, body: &Value, seconds: Option<i64>) -> Result<(u16, String), Stop> {
+    let wait = Duration::from_secs(seconds.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or_default());
+    let post = agent_for(PATIENCE + wait).post(format!("{}/{call}", url()?)).header("Content-Type", "application/json");
+    answer(call, post.send(body.to_string()))
+}
+
+pub fn get(call: &str, query: Option<(&str, &str)>) -> Result<(u16, String), Stop> {
+    let mut get = agent().get(format!("{}/{call}", url()?));
+    if let Some((name, value)) = query {
+        get = get.query(name, value);
+    }
+    answer(call, get.call())
+}
+
+pub fn url() -> Result<String, Stop> {
+    std::env::var(env::URL).map_err(|_| {
         let message = format!("{} is not set: not in an agent's container", env::URL);
         Stop::new(exit::UNAVAILABLE, message)
-    })?;
-    let body = if body.is_null() { String::new() } else { body.to_string() };
-    let agent = ureq::Agent::config_builder()
+    })
+}
+
+fn agent() -> ureq::Agent {
+    agent_for(PATIENCE)
+}
+
+fn agent_for(patience: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder()
         .proxy(None)
         .http_status_as_error(false)
-        .timeout_global(Some(PATIENCE))
+        .timeout_global(Some(patience))
         .build()
-        .new_agent();
+        .new_agent()
+}
+
+fn answer(call: &str, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(u16, String), Stop> {
     let fault = |error: ureq::Error| Stop::new(exit::UNAVAILABLE, format!("{call}: {error}"));
-    let mut response =
-        agent.post(format!("{url}/{call}")).header("Content-Type", "application/json").send(body).map_err(fault)?;
+    let mut response = response.map_err(fault)?;
     let status = response.status().as_u16();
     let answer = response.body_mut().read_to_string().map_err(fault)?;
     Ok((status, answer))

@@ -31,19 +31,29 @@ fn read(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The text of an agent's file, its first part when it is too large; `None` when there is no such file.
-pub fn read_output(path: &Path) -> io::Result<Option<String>> {
+/// The text of an agent's file, its first part when it is too large; then the size of the whole, too.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Text {
+    pub text: String,
+    pub bytes: Option<u64>,
+}
+
+/// What the agent wrote; `None` when there is no such file.
+pub fn read_output(path: &Path) -> io::Result<Option<Text>> {
     let Some(mut bytes) = read(path, OUTPUT_READ_BYTES)? else {
         return Ok(None);
     };
-    if bytes.len() as u64 == OUTPUT_READ_BYTES {
+    let cut = bytes.len() as u64 == OUTPUT_READ_BYTES;
+    if cut {
         // The cut may go through a character.
         let partial = bytes.utf8_chunks().last().map(|last| last.invalid().len());
         if let Some(partial @ 1..=3) = partial {
             bytes.truncate(bytes.len() - partial);
         }
     }
-    String::from_utf8(bytes).map(Some).map_err(|_| io::Error::other("is not UTF-8 text"))
+    let whole = if cut { Some(fs::symlink_metadata(path)?.len()) } else { None };
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("is not UTF-8 text"))?;
+    Ok(Some(Text { text, bytes: whole }))
 }
 
 pub fn read_context(path: &Path) -> io::Result<Vec<u8>> {
@@ -110,7 +120,7 @@ pub mod tests {
         dir
     }
 
-    fn message(result: io::Result<Option<String>>) -> String {
+    fn message(result: io::Result<Option<Text>>) -> String {
         result.unwrap_err().to_string()
     }
 
@@ -119,7 +129,7 @@ pub mod tests {
         let dir = scratch("text");
         assert!(read_output(&dir.join("result.json")).unwrap().is_none());
         fs::write(dir.join("a"), "häh").unwrap();
-        assert_eq!(read_output(&dir.join("a")).unwrap().unwrap(), "häh");
+        assert_eq!(read_output(&dir.join("a")).unwrap().unwrap().text, "häh");
         fs::write(dir.join("b"), [b'a', 0xff, b'b']).unwrap();
         assert_eq!(message(read_output(&dir.join("b"))), "is not UTF-8 text");
     }
@@ -137,8 +147,8 @@ pub mod tests {
         assert_eq!(message(read_output(Path::new("/dev/zero"))), "is not a regular file");
         let huge = dir.join("huge");
         File::create(&huge).unwrap().set_len(1 << 30).unwrap();
-        let text = read_output(&huge).unwrap().unwrap();
-        assert_eq!(text.len() as u64, OUTPUT_READ_BYTES);
+        let read = read_output(&huge).unwrap().unwrap();
+        assert_eq!((read.text.len() as u64, read.bytes), (OUTPUT_READ_BYTES, Some(1 << 30)));
     }
 
     #[test]
@@ -147,8 +157,9 @@ pub mod tests {
         for shift in 0..4 {
             let path = dir.join(shift.to_string());
             fs::write(&path, "a".repeat(shift) + &"€".repeat(300 * 1024)).unwrap();
-            let text = read_output(&path).unwrap().unwrap();
-            assert!(text.len() as u64 > OUTPUT_READ_BYTES - 4);
+            let read = read_output(&path).unwrap().unwrap();
+            assert!(read.text.len() as u64 > OUTPUT_READ_BYTES - 4);
+            assert_eq!(read.bytes, Some(shift as u64 + 3 * 300 * 1024), "of the whole");
         }
     }
 

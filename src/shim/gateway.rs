@@ -6,16 +6,16 @@
 )]
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 
-use crate::protocol::{AttemptRef, Refusal};
+use crate::api::name::to_hex;
+use crate::protocol::{AttemptRef, Refusal, TRACEPARENT, trust};
 
 const CONNECT: Duration = Duration::from_secs(5);
-const CALL: Duration = Duration::from_secs(45);
+pub const CALL: Duration = Duration::from_secs(45);
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(15);
 /// A projected token is renewed in place, and the gateway's own view of a new pod may lag.
@@ -102,16 +102,15 @@ pub struct Gateway {
     base: String,
     token: PathBuf,
     attempt: AttemptRef,
+    /// That of the attempt; without it the gateway's calls are in no trace.
+    traceparent: Option<String>,
 }
 
 impl Gateway {
     /// `ca` is PEM. Plain HTTP is for a gateway in the same machine only.
     pub fn new(base: &str, ca: Option<&str>, token: PathBuf, attempt: AttemptRef) -> Result<Self, String> {
         let tls = match ca {
-            Some(pem) => TlsConfig::builder()
-                .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .root_certs(RootCerts::new_with_certs(&certificates(pem)?))
-                .build(),
+            Some(pem) => trust::only(pem.as_bytes()).map_err(|fault| format!("its CA {fault}"))?,
             None if base.starts_with("http://127.0.0.1:") => TlsConfig::builder().build(),
             None => return Err("there is no CA for it".to_owned()),
         };
@@ -123,11 +122,16 @@ impl Gateway {
             .http_status_as_error(false)
             .max_redirects(0)
             .timeout_connect(Some(CONNECT))
-            .timeout_global(Some(CALL))
             .user_agent(format!("lockstep-shim/{}", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Ok(Self { agent, base: base.trim_end_matches('/').to_owned(), token, attempt })
+        Ok(Self { agent, base: base.trim_end_matches('/').to_owned(), token, attempt, traceparent: None })
+    }
+
+    /// In the trace that the operator named.
+    #[must_use]
+    pub fn within(self, traceparent: Option<String>) -> Self {
+        Self { traceparent, ..self }
     }
 
     /// `pause` sleeps and says whether to go on.
@@ -138,11 +142,47 @@ impl Gateway {
         patience: Duration,
         pause: impl Fn(Duration) -> bool,
     ) -> Result<Vec<u8>, CallError> {
-        let body = serde_json::to_vec(request).map_err(|error| CallError::Refused(error.to_string()))?;
+        self.call_within(|| CALL, path, request, patience, pause)
+    }
+
+    /// `timeout` is asked before each try.
+    pub fn call_within(
+        &self,
+        timeout: impl Fn() -> Duration,
+        path: &str,
+        request: &impl Serialize,
+        patience: Duration,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Vec<u8>, CallError> {
+        let body = written(request)?;
+        Self::repeated(path, || self.once(path, &body, timeout()), patience, pause)
+    }
+
+    /// `request` is asked before each try, so that what is repeated is never older than what is known.
+    pub fn call_newest<T: Serialize>(
+        &self,
+        path: &str,
+        mut request: impl FnMut() -> T,
+        patience: Duration,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Vec<u8>, CallError> {
+        let once = || {
+            let body = written(&request()).map_err(|error| (Trouble::Final, error))?;
+            self.once(path, &body, CALL)
+        };
+        Self::repeated(path, once, patience, pause)
+    }
+
+    fn repeated(
+        path: &str,
+        mut once: impl FnMut() -> Result<Vec<u8>, (Trouble, CallError)>,
+        patience: Duration,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Vec<u8>, CallError> {
         let begin = Instant::now();
         let mut schedule = Schedule::new(patience);
         loop {
-            let (trouble, error) = match self.once(path, &body) {
+            let (trouble, error) = match once() {
                 Ok(answer) => return Ok(answer),
                 Err(failed) => failed,
             };
@@ -158,17 +198,23 @@ impl Gateway {
         }
     }
 
-    fn once(&self, path: &str, body: &[u8]) -> Result<Vec<u8>, (Trouble, CallError)> {
+    fn once(&self, path: &str, body: &[u8], timeout: Duration) -> Result<Vec<u8>, (Trouble, CallError)> {
         let down = |message: String| (Trouble::Down, CallError::Unreachable(message));
         let token = std::fs::read_to_string(&self.token)
             .map_err(|error| down(format!("token {}: {error}", self.token.display())))?;
         let mut call = self
             .agent
             .post(format!("{}{path}", self.base))
+            .config()
+            .timeout_global(Some(timeout))
+            .build()
             .header("Authorization", format!("Bearer {}", token.trim()))
             .header("Content-Type", "application/json");
         for (name, value) in self.attempt.headers() {
             call = call.header(name, value);
+        }
+        if let Some(traceparent) = &self.traceparent {
+            call = call.header(TRACEPARENT, traceparent);
         }
         let mut response = call.send(body).map_err(|error| down(format!("gateway {}: {error}", self.base)))?;
         let status = response.status().as_u16();
@@ -183,6 +229,10 @@ impl Gateway {
         }
         Err(refused(status, &answer))
     }
+}
+
+fn written(request: &impl Serialize) -> Result<Vec<u8>, CallError> {
+    serde_json::to_vec(request).map_err(|error| CallError::Refused(error.to_string()))
 }
 
 fn refused(status: u16, answer: &[u8]) -> (Trouble, CallError) {
@@ -201,31 +251,10 @@ fn refused(status: u16, answer: &[u8]) -> (Trouble, CallError) {
     (trouble, error)
 }
 
-fn certificates(pem: &str) -> Result<Vec<Certificate<'static>>, String> {
-    let mut found = Vec::new();
-    for item in ureq::tls::parse_pem(pem.as_bytes()) {
-        match item {
-            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
-            Ok(_) => {}
-            Err(error) => return Err(format!("its CA is no PEM: {error}")),
-        }
-    }
-    if found.is_empty() {
-        return Err("its CA holds no certificate".to_owned());
-    }
-    Ok(found)
-}
-
 /// Random bytes as hex.
 pub fn random_hex() -> Option<String> {
-    use std::fmt::Write as _;
     let mut bytes = [0u8; 16];
-    fill(&mut bytes).then(|| {
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    })
+    fill(&mut bytes).then(|| to_hex(&bytes))
 }
 
 fn random_byte() -> u8 {
@@ -235,12 +264,48 @@ fn random_byte() -> u8 {
 }
 
 fn fill(bytes: &mut [u8]) -> bool {
-    rustls::crypto::ring::default_provider().secure_random.fill(bytes).is_ok()
+    getrandom::fill(bytes).is_ok()
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use serde_json::Value;
+    use tiny_http::{Response, Server};
+
     use super::*;
+
+    fn attempt() -> AttemptRef {
+        AttemptRef {
+            namespace: "n".to_owned(),
+            step_run: "s".to_owned(),
+            uid: "u".to_owned(),
+            attempt: 1,
+            id: "i".to_owned(),
+        }
+    }
+
+    /// What a call gives, and the calls that the gateway heard (path and body), if that answers them so one after the other.
+    pub fn with_answers<T>(answers: &[(u16, Value)], call: impl FnOnce(&Gateway) -> T) -> (T, Vec<(String, Value)>) {
+        let server = Server::http("127.0.0.1:0").expect("a server");
+        let port = server.server_addr().to_ip().expect("an address").port();
+        let answers = answers.to_vec();
+        let heard = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            for (status, answer) in answers {
+                let mut request = server.recv().expect("a call");
+                let body: Value = serde_json::from_reader(request.as_reader()).expect("JSON");
+                heard.push((request.url().to_owned(), body));
+                let response = Response::from_string(answer.to_string()).with_status_code(status);
+                request.respond(response).expect("an answer");
+            }
+            heard
+        });
+        // Any file is a token.
+        let token = PathBuf::from("/proc/self/comm");
+        let gateway = Gateway::new(&format!("http://127.0.0.1:{port}"), None, token, attempt()).expect("a gateway");
+        let given = call(&gateway);
+        (given, heard.join().expect("what it heard"))
+    }
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -293,15 +358,22 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_elsewhere_needs_a_ca() {
-        let attempt = AttemptRef {
-            namespace: "n".to_owned(),
-            step_run: "s".to_owned(),
-            uid: "u".to_owned(),
-            attempt: 1,
-            id: "i".to_owned(),
+    fn what_is_repeated_is_the_newest() {
+        let mut number = 0;
+        let newest = || {
+            number += 10;
+            serde_json::json!({"percent": number})
         };
-        let new = |base: &str, ca: Option<&str>| Gateway::new(base, ca, PathBuf::from("/t"), attempt.clone()).is_ok();
+        let answers = [(503, Value::Null), (503, Value::Null), (204, Value::Null)];
+        let (answer, heard) =
+            with_answers(&answers, |gateway| gateway.call_newest("/x", newest, MINUTE, |_| true).is_ok());
+        let said: Vec<&Value> = heard.iter().map(|(_, body)| &body["percent"]).collect();
+        assert_eq!((answer, said), (true, vec![&Value::from(10), &Value::from(20), &Value::from(30)]));
+    }
+
+    #[test]
+    fn a_gateway_elsewhere_needs_a_ca() {
+        let new = |base: &str, ca: Option<&str>| Gateway::new(base, ca, PathBuf::from("/t"), attempt()).is_ok();
         assert!(new("http://127.0.0.1:80", None));
         assert!(!new("http://gateway:80", None));
         assert!(!new("https://gateway", None));

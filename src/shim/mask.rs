@@ -37,6 +37,10 @@ impl Mask {
         Self { needles }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.needles.is_empty()
+    }
+
     /// Length of the longest masked value.
     fn reach(&self) -> usize {
         self.needles.first().map_or(0, Vec::len)

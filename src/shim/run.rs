@@ -5,31 +5,53 @@
     reason = "the attempt's deadline; back-off of the report, which nothing may interrupt"
 )]
 
+mod attend;
+
 use std::ffi::OsString;
 use std::io::ErrorKind;
+use std::process::Command;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::gateway::{CallError, Gateway, random_hex};
-use super::local::{Calls, Latest, OutputFiles, serve};
+use serde::Serialize;
+
+use super::cgroup_memory::CgroupMemory;
+use super::gateway::{CALL, CallError, Gateway, random_hex};
+use super::journal::Journal;
+use super::local::{Calls, Latest, OutputFiles};
 use super::mask::{Tail, first_bytes};
-use super::process::{Halt, Running, lock, watch_signals};
+use super::process::{Halt, Reaper, Running, lock, watch_signals};
+use super::remember::Remembered;
+use super::repair::Repairs;
+use super::serve::serve;
 use super::settings::Settings;
 use super::supervise::{Event, Supervision};
+use super::usage::Used;
+use super::wait::WaitLimiter;
 use super::{Stop, exit, files, say};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::name::digest_bytes;
 use crate::protocol::{
-    self, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, InputFile, Output, ReportRequest, mark,
+    self, CheckRequest, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, Fault, InputFile, Output,
+    ReportRequest, mark,
 };
+
+pub use attend::{attend, attended};
 
 /// How long to wait for a gateway that is away.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(5 * 60);
 const DOCUMENT_PATIENCE: Duration = Duration::from_secs(3 * 60);
+const CHECK_PATIENCE: Duration = Duration::from_secs(30);
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
 const REPORT_PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// Once the pod was told to end: the longest time of a try, and between two.
+const HURRIED_CALL: Duration = Duration::from_secs(10);
+const HURRIED_DELAY: Duration = Duration::from_secs(1);
 /// For the last output after the command's exit.
 const DRAIN: Duration = Duration::from_secs(2);
+/// Where the faults lie that are to be mended, in the input folder.
+const FAULTS_FILE: &str = "faults.json";
 /// A deadline beyond this is none.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -40,6 +62,9 @@ struct Attempt {
     halt: Arc<Halt>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
+    /// What the agent says that it uses.
+    used: Arc<Used>,
+    reaper: Reaper,
 }
 
 pub fn run(words: &[OsString]) -> Result<u8, Stop> {
@@ -51,11 +76,18 @@ pub fn run(words: &[OsString]) -> Result<u8, Stop> {
     let end = attempt.execute(words, &claimed, &output, &tail, deadline)?;
     let ending = match end {
         Ok(ending) => ending,
-        Err(message) => {
+        Err(Lost { code, message }) => {
+            attempt.send_log(code, &tail);
             return Err(Stop::new(exit::NOT_OURS, format!("the attempt is over, its end is not reported: {message}")));
         }
     };
     attempt.report(ending, &output, &tail)
+}
+
+/// The attempt was lost while its command ran.
+struct Lost {
+    code: i32,
+    message: String,
 }
 
 fn document_file(claimed: &Claimed) -> Result<Option<String>, Stop> {
@@ -82,12 +114,21 @@ impl Attempt {
         .map_err(|message| {
             let message = format!("gateway {}: {message}", settings.gateway);
             Stop::new(exit::INTERNAL, message)
-        })?;
+        })?
+        .within(std::env::var(protocol::env::TRACEPARENT).ok());
         let (events, inbox) = channel();
         let halt = Arc::new(Halt::default());
         watch_signals(Arc::clone(&halt), events.clone())
             .map_err(|error| Stop::new(exit::INTERNAL, format!("signals: {error}")))?;
-        Ok(Self { settings, gateway: Arc::new(gateway), halt, events, inbox })
+        Ok(Self {
+            settings,
+            gateway: Arc::new(gateway),
+            halt,
+            events,
+            inbox,
+            used: Arc::default(),
+            reaper: Reaper::default(),
+        })
     }
 
     /// The input, and when the attempt's time is over.
@@ -167,7 +208,7 @@ impl Attempt {
         files::write(&path, bytes).map_err(|error| Stop::new(exit::INTERNAL, format!("{}: {error}", path.display())))
     }
 
-    /// Runs the command to its end. The inner error: the attempt was lost meanwhile.
+    /// Runs the command to its end.
     fn execute(
         &self,
         words: &[OsString],
@@ -175,7 +216,7 @@ impl Attempt {
         output: &OutputFiles,
         tail: &Arc<Mutex<Tail>>,
         deadline: Instant,
-    ) -> Result<Result<Ending, String>, Stop> {
+    ) -> Result<Result<Ending, Lost>, Stop> {
         let segment = random_hex().ok_or_else(|| Stop::new(exit::INTERNAL, "no random numbers here"))?;
         let calls = Calls {
             gateway: Arc::clone(&self.gateway),
@@ -183,33 +224,72 @@ impl Attempt {
             files: output.clone(),
             events: self.events.clone(),
             progress: Latest::default(),
+            memory: Remembered::default(),
+            used: Arc::clone(&self.used),
+            journal: Journal::default(),
+            deadline,
+            waiting: WaitLimiter::default(),
         };
         let url =
             serve(calls, &segment).map_err(|error| Stop::new(exit::INTERNAL, format!("local server: {error}")))?;
-        let command = self.settings.command(words, &url, &claimed.env);
+        let command = |words: &[OsString]| self.settings.command(words, &url, &claimed.env);
         if let Some(signal) = self.halt.signal() {
             let message = format!("stopped by signal {signal}, nothing was started");
             return Err(Stop::new(signal_code(signal), message));
         }
         self.mark(mark::STARTED)?;
-        let running = match Running::start(command, tail, self.events.clone()) {
-            Ok(running) => running,
-            Err(error) => {
-                let name = words.first().cloned().unwrap_or_default();
-                note(tail, &format!("{}: {error}", name.display()));
-                let code = match error.kind() {
-                    ErrorKind::NotFound => exit::NOT_FOUND,
-                    _ => exit::NOT_EXECUTABLE,
-                };
-                return Ok(Ok(Ending::Exited { code: code.into() }));
-            }
-        };
+        let memory = CgroupMemory::watched();
         let silence = claimed.progress_timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
         let silence = silence.map(|seconds| Duration::from_secs(seconds).min(LONGEST));
         let mut supervision = Supervision::new(deadline).listening(silence, Instant::now());
-        let code = self.supervise(&running, &mut supervision);
-        running.drain(DRAIN);
-        Ok(supervision.ending(code))
+        let mut code = self.run_to_its_end(command(words), tail, &mut supervision);
+        let mut repairs = Repairs::new(claimed.repair.clone());
+        while code == 0 && supervision.goes_on() && repairs.are_left() {
+            let Some(faults) = self.faults(output) else { break };
+            let Some(repair_call) = repairs.next(&faults) else { break };
+            note(tail, &repair_call.log_line);
+            self.put(FAULTS_FILE, &repair_call.faults)?;
+            let mut command = command(&repair_call.command);
+            command.env(protocol::env::FAULTS, self.settings.input.join(FAULTS_FILE));
+            // Its agent has something to do again.
+            supervision.on(Event::Called, Instant::now());
+            code = self.run_to_its_end(command, tail, &mut supervision);
+        }
+        let ended = supervision.ending(code).map_err(|message| Lost { code, message });
+        Ok(ended.map(|ending| with_cause(ending, &memory)))
+    }
+
+    /// The command's exit code, or what says that it cannot be run.
+    fn run_to_its_end(&self, command: Command, tail: &Arc<Mutex<Tail>>, supervision: &mut Supervision) -> i32 {
+        let name = command.get_program().display().to_string();
+        match Running::start(command, tail, self.events.clone(), &self.reaper) {
+            Ok(running) => {
+                let code = self.supervise(&running, supervision);
+                running.drain(DRAIN);
+                code
+            }
+            Err(error) => {
+                note(tail, &format!("{name}: {error}"));
+                let code = if error.kind() == ErrorKind::NotFound { exit::NOT_FOUND } else { exit::NOT_EXECUTABLE };
+                code.into()
+            }
+        }
+    }
+
+    /// What is wrong with the output; none where nothing is, or nobody can say: then the report is judged.
+    fn faults(&self, files: &OutputFiles) -> Option<Vec<Fault>> {
+        let fault = |message: String| Some(vec![Fault { pointer: String::new(), message }]);
+        let output = match files.read(&self.settings.mask) {
+            Ok(output) => output,
+            Err(message) => return fault(message),
+        };
+        let pause = |delay| self.halt.pause(delay);
+        match self.gateway.call(protocol::CHECK, &CheckRequest { output }, CHECK_PATIENCE, pause) {
+            Ok(answer) => serde_json::from_slice::<Checked>(&answer).ok().map(|checked| checked.faults),
+            Err(CallError::TooLarge(message)) => fault(message),
+            Err(_) => None,
+        }
+        .filter(|faults| !faults.is_empty())
     }
 
     fn supervise(&self, running: &Running, supervision: &mut Supervision) -> i32 {
@@ -233,8 +313,13 @@ impl Attempt {
     }
 
     fn report(&self, ending: Ending, files: &OutputFiles, tail: &Mutex<Tail>) -> Result<u8, Stop> {
-        let (ending, output) = judge(ending, files.read(&self.settings.mask), tail);
-        let mut request = ReportRequest { ending, output, log_tail: lock(tail).text() };
+        let read = match ending {
+            // What it has made so far is for the attempt that follows.
+            Ending::Asked { .. } => Ok(Output::default()),
+            _ => files.read(&self.settings.mask),
+        };
+        let (ending, output) = judge(ending, read, tail);
+        let mut request = ReportRequest { ending, output, log_tail: lock(tail).text(), usage: self.used.sum() };
         let mut answer = self.send(&request);
         if let Err(CallError::TooLarge(message)) = &answer {
             request.ending = made_invalid(request.ending, message);
@@ -256,19 +341,59 @@ impl Attempt {
             say(&format!("the output is refused: {fault}"));
         }
         let code = code_of(&request.ending, &checked);
-        if code == 0 && self.mark(mark::SUCCEEDED).is_err() {
+        let succeeded = matches!(request.ending, Ending::Exited { .. }) && code == 0;
+        if succeeded && self.mark(mark::SUCCEEDED).is_err() {
             // The report stands; the mark would only repeat it.
             say("the termination log cannot be written");
         }
         Ok(code)
     }
 
-    fn send(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
-        self.gateway.call(protocol::REPORT, request, REPORT_PATIENCE, |delay| {
-            // Not even a signal ends this: the pod's grace period does.
+    /// The last of the log, for people: the pod goes, and its log with it. Nothing rests on it.
+    fn send_log(&self, code: i32, tail: &Mutex<Tail>) {
+        let (ending, log_tail) = (Ending::exited(code), lock(tail).text());
+        let request = ReportRequest { ending, output: Output::default(), log_tail, usage: None };
+        let _ = self.gateway.call(protocol::REPORT, &request, LOG_PATIENCE, |delay| {
             std::thread::sleep(delay);
             true
+        });
+    }
+
+    /// A gateway of an earlier version knows no usage, and the end of the attempt counts for more.
+    fn send(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
+        match self.send_once(request) {
+            Err(CallError::Refused(why)) if request.usage.is_some() => {
+                say(&format!("the report is sent again without usage: {why}"));
+                self.send_once(&ReportRequest { usage: None, ..request.clone() })
+            }
+            answer => answer,
+        }
+    }
+
+    fn send_once(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
+        self.call_to_the_last(protocol::REPORT, request)
+    }
+
+    /// What tells how the attempt ended. Not even a signal ends that, only the pod's grace period does; once one came, a gateway
+    /// that is away for some of those 30 s must not cost the report.
+    fn call_to_the_last(&self, path: &str, request: &impl Serialize) -> Result<Vec<u8>, CallError> {
+        let timeout = || if self.halt.signal().is_some() { HURRIED_CALL } else { CALL };
+        self.gateway.call_within(timeout, path, request, REPORT_PATIENCE, |delay| {
+            if !self.halt.pause(delay) {
+                std::thread::sleep(delay.min(HURRIED_DELAY));
+            }
+            true
         })
+    }
+}
+
+/// A failure, with what the node did to it.
+fn with_cause(ending: Ending, memory: &CgroupMemory) -> Ending {
+    match ending {
+        Ending::Exited { code, signal, cause: None } if code != 0 => {
+            Ending::Exited { code, signal, cause: memory.shortage() }
+        }
+        other => other,
     }
 }
 
@@ -291,7 +416,7 @@ fn judge(ending: Ending, output: Result<Output, String>, tail: &Mutex<Tail>) -> 
 
 fn made_invalid(ending: Ending, message: &str) -> Ending {
     match ending {
-        Ending::Exited { code: 0 } => Ending::Failed {
+        Ending::Exited { code: 0, .. } => Ending::Failed {
             retryable: true,
             message: first_bytes(message, MESSAGE_BYTES).to_owned(),
             code: exit::INVALID_OUTPUT.into(),
@@ -307,11 +432,12 @@ fn signal_code(signal: i32) -> u8 {
 /// The shim's own exit code.
 fn code_of(ending: &Ending, checked: &Checked) -> u8 {
     match ending {
-        Ending::TimedOut | Ending::Silent { .. } => exit::TIMED_OUT,
-        Ending::Exited { code: 0 } if checked.faults.is_empty() => 0,
-        Ending::Exited { code: 0 } => exit::INVALID_OUTPUT,
+        Ending::TimedOut { .. } | Ending::Silent { .. } => exit::TIMED_OUT,
+        Ending::Asked { .. } | Ending::Attended { .. } => 0,
+        Ending::Exited { code: 0, .. } if checked.faults.is_empty() => 0,
+        Ending::Exited { code: 0, .. } => exit::INVALID_OUTPUT,
         Ending::Failed { code: 0, .. } => 1,
-        Ending::Exited { code } | Ending::Failed { code, .. } => u8::try_from(*code).unwrap_or(u8::MAX),
+        Ending::Exited { code, .. } | Ending::Failed { code, .. } => u8::try_from(*code).unwrap_or(u8::MAX),
     }
 }
 
@@ -325,11 +451,12 @@ mod tests {
         let valid = Checked::default();
         let fault = protocol::Fault { pointer: String::new(), message: "no result.json".into() };
         let invalid = Checked { faults: vec![fault] };
-        assert_eq!(code_of(&Ending::Exited { code: 0 }, &valid), 0);
-        assert_eq!(code_of(&Ending::Exited { code: 0 }, &invalid), 65);
-        assert_eq!(code_of(&Ending::Exited { code: 143 }, &invalid), 143);
-        assert_eq!(code_of(&Ending::TimedOut, &valid), 124);
-        assert_eq!(code_of(&Ending::Silent { seconds: 5 }, &valid), 124);
+        assert_eq!(code_of(&Ending::exited(0), &valid), 0);
+        assert_eq!(code_of(&Ending::exited(0), &invalid), 65);
+        assert_eq!(code_of(&Ending::exited(143), &invalid), 143);
+        assert_eq!(code_of(&Ending::TimedOut { code: Some(0) }, &valid), 124);
+        assert_eq!(code_of(&Ending::Asked { questions: Vec::new() }, &valid), 0);
+        assert_eq!(code_of(&Ending::Silent { seconds: 5, code: None }, &valid), 124);
         let failed = |code| Ending::Failed { retryable: false, message: String::new(), code };
         assert_eq!(code_of(&failed(0), &valid), 1);
         assert_eq!(code_of(&failed(3), &valid), 3);
@@ -339,11 +466,11 @@ mod tests {
     fn an_unreadable_output_turns_success_into_failure_only() {
         let tail = Mutex::new(Tail::new(Mask::default(), 100));
         let unreadable = || Err("result.json is not UTF-8 text".to_owned());
-        let (ending, _) = judge(Ending::Exited { code: 0 }, unreadable(), &tail);
+        let (ending, _) = judge(Ending::exited(0), unreadable(), &tail);
         assert!(matches!(ending, Ending::Failed { retryable: true, code: 65, .. }));
         assert!(lock(&tail).text().contains("not UTF-8"));
-        let (ending, _) = judge(Ending::Exited { code: 3 }, unreadable(), &tail);
-        assert_eq!(ending, Ending::Exited { code: 3 });
+        let (ending, _) = judge(Ending::exited(3), unreadable(), &tail);
+        assert_eq!(ending, Ending::exited(3));
     }
 
     #[test]
@@ -356,6 +483,7 @@ mod tests {
             document_is_json: false,
             timeout_seconds: 1,
             progress_timeout_seconds: None,
+            repair: None,
         };
         assert!(document_file(&claimed("discovery.md")).is_ok());
         for name in ["../x", "a/b", "", "/etc/x", ".."] {

@@ -111,7 +111,8 @@ async fn a_document_that_was_exchanged_is_not_read_and_gets_no_status() -> Resul
     assert!(read().await?.is_ok());
     assert!(contents.content(&client, &team.namespace, &pin).await?.is_ok());
     let publish = |seen: &Document| {
-        let status = DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(1), digest: None };
+        let status =
+            DocumentStatus { phase: Some(DocumentPhase::Published), revision: Some(1), ..DocumentStatus::default() };
         vec![document::set_status(seen, status)]
     };
     let write = |effects: Vec<Effect>| {
@@ -127,7 +128,7 @@ async fn a_document_that_was_exchanged_is_not_read_and_gets_no_status() -> Resul
     assert!(write(publish(&first)).await.is_err(), "there is nothing to write to");
     let second = make().await?;
     let said = read().await?.expect_err("it is another one").to_string();
-    assert!(said.contains("is not the one that was made"), "{said}");
+    assert!(said.contains("another one was created under its name"), "{said}");
     assert!(contents.content(&client, &team.namespace, &pin).await?.is_ok(), "what was verified once stays as it was");
     let other = write(publish(&first)).await.expect_err("it is another one");
     assert!(other.is_conflict(), "{other}");
@@ -144,7 +145,7 @@ async fn a_document_that_is_made_and_published_in_one_pass_is_published_once() -
     let run: Workflow = Api::namespaced(client.clone(), &team.namespace).get("shop").await?;
     let inline = serde_json::from_value(json!({"type": "brief", "content": "text"}))?;
     let made = build::run_document(&run, &inline);
-    let status = document::put_up(&made, &[]);
+    let status = document::initial_status(&made, &[]);
     let effects = document::create(made.clone(), status);
     let documents: Api<Document> = Api::namespaced(client.clone(), &team.namespace);
     let name = made.metadata.name.context("a name")?;

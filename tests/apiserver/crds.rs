@@ -65,6 +65,9 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
     }
 
     let agent = json!({"template": {}});
+    let prompt = json!({"system": "s", "model": "m", "baseURL": "https://models.example/v1", "temperature": 0.5, "apiKeySecretRef": {"name": "keys", "key": "api"}, "caConfigMapRef": {"name": "models-ca"}});
+    let only_told = object("Agent", "told", &json!({"prompt": prompt}));
+    team.admin.asks_strictly(&Ask::post(team.all("agents"), only_told)).await.map_err(|r| anyhow::anyhow!("a prompt: {} {}", r.code, r.message))?;
     let cases: Vec<(&str, Value, u16, &str)> = vec![
         ("workflows", workflow(&long, &json!({})), 422, "at most 52 characters"),
         ("agents", object("Agent", &long, &agent), 422, "at most 52 characters"),
@@ -97,7 +100,13 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
         ("documents", document("x", &json!({"format": "yaml"})), 422, "Unsupported value"),
         ("documents", document("x", &json!({"content": "x".repeat(524_289)})), 422, "Too long"),
         ("agents", object("Agent", "x", &json!({"template": {}, "timeoutSeconds": 0})), 422, "greater than or equal to 1"),
-        ("agents", object("Agent", "x", &json!({})), 422, "spec.template: Required value"),
+        ("agents", object("Agent", "x", &json!({})), 422, "exactly one of template and prompt"),
+        ("agents", object("Agent", "x", &json!({"template": {}, "prompt": prompt})), 422, "exactly one of template and prompt"),
+        ("agents", object("Agent", "x", &json!({"prompt": {"system": "s", "model": "m"}})), 422, "spec.prompt.baseURL: Required value"),
+        ("agents", object("Agent", "x", &json!({"prompt": {"system": "s", "model": "m", "baseURL": "https://a:b@models.example/v1"}})), 422, "spec.prompt.baseURL in body should match"),
+        ("agents", object("Agent", "x", &json!({"prompt": {"system": "s", "model": "m", "baseURL": "https://models.example/v1", "temperature": 2.5}})), 422, "less than or equal to 2"),
+        ("agents", object("Agent", "x", &json!({"prompt": {"system": "s", "model": "m", "baseURL": "https://models.example/v1", "caConfigMapRef": {"name": "Own_CA"}}})), 422, "spec.prompt.caConfigMapRef.name in body should match"),
+        ("agents", object("Agent", "x", &json!({"prompt": {"system": "s", "model": "m", "baseURL": "https://models.example/v1", "caConfigMapRef": {"key": "ca.crt"}}})), 422, "spec.prompt.caConfigMapRef.name: Required value"),
         ("agents", json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Agent", "metadata": {"name": "x"}}), 422, "spec: Required value"),
     ];
     for (plural, body, code, words) in cases {
@@ -165,6 +174,13 @@ async fn a_status_reads_as_unseen_until_the_operator_says_otherwise() -> Result<
         let written = team.operator.gets(&patch).await?;
         ensure!(written["status"]["observedGeneration"] == -1, "{plural}: {}", written["status"]);
     }
+    // A document that an older version published says nothing of it, and is no longer unseen.
+    let put = object("Document", "a", &json!({"type": "brief", "scope": "Namespace", "content": "a brief"}));
+    let made = team.admin.gets(&Ask::post(team.all("documents"), put)).await?;
+    ensure!(made["status"] == json!({"observedGeneration": -1}), "{}", made["status"]);
+    let patch = json!({"status": {"phase": "Published", "observedGeneration": null}});
+    let written = team.operator.gets(&Ask::patch(team.one("documents", "a/status"), patch)).await?;
+    ensure!(written["status"] == json!({"phase": "Published"}), "{}", written["status"]);
     let fresh = team.step_run("a", json!({}), Value::Null).await?;
     ensure!(fresh["status"]["observedGeneration"] == -1 && fresh["status"]["attempt"] == 1, "{}", fresh["status"]);
     // The Rust types must read what the server says of an object that nobody has touched.
@@ -206,7 +222,7 @@ async fn fields_select_columns_print_and_the_category_lists() -> Result<()> {
         }
     }
     short.sort();
-    ensure!(short == ["\"ldoc\"", "\"lsr\"", "\"lwf\"", "\"lwt\""], "{short:?}");
+    ensure!(short == ["\"ldoc\"", "\"lmem\"", "\"lsr\"", "\"ltr\"", "\"lwf\"", "\"lwt\""], "{short:?}");
     team.close().await
 }
 

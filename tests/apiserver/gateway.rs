@@ -13,7 +13,7 @@ use kube::config::Kubeconfig;
 use lockstep::api::definition::Definition;
 use lockstep::api::step_run::{StepRun, StepRunStatus};
 use lockstep::api::{Agent, Workflow, name};
-use lockstep::decide::build::{self, Surroundings};
+use lockstep::decide::build::{self, Installation};
 use lockstep::definition::agent::CheckedAgent;
 use lockstep::definition::expression::InProcess;
 use lockstep::definition::policy::AttemptPolicy;
@@ -34,7 +34,7 @@ const OTHER_ID: &str = "fedcba9876543210fedcba9876543210";
 const HONEST: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-struct Gateway {
+pub struct Gateway {
     child: Child,
     port: u16,
     health: u16,
@@ -59,7 +59,7 @@ struct Heard {
 }
 
 impl Gateway {
-    async fn start(team: &Team) -> Result<Self> {
+    pub async fn start(team: &Team) -> Result<Self> {
         let made = rcgen::generate_simple_self_signed(vec!["gateway".to_owned(), "127.0.0.1".to_owned()])?;
         let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tls"},
             "stringData": {"tls.crt": made.cert.pem(), "tls.key": made.signing_key.serialize_pem()}});
@@ -75,8 +75,10 @@ impl Gateway {
 
         let folder = folder(team)?;
         std::fs::write(folder.join("kubeconfig"), kubeconfig(team).await?)?;
-        let (port, health) = (free_port()?, free_port()?);
-        let child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        let (port, health) = (crate::port::free()?.port(), crate::port::free()?.port());
+        // Figures are those of the binary that is published.
+        let program = std::env::var("LOCKSTEP_GATEWAY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_lockstep").to_owned());
+        let child = Command::new(program)
             .args(["gateway", "--tls-secret", "tls", "--namespace", &team.namespace])
             .args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")])
             .env("KUBECONFIG", folder.join("kubeconfig"))
@@ -108,7 +110,7 @@ impl Gateway {
         Ok(stream)
     }
 
-    async fn shake(&self, from: Ipv4Addr) -> Result<TlsStream<TcpStream>> {
+    pub async fn shake(&self, from: Ipv4Addr) -> Result<TlsStream<TcpStream>> {
         Ok(self.connector.connect(ServerName::try_from("gateway")?, self.connect(from).await?).await?)
     }
 
@@ -141,14 +143,14 @@ impl Gateway {
     }
 
     /// Kilobytes that the process has in memory.
-    fn resident(&self) -> Result<u64> {
+    pub fn resident(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         Ok(line.split_whitespace().next().context("no number")?.parse()?)
     }
 
     /// The sum of a metric over all that the words pick out.
-    async fn metric(&self, words: &str) -> Result<f64> {
+    pub async fn metric(&self, words: &str) -> Result<f64> {
         let text = plain(self.health, "/metrics", HONEST).await?;
         let values = text.lines().filter(|line| line.starts_with(words)).filter_map(|line| line.rsplit(' ').next());
         Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
@@ -156,7 +158,7 @@ impl Gateway {
 }
 
 /// Whether the head is there, and as much of a body as it declares.
-fn whole(text: &[u8]) -> bool {
+pub fn whole(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
     let declared = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
@@ -174,7 +176,7 @@ fn head(path: &str, token: Option<&str>, attempt: Option<&AttemptRef>, length: u
     head + "\r\n"
 }
 
-fn whole_call(path: &str, token: &str, attempt: &AttemptRef, body: &Value) -> String {
+pub fn whole_call(path: &str, token: &str, attempt: &AttemptRef, body: &Value) -> String {
     let body = body.to_string();
     head(path, Some(token), Some(attempt), body.len()) + &body
 }
@@ -187,10 +189,6 @@ async fn plain(port: u16, path: &str, from: Ipv4Addr) -> Result<String> {
     let mut text = String::new();
     tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await??;
     Ok(text)
-}
-
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// For the chart's gateway account.
@@ -215,7 +213,19 @@ fn folder(team: &Team) -> Result<PathBuf> {
 }
 
 /// A run with one step that produces a plan, whose first attempt has a Job and a pod. Gives the attempt and the pod.
-async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
+pub async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
+    attempt_of(team, &begun(team).await?, &[]).await
+}
+
+/// A run, and what its StepRuns are made of.
+pub struct Begun {
+    run: Workflow,
+    agent: Agent,
+    spec: Value,
+}
+
+/// A run with one step that produces a plan.
+pub async fn begun(team: &Team) -> Result<Begun> {
     let template =
         json!({"spec": {"containers": [{"name": "agent", "image": "nobody-pulls-it", "command": ["true"]}]}});
     let agent = object("Agent", "writer", &json!({"template": template}));
@@ -234,22 +244,32 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
     let spec = json!({"workflow": {"name": "run", "uid": uid}, "path": "work", "agentId": "writer",
         "definition": {"revisionName": revision.metadata.name, "digest": digest}, "parameters": r#"{"depth":2}"#, "inputDigest": "sha256:i",
         "scopeChain": [{"scope": "workflow", "scopeId": uid}]});
-    let step_run = build::step_run(&run, "s", serde_json::from_value(spec)?, &[]);
+    Ok(Begun { run, agent, spec })
+}
+
+/// An execution of its step under these keys, whose first attempt has a Job and a pod.
+pub async fn attempt_of(team: &Team, of: &Begun, keys: &[String]) -> Result<(AttemptRef, Value)> {
+    let (run, agent) = (&of.run, &of.agent);
+    let step_run = build::step_run(run, "s", serde_json::from_value(of.spec.clone())?, keys);
     let made = team.operator.gets(&Ask::post(team.all("stepruns"), serde_json::to_value(&step_run)?)).await?;
     let step_run: StepRun = serde_json::from_value(made)?;
     let name = step_run.metadata.name.clone().unwrap_or_default();
-    let around = Surroundings {
+    let around = Installation {
         image: "nobody-pulls-it".to_owned(),
         image_pull_policy: "Never".to_owned(),
         gateway_url: "https://gateway".to_owned(),
         gateway_ca: String::new(),
+        api_url: String::new(),
+        account: String::new(),
+        stamps_names: false,
+        ..Installation::default()
     };
     let status = StepRunStatus { attempt: 1, ..StepRunStatus::default() };
-    let policy = AttemptPolicy::of(None, Some(&agent));
-    let agent = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow!(faults.join("; ")))?;
+    let policy = AttemptPolicy::of(None, Some(agent));
+    let agent = CheckedAgent::of(agent, &InProcess).map_err(|faults| anyhow!(faults.join("; ")))?;
     let job = build::job(&step_run, &status, &agent, &policy, &around);
     let jobs = format!("/apis/batch/v1/namespaces/{}/jobs", team.namespace);
-    let job = team.operator.gets(&Ask::post(jobs, serde_json::to_value(&job)?)).await?;
+    let job = team.operator.gets(&Ask::post(jobs, job.body.clone())).await?;
     let job = json!({"attempt": 1, "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]});
     let status = json!({"status": {"phase": "Running", "attempt": 1, "round": 1, "job": job}});
     team.operator.gets(&Ask::patch(team.one("stepruns", &format!("{name}/status")), status)).await?;
@@ -269,7 +289,7 @@ async fn attempt(team: &Team) -> Result<(AttemptRef, Value)> {
 }
 
 /// A token of the namespace's account `default`, bound to the pod where one is given.
-async fn token(team: &Team, audience: Option<&str>, pod: Option<&Value>) -> Result<String> {
+pub async fn token(team: &Team, audience: Option<&str>, pod: Option<&Value>) -> Result<String> {
     let mut spec = json!({"expirationSeconds": 600});
     if let Some(audience) = audience {
         spec["audiences"] = json!([audience]);
@@ -288,7 +308,7 @@ async fn no_body_is_read_of_whoever_is_not_proven() -> Result<()> {
     let _whole = crate::support::policies_whole().await;
     let team = Team::open("gateway").await?;
     let gateway = Gateway::start(&team).await?;
-    let (attempt, pod) = attempt(&team).await?;
+    let (attempt, pod) = Box::pin(attempt(&team)).await?;
     let audience = name::audience(&attempt.uid, 1);
     let good = token(&team, Some(&audience), Some(&pod)).await?;
     let second = AttemptRef { attempt: 2, ..attempt.clone() };
@@ -314,12 +334,10 @@ async fn no_body_is_read_of_whoever_is_not_proven() -> Result<()> {
     ];
     for path in [protocol::REPORT, protocol::CLAIM] {
         for (what, token, attempt, status) in &cases {
-            // A body is declared and never comes. Whoever waited for it would not answer now.
-            let begun = Instant::now();
+            // A body is declared and never comes. Whoever waited for it would answer 503.
             let heard = gateway.say(HONEST, head(path, *token, *attempt, 1_200_000).as_bytes()).await.context(*what)?;
             ensure!(heard.status == *status, "{path}, {what}: {heard:?}");
             ensure!(heard.closed, "{path}, {what}: the connection stays: {heard:?}");
-            ensure!(begun.elapsed() < Duration::from_secs(2), "{path}, {what}: answered after {:?}", begun.elapsed());
         }
     }
     // The pod's own token: its body is waited for, for as long as a slow sender has.
@@ -397,6 +415,7 @@ async fn claims(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<
 async fn honest(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<()> {
     let claim = json!({"shimVersion": "test"});
     let progress = json!({"percent": 50, "message": "half"});
+    let usage = json!({"tokensIn": 900, "tokensOut": 80, "cost": "0.01", "models": ["small"]});
     let output = json!({"output": {"result": "{}", "document": "# Plan"}});
     let report = json!({"ending": {"kind": "exited", "code": 0}, "output": {"result": "{\"a\": 1}", "document": "# Plan"}, "logTail": ""});
     let other = AttemptRef { id: OTHER_ID.to_owned(), ..attempt.clone() };
@@ -406,6 +425,10 @@ async fn honest(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<
         ("its repetition", protocol::CLAIM, attempt, &claim, 200),
         ("another's claim", protocol::CLAIM, &other, &claim, 409),
         ("progress", protocol::PROGRESS, attempt, &progress, 204),
+        ("usage", protocol::USAGE, attempt, &usage, 204),
+        ("the history", protocol::HISTORY, attempt, &json!({}), 200),
+        ("a history before nothing", protocol::HISTORY, attempt, &json!({"before": "x"}), 400),
+        ("another's history", protocol::HISTORY, &other, &json!({}), 409),
         ("a check", protocol::CHECK, attempt, &output, 200),
         ("a document that there is not", protocol::DOCUMENT, attempt, &json!({"name": "x"}), 404),
         ("the report", protocol::REPORT, attempt, &report, 200),
@@ -455,22 +478,19 @@ async fn strangers(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Resu
     Ok(())
 }
 
-/// The shim's own process, as it is in an agent's container, with a document near the limit.
-#[tokio::test]
-async fn the_shim_claims_and_reports() -> Result<()> {
-    let _whole = crate::support::policies_whole().await;
-    let team = Team::open("gateway-shim").await?;
-    let gateway = Gateway::start(&team).await?;
-    let (attempt, pod) = attempt(&team).await?;
-    let good = token(&team, Some(&name::audience(&attempt.uid, 1)), Some(&pod)).await?;
-    let folder = folder(&team)?;
+/// Runs the shim's own process, as it is in an agent's container, with a script as the command; `$SHIM` is the program.
+pub async fn run_shim(
+    team: &Team,
+    gateway: &Gateway,
+    (attempt, pod): (&AttemptRef, &Value),
+    script: &str,
+) -> Result<()> {
+    let good = token(team, Some(&name::audience(&attempt.uid, attempt.attempt)), Some(pod)).await?;
+    let folder = folder(team)?;
     std::fs::write(folder.join("token"), good)?;
     for part in ["in", "out", "work"] {
         std::fs::create_dir_all(folder.join(part))?;
     }
-    let script = r#"head -c 500000 /dev/zero | tr '\0' x > $LOCKSTEP_OUT/plan.md
-        printf '{"env": ["%s", "%s", "%s", "%s", "%s", "%s"], "context": %s}' "$SESSION_ID" "$WORKFLOW" "$STEP_ID" \
-          "${LOCKSTEP_URL:+there}" "$S3_BUCKET_NAME" "$DDB_TABLE_NAME" "$(cat $LOCKSTEP_IN/context.json)" > $LOCKSTEP_OUT/result.json"#;
     let mut shim = Command::new(env!("CARGO_BIN_EXE_lockstep-shim"));
     shim.args(["run", "--", "/bin/sh", "-c", script])
         .env(env::GATEWAY, format!("https://127.0.0.1:{}", gateway.port))
@@ -478,6 +498,7 @@ async fn the_shim_claims_and_reports() -> Result<()> {
         .env(env::STEP_RUN, format!("{}/{}", attempt.namespace, attempt.step_run))
         .env(env::STEP_RUN_UID, &attempt.uid)
         .env(env::ATTEMPT, "1")
+        .env("SHIM", env!("CARGO_BIN_EXE_lockstep-shim"))
         .env("S3_BUCKET_NAME", "bucket")
         .env("DDB_TABLE_NAME", "table")
         .env(env::IN, folder.join("in"))
@@ -488,6 +509,20 @@ async fn the_shim_claims_and_reports() -> Result<()> {
     let ran = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || shim.output()));
     let ran = ran.await.context("the shim")???;
     ensure!(ran.status.success(), "{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    Ok(())
+}
+
+/// The shim's own process, as it is in an agent's container, with a document near the limit.
+#[tokio::test]
+async fn the_shim_claims_and_reports() -> Result<()> {
+    let _whole = crate::support::policies_whole().await;
+    let team = Team::open("gateway-shim").await?;
+    let gateway = Gateway::start(&team).await?;
+    let (attempt, pod) = Box::pin(attempt(&team)).await?;
+    let script = r#"head -c 500000 /dev/zero | tr '\0' x > $LOCKSTEP_OUT/plan.md
+        printf '{"env": ["%s", "%s", "%s", "%s", "%s", "%s"], "context": %s}' "$SESSION_ID" "$WORKFLOW" "$STEP_ID" \
+          "${LOCKSTEP_URL:+there}" "$S3_BUCKET_NAME" "$DDB_TABLE_NAME" "$(cat $LOCKSTEP_IN/context.json)" > $LOCKSTEP_OUT/result.json"#;
+    run_shim(&team, &gateway, (&attempt, &pod), script).await?;
     let made = team.admin.gets(&Ask::get(team.one("stepruns", &attempt.step_run))).await?;
     let report = &made["status"]["agent"]["report"];
     ensure!(report["class"] == "Succeeded", "{report}");
@@ -495,6 +530,12 @@ async fn the_shim_claims_and_reports() -> Result<()> {
     let output: Value = serde_json::from_str(report["output"].as_str().context("no output")?)?;
     ensure!(output["env"] == json!(["s", "run", "work", "there", "bucket", "table"]), "{output}");
     let context = &output["context"];
+    let schema = jsonschema::validator_for(&protocol::context::schema()).map_err(|fault| anyhow!("{fault}"))?;
+    ensure!(
+        schema.is_valid(context),
+        "{:?}: {context}",
+        schema.iter_errors(context).map(|e| e.to_string()).collect::<Vec<_>>()
+    );
     ensure!(context["workflow"]["name"] == "run" && context["session"] == "s", "{context}");
     ensure!(
         context["input"] == "A shop for $(used) bikes" && context["parameters"] == json!({"depth": 2}),
@@ -519,7 +560,7 @@ async fn slow_bodies_of_one_namespace_hold_no_other_up() -> Result<()> {
     let gateway = Gateway::start(&slow).await?;
     let mut both = Vec::new();
     for team in [&slow, &honest] {
-        let (attempt, pod) = attempt(team).await?;
+        let (attempt, pod) = Box::pin(attempt(team)).await?;
         let token = token(team, Some(&name::audience(&attempt.uid, 1)), Some(&pod)).await?;
         let heard = gateway.call(protocol::CLAIM, &token, &attempt, &json!({"shimVersion": "test"})).await?;
         ensure!(heard.status == 200, "{heard:?}");

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use lockstep::cluster::clock::Clock;
-use lockstep::cluster::lease::{Elector, Standing, TIMES};
+use lockstep::cluster::lease::{Elector, Leadership, TIMES};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -15,7 +15,7 @@ const NAMESPACE: &str = "lockstep-system";
 const LEASE: &str = "lockstep-operator";
 
 struct Candidate {
-    standing: watch::Receiver<Standing>,
+    leadership: watch::Receiver<Leadership>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -23,7 +23,7 @@ struct Candidate {
 async fn candidate(own: &str) -> Result<Candidate> {
     let client = Who::user(OPERATOR, &[]).await?.client();
     let mut elector = Elector::new(client, (NAMESPACE, LEASE), own.to_owned(), Clock::default());
-    let standing = elector.standing();
+    let leadership = elector.leadership();
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(async move {
         tokio::select! {
@@ -32,18 +32,18 @@ async fn candidate(own: &str) -> Result<Candidate> {
         }
         elector.leave().await;
     });
-    Ok(Candidate { standing, stop, task })
+    Ok(Candidate { leadership, stop, task })
 }
 
 impl Candidate {
-    async fn comes_to(&mut self, wanted: Standing) -> Result<()> {
-        let heard = self.standing.wait_for(|standing| *standing == wanted);
+    async fn comes_to(&mut self, wanted: Leadership) -> Result<()> {
+        let heard = self.leadership.wait_for(|leadership| *leadership == wanted);
         tokio::time::timeout(PATIENCE, heard).await.with_context(|| format!("not {wanted:?} in time"))??;
         Ok(())
     }
 
     fn leads(&self) -> bool {
-        *self.standing.borrow() == Standing::Leading
+        *self.leadership.borrow() == Leadership::Leading
     }
 }
 
@@ -55,24 +55,24 @@ async fn one_operator_leads_and_another_goes_on() -> Result<()> {
     let _ = admin.asks(&Ask::delete(&path)).await;
 
     let mut first = candidate("first").await?;
-    first.comes_to(Standing::Leading).await?;
+    first.comes_to(Leadership::Leading).await?;
     let mut second = candidate("second").await?;
-    second.comes_to(Standing::Behind("first".to_owned())).await?;
+    second.comes_to(Leadership::Following("first".to_owned())).await?;
     ensure!(first.leads() && !second.leads(), "both lead");
 
     let begun = Instant::now();
     first.stop.send(()).ok().context("the first ended by itself")?;
     first.task.await?;
-    second.comes_to(Standing::Leading).await?;
+    second.comes_to(Leadership::Leading).await?;
     ensure!(begun.elapsed() < TIMES.renew, "a lease that was given back was waited for: {:?}", begun.elapsed());
     let lease = admin.gets(&Ask::get(&path)).await?;
     ensure!(lease["spec"]["holderIdentity"] == "second", "{lease}");
 
     let mut third = candidate("third").await?;
-    third.comes_to(Standing::Behind("second".to_owned())).await?;
+    third.comes_to(Leadership::Following("second".to_owned())).await?;
     let begun = Instant::now();
     second.task.abort();
-    third.comes_to(Standing::Leading).await?;
+    third.comes_to(Leadership::Leading).await?;
     ensure!(begun.elapsed() > TIMES.renew, "taken from one that could still lead: {:?}", begun.elapsed());
     third.stop.send(()).ok().context("the third ended by itself")?;
     third.task.await?;

@@ -5,27 +5,31 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, ResourceExt};
-use lockstep::api::{Agent, StepRun, Workflow, name};
+use lockstep::api::definition::Definition;
+use lockstep::api::{Agent, StepRun, Workflow, condition, name};
 use lockstep::cluster::Error;
 use lockstep::cluster::apply::apply;
 use lockstep::cluster::clock::Clock;
 use lockstep::cluster::consistency::Consistency;
-use lockstep::cluster::contents::{Contents, Memory};
+use lockstep::cluster::contents::{Contents, SettledRuns};
 use lockstep::cluster::evaluator::Evaluator;
 use lockstep::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
 use lockstep::cluster::observe::Observer;
+use lockstep::cluster::pod_events::PodEvents;
 use lockstep::cluster::refusals::Refusals;
 use lockstep::cluster::slots::Slots;
 use lockstep::cluster::world::World;
 use lockstep::decide::Effect;
-use lockstep::decide::build::{self, Surroundings};
+use lockstep::decide::agent::{self, DryRun};
+use lockstep::decide::build::{self, Installation};
 use lockstep::decide::step_run::{self, Hold, JobSeen};
 use lockstep::definition::agent::CheckedAgent;
 use lockstep::definition::expression::InProcess;
+use lockstep::definition::pinned;
 use lockstep::definition::policy::AttemptPolicy;
 use serde_json::{Value, json};
 
-use crate::support::{Ask, GATEWAY, OPERATOR, Team, document, policies_whole, until, workflow};
+use crate::support::{Ask, GATEWAY, OPERATOR, Team, document, policies_whole, stamps, until, workflow};
 
 /// The operator, a moment after its start: no watch has told it anything.
 fn observer(team: &Team) -> Result<Observer> {
@@ -40,13 +44,14 @@ fn observer(team: &Team) -> Result<Observer> {
         world: World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),
-        settled: Memory::default(),
-        guard: PolicyGuard::new(&accounts)?,
-        surroundings: Arc::new(Surroundings::default()),
+        settled: SettledRuns::default(),
+        guard: Box::new(PolicyGuard::new(&accounts)?),
+        installation: Arc::new(Installation::default()),
         evaluator: Evaluator::of("/bin/false", 2),
         slots: Slots::new(0),
         refusals: Refusals::default(),
         taken: Refusals::default(),
+        pod_events: PodEvents::default(),
     })
 }
 
@@ -103,6 +108,35 @@ async fn what_finished_steps_made_is_seen_before_the_watch_tells_it() -> Result<
     team.close().await
 }
 
+/// The garbage collector takes an owner away with a patch, and the data of a ControllerRevision may not change by a byte
+/// then: a run whose definition is spelt in another way can never be deleted without its children.
+#[tokio::test]
+async fn a_run_can_be_deleted_without_what_it_pinned() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("orphan").await?;
+    let run = team.admin.gets(&Ask::post(team.all("workflows"), workflow("shop", &json!({})))).await?;
+    let run: Workflow = serde_json::from_value(run)?;
+    let parameters = json!({"z": "<b> & \u{2028}", "a": [1, -1, 1.0, 0.1, 1e16, 1e21, 1e-7, u64::MAX, i64::MIN], "m": {"y": null, "n": {}}});
+    let definition = Definition {
+        workflow: "shop".into(),
+        parameters: parameters.as_object().cloned().unwrap_or_default(),
+        ..Definition::default()
+    };
+    let revision = build::revision(&run, &definition);
+    let path = format!("/apis/apps/v1/namespaces/{}/controllerrevisions/{}", team.namespace, revision.name_any());
+    let effects = [Effect::CreateRevision(Box::new(revision))];
+    apply(&team.operator.client(), &team.namespace, &effects, &Consistency::default()).await?;
+    team.admin.gets(&Ask::orphan(team.one("workflows", "shop"))).await?;
+    until("the revision has no owner", || async {
+        let left = team.admin.gets(&Ask::get(path.clone())).await?;
+        Ok(left["metadata"]["ownerReferences"].is_null().then_some(()))
+    })
+    .await?;
+    let left = team.admin.gets(&Ask::get(path)).await?;
+    assert!(pinned::read(left["data"].clone(), &pinned::digest(&definition)).is_ok(), "and it is what was pinned");
+    team.close().await
+}
+
 fn writer() -> Result<Agent> {
     let template = json!({"spec": {"containers": [{"name": "agent", "image": "none", "command": ["run"]}]}});
     Ok(Agent::new("discoverer", serde_json::from_value(json!({"template": template}))?))
@@ -121,7 +155,7 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let agent = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow::Error::msg(faults.join("; ")))?;
     let job = |step_run: &StepRun| {
         let status = step_run.status.clone().unwrap_or_default();
-        let around = Surroundings { image: "none".to_owned(), ..Surroundings::default() };
+        let around = Installation { image: "none".to_owned(), ..Installation::default() };
         Box::new(build::job(step_run, &status, &agent, &policy, &around))
     };
     let first = job(&step_run);
@@ -163,5 +197,116 @@ async fn a_job_that_only_claims_to_be_ours_costs_a_name() -> Result<()> {
     let again = apply(&client, &team.namespace, &second, &observer.consistency).await?.job;
     assert_eq!(again, Some(ours.clone()));
     jobs.delete(&name, &kube::api::DeleteParams::background()).await?;
+    team.close().await
+}
+
+/// An Agent of the team's namespace, with more in its pod and in its container.
+fn agent_of(team: &Team, pod: &Value, container: &Value) -> Result<Agent> {
+    let laid = |mut base: Value, more: &Value| {
+        for (field, value) in more.as_object().into_iter().flatten() {
+            base[field] = value.clone();
+        }
+        base
+    };
+    let container = laid(json!({"name": "agent", "image": "none", "command": ["run"]}), container);
+    let template = json!({"spec": laid(json!({"containers": [container]}), pod)});
+    let mut agent = Agent::new("discoverer", serde_json::from_value(json!({"template": template}))?);
+    (agent.metadata.namespace, agent.metadata.generation) = (Some(team.namespace.clone()), Some(1));
+    Ok(agent)
+}
+
+/// Fields that are newer than our types: those of 1.36 that are on by default there.
+#[tokio::test]
+async fn what_only_the_api_server_knows_of_a_pod_is_accepted_and_reaches_the_stored_job() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("newer").await?;
+    if !stamps(&team.admin).await? {
+        println!("not asked: this API server is older than 1.36");
+        return team.close().await;
+    }
+    let observer = observer(&team)?;
+    let file = json!({"fileKeyRef": {"volumeName": "keys", "path": "all", "key": "TOKEN"}});
+    let pod = json!({"hostnameOverride": "writer.example", "volumes": [{"name": "keys", "emptyDir": {}}]});
+    let env = json!({"env": [{"name": "PLAIN", "value": "1"}, {"name": "TOKEN", "valueFrom": file}]});
+    let agent = agent_of(&team, &pod, &env)?;
+    assert_eq!(observer.dry_run(&agent).await, DryRun::Accepted);
+    let misspelt = agent_of(&team, &json!({"hostnameOverridee": "writer.example"}), &json!({"command": []}))?;
+    let told = observer.dry_run(&misspelt).await;
+    let DryRun::Refused(faults) = &told else { bail!("{told:?}") };
+    assert!(faults.iter().any(|fault| fault.starts_with("spec.template.spec.hostnameOverridee: ")), "{faults:?}");
+    let now = observer.clock.now();
+    let plan = agent::agent(&misspelt, &told, &InProcess, &now);
+    let ready = plan.status.and_then(|s| condition::get(&s.conditions, "Ready").cloned()).context("a condition")?;
+    assert!(ready.message.contains("hostnameOverridee") && ready.message.contains("command"), "{}", ready.message);
+
+    let (_, made) = begun(&team).await?;
+    let step_run: StepRun = serde_json::from_value(made)?;
+    let policy = AttemptPolicy::of(None, Some(&agent));
+    let checked = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow::Error::msg(faults.join("; ")))?;
+    let around = Installation { image: "none".to_owned(), ..Installation::default() };
+    let status = step_run.status.clone().unwrap_or_default();
+    let effects = [Effect::CreateJob(Box::new(build::job(&step_run, &status, &checked, &policy, &around)))];
+    let ours = apply(&team.operator.client(), &team.namespace, &effects, &observer.consistency).await?;
+    let stored = team.admin.gets(&Ask::get(format!("{}/{}", team.jobs(), ours.job.context("a Job")?.name))).await?;
+    let pod = &stored["spec"]["template"]["spec"];
+    assert_eq!(pod["hostnameOverride"], "writer.example", "{pod:#}");
+    let env = pod["containers"][0]["env"].as_array().context("an environment")?;
+    let token = env.iter().find(|v| v["name"] == "TOKEN").context("the variable")?;
+    assert_eq!(token["valueFrom"]["fileKeyRef"]["key"], "TOKEN", "{pod:#}");
+    team.close().await
+}
+
+/// An author of a prompt writes no pod: what we make of it, the API server has to take.
+#[tokio::test]
+async fn the_pod_of_a_prompt_is_accepted() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("prompt").await?;
+    let mut observer = observer(&team)?;
+    let amounts = build::quantities(r#"{"cpu": "100m", "memory": "128Mi"}"#).map_err(anyhow::Error::msg)?;
+    let around = Installation { image: "none".to_owned(), prompt: amounts, ..Installation::default() };
+    observer.installation = Arc::new(around.clone());
+    let spec = json!({"prompt": {"system": "Count.", "model": "small", "baseURL": "https://models.example/v1",
+        "apiKeySecretRef": {"name": "model-keys", "key": "api"}, "caConfigMapRef": {"name": "models-ca"}}});
+    let mut agent = Agent::new("discoverer", serde_json::from_value(spec)?);
+    (agent.metadata.namespace, agent.metadata.generation) = (Some(team.namespace.clone()), Some(1));
+    assert_eq!(observer.dry_run(&agent).await, DryRun::Accepted);
+
+    let (_, made) = begun(&team).await?;
+    let step_run: StepRun = serde_json::from_value(made)?;
+    let policy = AttemptPolicy::of(None, Some(&agent));
+    let checked = CheckedAgent::of(&agent, &InProcess).map_err(|faults| anyhow::Error::msg(faults.join("; ")))?;
+    let status = step_run.status.clone().unwrap_or_default();
+    let effects = [Effect::CreateJob(Box::new(build::job(&step_run, &status, &checked, &policy, &around)))];
+    let ours = apply(&team.operator.client(), &team.namespace, &effects, &observer.consistency).await?;
+    let stored = team.admin.gets(&Ask::get(format!("{}/{}", team.jobs(), ours.job.context("a Job")?.name))).await?;
+    let container = &stored["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["command"], json!(build::PROMPT), "{container:#}");
+    assert_eq!(container["resources"]["limits"]["memory"], "128Mi", "{container:#}");
+    team.close().await
+}
+
+#[tokio::test]
+async fn an_agent_that_a_quota_lets_nobody_try_is_neither_ready_nor_refused() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("quota").await?;
+    let (observer, agent) = (observer(&team)?, agent_of(&team, &json!({}), &json!({}))?);
+    assert_eq!(observer.dry_run(&agent).await, DryRun::Accepted);
+    let hard = json!({"count/jobs.batch": "0"});
+    let quota =
+        json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": hard}});
+    team.admin.gets(&Ask::post(team.core("resourcequotas"), quota)).await?;
+    // Its controller would write this, and perhaps none runs.
+    let counted = json!({"status": {"hard": hard, "used": hard}});
+    team.admin.gets(&Ask::patch(format!("{}/none/status", team.core("resourcequotas")), counted)).await?;
+    let told = until("the quota counts", || async {
+        let told = observer.dry_run(&agent).await;
+        Ok((told != DryRun::Accepted).then_some(told))
+    })
+    .await?;
+    assert!(matches!(&told, DryRun::Unknown(why) if why.contains("exceeded quota: none")), "{told:?}");
+    let plan = agent::agent(&agent, &told, &InProcess, &observer.clock.now());
+    let ready = plan.status.and_then(|s| condition::get(&s.conditions, "Ready").cloned()).context("a condition")?;
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("Unknown", "NotChecked"));
+    assert!(ready.message.contains("exceeded quota: none") && plan.requeue.is_some(), "{}", ready.message);
     team.close().await
 }

@@ -13,19 +13,19 @@ use serde_json::{Value, json};
 
 use crate::support::{Ask, PATIENCE, Team, annotation, policies_whole, until, workflow};
 
-const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-lockstep");
-const AT: &str = "2026-01-01T00:00:00Z";
+pub const PLUGIN: &str = env!("CARGO_BIN_EXE_kubectl-lockstep");
+pub const AT: &str = "2026-01-01T00:00:00Z";
 
 /// What the plugin left with, and what it said.
 #[derive(Debug)]
-struct Said {
-    code: i32,
-    out: String,
-    wrong: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub wrong: String,
 }
 
 /// Without a terminal, as somebody else.
-async fn run(team: &Team, user: &str, words: &[&str]) -> Result<Said> {
+pub async fn run(team: &Team, user: &str, words: &[&str]) -> Result<Said> {
     let mut command = Command::new(PLUGIN);
     command.args(["-n", &team.namespace, "--as", user]).args(words).stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output()).await??;
@@ -34,7 +34,7 @@ async fn run(team: &Team, user: &str, words: &[&str]) -> Result<Said> {
 }
 
 /// The same, and it must end so.
-async fn ends(team: &Team, user: &str, words: &[&str], code: i32, told: &str) -> Result<Said> {
+pub async fn ends(team: &Team, user: &str, words: &[&str], code: i32, told: &str) -> Result<Said> {
     let said = run(team, user, words).await?;
     let whole = format!("{}{}", said.out, said.wrong);
     ensure!(said.code == code && whole.contains(told), "{words:?} should end with {code} and say {told:?}: {said:?}");
@@ -42,7 +42,7 @@ async fn ends(team: &Team, user: &str, words: &[&str], code: i32, told: &str) ->
 }
 
 /// On a pseudo terminal, which `script` makes; 80 columns wide.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     heard: Receiver<Vec<u8>>,
     text: String,
@@ -50,12 +50,17 @@ struct Terminal {
 
 impl Terminal {
     fn open(team: &Team, user: &str, words: &str) -> Result<Self> {
-        let line = format!("{PLUGIN} -n {} --as {user} {words}", team.namespace);
+        Self::wide(team, user, words, 80, "1")
+    }
+
+    /// So many columns wide, and `NO_COLOR` as told.
+    pub fn wide(team: &Team, user: &str, words: &str, columns: usize, no_colour: &str) -> Result<Self> {
+        let line = format!("stty cols {columns} rows 60; {PLUGIN} -n {} --as {user} {words}", team.namespace);
         let mut child = Command::new("script")
             .args(["--quiet", "--return", "--echo", "never", "--command", &line, "/dev/null"])
             .env("PAGER", "cat")
             .env("TERM", "xterm")
-            .env("NO_COLOR", "1")
+            .env("NO_COLOR", no_colour)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -91,7 +96,7 @@ impl Terminal {
     }
 
     /// What it left with, once it has.
-    fn left(mut self) -> Result<(i32, String)> {
+    pub fn left(mut self) -> Result<(i32, String)> {
         while let Ok(bytes) = self.heard.recv_timeout(PATIENCE) {
             self.text.push_str(&String::from_utf8_lossy(&bytes).replace('\r', ""));
         }
@@ -126,14 +131,14 @@ async fn asked(
 }
 
 /// A run and its UID.
-async fn start(team: &Team, run: &str) -> Result<String> {
+pub async fn start(team: &Team, run: &str) -> Result<String> {
     let made = team.bob.gets(&Ask::post(team.all("workflows"), workflow(run, &json!({})))).await?;
     Ok(made["metadata"]["uid"].as_str().context("no UID")?.to_owned())
 }
 
 /// A step at its open gate, as agent, gateway and operator leave it, and the digest of the review. What the cluster holds
 /// may be another document than what was reported.
-async fn at_gate(team: &Team, run: (&str, &str), step: &str, reported: &str, held: &str) -> Result<String> {
+pub async fn at_gate(team: &Team, run: (&str, &str), step: &str, reported: &str, held: &str) -> Result<String> {
     let name = format!("{}-{step}", run.0);
     let spec = json!({"workflow": {"name": run.0, "uid": run.1}, "path": step,
         "scopeChain": [{"scope": "workflow", "scopeId": run.1}], "gate": {"name": "brief"}});
@@ -160,7 +165,7 @@ async fn put(team: &Team, name: &str, scope_id: &str, content: &str) -> Result<(
     Ok(())
 }
 
-async fn letter(team: &Team, name: &str) -> Result<Value> {
+pub async fn letter(team: &Team, name: &str) -> Result<Value> {
     team.admin.gets(&Ask::get(team.one("stepruns", name))).await
 }
 
@@ -176,7 +181,7 @@ async fn undecided(team: &Team, name: &str) -> Result<()> {
 }
 
 /// Takes a decision up as the operator does, when it comes; gives the review that it named.
-async fn taken_up(team: &Team, name: &str) -> Result<String> {
+pub async fn taken_up(team: &Team, name: &str) -> Result<String> {
     let step = until("a decision", || async {
         let step = letter(team, name).await?;
         Ok(annotation(&step, "lockstep.dev/decision").is_some().then_some(step))

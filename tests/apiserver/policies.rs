@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
+use crate::memory;
 use crate::strangers;
 use crate::support::{
-    Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole, refused, stamps, step_run,
-    until, workflow,
+    API, Ask, GATEWAY, OPERATOR, Team, Who, annotation, document, policies_mine, policies_whole, refused, stamps,
+    step_run, until, workflow,
 };
 
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
@@ -37,6 +38,30 @@ fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
         .collect();
     json!({"phase": "WaitingForAcceptance", "gate": {"state": state, "round": round, "outputDigest": "sha256:a",
         "openedAt": "2026-01-01T00:00:00Z", "policy": "p", "decisions": decisions}})
+}
+
+/// An agent's request for one action, as it waits for people.
+fn request(gate_name: &str, digest: &str, decided: &[&str]) -> Value {
+    let open = gate("Waiting", 1, decided)["gate"].clone();
+    let mut request = json!({"gateName": gate_name, "action": "Send the mail", "payload": "{\"to\":\"ann\"}", "attempt": 1,
+        "requestedAt": "2026-01-01T00:00:00Z", "agentWaitsUntil": "2026-01-01T00:05:00Z", "gate": open});
+    request["gate"]["outputDigest"] = json!(digest);
+    request
+}
+
+/// A step whose agent has requested actions at each of its gates; the last of them is decided already.
+fn acting() -> (Value, Value) {
+    let gates = json!([{"name": "brief"}, {"name": "mail", "acceptors": {"users": ["carol"]}}, {"name": "own", "notBy": "alice"}]);
+    let mut over = request("brief", "sha256:over", &["carol"]);
+    over["gate"]["state"] = json!("Accepted");
+    let requests = json!([
+        request("brief", "sha256:brief", &[]),
+        request("mail", "sha256:mail", &[]),
+        request("own", "sha256:own", &[]),
+        request("brief", "sha256:twice", &["alice"]),
+        over
+    ]);
+    (json!({"actionGates": gates}), json!({"phase": "WaitingForAcceptance", "approvalRequests": requests}))
 }
 
 /// The owner reference of what a run controls.
@@ -72,6 +97,14 @@ async fn stage(team: &Team) -> Result<()> {
     team.step_run("asking-gated", guarded(), asking.clone()).await?;
     let question = json!({"agentId": null, "ask": {"name": "budget", "question": "How much?"}});
     team.step_run("question", question.clone(), asking).await?;
+    let of_agent = json!({"id": "1-0", "kind": "Question", "question": "How much?", "options": ["skip", "fail"],
+        "since": "2026-01-01T00:00:00Z"});
+    for (name, spec) in [("agent-asks", json!({})), ("agent-asks-too", json!({})), ("agent-asks-gated", guarded())] {
+        team.step_run(name, spec, json!({"phase": "WaitingForInput", "waitingFor": of_agent})).await?;
+    }
+    let spent = json!({"id": "1-0", "kind": "BudgetSpent", "question": "it is spent", "options": ["skip", "fail"],
+        "since": "2026-01-01T00:00:00Z"});
+    team.step_run("spent", json!({}), json!({"phase": "WaitingForInput", "waitingFor": spent})).await?;
     team.step_run("question-asked", question, json!({"phase": "Running"})).await?;
     let eyes = |who: &str| json!({"agentId": null, "gate": {"name": "brief", "notBy": who}});
     team.step_run("eyes", eyes("alice"), gate("Waiting", 1, &[])).await?;
@@ -82,6 +115,8 @@ async fn stage(team: &Team) -> Result<()> {
     team.step_run("several", json!({"gate": {"name": "brief", "approvals": 2}}), gate("Waiting", 1, &["alice"]))
         .await?;
     team.step_run("cancelled", guarded(), gate("Closed", 1, &[])).await?;
+    let (spec, status) = acting();
+    team.step_run("acting", spec, status).await?;
     team.step_run("running", json!({}), json!({"phase": "Running"})).await?;
     team.step_run("ended", json!({}), json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"})).await?;
     team.step_run("fresh", json!({}), Value::Null).await?;
@@ -140,6 +175,9 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "must be retry, skip or fail", alice, mark("asking", answer("dance", "alice")));
     add(g, "this step is a question", alice, mark("question", answer("retry", "alice")));
     add(g, "this step is a question", alice, mark("question", answer("skip", "alice")));
+    add(g, "this step is a question", alice, mark("agent-asks", answer("retry", "alice")));
+    add(g, "this step is a question", alice, mark("spent", answer("retry", "alice")));
+    add(g, "lacks the permission answer", bob, mark("spent", reply("{\"tokens\": 5}", "bob")));
     add(g, "this step is no question", alice, mark("asking", reply("5", "alice")));
     add(g, "at most 16384 characters", alice, mark("question", reply(&"ü".repeat(16385), "alice")));
     add(g, "at most 4096 characters", alice, mark("open", with(accepted("alice"), "comment", &"ü".repeat(4097))));
@@ -149,6 +187,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "not waiting for an answer", alice, mark("question-asked", reply("5", "alice")));
     add(g, "not waiting for an answer", alice, mark("running", answer("retry", "alice")));
     add(g, "cannot be skipped", alice, mark("asking-gated", answer("skip", "alice")));
+    add(g, "cannot be skipped", alice, mark("agent-asks-gated", answer("skip", "alice")));
     add(g, "is a machine identity", &bot, mark("open", accepted(&bot_name)));
     add(g, "is a machine identity", &in_pod, mark("open", accepted("alice")));
     add(g, "is a machine identity", &bot, mark("asking", answer("retry", &bot_name)));
@@ -156,6 +195,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "lacks the permission approve", bob, mark("open", accepted("bob")));
     add(g, "lacks the permission answer", bob, mark("asking", answer("retry", "bob")));
     add(g, "lacks the permission answer", bob, mark("question", reply("5", "bob")));
+    add(g, "lacks the permission answer", bob, mark("agent-asks", reply("5", "bob")));
     add(g, "is not an acceptor", alice, mark("named", accepted("alice")));
     add(g, "is not an acceptor", admin, mark("named", accepted(&person(admin).await?)));
     add(g, "stale review", alice, mark("open", with(accepted("alice"), "review", "sha256:b")));
@@ -169,6 +209,14 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "say what to change", alice, mark("revising", with(with(accepted("alice"), "decision", "rejected"), "comment", " ")));
     add(g, "has already decided this round", alice, mark("several", accepted("alice")));
     add(g, "has already decided this round", alice, mark("decided", accepted("alice")));
+    // What an agent requests in the middle of its work is decided under the rules of the gate that it names.
+    let about = |by: &str, digest: &str| with(accepted(by), "review", digest);
+    add(g, "say which one", alice, mark("acting", accepted("alice")));
+    add(g, "is a machine identity", &bot, mark("acting", about(&bot_name, "sha256:brief")));
+    add(g, "lacks the permission approve", bob, mark("acting", about("bob", "sha256:brief")));
+    add(g, "is not an acceptor", alice, mark("acting", about("alice", "sha256:mail")));
+    add(g, "somebody else must decide", alice, mark("acting", about("alice", "sha256:own")));
+    add(g, "has already decided this round", alice, mark("acting", about("alice", "sha256:twice")));
     add(g, "labels and finalizers", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
     add(g, "labels and finalizers", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
     let adopted = || json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": "x", "uid": "y"}]}});
@@ -186,6 +234,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("running"), phase()));
     add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("running"), json!({"status": {"phase": null}})));
     add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("fresh"), json!({"status": {"attempt": 2}})));
+    add(s, "status.agent of a StepRun only", gateway, Ask::patch(status("acting"), json!({"status": {"approvalRequests": null}})));
     add(s, "ended or is under review", gateway, Ask::patch(status("ended"), agent_part()));
     add(s, "ended or is under review", gateway, Ask::patch(status("open"), agent_part()));
 
@@ -210,6 +259,7 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     unstamped(c, "must be your own name", bob, Ask::post(team.all("workflows"), forged_creator));
     unstamped(c, "cannot be changed", bob, Ask::annotate(team.one("workflows", "nobodys"), json!({"lockstep.dev/created-by": "bob"})));
     cases.extend(strangers::cases(team).await?);
+    cases.extend(memory::cases(team).await?);
     Ok(cases)
 }
 
@@ -225,6 +275,7 @@ async fn every_rule_refuses() -> Result<()> {
     let team = Team::open("rules").await?;
     stage(&team).await?;
     strangers::stage(&team).await?;
+    memory::stage(&team).await?;
     let stamping = stamps(&team.admin).await?;
     if !stamping {
         // A run that nobody is known to have made: only a server that stamps no names lets it pass.
@@ -239,6 +290,41 @@ async fn every_rule_refuses() -> Result<()> {
     team.close().await
 }
 
+/// Each request is decided by its digest, under the rules of its own gate, while the agent goes on and the gateway writes.
+#[tokio::test]
+async fn an_action_is_decided_by_the_digest_of_what_was_requested() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("actions").await?;
+    let (alice, carol) = (&team.alice, Who::user("carol", &[]).await?);
+    for (number, (who, by, digest, decision)) in [
+        (alice, "alice", "sha256:brief", "accepted"),
+        (alice, "alice", "sha256:brief", "rejected"),
+        (&carol, "carol", "sha256:mail", "accepted"),
+        (&carol, "carol", "sha256:own", "accepted"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("acting-{number}");
+        let (spec, status) = acting();
+        team.step_run(&name, spec, status).await?;
+        let step_run = team.one("stepruns", &name);
+        // What is decided already, and what nobody requested, is not decided again.
+        for stale in ["sha256:over", "sha256:nothing"] {
+            let letter =
+                json!({"lockstep.dev/decision": decision, "lockstep.dev/review": stale, "lockstep.dev/decided-by": by});
+            who.is_refused(&Ask::annotate(&step_run, letter), 403, "an action waits for a decision here").await?;
+        }
+        team.gateway.gets(&Ask::patch(team.one("stepruns", &format!("{name}/status")), agent_part())).await?;
+        let letter =
+            json!({"lockstep.dev/decision": decision, "lockstep.dev/review": digest, "lockstep.dev/decided-by": by});
+        who.gets(&Ask::annotate(&step_run, letter)).await?;
+        let other = json!({"lockstep.dev/decision": "rejected", "lockstep.dev/review": "sha256:brief", "lockstep.dev/decided-by": "carol"});
+        carol.is_refused(&Ask::annotate(&step_run, other), 403, "is already there").await?;
+    }
+    team.close().await
+}
+
 /// Takes each rule out of the live policies in turn (if it is killed meanwhile, install the chart anew): then, and only then, its cases pass. So no rule is covered by
 /// another, none reads a field that is not there, and each has a case.
 #[tokio::test]
@@ -247,6 +333,7 @@ async fn every_rule_alone_refuses() -> Result<()> {
     let team = Team::open("alone").await?;
     stage(&team).await?;
     strangers::stage(&team).await?;
+    memory::stage(&team).await?;
     let kept = without_stamps(&team).await?;
     let outcome = take_rules_out(&team).await;
     for binding in kept {
@@ -371,7 +458,7 @@ async fn the_server_stores_the_policies_as_the_files_have_them() -> Result<()> {
             compared += 1;
         }
     }
-    ensure!(compared == 18, "compared {compared}");
+    ensure!(compared == 22, "compared {compared}");
     Ok(())
 }
 
@@ -395,6 +482,12 @@ async fn people_decide_and_answer() -> Result<()> {
     team.alice.gets(&Ask::annotate(at("asking-gated"), fail)).await?;
     let reply = json!({"lockstep.dev/answer": "ü".repeat(16384), "lockstep.dev/decided-by": "alice"});
     team.alice.gets(&Ask::annotate(at("question"), reply)).await.context("a question is answered")?;
+    let reply = json!({"lockstep.dev/answer": "5", "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("agent-asks"), reply)).await.context("a question of an agent is answered")?;
+    let raise = json!({"lockstep.dev/answer": "{\"tokens\": 5000}", "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("spent"), raise)).await.context("a budget is raised")?;
+    let skip = json!({"lockstep.dev/action": "skip", "lockstep.dev/decided-by": "alice"});
+    team.alice.gets(&Ask::annotate(at("agent-asks-too"), skip)).await.context("and may be skipped")?;
     let review = json!({"lockstep.dev/decision": "accepted", "lockstep.dev/review": "sha256:a",
         "lockstep.dev/decided-by": "alice"});
     team.alice.gets(&Ask::annotate(at("reviewed"), review)).await.context("the review that the gate asks for")?;
@@ -456,6 +549,50 @@ async fn who_may_approve_one_gate_may_approve_no_other() -> Result<()> {
         Ok(erin.asks(&Ask::annotate(team.one("stepruns", "mine"), accepted("erin"))).await.ok())
     })
     .await?;
+    other.close().await?;
+    team.close().await
+}
+
+/// The permission to answer likewise: of one question by its name, of what an agent leaves to people by the agent's.
+#[tokio::test]
+async fn who_may_answer_one_input_may_answer_no_other() -> Result<()> {
+    let _whole = policies_whole().await;
+    let (team, other) = (Team::open("one-input").await?, Team::open("one-input").await?);
+    let patching = json!({"apiGroups": ["lockstep.dev"], "resources": ["stepruns"], "verbs": ["get", "patch"]});
+    let inputs = json!({"apiGroups": ["lockstep.dev"], "resources": ["inputs"], "resourceNames": ["budget", "planner"], "verbs": ["answer"]});
+    team.grant("fred", "budget-answerer", json!([inputs, patching])).await?;
+    other.grant("fred", "patcher", json!([patching])).await?;
+    let question = |name: &str| json!({"agentId": null, "ask": {"name": name, "question": "How much?"}});
+    let of_agent = |agent: &str| json!({"agentId": agent});
+    let asking = json!({"phase": "WaitingForInput"});
+    for (team, name, spec) in [
+        (&team, "mine", question("budget")),
+        (&team, "my-agents", of_agent("planner")),
+        (&team, "theirs", question("date")),
+        (&team, "their-agents", of_agent("clerk")),
+        (&other, "elsewhere", question("budget")),
+    ] {
+        team.step_run(name, spec, asking.clone()).await?;
+        until("fred may patch", || async {
+            Ok(team.may("fred", &[], "patch", "lockstep.dev", "stepruns").await?.then_some(()))
+        })
+        .await?;
+    }
+    let fred = Who::user("fred", &[]).await?;
+    let lacks = "lacks the permission answer";
+    let reply = json!({"lockstep.dev/answer": "5", "lockstep.dev/decided-by": "fred"});
+    let retry = json!({"lockstep.dev/action": "retry", "lockstep.dev/decided-by": "fred"});
+    for (team, name, letter) in
+        [(&team, "theirs", &reply), (&team, "their-agents", &retry), (&other, "elsewhere", &reply)]
+    {
+        fred.is_refused(&Ask::annotate(team.one("stepruns", name), letter.clone()), 403, lacks).await.context(name)?;
+    }
+    for (name, letter) in [("mine", &reply), ("my-agents", &retry)] {
+        until("what fred may answer takes his answer", || async {
+            Ok(fred.asks(&Ask::annotate(team.one("stepruns", name), letter.clone())).await.ok())
+        })
+        .await?;
+    }
     other.close().await?;
     team.close().await
 }
@@ -538,6 +675,35 @@ async fn of_many_approvers_at_once_one_is_recorded() -> Result<()> {
     team.close().await
 }
 
+/// A refusal says who may, or how the step stands, and never half of it with nothing behind.
+#[tokio::test]
+async fn refusals_are_whole_whatever_there_is_to_name() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("refusals").await?;
+    let decision = || accepted("alice");
+    for (name, acceptors, words) in [
+        ("users", json!({"users": ["ann", "carol"]}), "(users: ann, carol)"),
+        ("groups", json!({"groups": ["legal", "product"]}), "(groups: legal, product)"),
+        ("both", json!({"users": ["carol"], "groups": ["product"]}), "(users: carol; groups: product)"),
+        ("empty-groups", json!({"users": ["carol"], "groups": []}), "(users: carol)"),
+        ("empty-users", json!({"users": [], "groups": ["product"]}), "(groups: product)"),
+    ] {
+        let spec = json!({"gate": {"name": "brief", "acceptors": acceptors}});
+        team.step_run(name, spec, gate("Waiting", 1, &[])).await?;
+        let words = format!("lockstep-gate/v1: alice is not an acceptor of gate brief {words}");
+        team.alice.is_refused(&Ask::annotate(team.one("stepruns", name), decision()), 403, &words).await?;
+    }
+    let retry = || json!({"lockstep.dev/action": "retry", "lockstep.dev/decided-by": "alice"});
+    for (name, status, phase) in
+        [("unwritten", Value::Null, "Pending"), ("begun", json!({"phase": "Running"}), "Running")]
+    {
+        team.step_run(name, json!({}), status).await?;
+        let words = format!("lockstep-gate/v1: this step is not waiting for an answer (phase: {phase})");
+        team.alice.is_refused(&Ask::annotate(team.one("stepruns", name), retry()), 403, &words).await?;
+    }
+    team.close().await
+}
+
 /// Real tokens, not impersonation: one bound to a pod, one bound to nothing.
 #[tokio::test]
 async fn tokens_of_service_accounts_decide_nothing() -> Result<()> {
@@ -604,6 +770,7 @@ async fn runs_and_namespaces_go_with_all_they_hold() -> Result<()> {
     let team = Team::open("gone").await?;
     stage(&team).await?;
     strangers::stage(&team).await?;
+    memory::stage(&team).await?;
     let all = Ask::delete(team.all("stepruns"));
     team.admin.is_refused(&all, 403, "never alone").await?;
     team.admin.gets(&Ask::delete(team.one("workflows", "renaming"))).await?;
@@ -627,21 +794,32 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
     let team = Team::open("roles").await?;
     let roles = team.admin.gets(&Ask::get("/apis/rbac.authorization.k8s.io/v1/clusterroles?labelSelector=app.kubernetes.io%2Fpart-of%3Dlockstep")).await?;
     let roles = roles["items"].as_array().context("no roles")?;
-    ensure!(roles.len() == 7, "{} roles", roles.len());
+    ensure!(roles.len() == 9, "{} roles", roles.len());
     for role in roles {
         ensure!(!role["rules"].to_string().contains('*'), "{} has a wildcard", role["metadata"]["name"]);
     }
     for (user, verb, group, resource) in [
         (OPERATOR, "get", "", "secrets"), (OPERATOR, "list", "", "secrets"), (OPERATOR, "create", "", "pods"),
         (OPERATOR, "delete", "", "pods"), (OPERATOR, "update", "", "pods"), (OPERATOR, "create", "", "serviceaccounts/token"),
-        (OPERATOR, "impersonate", "", "users"), (OPERATOR, "patch", "lockstep.dev", "workflows"),
+        (OPERATOR, "impersonate", "", "users"), (OPERATOR, "update", "lockstep.dev", "workflows"),
         (OPERATOR, "approve", "lockstep.dev", "gates"), (OPERATOR, "answer", "lockstep.dev", "inputs"),
-        (OPERATOR, "create", "lockstep.dev", "workflows"), (OPERATOR, "update", "batch", "jobs"),
+        (OPERATOR, "create", "lockstep.dev", "triggers"), (OPERATOR, "update", "batch", "jobs"),
         (OPERATOR, "update", "admissionregistration.k8s.io", "validatingadmissionpolicies"),
         (OPERATOR, "bind", "rbac.authorization.k8s.io", "clusterroles"), (OPERATOR, "create", "", "pods/exec"),
-        (GATEWAY, "list", "lockstep.dev", "stepruns"), (GATEWAY, "create", "lockstep.dev", "stepruns"),
+        (GATEWAY, "create", "lockstep.dev", "stepruns"),
         (GATEWAY, "patch", "lockstep.dev", "stepruns"), (GATEWAY, "create", "batch", "jobs"), (GATEWAY, "get", "", "secrets"),
         (GATEWAY, "approve", "lockstep.dev", "gates"), (GATEWAY, "update", "lockstep.dev", "workflows/status"),
+        (GATEWAY, "list", "lockstep.dev", "memories"), (GATEWAY, "create", "lockstep.dev", "memories"),
+        (API, "get", "", "secrets"), (API, "create", "lockstep.dev", "workflows"), (API, "patch", "lockstep.dev", "stepruns"),
+        (API, "impersonate", "", "users"), (API, "create", "lockstep.dev", "documents"), (API, "list", "", "pods"),
+        (API, "create", "", "serviceaccounts/token"), (API, "list", "lockstep.dev", "memories"),
+        (GATEWAY, "delete", "lockstep.dev", "memories"), (OPERATOR, "update", "lockstep.dev", "memories"),
+        (OPERATOR, "update", "networking.k8s.io", "networkpolicies"), (OPERATOR, "patch", "networking.k8s.io", "networkpolicies"),
+        (GATEWAY, "create", "networking.k8s.io", "networkpolicies"), (API, "create", "networking.k8s.io", "networkpolicies"),
+        (OPERATOR, "run", "lockstep.dev", "workflowtemplates"), (OPERATOR, "patch", "lockstep.dev", "triggers"),
+        (API, "trigger", "lockstep.dev", "triggers"), (API, "run", "lockstep.dev", "workflowtemplates"),
+        (GATEWAY, "list", "lockstep.dev", "triggers"),
+        (OPERATOR, "watch", "lockstep.dev", "memories"), ("bob", "create", "lockstep.dev", "memories"),
         ("bob", "approve", "lockstep.dev", "gates"), ("bob", "answer", "lockstep.dev", "inputs"),
         ("bob", "create", "lockstep.dev", "stepruns"), ("bob", "delete", "lockstep.dev", "stepruns"),
         ("bob", "create", "lockstep.dev", "agents"), ("bob", "patch", "lockstep.dev", "stepruns/status"),
@@ -650,12 +828,19 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
     }
     for (user, verb, group, resource) in [
         (OPERATOR, "create", "batch", "jobs"), (OPERATOR, "create", "apps", "controllerrevisions"),
+        (OPERATOR, "create", "networking.k8s.io", "networkpolicies"), (OPERATOR, "delete", "networking.k8s.io", "networkpolicies"),
         (OPERATOR, "create", "events.k8s.io", "events"), (OPERATOR, "update", "lockstep.dev", "agents/status"),
         (OPERATOR, "watch", "admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
         (OPERATOR, "delete", "lockstep.dev", "stepruns"), (OPERATOR, "delete", "lockstep.dev", "workflows"),
         (OPERATOR, "delete", "lockstep.dev", "documents"), (GATEWAY, "create", "authentication.k8s.io", "tokenreviews"),
-        (GATEWAY, "get", "apps", "controllerrevisions"), (GATEWAY, "get", "", "pods"),
+        (GATEWAY, "get", "apps", "controllerrevisions"), (GATEWAY, "get", "", "pods"), (GATEWAY, "list", "lockstep.dev", "stepruns"), (GATEWAY, "watch", "lockstep.dev", "stepruns"),
         (GATEWAY, "update", "lockstep.dev", "stepruns/status"), ("bob", "create", "lockstep.dev", "workflows"),
+        (API, "watch", "lockstep.dev", "stepruns"), (API, "list", "lockstep.dev", "documents"),
+        (GATEWAY, "patch", "lockstep.dev", "memories"), (OPERATOR, "create", "lockstep.dev", "memories"),
+        (OPERATOR, "delete", "lockstep.dev", "memories"), ("bob", "patch", "lockstep.dev", "memories"),
+        (OPERATOR, "create", "lockstep.dev", "workflows"), (OPERATOR, "patch", "lockstep.dev", "workflows"),
+        (OPERATOR, "update", "lockstep.dev", "triggers/status"), (API, "watch", "lockstep.dev", "triggers"),
+        ("bob", "create", "lockstep.dev", "triggers"), ("bob", "trigger", "lockstep.dev", "triggers"),
         ("bob", "watch", "lockstep.dev", "stepruns"), ("alice", "answer", "lockstep.dev", "inputs"),
     ] {
         ensure!(team.may(user, &[], verb, group, resource).await?, "{user} may not {verb} {resource}.{group}");

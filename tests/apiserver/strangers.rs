@@ -76,7 +76,12 @@ pub async fn stage(team: &Team) -> Result<()> {
     team.grant("rita", "run-release", run).await?;
     let keep = json!([{"apiGroups": ["lockstep.dev"], "resources": ["documents"], "verbs": ["get", "delete"]}]);
     team.grant("dora", "keep-documents", keep).await?;
-    for (user, verb, resource) in [("rita", "create", "workflows"), ("dora", "delete", "documents")] {
+    let write =
+        json!([{"apiGroups": ["lockstep.dev"], "resources": ["triggers"], "verbs": ["create", "patch", "update"]}]);
+    team.grant("rita", "write-triggers", write).await?;
+    for (user, verb, resource) in
+        [("rita", "create", "workflows"), ("dora", "delete", "documents"), ("rita", "patch", "triggers")]
+    {
         until(&format!("{user} may {verb} {resource}"), || async {
             Ok(team.may(user, &[], verb, "lockstep.dev", resource).await?.then_some(()))
         })
@@ -85,6 +90,10 @@ pub async fn stage(team: &Team) -> Result<()> {
     let rita = Who::user("rita", &[]).await?;
     let release = Ask::post(team.all("workflows"), workflow("may", &json!({"templateRef": {"name": "release"}})));
     until("rita may run release", || async { Ok(rita.tries(&release).await.ok()) }).await?;
+    rita.gets(&Ask::post(team.all("triggers"), trigger("ritas", "release"))).await?;
+    // Labels start nothing, and a change of what is started is asked about.
+    team.admin.gets(&Ask::post(team.all("triggers"), trigger("admins", "other"))).await?;
+    rita.gets(&Ask::patch(team.one("triggers", "admins"), json!({"metadata": {"labels": {"a": "b"}}}))).await?;
     Ok(())
 }
 
@@ -164,6 +173,10 @@ pub async fn cases(team: &Team) -> Result<Vec<Case>> {
     }
     add(d, "types that begin with lockstep-", bob, put(json!({"type": "lockstep-output"})));
     add(d, "types that begin with lockstep-", admin, put(json!({"type": "lockstep-memory", "scope": "Session", "session": "s"})));
+    for name in ["discovery-1-0123456789abcdef", "x-0000000000000000"] {
+        add(d, "is kept for what the steps of runs make", bob, bare(json!({"name": name})));
+        add(d, "is kept for what the steps of runs make", admin, bare(json!({"name": name})));
+    }
     add(d, "session and project are letters", bob, put(json!({"scope": "Session", "session": "_shop-1a2b3c4d"})));
     add(d, "session and project are letters", admin, put(json!({"scope": "Session", "session": "_shop-1a2b3c4d"})));
     add(d, "session and project are letters", bob, put(json!({"scope": "Project", "project": "a/b"})));
@@ -189,7 +202,16 @@ pub async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(r, "lacks the permission run", &rita, make(json!({"templateRef": {"name": "releases"}})));
     let inline = json!({"templateRef": null, "steps": [{"name": "a", "agentId": "writer"}]});
     add(r, "may not run steps that are written", &rita, make(inline));
+    let by_trigger = "lockstep-trigger";
+    let other = json!({"spec": {"run": {"templateRef": {"name": "other"}}}});
+    add(by_trigger, "which this Trigger would start", &rita, Ask::post(team.all("triggers"), trigger("forged", "other")));
+    add(by_trigger, "which this Trigger would start", &rita, Ask::patch(team.one("triggers", "ritas"), other));
+    add(by_trigger, "which this Trigger would start", &rita, Ask::patch(team.one("triggers", "admins"), json!({"spec": {"run": {"input": "x"}}})));
     Ok(cases)
+}
+
+fn trigger(name: &str, template: &str) -> Value {
+    object("Trigger", name, &json!({"event": {"type": "t"}, "run": {"templateRef": {"name": template}}}))
 }
 
 /// A queue holds and places the Jobs, the kubelet writes statuses, the Job controller ends what has ended, the TTL
@@ -329,6 +351,12 @@ async fn people_run_what_they_may_and_keep_their_documents() -> Result<()> {
     for (scope, field, value) in [("Session", "session", "shop-1a2b3c4d"), ("Project", "project", "A.b_c-1")] {
         let mine = document(&format!("mine-{field}"), &json!({"scope": scope, field: value}));
         team.bob.gets(&Ask::post(team.all("documents"), mine)).await?;
+    }
+    // As `doc put` calls them, and such as look alike.
+    for name in
+        ["brief-0123456789abcdef0123", "brief-0123456789abcdeg", "brief-0123456789abcde", "brief.0123456789abcdef"]
+    {
+        team.bob.gets(&Ask::post(team.all("documents"), document(name, &json!({})))).await.context(name)?;
     }
     dora.gets(&Ask::delete(docs("bobs"))).await.context("a person's document")?;
     team.bob.gets(&Ask::delete(docs("published"))).await.context("he may delete the run that made it")?;

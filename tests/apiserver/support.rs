@@ -12,6 +12,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub const OPERATOR: &str = "system:serviceaccount:lockstep-system:lockstep-operator";
 pub const GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-gateway";
+pub const API: &str = "system:serviceaccount:lockstep-system:lockstep-api";
 pub const JOB_CONTROLLER: &str = "system:serviceaccount:kube-system:job-controller";
 /// How long anything may take that the API server does in its own time.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -422,6 +423,24 @@ async fn config() -> Result<Config> {
     })?;
     let file = Kubeconfig::read_from(&path).with_context(|| format!("KUBECONFIG={path}"))?;
     Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
+}
+
+/// A client that says nothing of who it is.
+pub async fn nobody() -> Result<Client> {
+    let mut config = config().await?;
+    config.auth_info = kube::config::AuthInfo::default();
+    Ok(Client::try_from(config)?)
+}
+
+/// The token of a person, as the development cluster keeps it beside its kubeconfig.
+pub fn token_of(person: &str) -> Result<String> {
+    let config = std::env::var("KUBECONFIG")?;
+    let file = std::path::Path::new(&config).with_file_name("pki/people.csv");
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!("{}: people's tokens are the development cluster's; start it afresh", file.display())
+    })?;
+    let own = text.lines().find_map(|line| line.split_once(',').filter(|(_, rest)| rest.starts_with(person)));
+    Ok(own.with_context(|| format!("{person} has no token"))?.0.to_owned())
 }
 
 fn base64(der: &[u8]) -> String {

@@ -3,6 +3,8 @@
 //!
 //!     bench jobs N                        N bare Jobs, from the first request to the last Job's completion
 //!     bench workflow N OPERATOR           one Workflow over N items, run by that binary of the operator
+//!     bench api N LOCKSTEP                N runs by the HTTP API, one after the other and ten at once; reads, streams, events
+//!     bench digests N                     the check of N documents of the largest size, as it is done wherever one is loaded
 //!
 //! One line of JSON each; what was made goes before it ends. LOCKSTEP_BENCH_PIDS=NAME=PID,... adds the processor seconds that
 //! these processes took meanwhile: on a busy machine they say more than the time.
@@ -15,12 +17,15 @@
     reason = "a tool for the developers, and the crash tests use the rest of these files"
 )]
 
+mod api;
 #[path = "../crash/kubelet.rs"]
 mod kubelet;
 #[path = "../crash/operator.rs"]
 mod operator;
 #[path = "../crash/plane.rs"]
 mod plane;
+#[path = "../crash/port.rs"]
+mod port;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +40,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::runtime::watcher::{Config, Event};
 use kube::runtime::{WatchStreamExt, watcher};
-use lockstep::api::{StepRun, Workflow};
+use lockstep::api::step_run::Binding;
+use lockstep::api::{Document, DocumentSpec, StepRun, Workflow, name};
+use lockstep::decide::content::{Content, Loaded, Pin};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -55,11 +62,33 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["jobs", number] => runtime.block_on(jobs(number.parse()?)),
         ["workflow", number, binary] => runtime.block_on(workflow(number.parse()?, binary.as_ref())),
+        ["digests", number] => digests(number.parse()?),
+        ["api", number, binary] => runtime.block_on(api::measure(number.parse()?, binary.as_ref())),
         _ => {
-            println!("bench jobs N | bench workflow N OPERATOR: see hack/measure --fan-out");
+            println!(
+                "bench jobs N | bench workflow N OPERATOR | bench api N LOCKSTEP | bench digests N: see hack/measure --help"
+            );
             Ok(())
         }
     }
+}
+
+/// Milliseconds that each check took.
+fn digests(number: usize) -> Result<()> {
+    let content = "x".repeat(512 * 1024);
+    let wanted = name::digest_bytes(content.as_bytes());
+    let mut took = Vec::with_capacity(number);
+    for _ in 0..number {
+        let mut document = Document::new("d", DocumentSpec { content: content.clone(), ..DocumentSpec::default() });
+        document.metadata.uid = Some("u".to_owned());
+        let begun = Instant::now();
+        let loaded = Loaded::new(Arc::new(document));
+        let pin = Pin::new("d", Some(&Binding { uid: Some("u".to_owned()), digest: wanted.clone() }));
+        ensure!(Content::of(&pin, Some(&loaded)).is_ok(), "it is the one that was meant");
+        took.push(begun.elapsed().as_secs_f64() * 1000.0);
+    }
+    println!("{}", json!({"what": "digests", "milliseconds": took}));
+    Ok(())
 }
 
 /// A namespace with a kubelet for it, and how many of its Jobs and Workflows have ended.
@@ -79,7 +108,8 @@ impl Place {
         ensure!(nodes["items"].as_array().is_some_and(Vec::is_empty), "a control plane without nodes is needed");
         let namespace = format!("bench-{what}-{}", std::process::id());
         plane.namespace(&namespace).await?;
-        let agents = Box::new(|_: &StepRun, _| Deed { output: json!(1), document: None, fails: false });
+        let agents =
+            Box::new(|_: &StepRun, _| Deed { output: json!(1), document: None, fails: false, takes: Duration::ZERO });
         let kubelet = Kubelet::new(&plane, agents, Runs::Untold, PODS_AT_ONCE);
         let (ended_now, ended) = watch::channel(0);
         let here = Self { namespace, kubelet: Arc::clone(&kubelet), ended, plane, largest: Arc::default() };
@@ -117,9 +147,9 @@ impl Place {
         let all = self.ended.wait_for(|ended| *ended >= number);
         let ended = tokio::time::timeout(LIMIT, all).await.with_context(|| format!("not within {LIMIT:?}"))?.is_ok();
         ensure!(ended, "a watch ended");
-        let troubles = self.kubelet.troubles();
-        if let Some(first) = troubles.first() {
-            bail!("{} troubles of the kubelet, the first: {first}", troubles.len());
+        let failures = self.kubelet.failures();
+        if let Some(first) = failures.first() {
+            bail!("{} failures of the kubelet, the first: {first}", failures.len());
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use http::Method;
@@ -30,6 +31,8 @@ pub struct Deed {
     pub document: Option<(Produces, String)>,
     /// It exits with 1 instead.
     pub fails: bool,
+    /// How long it works.
+    pub takes: Duration,
 }
 
 pub type Agents = Box<dyn Fn(&StepRun, i32) -> Deed + Send + Sync>;
@@ -42,7 +45,7 @@ pub struct Kubelet {
     seen: Mutex<HashSet<String>>,
     /// Commands started, by StepRun UID and attempt.
     starts: Mutex<BTreeMap<(String, i32), u32>>,
-    troubles: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
     at_once: Semaphore,
 }
 
@@ -78,7 +81,7 @@ impl Kubelet {
             runs,
             seen: Mutex::default(),
             starts: Mutex::default(),
-            troubles: Mutex::default(),
+            failures: Mutex::default(),
             at_once: Semaphore::new(at_once),
         })
     }
@@ -93,8 +96,8 @@ impl Kubelet {
                 let _slot = kubelet.at_once.acquire().await;
                 if let Err(error) = kubelet.run(&pod).await {
                     let place = format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-                    let mut troubles = kubelet.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-                    troubles.push(format!("pod {place}: {error:#}"));
+                    let mut failures = kubelet.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                    failures.push(format!("pod {place}: {error:#}"));
                 }
             });
         }
@@ -105,8 +108,8 @@ impl Kubelet {
         self.starts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn troubles(&self) -> Vec<String> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn run(&self, pod: &Pod) -> Result<()> {
@@ -123,6 +126,7 @@ impl Kubelet {
             self.status(&attempt.namespace, &attempt.pod, &json!({"phase": "Running"})).await?;
         }
         let deed = (self.agents)(&step_run, attempt.number);
+        tokio::time::sleep(deed.takes).await;
         self.report(&attempt, &step_run, &deed).await?;
         self.ends(&attempt.namespace, &attempt.pod, i32::from(deed.fails)).await
     }

@@ -23,6 +23,7 @@ mod observer;
 mod operator;
 mod people;
 mod plane;
+mod port;
 mod proxy;
 mod rounds;
 mod stage;

@@ -16,16 +16,16 @@ pub struct People {
     plane: Plane,
     /// What was decided and answered: StepRun UID and what it was about.
     done: Mutex<HashSet<(String, String)>>,
-    troubles: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
 }
 
 impl People {
     pub fn new(plane: &Plane) -> Arc<Self> {
-        Arc::new(Self { plane: plane.clone(), done: Mutex::default(), troubles: Mutex::default() })
+        Arc::new(Self { plane: plane.clone(), done: Mutex::default(), failures: Mutex::default() })
     }
 
-    pub fn troubles(&self) -> Vec<String> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn failures(&self) -> Vec<String> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A StepRun appeared or changed.
@@ -46,8 +46,8 @@ impl People {
                 answer = ask(&people.plane.person, Method::PATCH, &path, Some(&body)).await;
             }
             if let Err(error) = answer {
-                let mut troubles = people.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-                troubles.push(format!("StepRun {namespace}/{name}: {error}"));
+                let mut failures = people.failures.lock().unwrap_or_else(PoisonError::into_inner);
+                failures.push(format!("StepRun {namespace}/{name}: {error}"));
             }
         });
     }

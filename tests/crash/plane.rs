@@ -88,7 +88,7 @@ async fn config() -> Result<Config> {
     Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 
-async fn somebody(name: &str) -> Result<Client> {
+pub async fn somebody(name: &str) -> Result<Client> {
     let mut config = config().await?;
     config.auth_info.impersonate = Some(name.to_owned());
     Ok(Client::try_from(config)?)

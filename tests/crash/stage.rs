@@ -128,8 +128,8 @@ impl Stage {
         strange.extend(log.lines().filter(|line| line.contains("panicked")).map(str::to_owned));
         strange.extend(self.proxy.strange());
         strange.extend(self.observer.violations());
-        strange.extend(self.kubelet.troubles());
-        strange.extend(self.people.troubles());
+        strange.extend(self.kubelet.failures());
+        strange.extend(self.people.failures());
         for ((uid, attempt), starts) in self.kubelet.starts().into_iter().filter(|(_, starts)| *starts > 1) {
             strange.push(format!("attempt {attempt} of StepRun {uid} was started {starts} times"));
         }

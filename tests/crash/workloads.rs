@@ -2,6 +2,7 @@
 //! attempts; what `produces` names is made.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Result;
 use kube::ResourceExt;
@@ -130,7 +131,7 @@ fn deed(produces: &Produced, step_run: &StepRun, attempt: i32) -> Deed {
     let document = produces
         .get(&(workload, path.clone()))
         .map(|produces| (produces.clone(), format!("{} by {path} {keys}, attempt {attempt}", produces.document_type)));
-    Deed { output: json!({"by": path, "for": keys, "attempt": attempt}), document, fails }
+    Deed { output: json!({"by": path, "for": keys, "attempt": attempt}), document, fails, takes: Duration::ZERO }
 }
 
 fn laid_over(mut base: Value, more: Value) -> Value {

@@ -57,16 +57,18 @@ async fn two_pods_one_claim() -> Result<()> {
     space.close().await
 }
 
-struct Gateway {
-    url: String,
-    agent: ureq::Agent,
+pub struct Gateway {
+    pub url: String,
+    pub agent: ureq::Agent,
 }
 
-fn gateway(pod: &Pod) -> Result<Gateway> {
-    let container = pod.spec.as_ref().and_then(|s| s.containers.first());
+/// The gateway as the shim of a pod knows it.
+pub fn gateway(pod: &Pod) -> Result<Gateway> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let containers: Vec<_> = spec.init_containers.into_iter().flatten().chain(spec.containers).collect();
     let variable = |name: &str| {
-        let found = container?.env.as_ref()?.iter().find(|v| v.name == name)?;
-        found.value.clone()
+        let mut all = containers.iter().flat_map(|container| container.env.iter().flatten());
+        all.find(|v| v.name == name)?.value.clone()
     };
     let url = variable(env::GATEWAY).context("no address of the gateway")?;
     let pem = variable(env::GATEWAY_CA).context("no CA of the gateway")?;
@@ -131,6 +133,13 @@ async fn race(space: &Space, gateway: &Gateway, step_run: &StepRun, pod: &Pod) -
     pod.metadata.uid.clone().context("no UID")
 }
 
+/// Claims; what is answered.
+pub async fn claim(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Result<(u16, String)> {
+    let (agent, url) = (gateway.agent.clone(), format!("{}{}", gateway.url, protocol::CLAIM));
+    let (token, attempt) = (token.to_owned(), attempt.clone());
+    tokio::task::spawn_blocking(move || send(&agent, &url, &token, &attempt)).await?
+}
+
 fn send(agent: &ureq::Agent, url: &str, token: &str, attempt: &AttemptRef) -> Result<(u16, String)> {
     let mut call = agent.post(url).header("Authorization", format!("Bearer {token}"));
     for (name, value) in attempt.headers() {
@@ -143,7 +152,7 @@ fn send(agent: &ureq::Agent, url: &str, token: &str, attempt: &AttemptRef) -> Re
 }
 
 /// As the kubelet asks for it.
-async fn token(space: &Space, pod: &Pod, audience: &str) -> Result<String> {
+pub async fn token(space: &Space, pod: &Pod, audience: &str) -> Result<String> {
     let meta = &pod.metadata;
     let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": meta.name, "uid": meta.uid});
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",

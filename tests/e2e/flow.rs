@@ -121,7 +121,8 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
         ensure!(status.attempts.len() == 1 && status.result.is_some());
         let attempt = &status.attempts[0];
         ensure!(attempt.agent_uid.is_some() && attempt.agent_generation.is_some(), "{attempt:?}");
-        ensure!(attempt.image_digest.as_ref().is_some_and(|d| d.starts_with("sha256:")), "{attempt:?}");
+        // An agent that ends at once may report before its node names the image; waits.rs asks for it of one that stays.
+        ensure!(attempt.image_digest.as_ref().is_none_or(|d| d.starts_with("sha256:")), "{attempt:?}");
         ensure!(!step_run.spec.input_digest.is_empty());
         let chain = &step_run.spec.scope_chain;
         ensure!(chain[0].scope == "workflow" && chain[0].scope_id == uid);

@@ -8,6 +8,7 @@ use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::step_run::StepRunStatus;
 use lockstep::api::workflow::Phase;
+use lockstep::api::{StepRun, name};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -188,6 +189,55 @@ async fn two_operators_are_harmless() -> Result<()> {
     let outcome = beside(&space, &one).await;
     ask(&space.admin, Method::DELETE, &one, None).await?;
     outcome?;
+    space.close().await
+}
+
+/// Calls of every kind that writes, through two gateways that are replaced one after the other, twice, while they come.
+#[tokio::test]
+async fn a_rolling_restart_of_two_gateways_loses_nothing() -> Result<()> {
+    let _lock = KILLING.lock().await;
+    let space = Space::open("rolling").await?;
+    let calls = "set -e; key=$(lockstep context /item/key)
+        for n in 1 2 3 4 5 6; do
+            lockstep progress $n; lockstep memory set $key-$n $n; lockstep usage --tokens-in 10 --model m; sleep 1
+        done
+        echo \"{\\\"key\\\": \\\"$key\\\"}\" > $LOCKSTEP_OUT/result.json";
+    space.agent("caller", calls, &json!({})).await?;
+    let keys: Vec<String> = (0..12).map(|n| format!("i{n}")).collect();
+    let each = json!({"in": "parameters.keys", "as": "key", "key": "key", "maxParallel": 4});
+    let steps = json!([{"name": "each", "agentId": "caller", "forEach": each}]);
+    let scaled = |replicas: u8| format!("-n {SYSTEM} scale deployment/lockstep-gateway --replicas={replicas}");
+    let settled = format!("-n {SYSTEM} rollout status deployment/lockstep-gateway --timeout=150s");
+    space.kubectl(&scaled(2)).await?;
+    let outcome = async {
+        space.kubectl(&settled).await?;
+        space.run("run", &json!({"session": "rolling", "parameters": {"keys": keys}, "steps": steps})).await?;
+        let calls =
+            |s: &StepRun| s.status.as_ref().is_some_and(|s| s.agent.as_ref().is_some_and(|a| a.progress.is_some()));
+        space
+            .until("calls come", PATIENCE, Some("run"), async || {
+                Ok(space.step_runs("run").await?.iter().any(calls).then_some(()))
+            })
+            .await?;
+        for _ in 0..2 {
+            space.kubectl(&format!("-n {SYSTEM} rollout restart deployment/lockstep-gateway")).await?;
+            space.kubectl(&settled).await?;
+        }
+        space.phase("run", Phase::Completed).await?;
+        space.assert_exactly_once("run", keys.len()).await
+    }
+    .await;
+    space.kubectl(&scaled(1)).await?;
+    outcome?;
+    let memory = space.get(&space.ours(&format!("memories/{}", name::memory("caller", "rolling")))).await?;
+    for key in &keys {
+        for n in 1..=6 {
+            let value = &memory["spec"]["entries"][format!("{key}-{n}")]["value"];
+            ensure!(value.as_str() == Some(&n.to_string()), "{key}-{n}: {value}");
+        }
+    }
+    let used = space.status("run").await?.usage.map(|usage| usage.tokens_in);
+    ensure!(used == Some(12 * 60), "{used:?}");
     space.close().await
 }
 

@@ -16,6 +16,8 @@ use lockstep::api::workflow::{Phase, WorkflowStatus};
 use lockstep::api::{Document, StepRun, Workflow};
 use serde_json::{Value, json};
 
+use crate::contexts;
+
 pub const SYSTEM: &str = "lockstep-system";
 /// Who may decide every gate and answer every question of a test's namespace.
 pub const APPROVER: &str = "ann";
@@ -88,6 +90,7 @@ impl Space {
 
     /// Of a test that passed; one that failed leaves its namespace to be looked at.
     pub async fn close(self) -> Result<()> {
+        self.contexts().await?;
         let path = format!("/api/v1/namespaces/{}", self.namespace);
         ask(&self.admin, Method::DELETE, &path, None).await?;
         Ok(())
@@ -134,7 +137,12 @@ impl Space {
     /// An Agent that runs a shell script; `more` is laid over its spec.
     pub async fn agent(&self, name: &str, script: &str, more: &Value) -> Result<()> {
         let spec = laid_over(json!({"template": pod_template(script), "timeoutSeconds": 60}), more);
-        self.make("Agent", "agents", name, &spec).await
+        self.agent_of(name, &spec).await
+    }
+
+    /// An Agent with this spec and nothing else.
+    pub async fn agent_of(&self, name: &str, spec: &Value) -> Result<()> {
+        self.make("Agent", "agents", name, spec).await
     }
 
     pub async fn run(&self, name: &str, spec: &Value) -> Result<()> {
@@ -147,13 +155,20 @@ impl Space {
 
     /// The example's Agents and its template, as the files have them.
     pub async fn apply_example(&self) -> Result<()> {
-        for file in ["agents.yaml", "workflow-template.yaml"] {
-            let path = format!("{}/{file}", example());
+        self.apply("product-discovery", &["agents.yaml", "workflow-template.yaml"]).await
+    }
+
+    /// Files of an example.
+    pub async fn apply(&self, example: &str, files: &[&str]) -> Result<()> {
+        for file in files {
+            let path = format!("{}/examples/{example}/{file}", env!("CARGO_MANIFEST_DIR"));
             let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
             for object in yaml(&text)? {
                 let plural = match object["kind"].as_str() {
                     Some("Agent") => "agents",
                     Some("WorkflowTemplate") => "workflowtemplates",
+                    Some("Workflow") => "workflows",
+                    Some("Trigger") => "triggers",
                     other => bail!("{path}: {other:?}"),
                 };
                 self.post(&self.ours(plural), &object).await?;
@@ -286,6 +301,15 @@ impl Space {
         ask(&client, Method::PATCH, &self.ours(&format!("stepruns/{name}")), Some(&body)).await
     }
 
+    /// Until no answer lies in the mailbox of a step: why one is refused is told before it is taken away.
+    pub async fn emptied(&self, run: &str, path: &str) -> Result<()> {
+        self.until(&format!("the mailbox of {path} is empty"), PATIENCE, Some(run), async || {
+            let letters = self.step_run(run, path).await?.and_then(|step| step.metadata.annotations);
+            Ok((!letters.is_some_and(|all| all.contains_key("lockstep.dev/answer"))).then_some(()))
+        })
+        .await
+    }
+
     /// Waits for the gate and decides it.
     pub async fn decide(&self, run: &str, path: &str, decision: &str) -> Result<()> {
         let step_run = self.gate(run, path).await?;
@@ -327,6 +351,21 @@ pub fn example() -> String {
     format!("{}/examples/product-discovery", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// What an agent was told: a context.json, if it keeps the contract that docs/ publish.
+pub fn context(text: &str) -> Result<Value> {
+    let path = format!("{}/docs/context.schema.json", env!("CARGO_MANIFEST_DIR"));
+    let schema: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+    let context: Value = serde_json::from_str(text).with_context(|| text.to_owned())?;
+    let validator = jsonschema::validator_for(&schema).map_err(|fault| anyhow!("{path}: {fault}"))?;
+    let faults: Vec<String> =
+        validator.iter_errors(&context).map(|fault| format!("{}: {fault}", fault.instance_path())).collect();
+    if faults.is_empty() { Ok(context) } else { bail!("{path}: {}\n{context:#}", faults.join("; ")) }
+}
+
+fn field(name: &str, path: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+}
+
 /// A pod that passes Pod Security `restricted`.
 pub fn pod_template(script: &str) -> Value {
     json!({"spec": {
@@ -334,7 +373,8 @@ pub fn pod_template(script: &str) -> Value {
             "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{
             "name": "agent", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", format!("echo STARTED $STEP_ID $ATTEMPT\n{script}")],
+            "command": ["sh", "-c", format!("{}\necho STARTED $STEP_ID $ATTEMPT\n{script}", contexts::told())],
+            "env": [field("NODE", "status.hostIP"), field("NAMESPACE", "metadata.namespace")],
             "resources": {"requests": {"cpu": "1m", "memory": "8Mi"}, "limits": {"memory": "64Mi"}},
             "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "capabilities": {"drop": ["ALL"]}},
@@ -342,7 +382,7 @@ pub fn pod_template(script: &str) -> Value {
     }})
 }
 
-fn yaml(text: &str) -> Result<Vec<Value>> {
+pub fn yaml(text: &str) -> Result<Vec<Value>> {
     text.split("\n---\n").map(|one| serde_saphyr::from_str(one).map_err(|e| anyhow!("{e}"))).collect()
 }
 

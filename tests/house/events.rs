@@ -5,11 +5,11 @@ use crate::{none, one, refused};
 
 const PAGE: &str = "docs/operations.md";
 
-/// Reasons in `.notice("Reason", ...)` and `.warn("Reason", ...)` that the page does not name.
+/// Reasons in `.notice("Reason", ...)`, `.warn("Reason", ...)` and `.refuse("Reason", ...)` that the page does not name.
 fn untold(sources: &[File], page: &str) -> Vec<String> {
     let mut refusals = Vec::new();
     for file in sources {
-        for call in [".notice(", ".warn("] {
+        for call in [".notice(", ".warn(", ".refuse("] {
             let calls = file.code.match_indices(call).filter(|(at, _)| !file.in_tests(*at));
             for (at, _) in calls {
                 let argument = file.text[at + call.len()..].trim_start();

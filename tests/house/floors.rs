@@ -8,9 +8,8 @@ use crate::{none, one, refused};
 
 /// Room and floor. `cluster` reads what `decide` has decided, and `telemetry` may be used by all of floor 4: both edges
 /// go down.
-const FLOORS: [(&str, u8); 14] = [
+const FLOORS: [(&str, u8); 16] = [
     ("api", 0),
-    ("mutant", 0),
     ("protocol", 0),
     ("apiserver", 1),
     ("definition", 1),
@@ -20,9 +19,12 @@ const FLOORS: [(&str, u8); 14] = [
     ("telemetry", 3),
     ("controllers", 4),
     ("gateway", 4),
+    ("http", 4),
     ("cli", 4),
+    ("prompt", 4),
     ("shim", 4),
-    ("bin", 5),
+    ("dev", 5),
+    ("bin", 6),
 ];
 
 /// Names that say nothing of what is inside.

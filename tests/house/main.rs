@@ -5,7 +5,7 @@
 //! Only what no lint can say: what clippy knows (lines and parameters of functions, clocks, sleeping, randomness, `json!`,
 //! waivers without a reason) stands in Cargo.toml and .clippy.toml. `source` reads and masks Rust, `floors` and `circles`
 //! look at who imports whom, `budgets` at sizes, `papers` at the texts for people, `events` at what the night shift can
-//! look up.
+//! look up, `proofs` at who may prove a decision.
 
 #![allow(
     clippy::expect_used,
@@ -18,9 +18,11 @@
 
 mod budgets;
 mod circles;
+mod conditions;
 mod events;
 mod floors;
 mod papers;
+mod proofs;
 mod source;
 
 use source::File;

@@ -23,16 +23,19 @@ const CRITERIA: [(&str, u32); 11] = [
 ];
 const LETTERED: [&str; 4] = ["S1.3a", "S1.3b", "S1.4a", "S3.N"];
 /// Where a kind of test lives, and what stands before its name there; or that its names are files.
-const KINDS: [(&str, &str, &str); 11] = [
+const KINDS: [(&str, &str, &str); 14] = [
     ("unit", "src", "fn"),
     ("crds", "tests/crds.rs", "fn"),
     ("house", "tests/house", "fn"),
     ("simulation", "tests/simulation.rs", "fn"),
     ("model", "tests/model.rs", "fn"),
-    ("mutants", "tests/mutants.rs", "fn"),
+    ("shim", "tests/shim.rs", "fn"),
+    ("dev", "tests/dev", "fn"),
+    ("mutants", "tests/mutants/test.rs", "fn"),
     ("chart", "hack/chart-check", "def"),
     ("apiserver", "tests/apiserver", "fn"),
     ("crash", "tests/crash", "fn"),
+    ("http", "tests/http", "fn"),
     ("e2e", "tests/e2e", "fn"),
     ("scenario", "tests/scenarios", "txt"),
 ];
@@ -289,6 +292,18 @@ fn commands_are_targets() {
         &files(markdown),
         &files(|p| p == "Makefile" || Path::new(p).extension().is_some_and(|e| e == "mk")),
     ));
+}
+
+/// Programs that people start by hand and that do not answer `--help`.
+fn mute(of: &[File]) -> Vec<String> {
+    let silent = of.iter().filter(|file| file.text.starts_with("#!") && !file.text.contains("--help"));
+    silent.map(|file| format!("{}: does not know --help; print the comment at its head", file.path)).collect()
+}
+
+#[test]
+fn programs_answer_help() {
+    none(&mute(&files(|path| path.starts_with("hack/") && !markdown(path))));
+    refused(&mute(&one("hack/new", "#!/usr/bin/env bash\n# What it is for.\nrm -r x\n")), "does not know --help");
 }
 
 #[test]

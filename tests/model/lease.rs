@@ -5,10 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use lockstep::cluster::lease::{self, Action as Does, Event, Seen, Times};
+use lockstep::cluster::lease::{self, Action as Does, Event, LeaseRecord, Times};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
-use crate::fence::explore::{self, Ends};
+use super::fence::explore::{self, Ends};
 
 const BEAT: Duration = Duration::from_secs(1);
 /// As far apart as the real ones, in fewer beats: a leader's clock may lose one beat between two renewals.
@@ -50,7 +50,7 @@ pub struct Candidate {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    lease: Option<Seen>,
+    lease: Option<LeaseRecord>,
     candidates: Vec<Candidate>,
 }
 
@@ -83,12 +83,12 @@ fn fresh() -> lease::State {
 }
 
 impl State {
-    fn serve(&mut self, put: &Put) -> Option<Seen> {
+    fn serve(&mut self, put: &Put) -> Option<LeaseRecord> {
         if self.lease.as_ref().map(|l| &l.version) != put.base.as_ref() {
             return None;
         }
         self.age_versions();
-        let seen = Seen { version: NEWEST.into(), holder: put.holder.clone() };
+        let seen = LeaseRecord { version: NEWEST.into(), holder: put.holder.clone() };
         self.lease = Some(seen.clone());
         Some(seen)
     }

@@ -10,12 +10,12 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::name::{self, ACTION, COMMENT, DECIDED_BY, LABEL_ATTEMPT};
 use lockstep::api::step_run::{AttemptResult, Claim, Report, ReportClass, StepRunSpec, StepRunStatus};
 use lockstep::api::{Agent, StepRun};
-use lockstep::decide::build::Surroundings;
-use lockstep::decide::claim::{self, Answer, Asker, Held};
-use lockstep::decide::content::Found;
+use lockstep::decide::build::Installation;
+use lockstep::decide::claim::{self, Answer, Claimant, Precondition};
+use lockstep::decide::content::DocumentLookup;
 use lockstep::decide::gate::Guard;
-use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Ran, Slot, step_run};
-use lockstep::decide::{Effect, Kept};
+use lockstep::decide::step_run::{Hold, JobSeen, Observed, PodSeen, Slot, SourceAgent, step_run};
+use lockstep::decide::{DeletableKind, Effect};
 use lockstep::protocol::mark;
 use serde_json::{Value, json};
 
@@ -156,19 +156,22 @@ impl Ledger {
         let plan = step_run(&Observed {
             hold: if view.closing { Hold::Closing } else { Hold::No },
             refusal: None,
-            slot: Slot::Yours,
+            slot: Some(Slot::Yours),
             pods_alive: 0,
             definition: None,
             agent: Some(Arc::clone(&self.agent)),
             job: job_seen(attempt - 1, usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
             pod: view.pod.map(|(pod, object)| pod_seen(pod, object)),
             unfinished: unfinished(&view.jobs),
-            document: Found::NotAsked,
+            lingering: Vec::new(),
+            event: None,
+            document: DocumentLookup::NotAsked,
             siblings: Vec::new(),
-            output: Found::NotAsked,
-            changed_input: None,
+            output: DocumentLookup::NotAsked,
+            input: None,
+            budget: lockstep::decide::budget::RunBudget::default(),
             guard: Guard::Proven("policies".into()),
-            surroundings: Arc::new(Surroundings::default()),
+            installation: Arc::new(Installation::default()),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: time(match view.clock {
                 Clock::Early => 0,
@@ -193,12 +196,12 @@ impl Ledger {
 
     /// What the gateway answers to a claim of a StepRun that it just read.
     pub fn admit(&self, version: Version, who: Who) -> Answer {
-        claim::admit(&self.object(version, "2"), &asker(who, &id(who), &pod_uid(who.pod)))
+        claim::admit(&self.object(version, "2"), &claimant(who, &id(who), &pod_uid(who.pod)))
     }
 
     /// And to a report.
     pub fn accept(&self, version: Version, who: Who) -> Answer {
-        claim::accept(&self.object(version, "2"), &asker(who, &id(who), &pod_uid(who.pod)))
+        claim::accept(&self.object(version, "2"), &claimant(who, &id(who), &pod_uid(who.pod)))
     }
 
     /// The status after a write of the gateway, if what it was decided on still holds.
@@ -208,7 +211,7 @@ impl Ledger {
             return *known;
         }
         let (id, uid) = (id(who), pod_uid(who.pod));
-        let asker = asker(who, &id, &uid);
+        let claimant = claimant(who, &id, &uid);
         let object = self.object(current, "2");
         let now = serde_json::to_value(&object).expect("it serializes");
         let mut status = now.get("status").cloned();
@@ -219,10 +222,10 @@ impl Ledger {
                 if bare {
                     status = Some(json!({}));
                 }
-                (claim::free_still(&read), "agent", json!(claim::claimed(&asker, time(0))))
+                (claim::claim_preconditions(&read), "agent", json!(claim::claimed(&claimant, time(0))))
             }
             Patch::Report { success } => {
-                (claim::held_still(UID, who.attempt.into(), &id), "report", json!(report(who, success)))
+                (claim::report_preconditions(UID, who.attempt.into(), &id), "report", json!(report(who, success)))
             }
         };
         let landed = held.iter().all(|h| holds(&now, h)).then_some(status).flatten().map(|mut status| {
@@ -237,12 +240,12 @@ impl Ledger {
 }
 
 /// A `test` of a JSON patch, as the API server reads it: null is also what is absent.
-fn holds(object: &Value, held: &Held) -> bool {
+fn holds(object: &Value, held: &Precondition) -> bool {
     object.pointer(held.path).unwrap_or(&Value::Null) == &held.value
 }
 
-fn asker<'a>(who: Who, id: &'a str, pod_uid: &'a str) -> Asker<'a> {
-    Asker { attempt: who.attempt.into(), id, pod_name: pod_uid, pod_uid }
+fn claimant<'a>(who: Who, id: &'a str, pod_uid: &'a str) -> Claimant<'a> {
+    Claimant { attempt: who.attempt.into(), id, pod_name: pod_uid, pod_uid }
 }
 
 fn pod_uid(pod: u8) -> String {
@@ -260,8 +263,10 @@ fn report(who: Who, success: bool) -> Report {
         output_binding: None,
         document_name: None,
         document_binding: None,
+        questions: Vec::new(),
         message: None,
         log_tail: None,
+        interrupted: false,
         at: time(0),
     }
 }
@@ -278,7 +283,7 @@ fn job_seen(slot: i32, job: Option<Job>) -> JobSeen {
         deleting,
         ended,
         agent_generation: None,
-        ran: Ran::default(),
+        ran: SourceAgent::default(),
     };
     match job {
         None | Some(Job::Absent) => JobSeen::Absent,
@@ -303,8 +308,8 @@ fn pod_seen(pod: u8, object: Object) -> PodSeen {
         ended: matches!(object, Object::Ended(_)),
         gone_by: (object == Object::Deleting).then(|| time(30)),
         termination,
-        image_digest: None,
-        obstacle: None,
+        disrupted: object == Object::Deleting,
+        ..PodSeen::default()
     }
 }
 
@@ -317,7 +322,7 @@ fn act(effect: &Effect) -> Act {
             assert_eq!(label, Some((slot + 1).to_string()), "a Job of two attempts");
             Act::Create(u8::try_from(slot).expect("small"))
         }
-        Effect::Delete { what: Kept::Job, name, uid } => {
+        Effect::Delete { what: DeletableKind::Job, name, uid } => {
             let slot = slot(name);
             assert_eq!(*uid, format!("uid-of-{slot}"), "a delete of another Job");
             Act::Delete(u8::try_from(slot).expect("small"))

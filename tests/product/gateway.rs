@@ -8,7 +8,9 @@ use lockstep::api::step_run::ReportClass;
 use lockstep::cluster::clock::Clock;
 use lockstep::cluster::evaluator::Evaluator;
 use lockstep::gateway::{self, Bounds};
-use lockstep::protocol::{self, AttemptRef, ClaimRequest, Ending, Output, ReportRequest};
+use lockstep::protocol::{self, AttemptRef, ClaimRequest, Ending, Output, Question, ReportRequest};
+use lockstep::telemetry::traces::Traces;
+use serde_json::Value;
 use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
@@ -16,6 +18,7 @@ use super::door::{Caller, Door};
 use super::kubelet::{Outcome, Process};
 use super::policies;
 use super::server::NAMESPACE;
+use super::workload::QUESTIONS;
 use super::world::{World, enter, millis, time};
 
 #[derive(Default)]
@@ -29,7 +32,8 @@ pub struct Gateway {
 /// What the shim makes of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    Done,
+    /// With what it says.
+    Done(Value),
     /// It may be so later, and the shim does not wait for long.
     Denied(String),
     Refused(String),
@@ -39,7 +43,7 @@ pub enum Answer {
 fn answer(code: u16, body: &[u8]) -> Answer {
     let words = || String::from_utf8_lossy(body).into_owned();
     match code {
-        200..300 => Answer::Done,
+        200..300 => Answer::Done(serde_json::from_slice(body).unwrap_or_default()),
         401 | 403 => Answer::Denied(words()),
         408 | 429 | 500..600 => Answer::Unavailable,
         _ => Answer::Refused(words()),
@@ -62,7 +66,7 @@ impl World {
         let began = self.began;
         let clock = Clock::of(move || time(millis(began)).0);
         let client = kube::Client::new(door, NAMESPACE);
-        self.gateway.router = Some(gateway::calls(client, &bounds, Evaluator::here(), clock));
+        self.gateway.router = Some(gateway::calls(client, &bounds, Evaluator::here(), clock, Traces::default()));
     }
 
     /// What was under way is gone; another gateway is there at once.
@@ -112,17 +116,25 @@ impl World {
 
     pub fn report(&mut self, process: &Process, outcome: &Outcome) {
         let code = outcome.code.unwrap_or_default();
-        let good = |result: String| (Ending::Exited { code: 0 }, Some(result));
+        let good = |result: String| (Ending::exited(0), Some(result));
         let (ending, result) = match outcome.class {
-            ReportClass::Succeeded => (Ending::Exited { code: 0 }, outcome.output.clone()),
+            ReportClass::Succeeded => (Ending::exited(0), outcome.output.clone()),
             ReportClass::InvalidOutput => good("this is no JSON".to_owned()),
             ReportClass::OutputTooLarge => good("x".repeat(lockstep::api::limits::DOCUMENT_BYTES + 1)),
-            ReportClass::Timeout => (Ending::TimedOut, None),
+            ReportClass::Timeout => (Ending::TimedOut { code: Some(143) }, None),
+            ReportClass::Asked if process.talk.requests => (Ending::Asked { questions: Vec::new() }, None),
+            ReportClass::Asked => (Ending::Asked { questions: QUESTIONS.map(question).into() }, None),
             ReportClass::Retryable => (Ending::Failed { retryable: true, message: "later".to_owned(), code }, None),
-            _ => (Ending::Exited { code }, None),
+            _ => (Ending::exited(code), None),
         };
-        let output = Output { result, document: outcome.document.clone() };
-        let request = ReportRequest { ending, output, log_tail: String::new() };
+        let output = Output { result, document: outcome.document.clone(), ..Output::default() };
+        let usage =
+            self.workload.talks.then(|| protocol::Usage { tokens_in: process.talk.used, ..protocol::Usage::default() });
+        let request = ReportRequest { ending, output, log_tail: String::new(), usage };
         self.call_gateway(process, protocol::REPORT, serde_json::to_string(&request).expect("it serializes"));
     }
+}
+
+pub fn question(text: &str) -> Question {
+    Question { question: text.to_owned(), ..Question::default() }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::gateway::Answer;
 use super::server::{Event as Change, Kind, Object, Part, Propagation, Request};
+use super::talk::Talk;
 use super::world::{Event, Who, World};
 
 /// How long a shim waits, in milliseconds, whose token is not accepted.
@@ -46,14 +47,16 @@ pub struct Process {
     pub id: String,
     stage: Stage,
     /// A call of the gateway is under way.
-    calls: bool,
+    pub calls: bool,
     /// The termination log.
     log: String,
-    outcome: Option<Outcome>,
+    pub outcome: Option<Outcome>,
     /// When its patience with the gateway ends.
     patience: i64,
     /// SIGTERM came.
     stopping: bool,
+    /// What it says to people while it runs.
+    pub talk: Talk,
     /// The node is cut off: nothing that it does reaches the API server, except calls to the gateway.
     ghost: bool,
 }
@@ -143,6 +146,7 @@ impl World {
             outcome: None,
             patience: 0,
             stopping: false,
+            talk: Talk::new(&mut self.chance),
             ghost: false,
         };
         self.processes.insert(pod.uid.clone(), process);
@@ -189,6 +193,7 @@ impl World {
             }
             Stage::Claiming => self.claiming(process),
             Stage::Claimed => self.starting(process),
+            Stage::Running if process.outcome.is_none() && self.has_to_say(&process) => self.say(process),
             Stage::Running => {
                 let outcome = self.outcome(&process);
                 process.outcome.get_or_insert(outcome);
@@ -214,7 +219,7 @@ impl World {
         }
     }
 
-    fn later(&mut self, process: Process, least: i64, most: i64) {
+    pub fn later(&mut self, process: Process, least: i64, most: i64) {
         let uid = process.uid.clone();
         self.processes.insert(uid.clone(), process);
         let stalled = self.chance.mille(self.faults.stall);
@@ -232,9 +237,10 @@ impl World {
     pub fn answered(&mut self, uid: &str, answer: Answer) {
         let Some(mut process) = self.processes.remove(uid) else { return };
         process.calls = false;
-        let lost = answer == Answer::Done && self.chance.mille(self.faults.lost_reply);
+        let lost = matches!(answer, Answer::Done(_)) && self.chance.mille(self.faults.lost_reply);
         match if lost { Answer::Unavailable } else { answer } {
-            Answer::Done if process.stage == Stage::Claiming => {
+            answer if process.stage == Stage::Running => self.told(process, answer),
+            Answer::Done(_) if process.stage == Stage::Claiming => {
                 self.tell(|| {
                     format!("pod {} has claimed attempt {} of {}", process.pod, process.attempt, process.step_run)
                 });
@@ -242,7 +248,7 @@ impl World {
                 process.stage = Stage::Claimed;
                 self.later(process, 10, 500);
             }
-            Answer::Done => self.reported(process),
+            Answer::Done(_) => self.reported(process),
             Answer::Refused(why) => {
                 self.tell(|| format!("pod {} is refused at attempt {}: {why}", process.pod, process.attempt));
                 self.end(&process, "Failed");
@@ -284,11 +290,12 @@ impl World {
             process.log.push_str(&format!("{}\n", mark::SUCCEEDED));
             return self.end(&process, "Succeeded");
         }
-        self.end(&process, "Failed");
+        let asked = process.outcome.as_ref().is_some_and(|o| o.class == ReportClass::Asked);
+        self.end(&process, if asked { "Succeeded" } else { "Failed" });
     }
 
     /// The container has ended; a pod that was to go is gone.
-    fn end(&mut self, process: &Process, phase: &str) {
+    pub fn end(&mut self, process: &Process, phase: &str) {
         if process.ghost {
             return;
         }

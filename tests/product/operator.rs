@@ -6,16 +6,17 @@ use std::sync::{Arc, Mutex, Weak};
 use kube::runtime::events::{Recorder, Reporter};
 use lockstep::cluster::clock::Clock;
 use lockstep::cluster::consistency::Consistency;
-use lockstep::cluster::contents::{Contents, Memory};
+use lockstep::cluster::contents::{Contents, SettledRuns};
 use lockstep::cluster::evaluator::Evaluator;
 use lockstep::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
 use lockstep::cluster::lease::Elector;
 use lockstep::cluster::observe::Observer;
+use lockstep::cluster::pod_events::PodEvents;
 use lockstep::cluster::refusals::Refusals;
 use lockstep::cluster::slots::Slots;
 use lockstep::controllers::context::Context;
 use lockstep::controllers::{self, Options, Reach};
-use lockstep::decide::build::Surroundings;
+use lockstep::decide::build::Installation;
 use lockstep::telemetry::{Health, Metrics};
 use tokio::task::AbortHandle;
 
@@ -71,7 +72,7 @@ impl World {
             Door::with(&shared, self.began, self.server.api.as_user(policies::OPERATOR), Caller::Operator(op, epoch));
         let weak = Arc::downgrade(&shared);
         let life = tokio::spawn(async move {
-            let why = live(door, (op, epoch), ahead, (slots, leader_elect)).await;
+            let why = Box::pin(live(door, (op, epoch), ahead, (slots, leader_elect))).await;
             ended(&weak, (op, epoch), &why);
         });
         self.operators[op].future = Some(life.abort_handle());
@@ -145,20 +146,21 @@ async fn live(door: Door, (op, epoch): (usize, u32), ahead: i64, (slots, leader_
         world: lockstep::cluster::world::World::default(),
         consistency: Consistency::default(),
         contents: Contents::default(),
-        settled: Memory::default(),
-        guard: PolicyGuard::new(&accounts).expect("the policies parse"),
-        surroundings: Arc::new(Surroundings::default()),
+        settled: SettledRuns::default(),
+        guard: Box::new(PolicyGuard::new(&accounts).expect("the policies parse")),
+        installation: Arc::new(Installation::default()),
         evaluator: Evaluator::here(),
         slots: Slots::new(slots),
         refusals: Refusals::default(),
         taken: Refusals::default(),
+        pod_events: PodEvents::default(),
     };
     let reporter = Reporter { controller: "lockstep-operator".to_owned(), instance: Some(format!("operator-{op}")) };
     let metrics = Arc::new(Metrics::default());
     let context = Arc::new(Context::new(observer, Recorder::new(client.clone(), reporter), Arc::clone(&metrics)));
     let lease = ("lockstep-system", "lockstep-operator");
     let mut elector = Elector::new(client, lease, format!("operator-{op}_{epoch}"), clock);
-    controllers::work(&options(leader_elect), context, Health::new(metrics), &mut elector).await
+    Box::pin(controllers::work(&options(leader_elect), context, Health::new(metrics), &mut elector)).await
 }
 
 fn options(leader_elect: bool) -> Options {
@@ -169,14 +171,24 @@ fn options(leader_elect: bool) -> Options {
         gateway_service: "lockstep-gateway".to_owned(),
         gateway_reach: Reach::Dns,
         tls_secret: "lockstep-gateway-tls".to_owned(),
+        api_service: String::new(),
+        api_tls_secret: "lockstep-api-tls".to_owned(),
+        api_url: "https://lockstep-api.lockstep-system.svc".to_owned(),
         operator_account: policies::OPERATOR.to_owned(),
         gateway_account: policies::GATEWAY.to_owned(),
         job_controller_account: JOB_CONTROLLER.to_owned(),
         metrics_listen: ([127, 0, 0, 1], 0).into(),
+        stamps_names: false,
         leader_elect,
         lease_name: "lockstep-operator".to_owned(),
         concurrency: 16,
         evaluators: 2,
         max_concurrent_per_namespace: 0,
+        agent_dns: String::new(),
+        agent_private: Vec::new(),
+        attendant: String::new(),
+        prompt: String::new(),
+        traces: lockstep::telemetry::traces::OtlpOptions::default(),
+        sinks: lockstep::cluster::sinks::SinkOptions::default(),
     }
 }

@@ -14,6 +14,7 @@ use super::operator::Operator;
 use super::people::People;
 use super::plans::Listener;
 use super::server::{Kind, Propagation, Request};
+use super::talk;
 use super::workload::Workload;
 use super::world::{Event, Faults, Shared, Who, World, enter};
 
@@ -96,7 +97,8 @@ async fn whole(seed: u64, aloud: bool, faulty: bool) -> (Told, Option<End>) {
 
 fn open(seed: u64, aloud: bool, faulty: bool) -> Shared {
     let mut chance = Chance::new(seed);
-    let workload = Workload::generate(&mut chance.branch());
+    let mut workload = Workload::generate(&mut chance.branch());
+    talk::begin(&mut workload, &mut chance.branch());
     let trouble = Faults::some(&mut chance.branch());
     let mut people = People { answers: vec!["retry"], ..People::default() };
     if !workload.settled {
@@ -266,9 +268,12 @@ fn end_state(world: &World) -> End {
     for step_run in world.server.all(Kind::StepRun) {
         let status = &step_run.value["status"];
         let place = world.workload.place(&step_run.uid).to_owned();
-        // Who accepted, and what a second run takes over, is a matter of chance.
-        let chance = place.starts_with("again:") || step_run.value["spec"]["agentId"].is_null();
-        let digest = if chance { &Value::Null } else { &status["result"]["digest"] };
+        // What a second run takes over is a matter of chance, and with it what its lists give; who accepted is one, too.
+        if place.starts_with("again:") {
+            continue;
+        }
+        let digest =
+            if step_run.value["spec"]["agentId"].is_null() { &Value::Null } else { &status["result"]["digest"] };
         end.insert(place, json!([status["phase"], digest]));
     }
     for run in world.server.all(Kind::Workflow) {
@@ -290,6 +295,7 @@ fn delete_runs(world: &mut World) -> bool {
         return false;
     }
     world.judge_end();
+    world.judge_usage();
     for run in world.all(Kind::Workflow) {
         let request = Request::Delete {
             kind: Kind::Workflow,

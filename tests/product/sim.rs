@@ -29,6 +29,7 @@ pub mod run;
 #[expect(dead_code, reason = "of the simulation with the mirror, which uses all of it")]
 #[path = "../simulation/server.rs"]
 pub mod server;
+pub mod talk;
 #[path = "../simulation/workload.rs"]
 pub mod workload;
 pub mod world;

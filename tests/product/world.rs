@@ -21,6 +21,7 @@ use super::people::{self, People};
 use super::plans::{self, Plan};
 use super::policies::{self, Standing};
 use super::server::{Event as Change, KINDS, Kind, Object, Reply, Request, Server};
+use super::talk::Hearsay;
 use super::workload::Workload;
 
 pub type Shared = Arc<Mutex<World>>;
@@ -121,6 +122,8 @@ pub struct World {
     pub policies: Policies,
     pub people: People,
     pub judge: Judge,
+    /// What was said to agents and by them.
+    pub heard_of: Hearsay,
     pub workload: Workload,
     /// Plans of passes that are under way, and when they were made.
     plans: HashMap<tokio::task::Id, (Plan, i64)>,
@@ -168,6 +171,7 @@ impl World {
                 policies,
                 people: People::default(),
                 judge: Judge::default(),
+                heard_of: Hearsay::default(),
                 workload,
                 plans: HashMap::new(),
                 planned: 0,
@@ -282,6 +286,7 @@ impl World {
             if KINDS.contains(&change.object().kind) {
                 self.writes += 1;
                 self.judge_change(who, &change);
+                self.judge_talk(&change);
                 self.dispatch(&change);
             }
         }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use lockstep::api::condition;
 use lockstep::api::definition::Definition;
 use lockstep::api::step::{Order, Step};
 use lockstep::api::step_run::{Decision, GateState, StepRun};
@@ -10,7 +11,7 @@ use lockstep::api::workflow::{Phase, StepStatus, Workflow, WorkflowStatus};
 use lockstep::decide::{Effect, gate};
 use lockstep::definition::order;
 
-use crate::world::{Happened, World};
+use super::world::{Happened, World};
 
 /// What was seen before.
 #[derive(Default)]
@@ -34,6 +35,7 @@ impl Invariants {
             let uid = step_run.metadata.uid.clone().unwrap_or_default();
             let status = step_run.status.clone().unwrap_or_default();
             self.absorbed(&uid, status.phase, status.completed_at.is_some());
+            tools_agree(name, status.phase, &status.conditions);
             let last = self.attempts.insert(uid, status.attempt).unwrap_or(1);
             assert!(status.attempt >= last, "{name}: the fence went back");
             // Every wait says how it is ended, ready to paste.
@@ -56,7 +58,21 @@ impl Invariants {
             let uid = workflow.metadata.uid.clone().unwrap_or_default();
             let status = workflow.status.clone().unwrap_or_default();
             self.absorbed(&uid, status.phase, status.completed_at.is_some());
+            tools_agree("the run", status.phase, &status.conditions);
             overview(world, workflow, &status);
+            if status.phase == Some(Phase::Cancelled) && self.cancelled.insert(uid.clone()) {
+                let own = world.step_runs.iter().filter(|(_, s)| s.spec.workflow.uid == uid);
+                let alive: Vec<&String> = own.map(|(name, _)| name).filter(|n| world.pods_alive(n) > 0).collect();
+                assert!(alive.is_empty(), "the run is Cancelled, and these have pods: {alive:?}");
+            }
+            if workflow.metadata.deletion_timestamp.is_none() {
+                let known = workflow.status.as_ref().map(|s| s.observed_generation);
+                assert_eq!(known, workflow.metadata.generation, "kstatus waits for ever");
+            }
+            if status.completed_at.is_some() {
+                let open: Vec<&StepStatus> = status.steps.iter().filter(|s| !s.phase.is_terminal()).collect();
+                assert!(open.is_empty(), "the run has ended, and these have not: {open:?}");
+            }
             let bytes = serde_json::to_string(&status).expect("it serializes").len();
             assert!(bytes < 64 * 1024, "{bytes} bytes of status");
         }
@@ -98,7 +114,7 @@ fn overview(world: &World, workflow: &Workflow, status: &WorkflowStatus) {
 /// After settling, no Job of an attempt behind the fence is left, and of the current one there is one at most. A Job whose
 /// pod has ended is no more than a record that comes late.
 fn one_job_at_most(world: &World, name: &str, attempt: i32) {
-    let runs = |j: &&crate::world::Work| !j.ended && j.pod.as_ref().is_none_or(|pod| !pod.ended);
+    let runs = |j: &&super::world::Work| !j.ended && j.pod.as_ref().is_none_or(|pod| !pod.ended);
     let unfinished: Vec<i32> =
         world.jobs.values().filter(|j| j.step_run.as_deref() == Some(name)).filter(runs).map(|j| j.attempt).collect();
     assert!(unfinished.len() <= 1, "{name}: Jobs {unfinished:?}");
@@ -186,4 +202,16 @@ fn gated(step: &Step, path: &str, plural: bool, found: &mut Vec<(String, bool)>)
         let plural = plural || inner.for_each.is_some();
         gated(inner, &format!("{path}/{}", inner.name), plural, found);
     }
+}
+
+/// kstatus: on its way until the end; then failed, or nothing is said.
+fn tools_agree(name: &str, phase: Option<Phase>, conditions: &[Condition]) {
+    let Some(phase) = phase else { return };
+    let on = |kind| condition::get(conditions, kind).is_some_and(|c| c.status == "True");
+    let expected = match phase {
+        Phase::Completed | Phase::Skipped => (false, false),
+        Phase::Failed | Phase::Cancelled => (false, true),
+        _ => (true, false),
+    };
+    assert_eq!((on(condition::RECONCILING), on(condition::STALLED)), expected, "{name} is {phase}");
 }

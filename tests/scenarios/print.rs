@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::batch::v1::Job;
 use lockstep::api::condition;
 use lockstep::api::name::LABEL_ATTEMPT;
-use lockstep::api::step_run::StepRun;
+use lockstep::api::step_run::{Answer, StepRun};
 use lockstep::api::workflow::{Phase, Workflow};
-use lockstep::decide::{Effect, Kept};
+use lockstep::decide::{DeletableKind, Effect};
 
-use crate::world::{Happened, World};
+use super::world::{Happened, World};
 
 /// `step/key/key`.
 pub fn place(step_run: &StepRun) -> String {
@@ -75,7 +75,7 @@ impl Printer {
             Effect::CreateRevision(_) => "pin the definition".to_owned(),
             Effect::CreateDocument(d) => format!("create Document {}", d.spec.document_type),
             Effect::CreateStepRun(s) => {
-                let mut words = format!("create StepRun {}", crate::world::own(&s.metadata));
+                let mut words = format!("create StepRun {}", super::world::own(&s.metadata));
                 if s.spec.parameters != "{}" {
                     words += &format!(" with {}", s.spec.parameters);
                 }
@@ -98,7 +98,14 @@ impl Printer {
                 let of = of.map(|o| o[0].name.clone()).unwrap_or_default();
                 format!("create Job of {of}, attempt {}", attempt(job))
             }
-            Effect::Delete { what: Kept::Job, name, .. } => format!("delete Job {}", head(name)),
+            Effect::CreateMemory(m) => format!("create Memory of {} in {}", m.spec.agent_id, m.spec.session),
+            Effect::CreateNetworkPolicy(_) => "create NetworkPolicy".to_owned(),
+            Effect::StartRun { .. } => unreachable!("no Trigger is looked at"),
+            Effect::UseMemory { name, .. } => {
+                let found = &world.memories[name].spec;
+                format!("the Memory of {} in {} is used", found.agent_id, found.session)
+            }
+            Effect::Delete { what: DeletableKind::Job, name, .. } => format!("delete Job {}", head(name)),
             Effect::Delete { what, name, .. } => format!("delete {what:?} {name}"),
             Effect::SetDocumentStatus { name, status, .. } => {
                 let found = world.documents.get(name).map(|d| &d.spec);
@@ -121,10 +128,13 @@ impl Printer {
             found.push((name.clone(), format!("run {name}"), run(workflow)));
             for step in workflow.status.iter().flat_map(|s| &s.steps) {
                 if let Some(c) = step.counts {
-                    let words = format!(
+                    let mut words = format!(
                         "{}, {} of {} done, {} started, {} failed",
                         step.phase, c.done, c.total, c.started, c.failed
                     );
+                    if c.skipped > 0 {
+                        words += &format!(", {} skipped", c.skipped);
+                    }
                     let about = if world.workflows.len() > 1 {
                         format!("items of {name}:{}", step.path)
                     } else {
@@ -164,6 +174,7 @@ pub fn state(workflow: &Workflow) -> String {
         "iterationProgress",
         "pendingAcceptance",
         "acceptanceDecisions",
+        "usage",
         "steps",
     ];
     let mut lines = String::new();
@@ -231,12 +242,40 @@ fn standing(step_run: &StepRun, world: &World) -> String {
     }
     if let Some(wait) = &status.waiting_for {
         words += &format!("; {:?} {}: {} [{}]", wait.kind, wait.id, wait.question, wait.options.join(" | "));
+        words += &wait.schema.as_ref().map_or_else(String::new, |schema| format!(" of {schema}"));
+        let waits = wait.agent_waits_until.as_ref();
+        words += waits.map_or("", |_| ", its agent waits in its pod");
     }
     if let Some(answer) = &status.answer {
         words += &format!(", answered {} by {}", answer.value, answer.by);
     }
+    for asked in &status.questions {
+        let told = |answer: &Answer| format!(", {} is {} by {}", asked.name(), answer.value, answer.by);
+        words += &asked.answer.as_ref().map_or_else(String::new, told);
+    }
+    for own in &status.approval_requests {
+        words += &format!("; {} at {} {:?}", own.action, own.gate_name, own.gate.state);
+        for d in &own.gate.decisions {
+            words += &format!(" by {}", d.decided_by);
+        }
+        words += own.agent_waits_until.as_ref().map_or("", |_| ", its agent waits in its pod");
+        words += &own.used.as_ref().map_or_else(String::new, |used| format!(", used by attempt {}", used.attempt));
+    }
     if let Some(last) = status.actions.last() {
         words += &format!(", {} by {}", last.action.past(), last.by);
+    }
+    if let Some(usage) = &status.usage {
+        words += &format!(", used {usage}");
+    }
+    for attempt in status.attempts.iter().filter(|attempt| !attempt.documents_read.is_empty()) {
+        let names: Vec<&str> = attempt.documents_read.iter().map(|read| read.name.as_str()).collect();
+        words += &format!(", attempt {} asked for {}", attempt.number, names.join(" and "));
+    }
+    if let Some(raise) = status.budget_raises.last() {
+        let whose = if raise.of_run { "run" } else { "step" };
+        let tokens = raise.budget.tokens.map_or_else(String::new, |tokens| format!(" to {tokens} tokens"));
+        let cost = raise.budget.cost.as_ref().map_or_else(String::new, |cost| format!(" to cost {cost}"));
+        words += &format!(", budget of the {whose} raised{tokens}{cost} by {}", raise.by);
     }
     for kind in ["Started", "GatePolicyInstalled"] {
         if let Some(c) = condition::get(&status.conditions, kind).filter(|c| c.status == "False") {

@@ -1,26 +1,35 @@
 //! Reads a story and plays it. A line is a step; indented lines under it are its YAML; `#` is prose; `|` begins a line of
 //! the plan, which is what followed from the step before it. After each step the operator looks until it has nothing left
-//! to do; with `unseen` before a step it does not look yet; `status of` a run shows what its status holds.
+//! to do; with `unseen` before a step it does not look yet, and with `soon` before what a person does it is done when the
+//! mailbox is emptied next; `status of` a run shows what its status holds.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
-use lockstep::api::document::{Document, DocumentSpec, Scope};
+use lockstep::api::document::{Document, DocumentSpec, OUTPUT_TYPE, Scope};
 use lockstep::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
-use lockstep::api::step::WiderScope;
-use lockstep::api::step_run::{AgentReport, Binding, Claim, Report, ReportClass};
-use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowTemplate};
+use lockstep::api::step::{Format, Produces, WiderScope};
+use lockstep::api::step_run::{AgentQuestion, AgentReport, Binding, Claim, Report, ReportClass};
+use lockstep::api::{Agent, StepRun, StepRunSpec, Workflow, WorkflowSpec, WorkflowTemplate};
 use lockstep::cluster::slots::Slots;
+use lockstep::decide::approval::{self, GatedAction, PermissionState};
 use lockstep::decide::build;
 use lockstep::decide::gate::Guard;
+use lockstep::decide::question;
 use lockstep::decide::seen;
 use lockstep::decide::step_run::PodSeen;
 use serde_json::{Map, Value, json};
 
-use crate::invariants::Invariants;
-use crate::print::{Printer, place, state};
-use crate::world::{Happened, World};
+use super::invariants::Invariants;
+use super::print::{Printer, place, state};
+use super::world::{Happened, World};
 
 /// Plays a story; what is returned is the story with the plan under every step. Plans in the text are not read.
 pub fn tell(text: &str) -> String {
+    play(text, &mut |_| {})
+}
+
+/// The same, and `see` is shown the world after every step.
+pub fn play(text: &str, see: &mut dyn FnMut(&World)) -> String {
     let mut teller = Teller { world: World::new(), printer: Printer::default(), invariants: Invariants::default() };
     let mut transcript = String::new();
     let mut lines = text.lines().filter(|line| !line.starts_with('|')).peekable();
@@ -37,6 +46,7 @@ pub fn tell(text: &str) -> String {
         for planned in teller.step(line, &body).lines() {
             transcript += &format!("| {planned}\n");
         }
+        see(&teller.world);
     }
     transcript
 }
@@ -123,11 +133,14 @@ impl Teller {
                 found.metadata.deletion_timestamp = Some(now);
             }
             ["workflow", name, act @ ("suspended" | "resumed" | "cancelled")] => {
-                let spec = &mut self.world.workflows.get_mut(*name).expect("a run").spec;
-                match *act {
+                self.change(name, |spec| match *act {
                     "cancelled" => spec.cancel = Some(true),
                     act => spec.suspend = Some(act == "suspended"),
-                }
+                });
+            }
+            ["workflow", name, "kept", "for", seconds] => {
+                let seconds = seconds.trim_end_matches('s').parse().expect("a number");
+                self.change(name, |spec| spec.ttl_seconds_after_finished = Some(seconds));
             }
             ["workflow", name] => self.workflow(name, body),
             ["workflow", name, "by", who] => {
@@ -171,13 +184,47 @@ impl Teller {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm a line of a story")]
     fn act_of_agent(&mut self, words: &[&str], line: &str) {
         match words {
             ["claim", of] => self.claim(of),
+            ["uses", of, ..] => {
+                let said = serde_json::from_str(split(line, ": ").1).expect("a usage");
+                self.status(of.trim_end_matches(':')).agent.as_mut().expect("a claim").usage = Some(said);
+            }
+            ["reads", of, ..] => {
+                let read = serde_json::from_value(yaml(split(line, ": ").1)).expect("documents");
+                self.status(of.trim_end_matches(':')).agent.as_mut().expect("a claim").documents_read = read;
+            }
             ["succeeds", of, ..] => self.succeeds(of, line),
             ["fails", of, "exit", code] => {
                 let code = Some(code.parse().expect("a code"));
                 self.ends(of, ReportClass::Exited, code, None);
+            }
+            ["asks", of, "questions", number] => {
+                let number: usize = number.parse().expect("a number");
+                let known = self.status(of).questions.len();
+                self.asks(of, &(known..known + number).map(|n| json!({"question": format!("{n}?")})).collect());
+            }
+            ["waits", of, "for", time, ..] => {
+                let seconds = time.trim_end_matches(':').trim_end_matches('s').parse().expect("a number");
+                self.waits(of, seconds, &yaml(split(line, ": ").1));
+            }
+            ["requests", of, ..] => self.requests(of.trim_end_matches(':'), &yaml(split(line, ": ").1)),
+            ["is", word @ ("allowed" | "denied" | "waiting"), of, "call", call, ..] => {
+                let call = call.trim_end_matches(':');
+                self.is_told(of, word, call, &yaml(split(line, ": ").1));
+            }
+            ["gives", "up", "waiting", of] => {
+                let report = self.report(of, ReportClass::Asked);
+                self.write(of, report);
+            }
+            ["asks", of, ..] => self.asks(of.trim_end_matches(':'), &yaml(split(line, ": ").1)),
+            ["cannot", "ask", of, ..] => {
+                let more = AgentQuestion { question: "One more?".into(), ..AgentQuestion::default() };
+                let refused =
+                    question::sort(self.status(of.trim_end_matches(':')), vec![more]).expect_err("it may not ask");
+                assert!(refused.contains(split(line, ": ").1), "{refused}");
             }
             ["reports", of, class, ..] => {
                 let class = serde_json::from_value(json!(class.trim_end_matches(':')));
@@ -210,12 +257,18 @@ impl Teller {
             ["pod", "of", of, "is", "deleted"] => {
                 let by = self.world.now + SignedDuration::from_secs(30);
                 let pod = self.work(of).pod.as_mut().expect("a pod");
-                pod.gone_by = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(by));
+                pod.disrupted = true;
+                pod.gone_by = Some(Time(by));
             }
             ["pod", "of", of, "waits:", ..] => {
                 let obstacle = split(line, "waits: ").1.to_owned();
                 let pod = self.work(of).pod.as_mut().expect("a pod");
                 pod.obstacle = Some(obstacle);
+            }
+            ["pod", "of", of, "is", "slow", "to", "end"] => {
+                let work = self.work(of);
+                work.ended = false;
+                work.pod.as_mut().expect("a pod").ended = false;
             }
             ["pods", "of", of, "end"] => {
                 let name = self.find(of);
@@ -244,6 +297,11 @@ impl Teller {
 
     fn act_of_person(&mut self, words: &[&str], line: &str) {
         let comment = line.split_once(": ").map(|(_, c)| c.to_owned());
+        // It comes when the mailbox is emptied next, before anybody looks again.
+        let (soon, words) = match words {
+            ["soon", rest @ ..] => (true, rest),
+            _ => (false, words),
+        };
         let mut letter: Vec<(&str, String)> = Vec::new();
         let of = match words {
             ["accepts", of, "another", "output", "by", by] => {
@@ -260,6 +318,14 @@ impl Teller {
             }
             [verb @ ("accepts" | "rejects"), of, "reviewed", "by", by, ..] => {
                 let digest = self.status(of).gate.as_ref().expect("a gate").output_digest.clone();
+                letter.push((REVIEW, digest));
+                letter.push((DECISION, if *verb == "accepts" { "accepted" } else { "rejected" }.into()));
+                letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
+                of
+            }
+            [verb @ ("accepts" | "rejects"), of, "action", number, "by", by, ..] => {
+                let number: usize = number.parse().expect("a number");
+                let digest = self.status(of).approval_requests[number].gate.output_digest.clone();
                 letter.push((REVIEW, digest));
                 letter.push((DECISION, if *verb == "accepts" { "accepted" } else { "rejected" }.into()));
                 letter.push((DECIDED_BY, by.trim_end_matches(':').into()));
@@ -289,6 +355,11 @@ impl Teller {
         let answered = letter.iter().any(|(key, _)| *key == ANSWER);
         letter.extend(comment.filter(|_| !answered).map(|c| (COMMENT, c)));
         let name = self.find(of);
+        if soon {
+            let letter = letter.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
+            self.world.next_letters.insert(name, letter);
+            return;
+        }
         let meta = &mut self.world.touch(&name).metadata;
         let annotations = meta.annotations.get_or_insert_default();
         annotations.extend(letter.into_iter().map(|(k, v)| (k.to_owned(), v)));
@@ -322,6 +393,13 @@ impl Teller {
         let mut workflow = Workflow::new(name, yaml(body));
         self.world.admit(&mut workflow.metadata, name);
         self.world.workflows.insert(name.to_owned(), workflow);
+    }
+
+    /// What a person may change of a run: its generation moves.
+    fn change(&mut self, name: &str, change: impl FnOnce(&mut WorkflowSpec)) {
+        let run = self.world.workflows.get_mut(name).expect("a run");
+        change(&mut run.spec);
+        run.metadata.generation = run.metadata.generation.map(|g| g + 1);
     }
 
     /// A StepRun as the operator makes it, of a `step` that is written into the pinned definition with it.
@@ -400,7 +478,7 @@ impl Teller {
         seen::job_name(found, attempt)
     }
 
-    fn work(&mut self, of: &str) -> &mut crate::world::Work {
+    fn work(&mut self, of: &str) -> &mut super::world::Work {
         let job = self.job(of);
         let found = self.world.jobs.get_mut(&job);
         found.unwrap_or_else(|| panic!("{of} has no Job"))
@@ -439,8 +517,10 @@ impl Teller {
             output_binding: None,
             document_name: None,
             document_binding: None,
+            questions: Vec::new(),
             message: None,
             log_tail: None,
+            interrupted: false,
             at,
         }
     }
@@ -465,20 +545,89 @@ impl Teller {
         self.write(of, report);
     }
 
-    /// `succeeds STEP [with JSON] [document JSON]`.
+    /// What nobody has answered is what the gateway writes.
+    fn asks(&mut self, of: &str, questions: &Value) {
+        let questions = serde_json::from_value(questions.clone()).expect("questions");
+        let open = question::sort(self.status(of), questions).expect("it may ask").open;
+        assert!(!open.is_empty(), "all of it is answered, and the agent goes on");
+        let report = Report { questions: open, ..self.report(of, ReportClass::Asked) };
+        self.write(of, report);
+    }
+
+    /// What the gateway writes where the agent waits in its pod: the attempt goes on.
+    fn waits(&mut self, of: &str, seconds: i64, questions: &Value) {
+        let at = self.world.time();
+        let until = Time(self.world.now + SignedDuration::from_secs(seconds));
+        let questions = serde_json::from_value(questions.clone()).expect("questions");
+        let status = self.status(of);
+        let open = question::sort(status, questions).expect("it may ask").open;
+        let asking = question::wait_for(status, &open, &at, &until).expect("it waits for none of it yet");
+        status.agent.as_mut().expect("a claim").asking = Some(asking);
+    }
+
+    fn action(&self, of: &str, said: &Value) -> GatedAction {
+        let text = |key: &str| said[key].as_str();
+        let gates = &self.world.step_runs[&self.find(of)].spec.action_gates;
+        let gate = approval::gate(gates, text("gate")).expect("a gate that the step declares");
+        approval::wanted(gate, text("action").expect("an action"), text("payload")).expect("it can be requested")
+    }
+
+    fn standing(&self, of: &str, wanted: &GatedAction, call: &str) -> PermissionState {
+        approval::standing(&self.world.step_runs[&self.find(of)], wanted, call).expect("it can be requested")
+    }
+
+    /// What the gateway writes of a call that is new; the agent waits for five minutes.
+    fn requests(&mut self, of: &str, said: &Value) {
+        let wanted = self.action(of, said);
+        let PermissionState::New { repeats } = self.standing(of, &wanted, "new") else {
+            panic!("it was requested before")
+        };
+        let (at, until) = (self.world.time(), Time(self.world.now + SignedDuration::from_secs(300)));
+        let step_run = &self.world.step_runs[&self.find(of)];
+        let all = approval::requested(step_run, &wanted, repeats, &at, &until);
+        self.status(of).agent.as_mut().expect("a claim").approval_requests = all;
+    }
+
+    /// What the gateway tells a call, and writes before it does.
+    fn is_told(&mut self, of: &str, word: &str, call: &str, said: &Value) {
+        let wanted = self.action(of, said);
+        let found = match self.standing(of, &wanted, call) {
+            PermissionState::Allowed { digest, .. } => {
+                let at = self.world.time();
+                let all = approval::using(self.status(of), &digest, call, &at);
+                self.status(of).agent.as_mut().expect("a claim").used_approvals = all;
+                "allowed"
+            }
+            PermissionState::AllowedAgain { .. } => "allowed",
+            PermissionState::Denied { .. } => "denied",
+            PermissionState::Waits { .. } => "waiting",
+            PermissionState::New { .. } => "new",
+        };
+        assert_eq!(found, word, "{call} of {of}");
+    }
+
+    /// `succeeds STEP [with JSON] [apart with JSON] [document JSON]`; apart in an internal Document, as what is large.
     fn succeeds(&mut self, of: &str, line: &str) {
         let (head, content) = split(line, " document ");
+        let (head, apart) = split(head, " apart with ");
         let output = split(head, " with ").1;
         let output = Some(output.to_owned()).filter(|o| !o.is_empty());
         let content = if content.starts_with('"') { quoted(content) } else { content.to_owned() };
         let document_name = (!content.is_empty()).then(|| self.draft(of, &content));
+        let output_document = (!apart.is_empty()).then(|| {
+            let internal = Produces { document_type: OUTPUT_TYPE.into(), format: Format::Json, scope: None };
+            self.put_up(of, apart, &internal)
+        });
+        let bound = |world: &World, name: &String, content: &str| Binding {
+            uid: world.documents[name].metadata.uid.clone(),
+            digest: name::digest_bytes(content.as_bytes()),
+        };
         let report = Report {
-            digest: name::digest([output.as_deref().unwrap_or_default().as_bytes(), content.as_bytes()]),
+            digest: name::digest([output.as_deref().unwrap_or(apart).as_bytes(), content.as_bytes()]),
             output,
-            document_binding: document_name.as_ref().map(|name| Binding {
-                uid: self.world.documents[name].metadata.uid.clone(),
-                digest: name::digest_bytes(content.as_bytes()),
-            }),
+            output_binding: output_document.as_ref().map(|name| bound(&self.world, name, apart)),
+            output_document,
+            document_binding: document_name.as_ref().map(|name| bound(&self.world, name, &content)),
             document_name,
             exit_code: Some(0),
             ..self.report(of, ReportClass::Succeeded)
@@ -494,6 +643,13 @@ impl Teller {
         let definition = self.world.definition(run).expect("its definition");
         let step = definition.step(&step_run.spec.path).expect("its step");
         let produces = step.produces.clone().expect("a step that makes a document");
+        self.put_up(of, content, &produces)
+    }
+
+    fn put_up(&mut self, of: &str, content: &str, produces: &Produces) -> String {
+        let step_run_name = self.find(of);
+        let step_run: StepRun = self.world.step_runs[&step_run_name].clone();
+        let definition = self.world.definition(self.world.run_of(&step_run).expect("its run")).expect("its definition");
         let attempt = step_run.status.as_ref().map_or(1, |s| s.attempt);
         let uid = step_run.metadata.uid.clone().unwrap_or_default();
         let name = name::document(&step_run_name, &uid, attempt, &produces.document_type);

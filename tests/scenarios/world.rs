@@ -11,19 +11,23 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
 use lockstep::api::document::{Document, DocumentPhase, DocumentStatus};
+use lockstep::api::name;
 use lockstep::api::step::Step;
 use lockstep::api::step_run::JobRef;
 use lockstep::api::workflow::WorkflowStatus;
-use lockstep::api::{Agent, StepRun, Workflow, WorkflowTemplate};
-use lockstep::cluster::slots::{Applicant, Slots, Turn};
+use lockstep::api::{Agent, Memory, StepRun, Workflow, WorkflowTemplate};
+use lockstep::cluster::slots::{Applicant, QueuePosition, Slots};
+use lockstep::decide::budget::{self, RunBudget};
 use lockstep::decide::build::{
-    ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID, Surroundings,
+    ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID, Installation,
 };
-use lockstep::decide::content::{self, Changed, Content, Contents, Found, Pin};
+use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Pin};
 use lockstep::decide::gate::{self, Guard};
+use lockstep::decide::memory::{self, MemorySeen};
 use lockstep::decide::settled::Settled;
-use lockstep::decide::step_run::{Hold, JobSeen, Need, PodSeen, Ran, Slot};
-use lockstep::decide::{Effect, Kept, Notice, Plan, document, seen, step_run, workflow};
+use lockstep::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot, SourceAgent};
+use lockstep::decide::terms::ANNOTATION_TERMS_DIGEST;
+use lockstep::decide::{DeletableKind, Effect, Notice, Plan, document, seen, step_run, workflow};
 use lockstep::definition::program::Program;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,7 +40,7 @@ pub struct Work {
     pub attempt: i32,
     pub created: Time,
     pub generation: Option<i64>,
-    pub ran: Ran,
+    pub ran: SourceAgent,
     pub ended: bool,
     pub pod: Option<PodSeen>,
 }
@@ -62,9 +66,12 @@ pub struct World {
     pub workflows: BTreeMap<String, Workflow>,
     pub step_runs: BTreeMap<String, StepRun>,
     pub documents: BTreeMap<String, Document>,
+    pub memories: BTreeMap<String, Memory>,
     revisions: BTreeMap<String, ControllerRevision>,
     pub jobs: BTreeMap<String, Work>,
     pub guard: Guard,
+    /// What people write to StepRuns in the moment in which the mailbox is emptied next.
+    pub next_letters: BTreeMap<String, BTreeMap<String, String>>,
     /// What the API server says to every Job, and the Jobs that heard it.
     pub quota: Option<String>,
     refused: BTreeMap<String, String>,
@@ -91,9 +98,11 @@ impl World {
             workflows: BTreeMap::new(),
             step_runs: BTreeMap::new(),
             documents: BTreeMap::new(),
+            memories: BTreeMap::new(),
             revisions: BTreeMap::new(),
             jobs: BTreeMap::new(),
             guard: Guard::Proven("policies-1".into()),
+            next_letters: BTreeMap::new(),
             quota: None,
             refused: BTreeMap::new(),
             leaving: Vec::new(),
@@ -149,6 +158,18 @@ impl World {
 
     // ---- observing
 
+    fn memory_seen(&self, step_run: &StepRun, session: &str) -> MemorySeen {
+        let wanted = memory::initial(step_run, session, &self.time()).metadata;
+        memory::seen(self.memories.get(&own(&wanted)).map(|found| &found.metadata), &wanted)
+    }
+
+    /// Those that are to go with it.
+    fn memories_of(&self, run: &Workflow) -> Vec<ObjectMeta> {
+        let metas = self.memories.values().map(|memory| &memory.metadata);
+        let owned = metas.filter(|meta| owned_by(meta, run.metadata.uid.as_deref()));
+        owned.filter(|_| workflow::is_due(run, &self.time())).cloned().collect()
+    }
+
     fn observe_workflow(&self, workflow: &Workflow) -> workflow::Observed {
         let template = workflow.spec.template_ref.as_ref().and_then(|t| self.templates.get(&t.name));
         let definition = self.program(workflow);
@@ -167,13 +188,18 @@ impl World {
             step_runs: table(Some(&of.uid)),
             definition: there.and_then(|w| self.program(w)),
         });
+        let own = self.step_runs.values().filter(|s| Some(&s.spec.workflow.uid) == workflow.metadata.uid.as_ref());
+        let budget = budget::of_run(definition.as_ref().and_then(|program| program.budget.as_ref()), own);
         workflow::Observed {
             template: template.cloned().map(Arc::new),
             definition,
             agents,
             step_runs: table(workflow.metadata.uid.as_ref()),
             documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
-            contents: Contents::new(),
+            contents: Contents::default(),
+            memories: self.memories_of(workflow),
+            pods_ending: self.pods_ending(workflow),
+            budget,
             previous,
             settled: Arc::default(),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
@@ -193,14 +219,13 @@ impl World {
         let made = content::made(step_run).unwrap_or_default();
         let document = self.found(made.document_name.as_ref());
         let definition = run.and_then(|w| self.program(w));
-        let step = definition.as_ref().and_then(|d| d.step(&step_run.spec.path));
-        let produces = step.and_then(|s| s.produces()).map(|p| p.document_type.as_str());
         step_run::Observed {
             hold: run.map_or(Hold::Stopping, step_run::hold),
             refusal: self.refused.get(&job_name).cloned(),
-            slot: Slot::Yours,
+            slot: None,
             pods_alive: self.pods_alive(own_name),
-            changed_input: content::inputs(step_run, produces).iter().find_map(|pin| self.content(pin).err()),
+            input: None,
+            budget: self.budget(step_run, definition.as_deref()),
             definition,
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
             job: match job {
@@ -224,19 +249,30 @@ impl World {
                 .filter(|(_, j)| j.step_run.as_deref() == Some(own_name) && !j.ended)
                 .map(|(name, j)| (name.clone(), j.uid.clone(), j.attempt))
                 .collect(),
+            lingering: Vec::new(),
+            event: None,
             siblings: document.loaded().map(|d| self.of_type(&d.document().spec.document_type)).unwrap_or_default(),
             document,
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
-            surroundings: Arc::new(Surroundings::default()),
+            installation: Arc::new(Installation::default()),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
             step_run: Arc::new(step_run.clone()),
         }
     }
 
-    fn found(&self, name: Option<&String>) -> Found {
-        name.map_or(Found::NotAsked, |name| Found::of(self.documents.get(name).cloned().map(Arc::new)))
+    fn budget(&self, step_run: &StepRun, program: Option<&Program>) -> RunBudget {
+        let own = self.step_runs.values().filter(|s| s.spec.workflow.uid == step_run.spec.workflow.uid);
+        let limit = program.and_then(|program| program.budget.as_ref());
+        let asker = self.run_of(step_run).and_then(|run| run.status.as_ref()?.budget.as_ref()?.step_run.clone());
+        RunBudget { asker, ..budget::of_run(limit, own) }
+    }
+
+    fn found(&self, name: Option<&String>) -> DocumentLookup {
+        name.map_or(DocumentLookup::NotAsked, |name| {
+            DocumentLookup::of(self.documents.get(name).cloned().map(Arc::new))
+        })
     }
 
     fn content(&self, pin: &Pin) -> Result<Content, Changed> {
@@ -249,14 +285,35 @@ impl World {
         running + self.leaving.iter().filter(|s| *s == step_run).count()
     }
 
-    /// As the operator asks for it.
-    fn slot(&self, o: &step_run::Observed) -> Slot {
+    fn pods_ending(&self, run: &Workflow) -> usize {
+        let own = self.step_runs.iter().filter(|(_, s)| Some(&s.spec.workflow.uid) == run.metadata.uid.as_ref());
+        let completed = own.filter(|(_, s)| seen::waits_for_pods(run, s));
+        completed.map(|(name, _)| self.pods_alive(name)).sum()
+    }
+
+    /// What a decision lacks, as the operator gets it.
+    fn get(&self, o: &mut step_run::Observed, lack: Lack) {
+        match lack {
+            Lack::Slot(need) => o.slot = Some(self.slot(need, o)),
+            Lack::Definition => panic!("the pinned definition of {} is gone", o.step_run.spec.path),
+            Lack::Input => {
+                let step = o.definition.as_ref().and_then(|d| d.step(&o.step_run.spec.path));
+                let produces = step.and_then(|s| s.produces()).map(|p| p.document_type.as_str());
+                let changed = content::inputs(&o.step_run, produces).iter().find_map(|pin| self.content(pin).err());
+                let session = o.definition.as_ref().map(|d| d.run.session.clone()).unwrap_or_default();
+                o.input = Some(Input { changed, memory: self.memory_seen(&o.step_run, &session), ..Input::default() });
+            }
+            Lack::Policies => o.guard = self.guard.clone(),
+        }
+    }
+
+    fn slot(&self, need: Need, o: &step_run::Observed) -> Slot {
         let (meta, run) = (&o.step_run.metadata, self.run_of(&o.step_run));
         let who = Applicant {
             namespace: "team".into(),
             agent: o.step_run.spec.agent_id.clone(),
             limit: o.agent.as_ref().and_then(|a| usize::try_from(a.spec.max_concurrent?).ok()),
-            turn: Turn {
+            position: QueuePosition {
                 run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),
                 run: o.step_run.spec.workflow.name.clone(),
                 created: meta.creation_timestamp.clone(),
@@ -264,8 +321,8 @@ impl World {
                 uid: meta.uid.clone().unwrap_or_default(),
             },
         };
-        match step_run::need(o) {
-            Need::Nothing => self.slots.release(&who.turn.uid),
+        match need {
+            Need::Nothing => self.slots.release(&who.position.uid),
             Need::Holds => self.slots.hold(&who),
             Need::Launch => return self.slots.ask(&who),
         }
@@ -342,20 +399,27 @@ impl World {
         let uid = found.metadata.uid.clone().unwrap_or_default();
         let forgetful = self.observe_workflow(found);
         let settled = self.settled.get(&uid).cloned().unwrap_or_default();
-        let decided = self.read(workflow::Observed { settled, ..forgetful.clone() });
-        assert_eq!(decided.plan, self.read(forgetful).plan, "what is remembered makes a difference");
-        self.settled.insert(uid, decided.settled);
-        decided.plan
+        let (plan, settled) = self.read(workflow::Observed { settled, ..forgetful.clone() });
+        assert_eq!(plan, self.read(forgetful).0, "what is remembered makes a difference");
+        self.settled.insert(uid, settled);
+        plan
     }
 
     /// Decides, and reads as far as it is asked to.
-    fn read(&self, mut observed: workflow::Observed) -> workflow::Decided {
+    fn read(&self, mut observed: workflow::Observed) -> (Plan<WorkflowStatus>, Arc<Settled>) {
         for _ in 0..100 {
             let decided = workflow::decide(&observed);
-            if decided.unread.is_empty() {
-                return decided;
+            let unread = match decided.plan {
+                Ok(plan) => return (plan, decided.settled),
+                Err(unread) => unread.0,
+            };
+            observed.contents.make_room(unread.len());
+            for pin in unread {
+                if !observed.contents.is_full() {
+                    let content = self.content(&pin);
+                    observed.contents.insert(pin, content);
+                }
             }
-            observed.contents.extend(decided.unread.into_iter().map(|pin| (pin.clone(), self.content(&pin))));
         }
         panic!("it reads for ever")
     }
@@ -365,11 +429,12 @@ impl World {
             return (None, false);
         };
         let mut observed = self.observe_step_run(name, &found);
-        observed.slot = self.slot(&observed);
-        if step_run::needs_guard(&observed) {
-            observed.guard = self.guard.clone();
-        }
-        let mut plan = step_run::step_run(&observed);
+        let mut plan = loop {
+            match step_run::decide(&observed) {
+                Ok(plan) => break plan,
+                Err(lack) => self.get(&mut observed, lack),
+            }
+        };
         for effect in plan.effects {
             if let (Effect::CreateJob(job), Some(why)) = (&effect, &self.quota) {
                 // The pass ends there; the next one sees what was said.
@@ -380,7 +445,8 @@ impl World {
             self.carry_out(effect, log);
             if let (Some(name), Some(status)) = (made, &mut plan.status) {
                 let uid = self.jobs[&name].uid.clone();
-                status.job = Some(JobRef { attempt: status.attempt, name, uid });
+                let terms = self.jobs[&name].ran.terms.clone();
+                status.job = Some(JobRef { attempt: status.attempt, name, uid, terms });
             }
         }
         let wrote = plan.status.is_some();
@@ -411,19 +477,35 @@ impl World {
                 let twice = self.step_runs.insert(name.clone(), object).is_some();
                 assert!(!twice, "StepRun {name} was made twice");
             }
+            Effect::CreateMemory(object) => {
+                let mut object = stored(object.as_ref());
+                let name = own(&object.metadata);
+                object.metadata.uid = Some(format!("{name}-uid"));
+                let twice = self.memories.insert(name.clone(), object).is_some();
+                assert!(!twice, "Memory {name} was made twice");
+            }
+            Effect::CreateNetworkPolicy(_) => unreachable!("no Agent of a story limits its egress"),
+            Effect::StartRun { .. } => unreachable!("no Trigger is looked at"),
+            Effect::UseMemory { name, uid, at } => {
+                let found = self.memories.get_mut(name).expect("a Memory");
+                assert_eq!(found.metadata.uid.as_ref(), Some(uid), "another Memory");
+                let annotations = found.metadata.annotations.get_or_insert_default();
+                annotations.insert(name::LAST_USED.to_owned(), at.0.to_string());
+            }
             Effect::CreateJob(job) => {
                 let created = Work {
                     step_run: job.metadata.owner_references.as_ref().map(|o| o[0].name.clone()),
-                    ran: Ran {
+                    ran: SourceAgent {
                         uid: annotation(job, ANNOTATION_AGENT_UID),
                         digest: annotation(job, ANNOTATION_AGENT_DIGEST),
+                        terms: annotation(job, ANNOTATION_TERMS_DIGEST),
                     },
                     generation: job
                         .metadata
                         .annotations
                         .as_ref()
                         .and_then(|a| a.get(ANNOTATION_AGENT_GENERATION)?.parse().ok()),
-                    attempt: crate::print::attempt(job),
+                    attempt: super::print::attempt(job),
                     ..self.work()
                 };
                 self.jobs.entry(own(&job.metadata)).or_insert(created);
@@ -444,6 +526,7 @@ impl World {
                 assert_eq!(current, Some(resource_version), "a mailbox of another time");
                 let annotations = found.metadata.annotations.get_or_insert_default();
                 annotations.retain(|key, _| !keys.contains(&key.as_str()));
+                annotations.extend(self.next_letters.remove(step_run).unwrap_or_default());
             }
         }
         log.push(Happened::Effect(effect));
@@ -465,26 +548,30 @@ impl World {
         }
     }
 
-    fn delete(&mut self, what: Kept, name: &str, uid: &str) {
+    fn delete(&mut self, what: DeletableKind, name: &str, uid: &str) {
         let same = |meta: &ObjectMeta| meta.uid.as_deref() == Some(uid);
         match what {
-            Kept::Job => {
+            DeletableKind::Job => {
                 if let Some(gone) = self.jobs.get(name).filter(|j| j.uid == *uid).cloned() {
                     self.jobs.remove(name);
                     let alive = gone.pod.is_some_and(|p| !p.ended);
                     self.leaving.extend(gone.step_run.filter(|_| alive));
                 }
             }
-            Kept::StepRun if self.step_runs.get(name).is_some_and(|s| same(&s.metadata)) => {
+            DeletableKind::StepRun if self.step_runs.get(name).is_some_and(|s| same(&s.metadata)) => {
                 self.step_runs.remove(name);
                 self.jobs.retain(|_, j| j.step_run.as_deref() != Some(name));
             }
-            Kept::Document if self.documents.get(name).is_some_and(|d| same(&d.metadata)) => {
+            DeletableKind::Document if self.documents.get(name).is_some_and(|d| same(&d.metadata)) => {
                 self.documents.remove(name);
             }
-            Kept::Workflow if self.workflows.get(name).is_some_and(|w| same(&w.metadata)) => {
+            DeletableKind::Memory if self.memories.get(name).is_some_and(|m| same(&m.metadata)) => {
+                self.memories.remove(name);
+            }
+            DeletableKind::Workflow if self.workflows.get(name).is_some_and(|w| same(&w.metadata)) => {
                 self.workflows.remove(name);
                 self.step_runs.retain(|_, s| s.spec.workflow.uid != uid);
+                self.memories.retain(|_, m| !owned_by(&m.metadata, Some(uid)));
             }
             _ => {}
         }
@@ -499,7 +586,7 @@ impl World {
             attempt: 1,
             created: stored(&self.time()),
             generation: None,
-            ran: Ran::default(),
+            ran: SourceAgent::default(),
             ended: false,
             pod: Some(PodSeen { uid: format!("{:08}-pod", self.serial), ..PodSeen::default() }),
         }
@@ -535,4 +622,8 @@ fn without_content(document: &Document) -> Arc<Document> {
     let mut document = document.clone();
     document.spec.content = String::new();
     Arc::new(document)
+}
+
+fn owned_by(meta: &ObjectMeta, uid: Option<&str>) -> bool {
+    meta.owner_references.iter().flatten().any(|owner| Some(owner.uid.as_str()) == uid)
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use lockstep::api::document::{Document, DocumentSpec, Scope};
 use lockstep::api::name::{self, LABEL_ATTEMPT, LABEL_STEP_RUN};
 use lockstep::api::step::WiderScope;
-use lockstep::api::step_run::Binding;
+use lockstep::api::step_run::{Binding, ReportClass};
 use lockstep::api::{StepRun, Workflow};
-use lockstep::decide::claim::{self, Answer, Held};
+use lockstep::decide::claim::{self, Answer, Precondition};
 use serde_json::{Value, json};
 
 use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
 use super::server::{Kind, Object, Part, Request};
+use super::workload::QUESTIONS;
 use super::world::{Who, World};
 
 /// What the gateway says without a write.
@@ -37,8 +38,8 @@ pub enum Wrote {
 }
 
 impl Process {
-    fn asker<'a>(&'a self, id: &'a str) -> claim::Asker<'a> {
-        claim::Asker { attempt: self.attempt, id, pod_name: &self.pod, pod_uid: &self.uid }
+    fn claimant<'a>(&'a self, id: &'a str) -> claim::Claimant<'a> {
+        claim::Claimant { attempt: self.attempt, id, pod_name: &self.pod, pod_uid: &self.uid }
     }
 }
 
@@ -54,7 +55,7 @@ impl World {
         };
         let step_run: Arc<StepRun> = found.typed();
         let id = id_digest(process);
-        match claim::admit(&step_run, &process.asker(&id)) {
+        match claim::admit(&step_run, &process.claimant(&id)) {
             Answer::Free => match made_by(&step_run, process.attempt) {
                 Some(made) if made == job => Verdict::Write(Box::new(self.claim_patch(process, &step_run))),
                 Some(_) => Verdict::Refused("the Job of the pod is not the one that the operator made".into()),
@@ -66,12 +67,12 @@ impl World {
     }
 
     fn claim_patch(&self, process: &Process, step_run: &StepRun) -> Request {
-        let mut operations = tests(claim::free_still(step_run));
+        let mut operations = tests(claim::claim_preconditions(step_run));
         if step_run.status.is_none() {
             operations.push(json!({"op": "add", "path": "/status", "value": {}}));
         }
         let id = id_digest(process);
-        let written = claim::claimed(&process.asker(&id), self.time(0));
+        let written = claim::claimed(&process.claimant(&id), self.time(0));
         operations.push(json!({"op": "add", "path": "/status/agent", "value": written}));
         Request::Json(Kind::StepRun, Part::Status, process.step_run.clone(), Value::Array(operations))
     }
@@ -86,7 +87,7 @@ impl World {
         };
         let step_run: Arc<StepRun> = found.typed();
         let id = id_digest(process);
-        match claim::accept(&step_run, &process.asker(&id)) {
+        match claim::accept(&step_run, &process.claimant(&id)) {
             Answer::Free => {}
             Answer::Again => return Verdict::Again,
             Answer::Refused(why) => return Verdict::Refused(why.to_string()),
@@ -114,7 +115,11 @@ impl World {
         ] {
             report.as_object_mut().expect("fields").extend(value.map(|v| (key.to_owned(), v)));
         }
-        let mut operations = tests(claim::held_still(&process.step_uid, process.attempt, &id_digest(process)));
+        if outcome.class == ReportClass::Asked {
+            report["questions"] = QUESTIONS.iter().map(|question| json!({"question": question})).collect();
+        }
+        let mut operations =
+            tests(claim::report_preconditions(&process.step_uid, process.attempt, &id_digest(process)));
         operations.push(json!({"op": "add", "path": "/status/agent/report", "value": report}));
         Request::Json(Kind::StepRun, Part::Status, process.step_run.clone(), Value::Array(operations))
     }
@@ -224,6 +229,6 @@ fn id_digest(process: &Process) -> String {
     name::digest_bytes(process.id.as_bytes())
 }
 
-fn tests(held: Vec<Held>) -> Vec<Value> {
+fn tests(held: Vec<Precondition>) -> Vec<Value> {
     held.into_iter().map(|h| json!({"op": "test", "path": h.path, "value": h.value})).collect()
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lockstep::api::document::DocumentPhase;
-use lockstep::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, LABEL_ATTEMPT};
-use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus};
+use lockstep::api::name::{ACTION, ANSWER, DECIDED_BY, DECISION, LABEL_ATTEMPT, REVIEW};
+use lockstep::api::step_run::{AskedQuestion, AttemptResult, GateState, StepRunStatus};
 use lockstep::api::workflow::Phase;
 use lockstep::api::{Document, StepRun, Workflow};
 use serde_json::Value;
@@ -25,7 +25,7 @@ pub mod upstream;
 
 /// What a person wrote into a mailbox, proven at admission.
 #[derive(Clone, Debug)]
-struct Letter {
+struct Submission {
     step_run: String,
     uid: String,
     /// The decision or the action.
@@ -44,7 +44,9 @@ pub struct Judge {
     /// How many answers there were when an attempt was claimed: whoever is cut off starts late, or not at all.
     claims: BTreeMap<(String, i32), i32>,
     reported: BTreeSet<(String, i32)>,
-    letters: Vec<Letter>,
+    /// Each StepRun as it was written last, by UID: somebody may delete it between a claim and the start.
+    latest: BTreeMap<String, Arc<StepRun>>,
+    letters: Vec<Submission>,
     /// Notices that refuse a letter, by UID.
     refusals: BTreeMap<String, u32>,
     /// Failed attempts since the last act of a person, by UID: of the agent's making, of the cluster's.
@@ -73,6 +75,12 @@ impl Judge {
     /// Whether that person accepted that StepRun.
     pub fn has_accepted(&self, uid: &str, by: &str) -> bool {
         self.letters.iter().any(|l| l.uid == uid && l.word == "accepted" && l.by == by)
+    }
+
+    /// Whether somebody proven said that of an action.
+    #[allow(dead_code, reason = "the simulation with the mirror has no actions")]
+    pub fn has_said(&self, uid: &str, word: &str, digest: &str) -> bool {
+        self.letters.iter().any(|l| l.uid == uid && l.word == word && l.digest == digest)
     }
 }
 
@@ -194,6 +202,7 @@ impl World {
 
     fn judge_step_run(&mut self, before: &Arc<Object>, after: &Arc<Object>) {
         let (old, new): (Arc<StepRun>, Arc<StepRun>) = (before.typed(), after.typed());
+        self.judge.latest.insert(after.uid.clone(), Arc::clone(&new));
         let (old, new) = (old.status.clone().unwrap_or_default(), (new.status.clone().unwrap_or_default(), new));
         let (new, step_run) = new;
         let name = &after.name;
@@ -283,6 +292,17 @@ impl World {
     fn judge_answers(&mut self, after: &Arc<Object>, old: &StepRunStatus, new: &StepRunStatus) {
         let (was, is) = (old.counts.answers, new.counts.answers);
         self.uphold(is == was || is == was + 1, || format!("{}: {was} answers became {is}", after.name));
+        // What an agent waits for is withdrawn where its attempt ends otherwise.
+        let withdraws = self.workload.talks;
+        let mut answered = old.questions.iter().filter(|was| was.answer.is_some());
+        let kept = if withdraws {
+            answered.all(|was| new.questions.contains(was))
+        } else {
+            new.questions.iter().zip(&old.questions).all(|(now, was)| was.answer.is_none() || now == was)
+        };
+        let names: BTreeSet<&str> = new.questions.iter().map(AskedQuestion::name).collect();
+        let grown = (withdraws || new.questions.len() >= old.questions.len()) && names.len() == new.questions.len();
+        self.uphold(kept && grown, || format!("{}: {:?} became {:?}", after.name, old.questions, new.questions));
         let given = self.judge.letters.iter().filter(|l| l.uid == after.uid && l.word != "accepted").count();
         let most = i32::try_from(given).unwrap_or(i32::MAX);
         // While the policies are away an answer has no proof, and is none.
@@ -298,8 +318,8 @@ impl World {
         }
         match new.attempts.last().map(|a| a.result) {
             Some(AttemptResult::Infrastructure) => budget.1 += 1,
-            // A name that somebody took costs nothing but the name.
-            Some(AttemptResult::Cancelled | AttemptResult::NameConflict) | None => {}
+            // A name that somebody took costs nothing but the name, a question nothing at all.
+            Some(AttemptResult::Cancelled | AttemptResult::NameConflict | AttemptResult::Asked) | None => {}
             Some(_) => budget.0 += 1,
         }
         let (own, lost) = *budget;
@@ -386,12 +406,15 @@ impl World {
         let status = &stored.value["status"];
         let text = written[ANSWER].as_str().map(|_| "answer");
         let word = written[DECISION].as_str().or(written[ACTION].as_str()).or(text).unwrap_or_default();
-        self.judge.letters.push(Letter {
+        self.judge.letters.push(Submission {
             step_run: stored.name.clone(),
             uid: stored.uid.clone(),
             word: word.to_owned(),
             by: written[DECIDED_BY].as_str().unwrap_or_default().to_owned(),
-            digest: status["gate"]["outputDigest"].as_str().unwrap_or_default().to_owned(),
+            digest: match people::waiting_action(status).filter(|digest| written[REVIEW] == *digest) {
+                Some(action) => action.to_owned(),
+                None => status["gate"]["outputDigest"].as_str().unwrap_or_default().to_owned(),
+            },
             round: status["gate"]["round"].as_i64().unwrap_or_default(),
             answers: i32::try_from(status["counts"]["answers"].as_i64().unwrap_or_default()).unwrap_or_default(),
             refusals: self.judge.refusals.get(&stored.uid).copied().unwrap_or_default(),
@@ -418,21 +441,20 @@ impl World {
 
     pub fn judge_start(&mut self, process: &Process) {
         let key = (process.step_uid.clone(), process.attempt);
-        let status = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
-        let status = status.and_then(|s| s.typed::<StepRun>().status.clone()).unwrap_or_default();
         let times = self.judge.starts.entry(key).or_default();
         *times += 1;
         let times = *times;
         self.uphold(times == 1, || {
             format!("attempt {} of {} started {times} times", process.attempt, process.step_run)
         });
-        self.judge_repetition(process, &status);
+        self.judge_repetition(process);
     }
 
     /// Where an earlier attempt may have had its effects, a person was asked before the next.
-    fn judge_repetition(&mut self, process: &Process, status: &StepRunStatus) {
-        let agent = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
-        let agent = agent.and_then(|s| s.value["spec"]["agentId"].as_str().map(str::to_owned)).unwrap_or_default();
+    fn judge_repetition(&mut self, process: &Process) {
+        let step_run = self.judge.latest.get(&process.step_uid).cloned();
+        let agent = step_run.as_ref().map(|s| s.spec.agent_id.clone()).unwrap_or_default();
+        let status = step_run.and_then(|s| s.status.clone()).unwrap_or_default();
         let idempotent = self.workload.agents.iter().any(|(name, spec)| *name == agent && spec["idempotent"] == true);
         let earlier: Vec<(i32, i32)> = self
             .judge
@@ -488,9 +510,10 @@ impl World {
             let latched = if is_answer(&letter.word) {
                 status.counts.answers > letter.answers || status.phase == Some(Phase::Failed) && letter.word == "fail"
             } else {
+                let of_action = status.approval_requests.iter().flat_map(|request| &request.gate.decisions);
                 status.gate.iter().flat_map(|g| &g.decisions).any(|d| {
                     d.decided_by == letter.by && i64::from(d.round) == letter.round && d.digest == letter.digest
-                })
+                }) || of_action.clone().any(|d| d.decided_by == letter.by && d.digest == letter.digest)
             };
             // What they decided about was exchanged under their hands: the step failed, and says so.
             let exchanged = status.error.as_ref().is_some_and(|e| e.class == AttemptResult::DocumentChanged);

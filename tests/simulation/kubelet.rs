@@ -278,7 +278,8 @@ impl World {
                 process.log.push_str(&format!("{}\n", mark::SUCCEEDED));
                 return self.end(&process, "Succeeded");
             }
-            return self.end(&process, "Failed");
+            let phase = if outcome.class == ReportClass::Asked { "Succeeded" } else { "Failed" };
+            return self.end(&process, phase);
         }
         if self.now > process.patience {
             return self.end(&process, "Failed");

@@ -47,6 +47,9 @@ pub fn place_of(name: &str) -> String {
     format!("steps.{name}.output == null ? null : steps.{name}.output.place")
 }
 
+/// The list that people put, and put anew; none before that.
+pub const BRIEF: &str = "has(documents.brief) ? documents.brief.items : []";
+
 /// The list in an agent's output.
 pub fn items_of(name: &str) -> String {
     format!("steps.{name}.output == null ? [] : steps.{name}.output.items")
@@ -180,12 +183,12 @@ impl Maker {
     fn for_each(&mut self, place: &Place) -> Value {
         // What others may put anew is read outside of a forEach only.
         let shared = |list: &&String| {
-            place.depth == 0 || !list.starts_with("documents.inline") && !list.starts_with("documents.brief")
+            place.depth == 0 || !list.contains("documents.inline") && !list.contains("documents.brief")
         };
         let lists: Vec<String> = place.known.iter().flat_map(|k| &k.lists).filter(shared).cloned().collect();
         let item = format!("e{}", self.serial);
         // What people put anew while the run goes on is the list most worth reading.
-        let brief = lists.iter().find(|list| list.starts_with("documents.brief")).cloned();
+        let brief = lists.iter().rfind(|list| list.contains("documents.brief")).cloned();
         let list = brief.filter(|_| self.chance.percent(50)).unwrap_or_else(|| self.chance.pick(&lists).clone());
         let mut each = json!({"in": list, "as": item});
         if self.chance.percent(70) {

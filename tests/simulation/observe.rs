@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::{DefinitionRef, WorkflowStatus};
 use lockstep::api::{Agent, Document, StepRun, Workflow, WorkflowTemplate};
 use lockstep::decide::Plan;
-use lockstep::decide::build::Surroundings;
-use lockstep::decide::content::{self, Changed, Content, Contents, Found, Loaded, Pin};
+use lockstep::decide::build::Installation;
+use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Loaded, Pin};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::gate::Guard;
 use lockstep::decide::seen;
-use lockstep::decide::step_run::{self, Hold, JobSeen, Need, PodSeen, Slot};
+use lockstep::decide::step_run::{self, Hold, Input, JobSeen, Lack, PodSeen};
 use lockstep::decide::workflow::{self, Previous, StepRuns};
 use lockstep::definition::expression::InProcess;
 use lockstep::definition::program::Program;
@@ -61,13 +62,17 @@ impl World {
         }
         Arc::make_mut(&mut settled).late = late;
         let previous = self.previous(op, &workflow)?;
+        let pods_ending = self.pods_ending(op, &workflow, &step_runs, &now);
         Ok(workflow::Observed {
             template,
             definition,
             agents,
             step_runs,
             documents,
-            contents: Contents::new(),
+            contents: Contents::default(),
+            memories: Vec::new(),
+            pods_ending,
+            budget: lockstep::decide::budget::RunBudget::default(),
             previous,
             settled,
             evaluator: Arc::new(InProcess),
@@ -86,10 +91,11 @@ impl World {
         loop {
             let decided = workflow::decide(&observed);
             self.operators[op].settled.insert(uid.to_owned(), Arc::clone(&decided.settled));
-            if decided.unread.is_empty() {
-                return Ok(decided.plan);
-            }
-            for pin in decided.unread {
+            let unread = match decided.plan {
+                Ok(plan) => return Ok(plan),
+                Err(unread) => unread.0,
+            };
+            for pin in unread {
                 let content = self.content(op, &pin)?;
                 let cached = self.cached(op, Kind::Document, &pin.name).map(|d| d.uid.clone());
                 if content.is_err() && cached.is_some() && cached == pin.uid {
@@ -245,10 +251,10 @@ impl World {
         let output = self.found(op, made.output_document.as_deref().filter(|_| gated))?;
         let siblings = document.loaded().map(|d| self.siblings(op, d.document())).unwrap_or_default();
         let now = self.time(self.operators[op].ahead);
-        let mut observed = step_run::Observed {
+        Ok(step_run::Observed {
             hold,
             refusal: None,
-            slot: Slot::Yours,
+            slot: None,
             pods_alive: pods.iter().filter(|p| seen::is_alive(p, &now)).count(),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
             job: self.job_seen(op, &job_name, &jobs),
@@ -259,28 +265,35 @@ impl World {
                 .filter(|j| seen::is_unfinished(j))
                 .map(|j| seen::identity(&j))
                 .collect(),
+            lingering: seen::lingering(&pods),
+            event: None,
             guard: Guard::NotAsked,
-            surroundings: Arc::new(Surroundings::default()),
+            installation: Arc::new(Installation::default()),
             evaluator: Arc::new(InProcess),
             now,
             definition,
             document,
             siblings,
             output,
-            changed_input: None,
+            input: None,
+            budget: lockstep::decide::budget::RunBudget::default(),
             step_run,
-        };
-        observed.slot = self.slot(op, &observed, run.as_deref());
-        if step_run::need(&observed) == Need::Launch {
-            if observed.definition.is_none() {
-                return Err(Trouble::Api);
+        })
+    }
+
+    /// What a decision lacks, as the operator gets it.
+    pub fn get_lack(&mut self, op: usize, observed: &mut step_run::Observed, lack: Lack) -> Result<(), Trouble> {
+        match lack {
+            Lack::Slot(need) => observed.slot = Some(self.slot(op, need, &observed.step_run)),
+            Lack::Definition => return Err(Trouble::Api),
+            Lack::Input => {
+                // What agents remember decides nothing, and is not simulated here.
+                let changed = self.changed_input(op, observed)?;
+                observed.input = Some(Input { changed, ..Input::default() });
             }
-            observed.changed_input = self.changed_input(op, &observed)?;
+            Lack::Policies => observed.guard = self.guard(),
         }
-        if step_run::needs_guard(&observed) {
-            observed.guard = self.guard();
-        }
-        Ok(observed)
+        Ok(())
     }
 
     /// Where a Job decides by its absence, only the API server says that it is not there.
@@ -305,6 +318,17 @@ impl World {
         Ok(jobs)
     }
 
+    fn pods_ending(&self, op: usize, run: &Workflow, step_runs: &StepRuns, now: &Time) -> usize {
+        let completed = step_runs.values().filter(|step_run| seen::waits_for_pods(run, step_run));
+        let of = |step_run: &Arc<StepRun>| {
+            let uid = step_run.metadata.uid.clone().unwrap_or_default();
+            let jobs: Vec<_> =
+                self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &uid)).cloned().collect();
+            self.pods_of(op, step_run, &jobs).iter().filter(|pod| seen::is_alive(pod, now)).count()
+        };
+        completed.map(of).sum()
+    }
+
     fn pods_of(&self, op: usize, step_run: &StepRun, jobs: &[Arc<Object>]) -> Vec<Arc<Pod>> {
         let jobs: Vec<Arc<Job>> = jobs.iter().map(|j| j.typed()).collect();
         let made = seen::job_uids(step_run, jobs.iter().map(AsRef::as_ref));
@@ -317,10 +341,10 @@ impl World {
         if self.policies.standing { Guard::Proven(self.stamp()) } else { Guard::Missing("they were taken away".into()) }
     }
 
-    fn found(&mut self, op: usize, name: Option<&str>) -> Result<Found, Trouble> {
+    fn found(&mut self, op: usize, name: Option<&str>) -> Result<DocumentLookup, Trouble> {
         match name {
-            Some(name) => Ok(Found::of(self.get(op, Kind::Document, name)?.map(|d| d.typed()))),
-            None => Ok(Found::NotAsked),
+            Some(name) => Ok(DocumentLookup::of(self.get(op, Kind::Document, name)?.map(|d| d.typed()))),
+            None => Ok(DocumentLookup::NotAsked),
         }
     }
 

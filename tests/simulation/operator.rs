@@ -13,7 +13,7 @@ use lockstep::decide::content::Loaded;
 use lockstep::decide::settled::Settled;
 use lockstep::decide::status::differs_by_progress_only;
 use lockstep::decide::step_run::Hold;
-use lockstep::decide::{self, Effect, Kept, Notice, Plan, seen};
+use lockstep::decide::{self, DeletableKind, Effect, Notice, Plan, seen};
 use lockstep::definition::program::Program;
 use serde_json::{Map, Value, json};
 
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// As `controllers/triggers.rs` has it.
+    /// As `controllers/wakes.rs` has it.
     fn woken_by(&mut self, op: usize, object: &Object) {
         let mut keys: Vec<Key> = Vec::new();
         let concerns_steps = object.kind == Kind::Workflow && self.concerns_steps(op, object);
@@ -344,8 +344,13 @@ impl World {
 
     fn plan_step_run(&mut self, op: usize, cached: &Arc<Object>) -> Result<Running, Trouble> {
         let object = self.fresh(op, cached)?;
-        let observed = self.observe_step_run(op, &object)?;
-        let plan = decide::step_run::step_run(&observed);
+        let mut observed = self.observe_step_run(op, &object)?;
+        let plan = loop {
+            match decide::step_run::decide(&observed) {
+                Ok(plan) => break plan,
+                Err(lack) => self.get_lack(op, &mut observed, lack)?,
+            }
+        };
         self.judge_plan(op, &object, &plan.effects);
         Ok(running(object, plan, |s| serde_json::to_value(s).expect("a status")))
     }
@@ -467,9 +472,12 @@ impl World {
                 Ok(())
             }
             Effect::CreateStepRun(object) => self.create(op, Kind::StepRun, json_of(object)).map(drop),
+            Effect::CreateMemory(_) | Effect::UseMemory { .. } => unreachable!("no Memory is looked for"),
+            Effect::CreateNetworkPolicy(_) => unreachable!("no Agent here limits its egress"),
+            Effect::StartRun { .. } => unreachable!("no Trigger is looked at"),
             Effect::CreateJob(job) => {
                 // What is in the pod is not simulated, and large.
-                let mut job = job.clone();
+                let mut job = job.job.clone();
                 if let Some(spec) = &mut job.spec {
                     spec.template = k8s_openapi::api::core::v1::PodTemplateSpec::default();
                 }
@@ -562,12 +570,13 @@ fn made(effect: &Effect) -> Option<&str> {
     }
 }
 
-fn kind_of(what: Kept) -> Kind {
+fn kind_of(what: DeletableKind) -> Kind {
     match what {
-        Kept::Job => Kind::Job,
-        Kept::StepRun => Kind::StepRun,
-        Kept::Document => Kind::Document,
-        Kept::Workflow => Kind::Workflow,
+        DeletableKind::Job => Kind::Job,
+        DeletableKind::StepRun => Kind::StepRun,
+        DeletableKind::Document => Kind::Document,
+        DeletableKind::Memory => unreachable!("no Memory is looked for"),
+        DeletableKind::Workflow => Kind::Workflow,
     }
 }
 

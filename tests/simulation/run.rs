@@ -193,9 +193,12 @@ fn end_state(world: &World) -> End {
     for step_run in world.server.all(Kind::StepRun) {
         let status = &step_run.value["status"];
         let place = world.workload.place(&step_run.uid).to_owned();
-        // Who accepted, and what a second run takes over, is a matter of chance.
-        let chance = place.starts_with("again:") || step_run.value["spec"]["agentId"].is_null();
-        let digest = if chance { &Value::Null } else { &status["result"]["digest"] };
+        // What a second run takes over is a matter of chance, and with it what its lists give; who accepted is one, too.
+        if place.starts_with("again:") {
+            continue;
+        }
+        let digest =
+            if step_run.value["spec"]["agentId"].is_null() { &Value::Null } else { &status["result"]["digest"] };
         end.insert(place, json!([status["phase"], digest]));
     }
     for run in world.server.all(Kind::Workflow) {

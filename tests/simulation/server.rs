@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions};
 use k8s_openapi::jiff::Timestamp;
 use lockstep::apiserver::access::{Access, Open};
-use lockstep::apiserver::{self, Act, ApiServer, Change, Key, Memory, Registry, Writer};
+use lockstep::apiserver::{self, ApiServer, Change, ChangeType, Key, MemoryStore, Registry, Writer};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -140,7 +140,8 @@ impl Server {
         let clock = Box::new(move || {
             Timestamp::from_millisecond(clock.load(Ordering::Relaxed)).expect("a time within the calendar")
         });
-        let registry = Registry::new(Box::new(Memory::keeping(usize::MAX)), access, clock, "simulation".to_owned());
+        let registry =
+            Registry::new(Box::new(MemoryStore::keeping(usize::MAX)), access, clock, "simulation".to_owned());
         Self { api: ApiServer::new(registry, "admin"), objects: BTreeMap::new(), now, log: Vec::new() }
     }
 
@@ -167,10 +168,11 @@ impl Server {
     /// Takes in what was written since.
     pub fn catch_up(&mut self) {
         let seen = self.log.len() as u64;
-        for Change { act, object, before: _ } in self.api.with(|r| r.store().changes(seen)).unwrap_or_default() {
+        for Change { change_type, object, before: _ } in self.api.with(|r| r.store().changes(seen)).unwrap_or_default()
+        {
             let key = (object.key.kind, object.key.name.clone());
             let before = self.objects.remove(&key);
-            let after = (act != Act::Deleted).then(|| Object::new(&object));
+            let after = (change_type != ChangeType::Deleted).then(|| Object::new(&object));
             self.objects.extend(after.clone().map(|after| (key, after)));
             self.log.push(Event { before, after });
         }

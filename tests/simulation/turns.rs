@@ -4,21 +4,24 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use lockstep::api::{Agent, StepRun, Workflow};
-use lockstep::cluster::slots::{Applicant, Turn};
+use lockstep::cluster::slots::{Applicant, QueuePosition};
 use lockstep::decide::seen;
-use lockstep::decide::step_run::{self, Need, Slot};
+use lockstep::decide::step_run::{Need, Slot};
 
 use super::server::{Kind, Object};
 use super::world::World;
 
 impl World {
-    pub fn slot(&mut self, op: usize, o: &step_run::Observed, run: Option<&Workflow>) -> Slot {
-        let who = self.applicant(op, &o.step_run, run);
-        let there = self.cached(op, Kind::StepRun, &who.turn.name).map(|s| s.uid.clone());
+    pub fn slot(&mut self, op: usize, need: Need, step_run: &StepRun) -> Slot {
+        let identity = &step_run.spec.workflow;
+        let run = self.cached(op, Kind::Workflow, &identity.name).filter(|w| w.uid == identity.uid);
+        let run = run.map(|w| w.typed::<Workflow>());
+        let who = self.applicant(op, step_run, run.as_deref());
+        let there = self.cached(op, Kind::StepRun, &who.position.name).map(|s| s.uid.clone());
         let Some(slots) = &self.operators[op].slots else { return Slot::Yours };
-        let slot = match step_run::need(o) {
+        let slot = match need {
             Need::Nothing => {
-                slots.release(&who.turn.uid);
+                slots.release(&who.position.uid);
                 Slot::Yours
             }
             Need::Holds => {
@@ -27,8 +30,8 @@ impl World {
             }
             Need::Launch => slots.ask(&who),
         };
-        if there.as_ref() != Some(&who.turn.uid) {
-            slots.release(&who.turn.uid);
+        if there.as_ref() != Some(&who.position.uid) {
+            slots.release(&who.position.uid);
         }
         self.turns(op);
         slot
@@ -40,7 +43,7 @@ impl World {
         Applicant {
             limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
             agent: step_run.spec.agent_id.clone(),
-            turn: Turn {
+            position: QueuePosition {
                 run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),
                 run: step_run.spec.workflow.name.clone(),
                 created: meta.creation_timestamp.clone(),
@@ -59,7 +62,7 @@ impl World {
             let own = self.cached_all(op, Kind::Job).filter(|j| j.is_controlled_by("StepRun", &cached.uid));
             let own: Vec<Arc<Object>> = own.cloned().collect();
             let job = self.job_seen(op, &seen::job_name(&step_run, attempt), &own);
-            if step_run::holds_slot(&step_run, &job) {
+            if lockstep::decide::step_run::holds_slot(&step_run, &job) {
                 let run = self.cached(op, Kind::Workflow, &step_run.spec.workflow.name);
                 let run = run.map(|r| r.typed::<Workflow>());
                 let who = self.applicant(op, &step_run, run.as_deref());

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::chance::Chance;
 use super::judge::upstream;
 use super::kubelet::{Outcome, Process};
-use super::maker::Maker;
+use super::maker::{self, Maker};
 use super::server::{Kind, Object};
 use super::world::World;
 
@@ -29,6 +29,8 @@ pub struct Workload {
     pub retries: bool,
     /// Whether the runs are of those that go, too, when their time to live is over.
     pub throwaway: bool,
+    /// Whether agents say what they use, wait for people in their pods and have actions approved.
+    pub talks: bool,
     salt: u64,
     /// By StepRun UID: where it stands in its run.
     places: BTreeMap<String, String>,
@@ -36,12 +38,17 @@ pub struct Workload {
     failures: BTreeMap<String, u32>,
 }
 
+/// What an agent asks, all in one call.
+pub const QUESTIONS: [&str; 2] = ["how much?", "how many?"];
+
 /// How a command behaves at one place, always.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Behaviour {
     Good,
     /// Fails that often, then is good.
     Flaky(u32, ReportClass),
+    /// Asks people, and is good once they have answered.
+    Asks,
     Unrecoverable,
     TooLarge,
 }
@@ -58,7 +65,11 @@ impl Workload {
         let inline = chance.percent(20);
         let agents = made.agents.iter().map(|(name, _)| name.clone()).collect();
         let mut maker = Maker::new(chance.branch(), agents, made.wanted.clone(), made.settled);
-        let written = maker.definition(if inline { &["documents.inline.items"] } else { &[] });
+        let mut lists = if inline { vec!["documents.inline.items"] } else { Vec::new() };
+        if !made.settled && !made.wanted.is_empty() {
+            lists.push(maker::BRIEF);
+        }
+        let written = maker.definition(&lists);
         let mut spec = Map::new();
         if chance.percent(20) {
             made.template = Some(Value::Object(written));
@@ -93,7 +104,7 @@ impl Workload {
         made
     }
 
-    fn draw(&self, place: &str, what: &str) -> u64 {
+    pub fn draw(&self, place: &str, what: &str) -> u64 {
         let digest = name::digest([place.as_bytes(), what.as_bytes(), &self.salt.to_be_bytes()]);
         u64::from_str_radix(&digest[7..19], 16).unwrap_or_default()
     }
@@ -102,7 +113,8 @@ impl Workload {
         let lot = self.draw(place, "behaviour") % 100;
         let times = u32::try_from(self.draw(place, "times") % 3 + 1).unwrap_or(1);
         match lot {
-            0..60 => Behaviour::Good,
+            0..52 => Behaviour::Good,
+            52..60 => Behaviour::Asks,
             60..72 => Behaviour::Flaky(times, ReportClass::Exited),
             72..80 => Behaviour::Flaky(times, ReportClass::InvalidOutput),
             80..85 => Behaviour::Flaky(times, ReportClass::Timeout),
@@ -111,6 +123,12 @@ impl Workload {
             90..96 => Behaviour::Unrecoverable,
             _ => Behaviour::TooLarge,
         }
+    }
+
+    /// Whether the agent at this place asks people, and whether it does so while it runs.
+    #[allow(dead_code, reason = "agents of the simulation with the mirror do not wait")]
+    pub fn waits_for_answers(&self, place: &str) -> bool {
+        self.behaviour(place) == Behaviour::Asks && self.draw(place, "waits").is_multiple_of(2)
     }
 
     pub fn place(&self, step_uid: &str) -> &str {
@@ -132,7 +150,7 @@ impl Workload {
 
     /// A report was accepted.
     pub fn reported(&mut self, step_uid: &str, class: ReportClass) {
-        if class != ReportClass::Succeeded {
+        if !matches!(class, ReportClass::Succeeded | ReportClass::Asked) {
             *self.failures.entry(self.place(step_uid).to_owned()).or_default() += 1;
         }
     }
@@ -153,7 +171,8 @@ impl World {
             Behaviour::Flaky(times, class) if failed < times => bad(class, 1),
             Behaviour::Unrecoverable => bad(ReportClass::Exited, 9),
             Behaviour::TooLarge => bad(ReportClass::OutputTooLarge, 0),
-            Behaviour::Good | Behaviour::Flaky(..) => {
+            Behaviour::Asks if !self.was_answered(process) => bad(ReportClass::Asked, 143),
+            Behaviour::Good | Behaviour::Asks | Behaviour::Flaky(..) => {
                 let many = i64::try_from(self.workload.draw(&place, "items") % 3).unwrap_or_default();
                 let value = json!({"place": place, "items": items(many, 0)}).to_string();
                 let makes = self.makes_document(process);
@@ -165,6 +184,13 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What the agent of that process finds in its context: all that it asks, answered.
+    fn was_answered(&self, process: &Process) -> bool {
+        let found = self.live(Kind::StepRun, &process.step_run, &process.step_uid);
+        let known = found.and_then(|found| found.value["status"]["questions"].as_array().cloned()).unwrap_or_default();
+        known.len() == QUESTIONS.len() && known.iter().all(|question| question["answer"]["value"] == "42")
     }
 
     fn makes_document(&self, process: &Process) -> bool {

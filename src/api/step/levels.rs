@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 use super::Step;
 use crate::api::limits::STEPS;
 
+/// What stands below `steps` of a step; what a run or a template says of its own steps stands beside the field.
+const GROUP: &str = "The steps of a group, which has an output of its own. Groups nest three deep, with at most 32 steps in a group and 16 in a group within a group.";
+
 /// Structural schemas have no recursion: a step within a step within a step is written out.
 pub fn step_levels(generator: &mut SchemaGenerator) -> Schema {
     let plain = Value::from(Step::json_schema(generator));
@@ -46,6 +49,7 @@ fn step_list(item: &Value, limit: u32) -> Value {
         );
     }
     json!({
+        "description": GROUP,
         "type": "array", "minItems": 1, "maxItems": limit,
         "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
         "items": item,

@@ -5,79 +5,84 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::people::Decision;
+use crate::api::schema::told;
 
-/// What a Document was when it was made. Whoever reads it later compares: a Document of that name with another UID or
-/// another content is another one.
+/// What a Document was when it was made. It is compared whenever the Document is read: one of the same name with another UID
+/// or another content is another one.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
-    /// UID of the Document; absent where it is named before it is made.
+    /// The UID of the Document; absent where it was named before it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub uid: Option<String>,
-    /// `sha256:...` of its content.
+    /// The SHA-256 digest of its content.
     #[schemars(length(max = 80))]
     pub digest: String,
 }
 
-/// The result of the StepRun of another run, taken over with its digest.
+/// The result of a step of another run, which is taken over.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Reuse {
+    /// The name of the StepRun that made the result.
     #[schemars(length(max = 253))]
     pub step_run: String,
+    /// The UID of that StepRun.
     #[schemars(length(max = 64))]
     pub uid: String,
+    /// The SHA-256 digest over output and document.
     #[schemars(length(max = 80))]
     pub digest: String,
-    /// JSON text.
+    /// The output as JSON text, if it has at most 16 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16_384))]
     pub output: Option<String>,
-    /// This run's copy of the document.
+    /// The name of this run's copy of the document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub document_name: Option<String>,
-    /// What that document held.
+    /// What that Document held when it was taken over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document_binding: Option<Binding>,
-    /// This run's copy of the internal Document that carries an output of more than 16 KiB.
+    /// The name of this run's copy of the Document that holds the output, if it has more than 16 KiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub output_document: Option<String>,
-    /// What that Document held.
+    /// What the Document that holds the output held when it was taken over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_binding: Option<Binding>,
-    /// Who decided the gate then.
+    /// The user names of the people who accepted it then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 512)))]
     pub decided_by: Vec<String>,
-    /// What was decided then, and whether it counts here.
+    /// What was decided at the gate then, and whether it counts here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gate: Option<ReusedGate>,
-    /// Digest of the Agent that the result was made with.
+    /// The SHA-256 digest of the template and schemas of the Agent that made the result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub agent_digest: Option<String>,
 }
 
-/// The gate of the StepRun that a result is taken over from.
+/// What was decided at the gate of the step whose result is taken over.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ReusedGate {
-    /// How this run's gate compares with that one.
+    /// Whether the gate of this run asks for the same as that one.
     pub compares: Comparison,
-    /// The acceptances, as they were recorded then.
+    /// The acceptances as they were recorded then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub decisions: Vec<Decision>,
 }
 
-/// How a gate compares with the one that a result was accepted at.
+/// Whether a gate asks for the same as the one at which a result was accepted.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[schemars(transform = told)]
 pub enum Comparison {
-    /// It asks for the same, in everything: what was accepted there may count here.
+    /// It asks for the same in everything, and what was accepted there may count here.
     Same,
-    /// It asks for something else: it opens again over the result that is there.
+    /// It asks for something else, and is opened again over the result that is there.
     #[default]
     Differs,
 }
@@ -85,9 +90,17 @@ pub enum Comparison {
 /// The Job of one attempt.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct JobRef {
+    /// The number of the attempt.
     pub attempt: i32,
+    /// The name of the Job.
     #[schemars(length(max = 253))]
     pub name: String,
+    /// The UID of the Job.
     #[schemars(length(max = 64))]
     pub uid: String,
+    /// The SHA-256 digest of what the Agent said when the attempt was launched: its `outputSchema`, `repair` and time limits. They go with the
+    /// pod (annotation `lockstep.dev/terms`), and the attempt is judged by them. Absent where the pod has no room for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub terms: Option<String>,
 }

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{structure, warn};
-use crate::api::{Agent, Document, Workflow, WorkflowTemplate};
+use crate::api::{Agent, Document, Trigger, Workflow, WorkflowTemplate};
 use crate::definition::expression::InProcess;
-use crate::definition::{agent, validate};
+use crate::definition::{agent, trigger, validate};
 
 pub const GROUP: &str = "lockstep.dev";
 pub const VERSION: &str = "lockstep.dev/v1alpha1";
@@ -19,9 +19,9 @@ pub const VERSION: &str = "lockstep.dev/v1alpha1";
 /// The parameter schemas of the templates that are looked at together, by namespace and name.
 pub type Templates = BTreeMap<(String, String), Map<String, Value>>;
 
-/// What was found, each text with its path in front.
+/// What was found in one object, each text with the path of its field in front.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Found {
+pub struct ObjectFindings {
     pub faults: Vec<String>,
     pub warnings: Vec<String>,
     pub notes: Vec<String>,
@@ -47,8 +47,8 @@ pub fn template(value: &Value) -> Option<Map<String, Value>> {
     is_template.then(|| schema().unwrap_or_default())
 }
 
-pub fn object(value: &Value, templates: &Templates) -> Found {
-    let mut found = Found::default();
+pub fn object(value: &Value, templates: &Templates) -> ObjectFindings {
+    let mut found = ObjectFindings::default();
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     let (Some(version), Some(kind)) = (text("apiVersion"), text("kind")) else {
         let missing = ["apiVersion", "kind"].into_iter().filter(|key| text(key).is_none());
@@ -63,9 +63,10 @@ pub fn object(value: &Value, templates: &Templates) -> Found {
         found.faults.push(format!("apiVersion: {version} is not served; write {VERSION}"));
         return found;
     }
-    let Some(schema) = structure::of_kind(kind).filter(|_| kind != "StepRun") else {
+    let Some(schema) = structure::of_kind(kind).filter(|_| !matches!(kind, "StepRun" | "Memory")) else {
         found.faults.push(match kind {
             "StepRun" => "kind: StepRuns are made by the operator only".to_owned(),
+            "Memory" => "kind: Memories are made by the operator only".to_owned(),
             _ => format!("kind: {kind} is no kind of {VERSION}; there are {}", structure::kinds().join(", ")),
         });
         return found;
@@ -79,6 +80,9 @@ pub fn object(value: &Value, templates: &Templates) -> Found {
         "Agent" => {
             typed(&value, &found.faults, |agent: &Agent| (agent::faults(agent, &InProcess), warn::of_agent(agent)))
         }
+        "Trigger" => typed(&value, &found.faults, |trigger: &Trigger| {
+            (trigger::Program::compile(&trigger.spec).err().unwrap_or_default(), Vec::new())
+        }),
         _ => typed(&value, &found.faults, |_: &Document| (Vec::new(), Vec::new())),
     };
     let (faults, warnings) = further;
@@ -118,7 +122,7 @@ fn typed<K: DeserializeOwned>(value: &Value, told: &[String], judge: impl Fn(&K)
 
 fn of_template(template: &WorkflowTemplate) -> Judged {
     let spec = &template.spec;
-    (validate::template(spec, &InProcess), validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
+    (validate::template(spec, &InProcess), validate::warnings(spec.into()))
 }
 
 fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged {
@@ -127,10 +131,16 @@ fn of_workflow(run: &Workflow, template: Option<&Map<String, Value>>) -> Judged 
     let schema = template.or(spec.parameters_schema.as_ref());
     let broken = faults.iter().any(|fault| super::path(fault) == "spec.parametersSchema");
     // Without its template a run's parameters cannot be judged.
+    let mut warnings = validate::warnings(spec.into());
     if !broken && (spec.template_ref.is_none() || template.is_some()) {
-        faults.extend(validate::parameters(&spec.parameters.clone().unwrap_or_default(), schema, &InProcess).1);
+        let given = spec.parameters.clone().unwrap_or_default();
+        let refused = validate::parameters(&given, schema, &InProcess).1;
+        if refused.is_empty() {
+            warnings.extend(validate::undeclared(&given, schema));
+        }
+        faults.extend(refused);
     }
-    (faults, validate::warnings(&spec.steps, spec.order.unwrap_or_default()))
+    (faults, warnings)
 }
 
 fn place(run: &Workflow) -> (String, String) {

@@ -19,10 +19,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use super::memory::{Begun, Digest, Memory, Pace, Recalled};
+use super::answer_cache::{AnswerCache, Begun, Digest, Pace, Recalled};
 use super::process::{Bound, End, Running};
 use super::wire::{Answer, QUESTION_BYTES, Question, line};
-use super::{Asker, Subject};
+use super::{Requester, Subject};
 use crate::api::limits::{EXPRESSION_MEMORY_BYTES, EXPRESSION_SECONDS};
 use crate::cluster::fair::{Fair, Full};
 
@@ -35,7 +35,7 @@ const QUICK_BYTES: usize = 16 << 10;
 const WAITING: usize = 14;
 /// Namespaces that are known to ask what is answered quickly.
 const PROVEN: usize = 4096;
-/// More than are ever underway: `memory` bounds them.
+/// More than are ever underway: `answers` bounds them.
 const UNDERWAY: usize = 256;
 
 #[derive(Debug)]
@@ -50,11 +50,12 @@ pub struct Pool {
     idle: Mutex<Vec<Running>>,
     places: usize,
     spare: Mutex<Option<mpsc::Receiver<io::Result<Running>>>>,
-    memory: Mutex<Memory>,
+    answers: Mutex<AnswerCache>,
     /// Who waits for an answer that has come.
-    told: Mutex<HashSet<Subject>>,
-    tells: Notify,
+    to_wake: Mutex<HashSet<Subject>>,
+    wakes: Notify,
     started: Arc<AtomicUsize>,
+    interrupted: AtomicUsize,
 }
 
 /// What comes of a question.
@@ -63,7 +64,7 @@ pub enum Reply {
     Answer(Answer),
     /// It is being worked out; closed at the end.
     Later(watch::Receiver<()>),
-    Trouble(String),
+    Unanswered(String),
 }
 
 impl Pool {
@@ -79,54 +80,64 @@ impl Pool {
             idle: Mutex::default(),
             places,
             spare: Mutex::default(),
-            memory: Mutex::default(),
-            told: Mutex::default(),
-            tells: Notify::new(),
+            answers: Mutex::default(),
+            to_wake: Mutex::default(),
+            wakes: Notify::new(),
             started: Arc::default(),
+            interrupted: AtomicUsize::new(0),
         }
     }
 
     /// Blocks for a moment: for threads that may, never for those that run async tasks.
-    pub fn ask(self: &Arc<Self>, asker: &Asker, question: &Question<'_>) -> Reply {
+    pub fn ask(self: &Arc<Self>, requester: &Requester, question: &Question<'_>) -> Reply {
         let text = match serde_json::to_vec(question) {
             Ok(text) if text.len() <= QUESTION_BYTES => Arc::new(text),
             Ok(text) => {
                 let long = format!("reads {} bytes of JSON, at most {QUESTION_BYTES} are allowed", text.len());
                 return Reply::Answer(Answer::Error(long));
             }
-            Err(error) => return Reply::Trouble(error.to_string()),
+            Err(error) => return Reply::Unanswered(error.to_string()),
         };
         let Ok(runtime) = Handle::try_current() else {
-            return Reply::Trouble("asked outside of the runtime".to_owned());
+            return Reply::Unanswered("asked outside of the runtime".to_owned());
         };
         let digest: Digest = Sha256::digest(text.as_slice()).into();
-        let (namespace, subject) = (asker.namespace.as_ref(), asker.subject.as_ref());
+        let (namespace, subject) = (requester.namespace.as_ref(), requester.subject.as_ref());
         let work = Work { of: of(question), text, digest };
-        match lock(&self.memory).recall(namespace, &digest, subject) {
+        match lock(&self.answers).recall(namespace, &digest, subject) {
             Recalled::Answer(answer) => return Reply::Answer(answer),
-            Recalled::Failed(words) => return Reply::Trouble(words),
+            Recalled::Failed(words) => return Reply::Unanswered(words),
             Recalled::Underway(ends) => return Reply::Later(ends),
-            Recalled::Slow => return self.defer(&runtime, asker, work, Pace::Slow),
+            Recalled::Slow => return self.defer(&runtime, requester, work, Pace::Slow),
             Recalled::Unknown => {}
         }
-        if !lock(&self.proven).contains(namespace) {
-            return self.defer(&runtime, asker, work, Pace::Unknown);
+        if !self.is_proven(namespace) {
+            return self.defer(&runtime, requester, work, Pace::Unknown);
         }
         let end = match runtime.block_on(self.quick.acquire(namespace)) {
-            Ok(_place) => self.quickly(&work),
-            Err(Full) => return Reply::Trouble(format!("too many passes of {namespace} wait for it already")),
+            // Another one of the namespace took too long while this one waited: it costs the others one moment, not one each.
+            Ok(_place) if !self.is_proven(namespace) => return self.defer(&runtime, requester, work, Pace::Unknown),
+            Ok(_place) => {
+                let end = self.quickly(&work);
+                // Before the place is given on.
+                self.prove(&requester.namespace, &end);
+                end
+            }
+            Err(Full) => return Reply::Unanswered(format!("too many passes of {namespace} wait for it already")),
         };
-        self.prove(&asker.namespace, &end);
         match end {
             Ok(answer) => {
                 // What a schema is worth is asked at every pass.
                 if matches!(question, Question::Check { .. }) {
-                    lock(&self.memory).keep(namespace, digest, &answer);
+                    lock(&self.answers).keep(namespace, digest, &answer);
                 }
                 Reply::Answer(answer)
             }
-            Err(End::Killed(_)) => self.defer(&runtime, asker, work, Pace::Slow),
-            Err(End::Trouble(words)) => Reply::Trouble(words),
+            Err(End::Killed(_)) => {
+                self.interrupted.fetch_add(1, Ordering::Relaxed);
+                self.defer(&runtime, requester, work, Pace::Slow)
+            }
+            Err(End::Unanswered(words)) => Reply::Unanswered(words),
         }
     }
 
@@ -142,6 +153,10 @@ impl Pool {
         Ok(answer)
     }
 
+    fn is_proven(&self, namespace: &str) -> bool {
+        lock(&self.proven).contains(namespace)
+    }
+
     fn prove(&self, namespace: &Arc<str>, end: &Result<Answer, End>) {
         let mut proven = lock(&self.proven);
         match end {
@@ -155,7 +170,7 @@ impl Pool {
             Err(End::Killed(_)) => {
                 proven.remove(namespace);
             }
-            Err(End::Trouble(_)) => {}
+            Err(End::Unanswered(_)) => {}
         }
     }
 
@@ -178,35 +193,35 @@ impl Pool {
     /// One that died while it stood ready gets a successor; one that was just started does not.
     fn exchange(&self, mut process: Running, line: &[u8]) -> Result<(Running, Answer), End> {
         let mut answer = process.exchange(line);
-        if matches!(answer, Err(End::Trouble(_))) {
+        if matches!(answer, Err(End::Unanswered(_))) {
             process = self.start()?;
             answer = process.exchange(line);
         }
-        let read = |text: String| serde_json::from_str(&text).map_err(|e| End::Trouble(format!("it answered: {e}")));
+        let read = |text: String| serde_json::from_str(&text).map_err(|e| End::Unanswered(format!("it answered: {e}")));
         Ok((process, read(answer?)?))
     }
 
     /// Works a question out beside the passes.
-    fn defer(self: &Arc<Self>, runtime: &Handle, asker: &Asker, work: Work, pace: Pace) -> Reply {
-        let (namespace, subject) = (Arc::clone(&asker.namespace), asker.subject.as_ref());
-        let (ended, ends) = match lock(&self.memory).begin(&namespace, &work.digest, subject, pace) {
+    fn defer(self: &Arc<Self>, runtime: &Handle, requester: &Requester, work: Work, pace: Pace) -> Reply {
+        let (namespace, subject) = (Arc::clone(&requester.namespace), requester.subject.as_ref());
+        let (ended, ends) = match lock(&self.answers).begin(&namespace, &work.digest, subject, pace) {
             Begun::Yours(ended, ends) => (ended, ends),
             Begun::Another(ends) => return Reply::Later(ends),
-            Begun::Full => return Reply::Trouble(format!("too many questions of {namespace} wait already")),
+            Begun::Full => return Reply::Unanswered(format!("too many questions of {namespace} wait already")),
         };
         let (pool, work) = (Arc::clone(self), Arc::new(work));
         runtime.spawn(async move {
             let answer = pool.beside(&namespace, &work, pace).await.map_err(|end| match end {
                 End::Killed(bound) => words(bound, work.of),
-                End::Trouble(words) => words,
+                End::Unanswered(words) => words,
             });
             if let Err(failed) = &answer {
                 tracing::warn!(failed, %namespace, "a question could not be worked out");
             }
-            let waiting = lock(&pool.memory).end(&namespace, &work.digest, answer.as_ref().map_err(Clone::clone));
+            let waiting = lock(&pool.answers).end(&namespace, &work.digest, answer.as_ref().map_err(Clone::clone));
             drop(ended);
-            lock(&pool.told).extend(waiting);
-            pool.tells.notify_one();
+            lock(&pool.to_wake).extend(waiting);
+            pool.wakes.notify_one();
         });
         Reply::Later(ends)
     }
@@ -230,20 +245,20 @@ impl Pool {
         work: &Arc<Work>,
         pace: Pace,
     ) -> Result<Answer, End> {
-        let _place = turns.acquire(namespace).await.map_err(|full| End::Trouble(full.to_string()))?;
+        let _place = turns.acquire(namespace).await.map_err(|full| End::Unanswered(full.to_string()))?;
         let (pool, work) = (Arc::clone(self), Arc::clone(work));
         let answer = tokio::task::spawn_blocking(move || pool.alone(&work, pace)).await;
-        answer.unwrap_or_else(|lost| Err(End::Trouble(lost.to_string())))
+        answer.unwrap_or_else(|lost| Err(End::Unanswered(lost.to_string())))
     }
 
     /// Objects whose answers have come since the last call; waits for the first.
-    pub async fn told(&self) -> Vec<Subject> {
+    pub async fn subjects_to_wake(&self) -> Vec<Subject> {
         loop {
-            let come = std::mem::take(&mut *lock(&self.told));
+            let come = std::mem::take(&mut *lock(&self.to_wake));
             if !come.is_empty() {
                 return come.into_iter().collect();
             }
-            self.tells.notified().await;
+            self.wakes.notified().await;
         }
     }
 
@@ -287,6 +302,11 @@ impl Pool {
     /// How many processes were started in all.
     pub fn started(&self) -> usize {
         self.started.load(Ordering::Relaxed)
+    }
+
+    /// How many questions took too long while a pass waited for them.
+    pub fn interrupted(&self) -> usize {
+        self.interrupted.load(Ordering::Relaxed)
     }
 
     /// Those that wait for a question and have answered one.

@@ -32,7 +32,7 @@ pub enum End {
     /// The question did it.
     Killed(Bound),
     /// The node, or somebody on it.
-    Trouble(String),
+    Unanswered(String),
 }
 
 /// What a question went beyond.
@@ -45,7 +45,7 @@ pub enum Bound {
 
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
-        Self::Trouble(error.to_string())
+        Self::Unanswered(error.to_string())
     }
 }
 
@@ -54,6 +54,9 @@ impl Running {
         let mut child = Command::new(program)
             .arg("evaluate")
             .env_clear()
+            // Its thread would reserve 128 MB for a heap of its own, half of the address space that it has; where that is not to be
+            // had, each allocation becomes a call of the kernel.
+            .env("MALLOC_ARENA_MAX", "1")
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -99,19 +102,19 @@ impl Running {
         })?;
         match answer {
             Ok(Some(line)) if !late => Ok(line),
-            _ if late => Err(End::Trouble(format!("no answer within {PATIENCE:?}"))),
-            _ => Err(self.obituary()),
+            _ if late => Err(End::Unanswered(format!("no answer within {PATIENCE:?}"))),
+            _ => Err(self.exit_reason()),
         }
     }
 
     /// Why it ended, of itself or by the kernel. Whatever else is wrong with it, it is ended now.
-    fn obituary(&mut self) -> End {
+    fn exit_reason(&mut self) -> End {
         let mut words = String::new();
         // It closed its output only by ending: it holds both pipes until then.
         let _ = (&mut self.complaints).take(4096).read_to_string(&mut words);
         let status = match self.child.wait() {
             Ok(status) => status,
-            Err(error) => return End::Trouble(error.to_string()),
+            Err(error) => return End::Unanswered(error.to_string()),
         };
         match status.signal().and_then(|s| Signal::try_from(s).ok()) {
             Some(Signal::SIGXCPU) => End::Killed(Bound::Time),
@@ -119,7 +122,7 @@ impl Running {
                 End::Killed(Bound::Stack)
             }
             Some(Signal::SIGABRT) => End::Killed(Bound::Memory),
-            _ => End::Trouble(format!("it ended: {status} {}", words.trim())),
+            _ => End::Unanswered(format!("it ended: {status} {}", words.trim())),
         }
     }
 }

@@ -27,6 +27,8 @@ const KEPT_BYTES: usize = 16 << 20;
 const ERROR_CHARS: usize = 4096;
 /// A process that holds more than that after an answer is not kept: what one question needed is not for good.
 const RESIDENT_BYTES: usize = 96 << 20;
+/// Nor one whose address space, which is bounded, has grown by so much: the next question would be refused for what others left.
+const GROWTH_BYTES: usize = 32 << 20;
 /// The smallest there are: with larger ones it is kept a little longer.
 const PAGE_BYTES: usize = 4096;
 
@@ -74,8 +76,9 @@ impl Clock {
 fn answer_all() -> io::Result<()> {
     let (mut from, mut to) = (io::stdin().lock(), io::stdout().lock());
     let mut clock = Clock::new()?;
-    let mut shelf = Shelf::default();
-    warm_up(&mut shelf);
+    let mut schemas = SchemaCache::default();
+    warm_up(&mut schemas);
+    let fresh = memory();
     to.write_all(READY.as_bytes())?;
     to.flush()?;
     // The line holds the time and its own end besides the question.
@@ -84,7 +87,7 @@ fn answer_all() -> io::Result<()> {
         clock.set(time.parse().map_err(io::Error::other)?)?;
         // What was kept is in order whatever a question does: it is changed by whole entries.
         let answer = catch_unwind(AssertUnwindSafe(|| match serde_json::from_str(question) {
-            Ok(asked) => shelf.answer(&asked),
+            Ok(asked) => schemas.answer(&asked),
             // Whoever asks wrote it as JSON, so only its depth can be wrong.
             Err(wrong) => Answer::Error(format!("what it reads is nested too deep: {wrong}")),
         }));
@@ -95,33 +98,42 @@ fn answer_all() -> io::Result<()> {
         line.push(b'\n');
         to.write_all(&line)?;
         to.flush()?;
-        // Whoever asks next starts another one.
-        if resident_bytes() > RESIDENT_BYTES {
+        // Whoever asks next starts another one, and has the whole of its memory.
+        let now = memory();
+        if now.resident > RESIDENT_BYTES || now.mapped > fresh.mapped + GROWTH_BYTES {
             break;
         }
     }
     Ok(())
 }
 
-/// What this process takes of the node's memory; nothing where that cannot be read.
-fn resident_bytes() -> usize {
+/// The memory of this process in bytes; 0 where it cannot be read.
+struct ProcessMemory {
+    /// The address space, which counts against `RLIMIT_AS`, used or not.
+    mapped: usize,
+    /// The resident set: what the process takes of the node's memory.
+    resident: usize,
+}
+
+fn memory() -> ProcessMemory {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0_usize) * PAGE_BYTES
+    let mut bytes = pages.split(' ').map(|pages| pages.parse().unwrap_or(0_usize) * PAGE_BYTES);
+    ProcessMemory { mapped: bytes.next().unwrap_or_default(), resident: bytes.next().unwrap_or_default() }
 }
 
 /// What is built once is built before anybody waits for it.
-fn warm_up(shelf: &mut Shelf) {
+fn warm_up(schemas: &mut SchemaCache) {
     let _ = InProcess.evaluate("1", &Map::new());
-    shelf.answer(&Asked::Faults { schema: Map::new(), instance: Value::Null });
+    schemas.answer(&Asked::Faults { schema: Map::new(), instance: Value::Null });
 }
 
-/// Schemas by their text, as they came out of the compiler, the one used last at the end.
+/// Compiled schemas by their text, faulty ones included; the one that was used last stands at the end.
 #[derive(Default)]
-struct Shelf {
+struct SchemaCache {
     kept: Vec<(String, Result<Compiled, String>)>,
 }
 
-impl Shelf {
+impl SchemaCache {
     fn answer(&mut self, asked: &Asked) -> Answer {
         let error = |fault: &str| Answer::Error(fault.chars().take(ERROR_CHARS).collect());
         match asked {
@@ -173,34 +185,39 @@ mod tests {
 
     #[test]
     fn schemas_are_kept_within_bounds_and_the_last_ones_stay() {
-        let mut shelf = Shelf::default();
+        let mut schemas = SchemaCache::default();
         for n in 0..KEPT + 10 {
             let asked = Asked::Check { schema: schema(&json!({"title": n.to_string()})) };
-            assert_eq!(shelf.answer(&asked), Answer::Fine);
+            assert_eq!(schemas.answer(&asked), Answer::Fine);
         }
-        assert_eq!(shelf.kept.len(), KEPT);
-        assert_eq!(shelf.kept[0].0, json!({"title": "10"}).to_string());
+        assert_eq!(schemas.kept.len(), KEPT);
+        assert_eq!(schemas.kept[0].0, json!({"title": "10"}).to_string());
         // One that is used goes to the end.
-        shelf.answer(&Asked::Check { schema: schema(&json!({"title": "10"})) });
-        assert_eq!(shelf.kept[0].0, json!({"title": "11"}).to_string());
+        schemas.answer(&Asked::Check { schema: schema(&json!({"title": "10"})) });
+        assert_eq!(schemas.kept[0].0, json!({"title": "11"}).to_string());
         // Large ones push the others out.
         let large = |n: usize| json!({"title": n.to_string(), "description": "x".repeat(30_000)});
         for n in 0..KEPT {
-            shelf.answer(&Asked::Check { schema: schema(&large(n)) });
+            schemas.answer(&Asked::Check { schema: schema(&large(n)) });
         }
-        assert!(shelf.bytes() <= KEPT_BYTES && shelf.kept.len() > 4, "{} of {}", shelf.bytes(), shelf.kept.len());
+        assert!(
+            schemas.bytes() <= KEPT_BYTES && schemas.kept.len() > 4,
+            "{} of {}",
+            schemas.bytes(),
+            schemas.kept.len()
+        );
     }
 
     #[test]
     fn a_schema_that_cannot_be_used_is_an_error_of_every_question_about_it() {
-        let mut shelf = Shelf::default();
+        let mut schemas = SchemaCache::default();
         let broken = schema(&json!({"type": "strin"}));
         for asked in [Asked::Check { schema: broken.clone() }, Asked::Faults { schema: broken, instance: json!(1) }] {
-            assert!(matches!(shelf.answer(&asked), Answer::Error(fault) if fault.contains("/type")));
+            assert!(matches!(schemas.answer(&asked), Answer::Error(fault) if fault.contains("/type")));
         }
         let integer = schema(&json!({"type": "integer"}));
         for (instance, faults) in [(json!(1), 0), (json!("x"), 1)] {
-            let answer = shelf.answer(&Asked::Faults { schema: integer.clone(), instance });
+            let answer = schemas.answer(&Asked::Faults { schema: integer.clone(), instance });
             assert!(matches!(&answer, Answer::Faults(found) if found.len() == faults), "{answer:?}");
         }
     }

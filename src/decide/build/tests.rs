@@ -1,8 +1,11 @@
+use super::pod::{ATTENDANT_ROOT, INSTALL_ROOT, TOKEN_VOLUME, VOLUME};
 use super::*;
 use crate::api::agent::AgentSpec;
 use crate::api::step_run::{Item, ScopeLink, WorkflowIdentity};
+use crate::definition::agent::{ATTENDANT, CONTAINER};
 use crate::definition::expression::InProcess;
-use k8s_openapi::api::core::v1::PodSpec;
+use crate::protocol::{env, path};
+use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec};
 use serde_json::{Value, json};
 
 fn step_run_of(parameters: &str) -> StepRun {
@@ -11,11 +14,11 @@ fn step_run_of(parameters: &str) -> StepRun {
         StepRunSpec {
             ask: None,
             reuse: None,
-            workflow: WorkflowIdentity { name: "shop".into(), uid: "w".into(), creator: None },
+            workflow: WorkflowIdentity { name: "shop".into(), uid: "w".into(), ..Default::default() },
             path: "draft".into(),
             agent_id: "writer".into(),
             parameters: parameters.into(),
-            scope_chain: vec![ScopeLink { scope: "workflow".into(), scope_id: "w".into() }],
+            scope_chain: vec![ScopeLink { scope: "workflow".into(), scope_id: "w".into(), index: None }],
             item: Some(Item::default()),
             ..StepRunSpec::default()
         },
@@ -26,12 +29,18 @@ fn step_run_of(parameters: &str) -> StepRun {
     step_run
 }
 
-fn around() -> Surroundings {
-    Surroundings {
+fn around() -> Installation {
+    Installation {
         image: "lockstep:1".into(),
         image_pull_policy: "IfNotPresent".into(),
         gateway_url: "https://gateway".into(),
         gateway_ca: "PEM".into(),
+        api_url: String::new(),
+        account: String::new(),
+        stamps_names: false,
+        attendant: quantities(r#"{"cpu": "50m", "memory": "32Mi"}"#).expect("amounts"),
+        prompt: quantities(r#"{"cpu": "100m", "memory": "128Mi"}"#).expect("amounts"),
+        ..Installation::default()
     }
 }
 
@@ -44,7 +53,7 @@ fn agent(pod: impl Into<Value>) -> Agent {
     agent
 }
 
-fn built(agent: &Agent, attempt: i32) -> Job {
+fn built(agent: &Agent, attempt: i32) -> NewJob {
     let status = StepRunStatus { attempt, ..StepRunStatus::default() };
     let policy = AttemptPolicy::of(None, Some(agent));
     let agent = CheckedAgent::of(agent, &InProcess).expect("no faults");
@@ -143,7 +152,7 @@ fn what_the_user_wrote_is_kept() {
     let own = agent_container(&pod);
     assert!(own.resources.is_some_and(|r| r.limits.is_some()));
     assert_eq!(own.volume_mounts.map(|m| m.len()), Some(3));
-    let meta = job.spec.expect("a spec").template.metadata.expect("metadata");
+    let meta = job.job.spec.expect("a spec").template.metadata.expect("metadata");
     let labels = meta.labels.expect("labels");
     assert_eq!(labels.get("team").map(String::as_str), Some("a"));
     assert_eq!(labels.get(LABEL_STEP_RUN).map(String::as_str), Some("shop-draft-0123456789abcdef"));
@@ -183,6 +192,106 @@ fn a_restricted_pod_stays_restricted() {
     assert_eq!(user, Some(1000), "it writes what the agent's user must read");
 }
 
+/// What a quota, a LimitRange or Pod Security asks of the agent's container, the one beside it meets, too.
+#[test]
+fn the_shim_is_copied_under_the_limits_of_the_agent() {
+    let limits = json!({"cpu": "500m", "memory": "64Mi", "ephemeral-storage": "1Gi"});
+    let with_device = json!({"cpu": "500m", "memory": "64Mi", "ephemeral-storage": "1Gi", "example.com/gpu": "1"});
+    for (what, resources, context, of_pod, expected, user) in [
+        ("no limits", json!(null), json!(null), json!(null), json!(null), json!(null)),
+        ("limits", json!({"limits": limits}), json!(null), json!(null), json!({"limits": limits}), json!(null)),
+        (
+            "a device",
+            json!({"limits": with_device, "requests": {"cpu": "1m"}}),
+            json!(null),
+            json!(null),
+            json!({"limits": limits, "requests": {"cpu": "1m"}}),
+            json!(null),
+        ),
+        ("root by its container", json!(null), json!({"runAsUser": 0}), json!(null), json!(null), json!(65532)),
+        ("root by its pod", json!(null), json!(null), json!({"runAsUser": 0}), json!(null), json!(65532)),
+        (
+            "root in a pod of another",
+            json!(null),
+            json!({"runAsUser": 0}),
+            json!({"runAsUser": 7}),
+            json!(null),
+            json!(65532),
+        ),
+        (
+            "another in a pod of root",
+            json!(null),
+            json!({"runAsUser": 7}),
+            json!({"runAsUser": 0}),
+            json!(null),
+            json!(7),
+        ),
+        (
+            "not root by name",
+            json!(null),
+            json!({"runAsUser": 0, "runAsNonRoot": false}),
+            json!({"runAsNonRoot": false}),
+            json!(null),
+            json!(65532),
+        ),
+    ] {
+        let mut container = json!({"name": "agent", "image": "i", "command": ["a"]});
+        container["resources"] = resources;
+        container["securityContext"] = context;
+        let pod = pod_of(&built(&agent(json!({"securityContext": of_pod, "containers": [container]})), 1));
+        let install = serde_json::to_value(&pod.init_containers.expect("an init container")[0]).expect("JSON");
+        assert_eq!(install["resources"], expected, "{what}");
+        assert_eq!(install["securityContext"]["runAsUser"], user, "{what}");
+        assert_eq!(install["securityContext"]["runAsNonRoot"], json!(true), "{what}");
+    }
+}
+
+/// Of Kubernetes 1.34 and later, which our types do not know; and one that nobody knows yet.
+#[test]
+fn fields_that_are_newer_than_our_types_reach_the_api_server() {
+    let pod = json!({
+        "hostnameOverride": "reader", "laterField": {"deep": [1]}, "nothing": null,
+        "initContainers": [{"name": "fetch", "image": "f", "restartPolicyRules": [{"action": "Restart"}]}],
+        "containers": [
+            {"name": "agent", "image": "i", "command": ["/agent"], "newer": true,
+                "env": [{"name": "A", "valueFrom": {"fileKeyRef": {"path": "p", "volumeName": "v", "key": "k"}}}],
+                "volumeMounts": [{"name": "v", "mountPath": "/a"}, {"name": "v", "mountPath": "/b", "newer": 2}]},
+            {"name": "other", "image": "o", "newer": false}],
+        "volumes": [{"name": "v", "emptyDir": {"stickyBit": true}}],
+    });
+    let made = built(&agent(pod.clone()), 1);
+    let sent = |pointer: &str| made.body.pointer(&format!("/spec/template/spec{pointer}")).cloned();
+    for pointer in [
+        "/hostnameOverride",
+        "/laterField/deep/0",
+        "/containers/0/newer",
+        "/containers/0/env/0/valueFrom/fileKeyRef",
+        "/containers/0/volumeMounts/1/newer",
+        "/containers/1/newer",
+        "/volumes/0/emptyDir/stickyBit",
+    ] {
+        assert!(pod.pointer(pointer).is_some() && sent(pointer) == pod.pointer(pointer).cloned(), "{pointer}");
+    }
+    assert_eq!(sent("/initContainers/0/name"), Some(json!("lockstep-install")));
+    assert_eq!(sent("/initContainers/1/restartPolicyRules/0/action"), Some(json!("Restart")));
+    assert_eq!(sent("/containers/0/command/0"), Some(json!(path::SHIM)), "what is ours stays ours");
+    assert_eq!((sent("/nothing"), sent("/initContainers/2")), (None, None));
+    // What our types know is sent as they say it.
+    let mut known = made.body.clone();
+    known["spec"]["template"] = json!(null);
+    let mut typed = serde_json::to_value(&made.job).expect("JSON");
+    typed["spec"]["template"] = json!(null);
+    assert_eq!(known, typed);
+}
+
+#[test]
+fn a_dry_run_has_the_template_as_it_was_written() {
+    let sent = dry_run(&agent(json!({"containers": [{"name": "agent", "resourcess": {}}]})), &around());
+    assert_eq!(sent.pointer("/spec/template/spec/containers/0/resourcess"), Some(&json!({})));
+    assert_eq!(sent.pointer("/spec/template/spec/restartPolicy"), Some(&json!("Never")));
+    assert!(sent.pointer("/metadata/labels").is_none());
+}
+
 #[test]
 fn a_job_runs_one_pod_once_and_names_its_origin() {
     let job = built(&agent(plain()), 2);
@@ -194,7 +303,7 @@ fn a_job_runs_one_pod_once_and_names_its_origin() {
     assert_eq!(meta.labels.as_ref().expect("labels")[LABEL_AGENT], "writer");
     let annotations = meta.annotations.as_ref().expect("annotations");
     assert_eq!(annotations[ANNOTATION_AGENT_GENERATION], "7");
-    let spec = job.spec.expect("a spec");
+    let spec = job.job.spec.expect("a spec");
     assert_eq!((spec.backoff_limit, spec.completions, spec.parallelism), (Some(0), Some(1), Some(1)));
     assert_eq!(spec.pod_replacement_policy.as_deref(), Some("Failed"));
     assert_eq!(spec.active_deadline_seconds, Some(600 + 3600 + 120));
@@ -229,7 +338,7 @@ fn the_policy_says_how_long_a_job_may_take() {
     let policy = AttemptPolicy { timeout: 10, ..AttemptPolicy::of(None, Some(&agent)) };
     let checked = CheckedAgent::of(&agent, &InProcess).expect("no faults");
     let job = job(&step_run_of("{}"), &StepRunStatus::default(), &checked, &policy, &around());
-    assert_eq!(job.spec.and_then(|s| s.active_deadline_seconds), Some(600 + 10 + 120));
+    assert_eq!(job.job.spec.and_then(|s| s.active_deadline_seconds), Some(600 + 10 + 120));
 }
 
 #[test]
@@ -242,4 +351,101 @@ fn a_template_without_an_agent_or_a_command_is_a_fault() {
     ] {
         assert!(CheckedAgent::of(&agent(pod), &InProcess).is_err());
     }
+}
+
+#[test]
+fn a_container_is_left_as_it_is_and_a_sidecar_claims_before_it_starts() {
+    let secret = json!({"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "k"}}});
+    let pod = json!({"terminationGracePeriodSeconds": 60, "newerField": {"kept": true},
+        "initContainers": [{"name": "fetch", "image": "f", "newerField": "kept"}],
+        "containers": [{"name": "agent", "image": "i", "args": ["x"], "env": [secret, {"name": "A", "value": "1"}],
+            "resources": {"requests": {"cpu": "2", "memory": "16Mi"}, "limits": {"memory": "1Gi", "example.com/gpu": "1"}},
+            "volumeMounts": [{"name": "out", "mountPath": "/out", "subPath": "a"}]}],
+        "volumes": [{"name": "out", "emptyDir": {}}]});
+    let mut bare = agent(pod.clone());
+    bare.spec.protocol = Protocol::None;
+    bare.spec.result_path = Some("/out/result.json".to_owned());
+    let job = built(&bare, 2);
+    let spec = &job.body["spec"]["template"]["spec"];
+    assert_eq!(spec["containers"], pod["containers"], "as it is written");
+    let names: Vec<&str> =
+        spec["initContainers"].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect();
+    assert_eq!(names, ["fetch", ATTENDANT]);
+    assert_eq!(
+        (&spec["initContainers"][0]["newerField"], &spec["newerField"]),
+        (&json!("kept"), &json!({"kept": true}))
+    );
+    let sidecar = pod_of(&job).init_containers.expect("a list")[1].clone();
+    assert_eq!(sidecar.command.expect("a command"), ["/lockstep-shim", "attend"]);
+    assert_eq!(sidecar.restart_policy.as_deref(), Some("Always"));
+    let resources = json!({"requests": {"cpu": "50m", "memory": "16Mi"}, "limits": {"memory": "32Mi"}});
+    assert_eq!(json!(sidecar.resources), resources, "it runs beside the agent, and what both have is counted");
+    let probe = sidecar.startup_probe.and_then(|probe| probe.exec?.command).expect("a probe");
+    assert_eq!(probe, ["/lockstep-shim", "attended"]);
+    let env: Vec<String> = sidecar.env.iter().flatten().map(|v| v.name.clone()).collect();
+    assert!(env.contains(&"KEY".to_owned()) && !env.contains(&"A".to_owned()), "{env:?}");
+    let told = |name: &str| sidecar.env.iter().flatten().find(|v| v.name == name).and_then(|v| v.value.clone());
+    assert_eq!(told(env::RESULT_PATH).as_deref(), Some("/out/result.json"));
+    assert_eq!(told(env::SECRET_NAMES).as_deref(), Some("KEY"));
+    let mounts: Vec<(String, String, Option<String>)> = sidecar
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|m| (m.name.clone(), m.mount_path.clone(), m.sub_path.clone()))
+        .collect();
+    assert!(mounts.contains(&("out".into(), "/out".into(), Some("a".into()))), "{mounts:?}");
+    assert!(mounts.iter().any(|(name, ..)| name == TOKEN_VOLUME));
+    assert!(mounts.iter().all(|(_, place, _)| place != path::ROOT), "a program of the image lies there: {mounts:?}");
+    assert_eq!(told(env::WORK).as_deref(), Some(ATTENDANT_ROOT));
+    // The token is in the sidecar alone.
+    assert!(pod_of(&job).containers.iter().all(|c| c.volume_mounts.iter().flatten().all(|m| m.name == "out")));
+    assert_eq!(sidecar.security_context.and_then(|c| c.run_as_non_root), Some(true));
+}
+
+#[test]
+fn a_prompt_is_a_pod_of_our_own_image() {
+    let spec = json!({"prompt": {"system": "Plan the work.", "model": "small", "baseURL": "https://models.example/v1",
+        "apiKeySecretRef": {"name": "model-keys", "key": "api"}, "caConfigMapRef": {"name": "models-ca"}}});
+    let mut prompt = Agent::new("writer", serde_json::from_value(spec).expect("a spec"));
+    let job = built(&prompt, 2);
+    let pod = pod_of(&job);
+    assert!(is_restricted(&pod) && pod.init_containers.is_none(), "it has the shim already");
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let own = agent_container(&pod);
+    assert_eq!((own.image.as_deref(), own.image_pull_policy.as_deref()), (Some("lockstep:1"), Some("IfNotPresent")));
+    assert_eq!(own.command.expect("a command"), PROMPT);
+    assert_eq!(own.args, None);
+    assert_eq!(own.termination_message_path.as_deref(), Some(path::TERMINATION_LOG));
+    let amounts = json!({"cpu": "100m", "memory": "128Mi"});
+    assert_eq!(json!(own.resources), json!({"requests": amounts, "limits": amounts}));
+    let mounts: Vec<(String, String)> =
+        own.volume_mounts.iter().flatten().map(|m| (m.name.clone(), m.mount_path.clone())).collect();
+    assert!(
+        mounts.contains(&(VOLUME.to_owned(), ATTENDANT_ROOT.to_owned())),
+        "a program of the image is where agents have it: {mounts:?}"
+    );
+    assert!(mounts.iter().any(|(name, _)| name == TOKEN_VOLUME));
+    assert!(mounts.contains(&("lockstep-ca".to_owned(), "/etc/lockstep/prompt".to_owned())), "{mounts:?}");
+    let volumes = pod.volumes.clone().unwrap_or_default();
+    let map = volumes.iter().find(|volume| volume.name == "lockstep-ca").and_then(|volume| volume.config_map.as_ref());
+    assert_eq!(json!(map), json!({"name": "models-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}));
+    let env = own.env.expect("an environment");
+    let value = |name: &str| env.iter().find(|v| v.name == name).and_then(|v| v.value.as_deref());
+    assert_eq!(value(env::SECRET_NAMES), Some("LOCKSTEP_API_KEY"));
+    assert_eq!(value("LOCKSTEP_CA_FILE"), Some("/etc/lockstep/prompt/ca.crt"));
+    assert_eq!((value(env::IN), value(env::WORK)), (Some("/lockstep-attend/in"), Some("/lockstep-attend/work")));
+    assert!(env.iter().all(|v| v.value.as_deref().is_none_or(|value| !value.contains("Plan the work"))), "{env:?}");
+    // What it is told goes with the pod, and reaches it with the claim.
+    let annotations = job.body["spec"]["template"]["metadata"]["annotations"].clone();
+    let terms: Terms = serde_json::from_str(annotations["lockstep.dev/terms"].as_str().expect("terms")).expect("JSON");
+    assert_eq!(terms.prompt, prompt.spec.prompt);
+    let digest = |job: &NewJob| job.body["metadata"]["annotations"][ANNOTATION_AGENT_DIGEST].clone();
+    let before = digest(&job);
+    prompt.spec.prompt.as_mut().expect("a prompt").model = "large".to_owned();
+    assert_ne!(digest(&built(&prompt, 2)), before);
+    let asked = dry_run(&prompt, &around());
+    assert_eq!(
+        asked["spec"]["template"]["spec"]["containers"][0]["image"], "lockstep:1",
+        "the API server is asked of it"
+    );
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::found::{Active, Found, State, Visited};
-use super::{Beginning, Walk, at_fault, failed, waits};
+use super::walk_result::{Active, ActiveState, Visited, WaitReason, WalkResult};
+use super::{NewStepRun, Walk, at_fault, failed, waits};
 use crate::api::agent::Agent;
 use crate::api::document::{Document, DocumentStatus, OUTPUT_TYPE, Scope};
-use crate::api::limits::PARAMETERS_BYTES;
+use crate::api::limits::{PARAMETERS_BYTES, QUESTION_CHARS};
 use crate::api::name;
 use crate::api::step_run::{
     AttemptResult, Binding, Comparison, DocumentRef, Item, Reuse, ScopeLink, StepRun, StepRunAsk, StepRunGate,
@@ -20,10 +20,10 @@ use crate::decide::outcome::Outcome;
 use crate::decide::output::{self, StoredOutput};
 use crate::decide::scope::{Fault, Frame};
 use crate::decide::step_run::has_changed;
-use crate::decide::{build, document, gate};
+use crate::decide::{build, document, gate, trace};
 use crate::definition::agent;
-use crate::definition::program::{DocumentSelector, OnReject, Parameters, Step};
-use crate::mutant::{self, Mutant};
+use crate::definition::expression::{self, Room, TextTemplate};
+use crate::definition::program::{DocumentSelector, Gate, OnReject, Parameters, Step};
 
 type Refused = (AttemptResult, Fault);
 
@@ -36,32 +36,34 @@ impl Walk<'_> {
         let made = self.spec(step, frame, documents).and_then(|spec| self.taken_over(spec, step, frame));
         match made {
             Ok(beginning) => {
-                let mut found = Found::default();
-                let state = State::Begins(own, Box::new(beginning));
+                let mut found = WalkResult::default();
+                let state = ActiveState::Begins(own, Box::new(beginning));
                 found.active.push(Active { place: frame.place(&step.path), state });
                 found.visited(Outcome::Open)
             }
-            Err((class, Fault::Wrong(message))) => failed(Found::default(), &step.path, frame, (class, message)),
+            Err((class, Fault::Wrong(message))) => failed(WalkResult::default(), &step.path, frame, (class, message)),
             Err((_, fault)) => at_fault(fault, &step.path, frame),
         }
     }
 
     /// The documents that a step reads, pinned; what is waited for, while one of them, or the Agent, is missing.
-    fn documents(&self, step: &Step, frame: &Frame) -> Result<Vec<DocumentRef>, Box<Found>> {
+    fn documents(&self, step: &Step, frame: &Frame) -> Result<Vec<DocumentRef>, Box<WalkResult>> {
         let Some(own) = step.agent() else { return Ok(Vec::new()) };
-        let mut waits = Found::default();
+        let mut waits = WalkResult::default();
         let Some(agent) = self.o.agents.get(&own.agent) else {
-            waits.waits.pending.push(format!("{}: Agent {} does not exist", step.path, own.agent));
+            let message = format!(
+                "{}: Agent {} does not exist in this namespace; the step starts when it does",
+                frame.place(&step.path),
+                own.agent
+            );
+            waits.waits.pending.push(WaitReason { reason: "AgentNotFound".to_owned(), message });
             return Err(Box::new(waits));
         };
         let from = self.sources.viewpoint(frame);
         let mut found: Vec<DocumentRef> = Vec::new();
         for selector in own.reads(agent) {
             match selector {
-                DocumentSelector::OfAllItems(kind) => {
-                    let all = document::fan_in(&self.o.documents, &kind, &from).into_iter();
-                    found.extend(all.map(|(key, d)| document::pinned(d, Some(key))));
-                }
+                DocumentSelector::OfAllItems(kind) => found.extend(self.fan_in(&kind, frame)),
                 DocumentSelector::Newest(kind) => match document::find(&self.o.documents, &kind, &from) {
                     Some(_) if found.iter().any(|old| old.key.is_none() && old.document_type == kind) => {}
                     Some(d) => found.push(document::pinned(d, None)),
@@ -76,12 +78,43 @@ impl Walk<'_> {
         Err(Box::new(waits))
     }
 
+    /// The documents of all items, in the order of their lists.
+    fn fan_in(&self, kind: &str, frame: &Frame) -> Vec<DocumentRef> {
+        let all = document::fan_in(&self.o.documents, kind, &self.sources.viewpoint(frame)).into_iter();
+        let mut placed: Vec<_> =
+            all.map(|(key, document)| (self.indexes(document, &key, frame), key, document)).collect();
+        placed.sort_by(|(a, a_key, _), (b, b_key, _)| a.cmp(b).then_with(|| a_key.cmp(b_key)));
+        let pinned = |(indexes, key, document): (Vec<Option<i32>>, String, &Arc<Document>)| {
+            document::pinned(document, Some((key, indexes.last().copied().flatten())))
+        };
+        placed.into_iter().map(pinned).collect()
+    }
+
+    /// Where the item that made a document stands in each of the lists around it. Its StepRun knows.
+    fn indexes(&self, document: &Document, key: &str, frame: &Frame) -> Vec<Option<i32>> {
+        let keys: Vec<String> = frame.keys.iter().cloned().chain(key.split('/').map(str::to_owned)).collect();
+        let path = document.spec.path.as_deref().unwrap_or_default();
+        let Some(made) = self.o.step_runs.get(&self.step_run_name(path, &keys)) else { return Vec::new() };
+        let mut indexes: Vec<_> =
+            made.spec.scope_chain.iter().skip(1 + frame.keys.len()).map(|link| link.index).collect();
+        // Older versions wrote down that of the innermost item only.
+        if let Some(last) = indexes.last_mut().filter(|last| last.is_none()) {
+            *last = made.spec.item.as_ref().map(|item| item.index);
+        }
+        indexes
+    }
+
     fn spec(&self, step: &Step, frame: &Frame, documents: Vec<DocumentRef>) -> Result<StepRunSpec, Refused> {
         let refused = |fault| (AttemptResult::ExpressionError, fault);
-        let scope = self.sources.scope(frame, &step.expressions(), &[]).map_err(refused)?;
+        let scope = self.sources.scope(frame, &step.expressions(), None).map_err(refused)?;
         let wrong = |text| refused(Fault::Wrong(text));
         let none = Parameters::default();
-        let parameters = step.parameters().unwrap_or(&none).expand(&scope).map_err(wrong)?;
+        let mut room = Room::of(PARAMETERS_BYTES);
+        let parameters = step.parameters().unwrap_or(&none).expand(&scope, &mut room);
+        let parameters = parameters.map_err(|text| {
+            let too_large = |text| (AttemptResult::InvalidParameters, Fault::Wrong(text));
+            if room.is_spent() { too_large(format!("{text}; pass a document instead")) } else { wrong(text) }
+        })?;
         let parameters = Value::Object(parameters).to_string();
         if parameters.len() > PARAMETERS_BYTES {
             let message = format!(
@@ -90,7 +123,7 @@ impl Walk<'_> {
             );
             return Err((AttemptResult::InvalidParameters, Fault::Wrong(message)));
         }
-        let question = step.ask().map(|ask| ask.question.expand_to_text(&scope)).transpose();
+        let question = step.ask().map(|ask| asked(&ask.question, &scope)).transpose();
         let question = question.map_err(|e| wrong(format!("ask.question: {e}")))?;
         let ask = step.ask().zip(question).map(|(ask, question)| StepRunAsk {
             name: step.name.clone(),
@@ -100,7 +133,10 @@ impl Walk<'_> {
         let run = &self.sources.program.run;
         let status = self.o.workflow.status.as_ref();
         let agent_id = step.agent().map(|own| own.agent.clone()).unwrap_or_default();
-        let question = ask.as_ref().map(|a| a.question.clone()).unwrap_or_default();
+        // That another run has another name makes no other question of it.
+        let question =
+            step.ask().map(|ask| ask.question.expand_nameless(&scope, &mut Room::of(QUESTION_BYTES))).transpose();
+        let question = question.map_err(wrong)?.unwrap_or_default();
         let digests: Vec<&[u8]> =
             [agent_id.as_bytes(), parameters.as_bytes(), run.input.as_bytes(), question.as_bytes()]
                 .into_iter()
@@ -111,6 +147,7 @@ impl Walk<'_> {
                 name: run.name.clone(),
                 uid: run.uid.clone(),
                 creator: status.and_then(|s| s.creator.clone()),
+                traceparent: trace::told(&self.o.workflow),
             },
             definition: status.and_then(|s| s.definition.clone()).unwrap_or_default(),
             path: step.path.to_string(),
@@ -126,14 +163,20 @@ impl Walk<'_> {
             scope_chain: self.scope_chain(frame),
             parameters,
             documents,
-            gate: self.gate(step),
+            gate: step.gate().map(|gate| self.gate(gate)),
+            budget: step.agent().and_then(|own| own.budget.clone()),
+            action_gates: step
+                .agent()
+                .into_iter()
+                .flat_map(|own| &own.action_gates)
+                .map(|gate| self.gate(gate))
+                .collect(),
         })
     }
 
-    fn gate(&self, step: &Step) -> Option<StepRunGate> {
-        let gate = step.gate()?;
+    fn gate(&self, gate: &Gate) -> StepRunGate {
         let creator = self.o.workflow.status.as_ref().and_then(|s| s.creator.clone());
-        Some(StepRunGate {
+        StepRunGate {
             name: gate.name.clone(),
             acceptors: gate.acceptors.clone(),
             approvals: gate.approvals,
@@ -141,15 +184,16 @@ impl Walk<'_> {
             require_review: gate.require_review,
             revise: matches!(gate.on_reject, OnReject::Revise { .. }),
             message: gate.message.clone(),
-        })
+        }
     }
 
     fn scope_chain(&self, frame: &Frame) -> Vec<ScopeLink> {
         let uid = &self.sources.program.run.uid;
-        let own = ScopeLink { scope: "workflow".to_owned(), scope_id: uid.clone() };
+        let own = ScopeLink { scope: "workflow".to_owned(), scope_id: uid.clone(), index: None };
         let items = frame.items.iter().enumerate().map(|(depth, entity)| ScopeLink {
             scope: entity.as_name.clone(),
             scope_id: name::scope_id(uid, &frame.keys[..=depth]),
+            index: Some(entity.index),
         });
         std::iter::once(own).chain(items).collect()
     }
@@ -157,16 +201,15 @@ impl Walk<'_> {
     // ---- what a finished run did already
 
     /// The same, if the run that this one goes on from completed it with the same input and nothing before it is new.
-    fn taken_over(&self, spec: StepRunSpec, step: &Step, frame: &Frame) -> Result<Beginning, Refused> {
+    fn taken_over(&self, spec: StepRunSpec, step: &Step, frame: &Frame) -> Result<NewStepRun, Refused> {
         let path: &str = &step.path;
-        let mut begun = Beginning { spec, keys: frame.keys.clone(), copies: Vec::new() };
+        let mut begun = NewStepRun { spec, keys: frame.keys.clone(), copies: Vec::new() };
         let (Some(of), Some(previous)) = (&self.o.workflow.spec.retry_of, &self.o.previous) else { return Ok(begun) };
         let from = of.from.as_deref().is_some_and(|from| from == path || path.starts_with(&format!("{from}/")));
-        let fresh = frame.fresh && !mutant::on(Mutant::ReuseUnchecked);
         let found = previous.step_runs.get(&name::step_run(&of.name, &of.uid, path, &frame.keys));
         let namespace = &self.o.workflow.metadata.namespace;
         let theirs = |old: &StepRun| old.metadata.namespace == *namespace && old.spec.workflow.uid == of.uid;
-        let whole = |old: &&Arc<StepRun>| !from && !fresh && theirs(old) && was_completed(old, &begun.spec);
+        let whole = |old: &&Arc<StepRun>| !from && !frame.fresh && theirs(old) && was_completed(old, &begun.spec);
         let Some(old) = found.filter(whole).cloned() else { return Ok(begun) };
         let then = previous.definition.as_deref().and_then(|d| d.step(path));
         let gate = match then {
@@ -206,7 +249,7 @@ impl Walk<'_> {
                     (*names, *bindings) = (Some(name), Some(binding));
                 }
                 // Its document is gone, or is another one: the step runs again.
-                Ok(None) => return Ok(Beginning { copies: Vec::new(), ..begun }),
+                Ok(None) => return Ok(NewStepRun { copies: Vec::new(), ..begun }),
                 Err(fault) => return Err((AttemptResult::ExpressionError, fault)),
             }
         }
@@ -233,10 +276,22 @@ impl Walk<'_> {
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         // What carries an output is found by nobody.
         let found = kind != OUTPUT_TYPE;
-        let status = found.then(|| document::put_up(&copy, &document::siblings(&self.o.documents, &copy)));
+        let status = found.then(|| document::initial_status(&copy, &document::siblings(&self.o.documents, &copy)));
         let name = copy.metadata.name.clone().unwrap_or_default();
         let binding = Binding { uid: None, digest: content.digest().to_owned() };
         Ok(Some((name, binding, Some((copy, status)))))
+    }
+}
+
+/// What that many characters have at most.
+const QUESTION_BYTES: usize = 4 * QUESTION_CHARS;
+
+/// A question as it is shown, if it is short enough to be.
+fn asked(question: &TextTemplate, scope: &expression::Scope) -> Result<String, String> {
+    let text = question.expand_to_text(scope, &mut Room::of(QUESTION_BYTES))?;
+    match text.chars().count() {
+        0..=QUESTION_CHARS => Ok(text),
+        chars => Err(format!("gives {chars} characters, at most {QUESTION_CHARS} are allowed")),
     }
 }
 
@@ -259,7 +314,7 @@ fn compare(old: &StepRunSpec, new: &StepRunSpec) -> Comparison {
 }
 
 /// Whether the Agent's work is shaped otherwise than when the result was made. What is not known counts as changed.
-fn works_otherwise(old: &StepRun, agent: &Agent) -> bool {
+pub fn works_otherwise(old: &StepRun, agent: &Agent) -> bool {
     let made = old.status.as_ref().and_then(|s| s.attempts.iter().rfind(|a| a.result == AttemptResult::Succeeded));
     match (agent_digest(old), made.and_then(|a| a.agent_generation)) {
         (Some(digest), _) => digest != agent::work_digest(agent),

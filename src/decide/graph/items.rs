@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::found::{Found, Visited};
 use super::list::Done;
-use super::{Fault, Frame, Start, Walk, at_fault, failed};
-use crate::api::limits::{DOCUMENT_BYTES, ITEMS};
+use super::walk_result::{Visited, WalkResult};
+use super::{Admission, Fault, Frame, Walk, at_fault, failed};
+use crate::api::limits::{COLLECTION_DOCUMENTS, DOCUMENT_BYTES, ITEMS};
 use crate::api::name;
 use crate::api::step_run::{AttemptResult, StepRunStatus};
 use crate::api::workflow::Phase;
@@ -16,29 +16,28 @@ use crate::decide::outcome::{Ended, Failure, Item, Outcome, Output};
 use crate::decide::scope::{self, Entity};
 use crate::decide::settled::{EndedItem, List};
 use crate::decide::tally::Collection;
-use crate::decide::{document, output};
+use crate::decide::{claim, document, output};
 use crate::definition::expression::{self, Expression, kind};
 use crate::definition::program::{ForEach, Step};
-use crate::mutant::{self, Mutant};
 
 type Keyed = Vec<(String, Arc<Value>)>;
 type Loop<'s> = (&'s Step, &'s ForEach);
 
-/// What a look at an item found.
-struct Look {
+/// What the visit of one item found.
+struct ItemVisit {
     outcome: Outcome,
-    found: Found,
+    found: WalkResult,
     /// Something of it was begun, in this pass or before.
     is_begun: bool,
 }
 
-/// Those that were looked at, and what they came to.
+/// The slots of a forEach, counted over the items that were visited.
 #[derive(Default)]
 struct Slots {
     /// Items that have an attempt queued or running.
     used: usize,
     /// Items of which nothing was begun before this pass, and what was found in them.
-    begun_now: Vec<(usize, Found)>,
+    begun_now: Vec<(usize, WalkResult)>,
     /// The first item that will fail.
     failing: Option<Failure>,
 }
@@ -49,13 +48,13 @@ impl Walk<'_> {
         let place = format!("{}\0{}", step.path, frame.keys.join("/"));
         let remembered = self.settled.lists.get(&place).filter(|_| !frame.cold);
         let known = remembered.filter(|list| self.is_latched(list, step, frame));
-        if known.is_none() && frame.start == Start::Behind {
+        if known.is_none() && frame.start == Admission::NotYet {
             if !self.has_begun(step, frame) {
-                return Found::default().visited(Outcome::Ahead);
+                return WalkResult::default().visited(Outcome::Ahead);
             }
             // No digest is latched inside of items: what this older copy makes of the list must not be remembered for it.
             if !frame.keys.is_empty() {
-                return Found::default().visited(Outcome::Open);
+                return WalkResult::default().visited(Outcome::Open);
             }
         }
         let list = match known.map_or_else(|| self.new_list(for_each, step, frame), |list| Ok(list.as_ref().clone())) {
@@ -69,7 +68,7 @@ impl Walk<'_> {
         // Where another list was remembered, what was remembered inside of it is of that one.
         let cold = known.is_none() && (frame.cold || remembered.is_some());
         let frame = Frame { cold, ..frame.clone() };
-        let mut found = Found { step_runs: list.step_runs, ..Found::default() };
+        let mut found = WalkResult { step_runs: list.step_runs, ..WalkResult::default() };
         let tally = found.tally(&step.path);
         tally.extent.plural = true;
         tally.counts.total = i32::try_from(list.items.len()).unwrap_or(i32::MAX);
@@ -77,8 +76,14 @@ impl Walk<'_> {
             tally.latched.collection = Some(list.collection.clone());
         }
         expect(step, list.items.len(), &mut found);
+        if frame.start == Admission::Open && self.is_to_be_latched(step, &frame) {
+            // What began now, here or behind an empty list, would be of another list than the one that is pinned in the end, where
+            // this copy of the documents lags or this operator dies before it has written. The write wakes the next pass.
+            found.lists.insert(place, Arc::new(list));
+            return found.visited(Outcome::Open);
+        }
         found.add_sums(&list.sums);
-        let all = known.is_none() && (frame.start != Start::May || cold);
+        let all = known.is_none() && (frame.start != Admission::Open || cold);
         let (visited, list) = self.items(what, &frame, list, (found, all));
         let mut found = visited.found;
         found.lists.insert(place, Arc::new(list));
@@ -87,42 +92,48 @@ impl Walk<'_> {
 
     /// Those that are open, then as many new ones as there are slots. Where nobody remembers which are open, all are looked
     /// at first.
-    fn items(&self, what: Loop<'_>, frame: &Frame, mut list: List, (mut found, all): (Found, bool)) -> (Visited, List) {
+    fn items(
+        &self,
+        what: Loop<'_>,
+        frame: &Frame,
+        mut list: List,
+        (mut found, all): (WalkResult, bool),
+    ) -> (Visited, List) {
         let (step, for_each) = what;
-        let allowed = for_each.tolerate.of(list.items.len()) + usize::from(mutant::on(Mutant::ToleranceMiscounted));
-        let limit = if mutant::on(Mutant::SlotsIgnored) { usize::MAX } else { for_each.max_parallel };
+        let allowed = for_each.tolerate.of(list.items.len());
+        let limit = for_each.max_parallel;
         let mut slots = Slots::default();
         if all {
-            let start = if frame.start == Start::Behind { Start::Behind } else { Start::Not };
+            let start = if frame.start == Admission::NotYet { Admission::NotYet } else { Admission::Closed };
             for index in 0..list.items.len() {
-                let look = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
+                let visit = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
                 // What is open is looked at again where it may go on.
-                let again = frame.start == Start::May && !look.has_ended();
-                let part = note(&mut list, index, look, &mut slots);
+                let again = frame.start == Admission::Open && !visit.has_ended();
+                let part = note(&mut list, index, visit, &mut slots);
                 found.looked += part.looked;
                 if !again {
-                    found.add(Found { looked: 0, ..part });
+                    found.add(WalkResult { looked: 0, ..part });
                 }
             }
         }
-        if frame.start == Start::May {
+        if frame.start == Admission::Open {
             slots.failing = None;
         }
-        if frame.start == Start::May || !all {
+        if frame.start == Admission::Open || !all {
             let open: Vec<usize> = list.open.keys().copied().collect();
             let busy: BTreeSet<usize> = open.iter().copied().filter(|index| self.is_busy(&list, *index)).collect();
             slots.used = busy.len();
             for index in open {
                 let has_slot = busy.contains(&index);
                 let free = (has_slot || slots.used < limit) && list.failures.count <= allowed;
-                let start = if free || frame.start == Start::Behind { frame.start } else { Start::Not };
-                let look = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
-                found.add(note(&mut list, index, look, &mut slots));
+                let start = if free || frame.start == Admission::NotYet { frame.start } else { Admission::Closed };
+                let visit = self.item(what, &Frame { start, ..frame.clone() }, index, &list);
+                found.add(note(&mut list, index, visit, &mut slots));
                 slots.used += usize::from(!has_slot && self.is_busy(&list, index));
             }
         }
         let mut index = list.frontier;
-        while frame.start == Start::May
+        while frame.start == Admission::Open
             && index < list.items.len()
             && slots.used < limit
             && list.failures.count <= allowed
@@ -130,9 +141,9 @@ impl Walk<'_> {
             && slots.failing.is_none()
         {
             if !list.is_begun(index) {
-                let look = self.item(what, frame, index, &list);
-                let anew = look.found.begins() && look.found.step_runs == 0;
-                let part = note(&mut list, index, look, &mut slots);
+                let visit = self.item(what, frame, index, &list);
+                let anew = visit.found.begins() && visit.found.step_runs == 0;
+                let part = note(&mut list, index, visit, &mut slots);
                 if anew {
                     slots.begun_now.push((index, part));
                 } else {
@@ -154,7 +165,7 @@ impl Walk<'_> {
         step: &Step,
         frame: &Frame,
         mut list: List,
-        (mut found, slots, allowed): (Found, Slots, usize),
+        (mut found, slots, allowed): (WalkResult, Slots, usize),
     ) -> (Visited, List) {
         let failures = &list.failures;
         let spent = if failures.count > allowed { failures.first.clone() } else { None };
@@ -188,7 +199,7 @@ impl Walk<'_> {
         (visited, list)
     }
 
-    fn item(&self, (step, for_each): Loop<'_>, frame: &Frame, index: usize, list: &List) -> Look {
+    fn item(&self, (step, for_each): Loop<'_>, frame: &Frame, index: usize, list: &List) -> ItemVisit {
         let (key, value) = list.items[index].clone();
         let mut inner = frame.clone();
         inner.keys.push(key);
@@ -201,12 +212,12 @@ impl Walk<'_> {
         if step.group().is_some() && (is_begun || over) {
             found.tally(&step.path).count_item(&outcome);
         }
-        if !is_begun && !over && inner.start != Start::May {
+        if !is_begun && !over && inner.start != Admission::Open {
             // It was not its turn: it leaves no trace.
-            found = Found::default();
+            found = WalkResult::default();
         }
         found.looked += 1;
-        Look { outcome, found, is_begun }
+        ItemVisit { outcome, found, is_begun }
     }
 
     /// What of an item that has ended goes into the list.
@@ -229,13 +240,20 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether an item has an attempt queued or running; those that wait for a person have given their slot up.
+    /// Whether an item has an attempt queued or running; those that wait for a person have given their slot up, unless their
+    /// agent waits in its pod.
     fn is_busy(&self, list: &List, index: usize) -> bool {
-        let runs = |s: &StepRunStatus| {
-            s.completed_at.is_none() && !matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput))
+        let waits = |s: &StepRunStatus| {
+            matches!(s.phase, Some(Phase::WaitingForAcceptance | Phase::WaitingForInput)) && !claim::agent_waits(s)
         };
+        let runs = |s: &StepRunStatus| s.completed_at.is_none() && !waits(s);
         let is_busy = |name: &String| self.o.step_runs.get(name).is_none_or(|s| s.status.as_ref().is_none_or(runs));
         list.open.get(&index).is_some_and(|own| own.iter().any(is_busy))
+    }
+
+    /// Whether no list is pinned yet where one will be.
+    fn is_to_be_latched(&self, step: &Step, frame: &Frame) -> bool {
+        frame.keys.is_empty() && self.latched.get(&*step.path).is_none_or(|s| s.collection_digest.is_none())
     }
 
     /// Whether a remembered list is the one that was latched: another operator may have read another one first.
@@ -266,18 +284,20 @@ impl Walk<'_> {
     // ---- the list
 
     fn new_list(&self, for_each: &ForEach, step: &Step, frame: &Frame) -> Result<List, Fault> {
-        let pinned = frame.keys.is_empty() && !mutant::on(Mutant::ListReadAgain);
+        let pinned = frame.keys.is_empty();
         let latched = self.latched.get(&*step.path).filter(|_| pinned);
-        let (old, documents) = latched.map(|s| (s.collection_digest.as_ref(), &*s.collection_documents)).unzip();
-        let (old, documents) = (old.flatten(), documents.unwrap_or_default());
+        let latched = latched.and_then(|s| Some((s.collection_digest.as_ref()?, &*s.collection_documents)));
+        let (old, documents) = latched.unzip();
         let wrong = |text: String| Fault::Wrong(format!("forEach.in{text}"));
         let scope = self.sources.scope(frame, &[&for_each.items], documents)?;
         let value = for_each.items.evaluate(&scope).map_err(|e| wrong(format!(": {e}")))?;
         let digest = name::digest_bytes(value.to_string().as_bytes());
         if old.is_some_and(|old| *old != digest) {
-            return Err(wrong(": the list is not the one it was when the step began".to_owned()));
+            return Err(wrong(
+                " gives another list than when the step began, and items of that one have started".to_owned(),
+            ));
         }
-        let documents = if old.is_some() { documents.to_vec() } else { self.read_from(&for_each.items, frame) };
+        let documents = documents.map_or_else(|| self.read_from(&for_each.items, frame), <[String]>::to_vec);
         let items = match value {
             Value::Null => Vec::new(),
             Value::Array(items) => items,
@@ -289,12 +309,12 @@ impl Walk<'_> {
 
     /// The documents that an expression reads from here, by name.
     fn read_from(&self, expression: &Expression, frame: &Frame) -> Vec<String> {
-        let (kinds, from) = (expression.members("documents"), self.sources.viewpoint(frame));
+        let (wanted, from) = (scope::named(&[expression], "documents"), self.sources.viewpoint(frame));
         let types = document::types(&self.o.documents).into_iter();
         types
-            .filter(|kind| kinds.contains(*kind) || kinds.contains(&expression::underscored(kind)))
+            .filter(|kind| wanted.has(kind) || wanted.has(&expression::underscored(kind)))
             .filter_map(|kind| document::find(&self.o.documents, kind, &from)?.metadata.name.clone())
-            .take(16)
+            .take(COLLECTION_DOCUMENTS)
             .collect()
     }
 
@@ -304,7 +324,7 @@ impl Walk<'_> {
             return Err(wrong(format!("in gives {} items, at most {ITEMS} are allowed", items.len())));
         }
         let key = for_each.key.as_ref();
-        let mut scope = key.map(|key| self.sources.scope(frame, &[key], &[])).transpose()?;
+        let mut scope = key.map(|key| self.sources.scope(frame, &[key], None)).transpose()?;
         let mut seen = BTreeSet::new();
         let mut keyed = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
@@ -327,7 +347,7 @@ impl Walk<'_> {
                 )));
             }
             if !seen.insert(own.clone()) {
-                return Err(wrong(format!("key: {own:?} stands twice")));
+                return Err(wrong(format!("key: two items have the key {own:?}")));
             }
             keyed.push((own, Arc::new(value)));
         }
@@ -335,15 +355,15 @@ impl Walk<'_> {
     }
 }
 
-impl Look {
+impl ItemVisit {
     fn has_ended(&self) -> bool {
         matches!(self.outcome, Outcome::Done(_) | Outcome::Failed(_))
     }
 }
 
 /// Writes down in the list how far an item has come; gives what of it counts beside the list.
-fn note(list: &mut List, index: usize, look: Look, slots: &mut Slots) -> Found {
-    let Look { outcome, mut found, is_begun } = look;
+fn note(list: &mut List, index: usize, visit: ItemVisit, slots: &mut Slots) -> WalkResult {
+    let ItemVisit { outcome, mut found, is_begun } = visit;
     list.open.remove(&index);
     match outcome {
         Outcome::Done(ended) => close(list, index, &mut found, EndedItem::Done(ended)),
@@ -364,17 +384,26 @@ fn note(list: &mut List, index: usize, look: Look, slots: &mut Slots) -> Found {
 }
 
 /// What is remembered of forEach inside an item goes with it.
-fn close(list: &mut List, index: usize, found: &mut Found, ended: EndedItem) {
+fn close(list: &mut List, index: usize, found: &mut WalkResult, ended: EndedItem) {
     for (path, sum) in &found.tallies {
         list.sums.entry(path.clone()).or_default().add(sum);
     }
     list.step_runs += found.step_runs;
+    let ended = kept(list, ended);
     list.ended.insert_mut(index, ended);
     found.lists.clear();
 }
 
+/// A list that is too large fails in the end, and what went past its bound is not held until then.
+fn kept(list: &mut List, ended: EndedItem) -> EndedItem {
+    let EndedItem::Done(ended) = ended else { return ended };
+    list.bytes += least_size(&ended.output);
+    let output = if list.bytes > DOCUMENT_BYTES { Output::Null } else { ended.output };
+    EndedItem::Done(Ended { output, ..ended })
+}
+
 /// The steps of a group have to be done once for each item.
-fn expect(group: &Step, items: usize, found: &mut Found) {
+fn expect(group: &Step, items: usize, found: &mut WalkResult) {
     for step in group.group().into_iter().flat_map(|list| &list.steps) {
         let tally = found.tally(&step.path);
         tally.extent.expect(items);
@@ -392,18 +421,16 @@ fn gathered(list: &mut List) -> Result<Arc<Vec<Item>>, String> {
     if let Some(known) = &list.output {
         return Ok(Arc::clone(known));
     }
-    let mut bytes = 0;
+    if list.bytes > DOCUMENT_BYTES {
+        return Err(scope::too_large());
+    }
     let mut items = Vec::with_capacity(list.items.len());
     for (index, (key, _)) in list.items.iter().enumerate() {
         let (phase, output) = match list.ended.get(&index) {
             Some(EndedItem::Done(ended)) => (ended.phase, ended.output.clone()),
             _ => (Phase::Failed, Output::Null),
         };
-        bytes += least_size(&output);
         items.push(Item { key: key.clone(), phase, output });
-    }
-    if bytes > DOCUMENT_BYTES {
-        return Err(scope::too_large());
     }
     let items = Arc::new(items);
     list.output = Some(Arc::clone(&items));

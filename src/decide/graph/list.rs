@@ -5,8 +5,8 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 use serde_json::Value;
 
-use super::found::{Found, Visited};
-use super::{Fault, Frame, Start, Walk, at_fault};
+use super::walk_result::{Visited, WalkResult};
+use super::{Admission, Fault, Frame, Walk, at_fault};
 use crate::api::limits::DOCUMENT_BYTES;
 use crate::api::step::{OnFailure, Order};
 use crate::api::step_run::AttemptResult;
@@ -14,7 +14,6 @@ use crate::api::workflow::Phase;
 use crate::decide::outcome::{Ended, Failure, Outcome, Output};
 use crate::definition::expression::{self, Expression};
 use crate::definition::program::{Step, StepKind, StepList};
-use crate::mutant::{self, Mutant};
 
 /// The steps of a list that have ended, by name.
 pub(super) type Done = RedBlackTreeMapSync<String, Ended>;
@@ -33,7 +32,7 @@ impl Walk<'_> {
     /// The steps of the group at `path`; of the run itself where that is empty.
     pub(super) fn list(&self, list: &StepList, path: &str, frame: &Frame) -> (Visited, Done) {
         let mut here = frame.clone();
-        let mut found = Found::default();
+        let mut found = WalkResult::default();
         let mut progress =
             Progress { ended: vec![None; list.steps.len()], failure: None, open: false, ahead: false, begun: false };
         for &index in &list.sequence {
@@ -66,7 +65,7 @@ impl Walk<'_> {
             Progress { open, ahead, begun, .. } if open || ahead && begun => found.visited(Outcome::Open),
             Progress { ahead: true, .. } => found.visited(Outcome::Ahead),
             Progress { ended, .. } => {
-                let visited = self.together(list, path, &ended, &here);
+                let visited = self.outcome_of_graph(list, path, &ended, &here);
                 found.add(visited.found);
                 found.visited(visited.outcome)
             }
@@ -77,17 +76,21 @@ impl Walk<'_> {
     /// One step of a list behind those before it; and whether its turn has come.
     fn in_turn(&self, list: &StepList, index: usize, progress: &Progress, here: &Frame) -> (Visited, bool) {
         let (step, graph) = (&list.steps[index], list.order == Order::Graph);
-        let ignored = graph && mutant::on(Mutant::NeedsIgnored);
-        let needed = if ignored { &[][..] } else { step.needs.as_slice() };
+        let needed = step.needs.as_slice();
         let before = |n: &usize| progress.ended[*n].as_ref();
         let its_turn = needed.iter().all(|n| before(n).is_some());
         let ready = its_turn && progress.failure.is_none();
         let fresh = here.fresh || needed.iter().any(|n| before(n).is_some_and(|e| e.fresh));
-        let inner = Frame { start: if ready { here.start } else { Start::Behind }, fresh, ..here.clone() };
+        let start = match here.start {
+            start if ready => start,
+            // Beside a branch that fails nothing new begins; what is there is looked at whole, also where nobody remembers it.
+            Admission::Open | Admission::Closed if its_turn => Admission::Closed,
+            _ => Admission::NotYet,
+        };
+        let inner = Frame { start, fresh, ..here.clone() };
         let skipped = |n: &usize| before(n).is_some_and(|e| e.phase == Phase::Skipped);
         let handed_on = |n: &usize| skipped(n) && !step.asks_about(&list.steps[*n].name);
-        let in_graph = graph && !mutant::on(Mutant::SkipNotHandedOn);
-        let passed_by = in_graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
+        let passed_by = graph && needed.iter().any(handed_on) || self.is_skipped(step, &inner);
         let visited = if its_turn && passed_by {
             skip(step, &inner)
         } else if ready {
@@ -99,7 +102,7 @@ impl Walk<'_> {
     }
 
     /// What a list gives whose steps have all ended: its last step's output, unless told.
-    fn together(&self, list: &StepList, path: &str, ended: &[Option<Ended>], frame: &Frame) -> Visited {
+    fn outcome_of_graph(&self, list: &StepList, path: &str, ended: &[Option<Ended>], frame: &Frame) -> Visited {
         let fresh = frame.fresh || ended.iter().flatten().any(|e| e.fresh);
         let output_of_last = ended.last().cloned().flatten().map_or(Output::Null, |e| e.output);
         let (output, values) = match list.output.as_ref().map(|output| self.computed(output, path, frame)) {
@@ -110,7 +113,7 @@ impl Walk<'_> {
         // Inside of items it goes with its item.
         let values = values.filter(|_| frame.keys.is_empty()).into_iter().collect();
         let ended = Ended { phase: Phase::Completed, output, fresh };
-        Found { values, ..Found::default() }.visited(Outcome::Done(ended))
+        WalkResult { values, ..WalkResult::default() }.visited(Outcome::Done(ended))
     }
 
     /// A value that is computed once from what cannot change any more.
@@ -202,20 +205,21 @@ impl Walk<'_> {
 }
 
 fn skip(step: &Step, frame: &Frame) -> Visited {
-    let mut found = Found::default();
-    skipped(step, &mut found);
+    let mut found = WalkResult::default();
+    skipped(step, &mut found, usize::from(frame.keys.is_empty()));
     // What is new before it is new for those behind it, too.
     found.visited(Outcome::Done(Ended { phase: Phase::Skipped, output: Output::Null, fresh: frame.fresh }))
 }
 
-/// The step, and all that is in it.
-fn skipped(step: &Step, found: &mut Found) {
+/// The step, and all that is in it, which are expected so often more. The forEach around an item expects it already; what is
+/// in a forEach of its own nobody expects where that is skipped.
+fn skipped(step: &Step, found: &mut WalkResult, times: usize) {
     let tally = found.tally(&step.path);
     tally.counts.skipped += 1;
     tally.extent.complete += 1;
-    tally.extent.wanted = Some(1);
+    tally.extent.expect(times);
     for inner in step.group().into_iter().flat_map(|group| &group.steps) {
-        skipped(inner, found);
+        skipped(inner, found, if step.for_each.is_some() { 1 } else { times });
     }
 }
 

@@ -4,6 +4,7 @@ use crate::api::definition::Definition;
 use crate::api::name;
 use crate::api::step_run::{AgentReport, GateStatus, Report, ReportClass, ResultRef, StepRunStatus};
 use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
+use crate::decide::content::{Content, Contents, Loaded, Pin};
 use crate::decide::workflow::committed;
 use crate::decide::{build, status};
 use crate::definition::expression::InProcess;
@@ -37,8 +38,11 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
         agents: [("x".to_owned(), agent)].into(),
         step_runs: crate::decide::observed::StepRuns::default(),
         documents: document::Documents::default(),
-        contents: BTreeMap::new(),
+        contents: Contents::default(),
         previous: None,
+        pods_ending: 0,
+        memories: Vec::new(),
+        budget: crate::decide::budget::RunBudget::default(),
         settled: Arc::default(),
         evaluator: Arc::new(InProcess),
         now: NOW,
@@ -51,10 +55,16 @@ fn step_on(o: &mut Observed, program: &Program) -> Walked {
     step_on_with(o, program, "1", None)
 }
 
+fn pinned(o: &Observed) -> usize {
+    let steps = o.workflow.status.iter().flat_map(|s| &s.steps);
+    steps.filter(|s| s.collection_digest.is_some()).count()
+}
+
 /// The same, with what each step gives, and a gate that somebody has decided.
 fn step_on_with(o: &mut Observed, program: &Program, output: &str, gate: Option<&GateStatus>) -> Walked {
-    let mut walked = walk(o, program, Start::May);
-    for Beginning { spec, keys, .. } in std::mem::take(&mut walked.progress.creates) {
+    let before = pinned(o);
+    let mut walked = walk(o, program, Admission::Open);
+    for NewStepRun { spec, keys, .. } in std::mem::take(&mut walked.progress.creates) {
         let mut made = build::step_run(&o.workflow, "s", spec, &keys);
         let digest = name::digest_bytes(output.as_bytes());
         let report = Report {
@@ -67,8 +77,10 @@ fn step_on_with(o: &mut Observed, program: &Program, output: &str, gate: Option<
             output_binding: None,
             document_name: None,
             document_binding: None,
+            questions: Vec::new(),
             message: None,
             log_tail: None,
+            interrupted: false,
             at: NOW,
         };
         made.status = Some(StepRunStatus {
@@ -89,7 +101,8 @@ fn step_on_with(o: &mut Observed, program: &Program, output: &str, gate: Option<
     workflow.status = Some(after);
     o.workflow = Arc::new(workflow);
     o.settled = Arc::new(walked.settled.clone());
-    walked
+    // A pass that pins a list is followed by the one in which its items begin.
+    if pinned(o) > before { step_on_with(o, program, output, gate) } else { walked }
 }
 
 #[test]
@@ -112,7 +125,7 @@ fn a_pass_looks_at_what_is_open_not_at_what_there_is() {
     assert_eq!(o.step_runs.size(), 5_000);
     // Whoever remembers nothing finds the same.
     o.settled = Arc::default();
-    let cold = walk(&o, &program, Start::May);
+    let cold = walk(&o, &program, Admission::Open);
     assert!(cold.progress.done.is_some() && cold.progress.creates.is_empty());
 }
 
@@ -222,7 +235,7 @@ fn an_older_copy_takes_nothing_back_that_was_latched() {
     let (o, program) = with_an_older_copy();
     let before = o.workflow.status.clone().unwrap_or_default();
     assert!(before.steps[1].collection_digest.is_some() && before.steps[0].step_run.is_some());
-    let after = walk(&o, &program, Start::May).progress;
+    let after = walk(&o, &program, Admission::Open).progress;
     for (was, is) in before.steps.iter().zip(&after.steps) {
         let latched = |s: &StepStatus| (s.step_run.clone(), s.collection_digest.clone(), s.started_at.clone());
         assert_eq!(latched(was), latched(is), "{}", was.path);
@@ -232,7 +245,7 @@ fn an_older_copy_takes_nothing_back_that_was_latched() {
 #[test]
 fn a_step_that_is_open_in_an_older_copy_fails_nothing_behind_it() {
     let (o, program) = with_an_older_copy();
-    let after = walk(&o, &program, Start::May).progress;
+    let after = walk(&o, &program, Admission::Open).progress;
     // Its items cannot be listed without its output, and their StepRuns are not met: neither is a fault.
     assert_eq!(after.failure, None);
     assert!(after.steps.iter().all(|s| s.phase != Phase::Failed), "{:?}", after.steps);
@@ -246,9 +259,9 @@ fn what_ended_before_what_it_needs_in_an_older_copy_lets_nothing_begin() {
     let (mut o, program) = run(&steps, &json!({}));
     step_on(&mut o, &program);
     step_on(&mut o, &program);
-    assert_eq!(begins(&walk(&o, &program, Start::May)), ["c"]);
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), ["c"]);
     change(&mut o, "a", None, open);
-    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), Vec::<String>::new());
 }
 
 #[test]
@@ -263,9 +276,9 @@ fn items_that_another_operator_began_hold_their_slots() {
     change(&mut o, "each", Some("2"), open);
     change(&mut o, "each", Some("3"), open);
     o.settled = remembered;
-    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), Vec::<String>::new());
     change(&mut o, "each", Some("3"), |s| s.phase = Some(Phase::WaitingForAcceptance));
-    assert_eq!(begins(&walk(&o, &program, Start::May)), ["each/4"], "who waits has given the slot up");
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), ["each/4"], "who waits has given the slot up");
 }
 
 #[test]
@@ -279,7 +292,7 @@ fn an_item_that_another_operator_took_on_holds_its_slot_again() {
         s.phase = Some(Phase::WaitingForAcceptance);
         s.completed_at = None;
     });
-    let seen = walk(&o, &program, Start::Not);
+    let seen = walk(&o, &program, Admission::Closed);
     o.settled = Arc::new(seen.settled);
     change(&mut o, "each/first", Some("0"), |s| {
         s.phase = Some(Phase::Completed);
@@ -289,7 +302,7 @@ fn an_item_that_another_operator_took_on_holds_its_slot_again() {
     step_on(&mut o, &program);
     change(&mut o, "each/second", Some("0"), open);
     o.settled = remembered;
-    assert_eq!(begins(&walk(&o, &program, Start::May)), Vec::<String>::new());
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), Vec::<String>::new());
 }
 
 #[test]
@@ -298,17 +311,91 @@ fn a_remembered_list_is_forgotten_where_another_one_was_latched() {
     let steps = json!([{"name": "each", "agentId": "x", "forEach": each}]);
     let (mut o, mine) = run(&steps, &json!({"all": [1, 2, 3]}));
     let (mut other, theirs) = run(&steps, &json!({"all": [7, 8, 9]}));
-    let remembered = Arc::new(walk(&o, &mine, Start::May).settled);
+    let remembered = Arc::new(walk(&o, &mine, Admission::Open).settled);
     step_on(&mut other, &theirs);
     // The other one read another list, and latched it first.
     o.workflow = Arc::clone(&other.workflow);
     o.step_runs = other.step_runs.clone();
     o.settled = remembered;
-    let after = walk(&o, &theirs, Start::May).progress;
+    let after = walk(&o, &theirs, Admission::Open).progress;
     let latched = other.workflow.status.clone().unwrap_or_default().steps[0].clone();
     assert_eq!(after.steps[0].collection_digest, latched.collection_digest);
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
+}
+
+#[test]
+fn nothing_begins_on_a_list_that_is_not_pinned_yet() {
+    let each = |list: &str| json!({"in": list, "as": "n"});
+    let steps = json!([{"name": "none", "agentId": "x", "forEach": each("[]")},
+        {"name": "each", "agentId": "x", "forEach": each("parameters.all")}]);
+    let (mut o, program) = run(&steps, &json!({"all": [1, 2]}));
+    let mut passes = Vec::new();
+    for _ in 0..3 {
+        let walked = walk(&o, &program, Admission::Open);
+        let mut after = o.workflow.status.clone().unwrap_or_default();
+        status::derive(&mut after, &walked.progress, (status::End::Open, &NOW));
+        let mut workflow = o.workflow.as_ref().clone();
+        workflow.status = Some(after);
+        o.workflow = Arc::new(workflow);
+        o.settled = Arc::new(walked.settled.clone());
+        passes.push((pinned(&o), begins(&walked).len()));
+    }
+    assert_eq!(passes, [(1, 0), (2, 0), (2, 2)]);
+}
+
+/// A document that comes later is none of the list, also for an operator that remembers nothing.
+#[test]
+fn a_list_of_no_document_stays_so() {
+    use crate::api::document::{DocumentPhase, DocumentSpec, DocumentStatus, Scope};
+    use crate::api::step::Format;
+    let each = json!({"in": "has(documents.brief) ? documents.brief : []", "as": "n"});
+    let steps = json!([{"name": "each", "agentId": "x", "forEach": each}, {"name": "last", "agentId": "x"}]);
+    let (mut o, program) = run(&steps, &json!({}));
+    step_on(&mut o, &program);
+    let spec = DocumentSpec {
+        document_type: "brief".into(),
+        scope: Scope::Namespace,
+        format: Format::Json,
+        content: "[1, 2]".into(),
+        ..DocumentSpec::default()
+    };
+    let mut brief = Document::new("brief-1", spec);
+    brief.status = Some(DocumentStatus {
+        phase: Some(DocumentPhase::Published),
+        revision: Some(1),
+        digest: Some(name::digest_bytes(b"[1, 2]")),
+        ..DocumentStatus::default()
+    });
+    o.documents.insert_mut(document::key(&brief), Arc::new(brief));
+    for settled in [Arc::clone(&o.settled), Arc::default()] {
+        o.settled = settled;
+        let walked = walk(&o, &program, Admission::Open);
+        assert!(walked.progress.failure.is_none() && walked.unread.is_empty(), "{:?}", walked.progress.failure);
+        assert!(walked.progress.done.is_some(), "{:?}", walked.progress.steps);
+    }
+}
+
+/// A copy of the documents that lags: what the list was read from is asked for, and another is no stand-in.
+#[test]
+fn a_document_of_a_list_that_a_copy_does_not_show_is_asked_for() {
+    let each = json!({"in": "has(documents.brief) ? documents.brief : []", "as": "n"});
+    let (mut o, program) = run(&json!([{"name": "each", "agentId": "x", "forEach": each}]), &json!({}));
+    let digest = name::digest_bytes(json!([1, 2]).to_string().as_bytes());
+    let latched = json!({"steps": [{"path": "each", "phase": "Running", "collectionDigest": digest,
+        "collectionDocuments": ["brief-1"]}]});
+    let mut workflow = o.workflow.as_ref().clone();
+    workflow.status = Some(serde_json::from_value(latched).expect("a status"));
+    o.workflow = Arc::new(workflow);
+    let spec = json!({"type": "brief", "scope": "Namespace", "format": "json", "content": "[1, 2]"});
+    let brief = Document::new("brief-1", serde_json::from_value(spec).expect("a spec"));
+    let pin = Pin { name: "brief-1".into(), ..Pin::default() };
+    assert_eq!(walk(&o, &program, Admission::Open).unread, vec![pin.clone()]);
+    o.contents.insert(pin.clone(), Content::of(&pin, Some(&Loaded::new(Arc::new(brief)))));
+    assert_eq!(begins(&walk(&o, &program, Admission::Open)), ["each/0", "each/1"]);
+    o.contents.insert(pin.clone(), Content::of(&pin, None));
+    let failure = walk(&o, &program, Admission::Open).progress.failure.map(|failure| failure.class);
+    assert_eq!(failure, Some(AttemptResult::DocumentChanged), "it is gone");
 }
 
 #[test]
@@ -385,7 +472,7 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
         // One of them is behind in the cache of Documents: it comes again, the others do not.
         let late = ended[..1].to_vec();
         Arc::make_mut(&mut o.settled).late.clone_from(&late);
-        let again = walk(&o, &program, Start::Not).settled;
+        let again = walk(&o, &program, Admission::Closed).settled;
         let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
         assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
         Arc::make_mut(&mut o.settled).late.clear();
@@ -408,11 +495,11 @@ fn the_list_of_an_item_is_not_remembered_from_an_older_copy() {
     // A restart, on a copy in which the list has not been made yet; then one that has caught up.
     change(&mut o, "outer/list", Some("p"), open);
     o.settled = Arc::default();
-    let behind = walk(&o, &program, Start::May);
+    let behind = walk(&o, &program, Admission::Open);
     assert!(behind.progress.done.is_none() && behind.progress.failure.is_none());
     o.settled = Arc::new(behind.settled);
     o.step_runs = newer;
-    let after = walk(&o, &program, Start::May).progress;
+    let after = walk(&o, &program, Admission::Open).progress;
     let values: Vec<_> = after.creates.iter().filter_map(|b| Some(b.spec.item.clone()?.value)).collect();
     assert_eq!(values, [json!(8)]);
 }
@@ -428,7 +515,7 @@ fn when_a_step_began_stays_as_it_was_latched() {
     let mut workflow = o.workflow.as_ref().clone();
     workflow.status.as_mut().expect("it has one").steps[0].started_at.clone_from(&other);
     o.workflow = Arc::new(workflow);
-    let walked = walk(&o, &program, Start::May);
+    let walked = walk(&o, &program, Admission::Open);
     assert_eq!(walked.progress.steps[0].started_at, other, "two operators would correct each other for ever");
 }
 
@@ -442,15 +529,14 @@ fn what_was_skipped_stays_so_after_a_failure() {
     };
     assert!(skipped(&step_on(&mut o, &program)));
     change(&mut o, "g/a", None, |status| status.phase = Some(Phase::Failed));
-    let walked = walk(&o, &program, Start::May);
+    let walked = walk(&o, &program, Admission::Open);
     assert!(skipped(&walked), "{:?}", walked.progress.steps);
 }
 
 /// Reads what it is asked to from these Documents: name, UID, content.
 fn read_from(o: &mut Observed, program: &Program, there: &[(&str, &str, &str)]) -> Walked {
-    use crate::decide::content::{Content, Loaded};
     for _ in 0..5 {
-        let walked = walk(o, program, Start::May);
+        let walked = walk(o, program, Admission::Open);
         if walked.unread.is_empty() {
             return walked;
         }
@@ -464,6 +550,177 @@ fn read_from(o: &mut Observed, program: &Program, there: &[(&str, &str, &str)]) 
         }
     }
     panic!("it reads for ever")
+}
+
+/// So many documents in the namespace, each of a type of its own, and their contents of so many bytes.
+fn put(o: &mut Observed, number: usize, bytes: usize) -> Vec<(String, String)> {
+    let content = "x".repeat(bytes);
+    for n in 0..number {
+        let kind = format!("d{n:04}");
+        let spec = json!({"type": kind, "scope": "Namespace", "format": "text", "content": ""});
+        let mut document = Document::new(&kind, serde_json::from_value(spec).expect("a spec"));
+        document.metadata.uid = Some(kind.clone());
+        let digest = name::digest_bytes(content.as_bytes());
+        document.status = serde_json::from_value(json!({"phase": "Published", "digest": digest, "revision": 1})).ok();
+        o.documents.insert_mut(document::key(&document), Arc::new(document));
+    }
+    (0..number).map(|n| (format!("d{n:04}"), content.clone())).collect()
+}
+
+/// Fetches as the operator does: as much as there is room for. How many were fetched, too.
+fn fetch(o: &mut Observed, program: &Program, there: &[(String, String)]) -> (Walked, usize) {
+    let mut fetched = 0;
+    for _ in 0..100 {
+        let walked = walk(o, program, Admission::Open);
+        if walked.unread.is_empty() {
+            return (walked, fetched);
+        }
+        o.settled = Arc::new(walked.settled);
+        o.contents.make_room(walked.unread.len());
+        for pin in walked.unread {
+            if o.contents.is_full() {
+                continue;
+            }
+            let kind = pin.name.clone();
+            let (_, content) = there.iter().find(|(name, _)| *name == kind).expect("it is there");
+            let spec = json!({"type": kind, "scope": "Namespace", "format": "text", "content": content});
+            let mut document = Document::new(&kind, serde_json::from_value(spec).expect("a spec"));
+            document.metadata.uid = Some(kind);
+            let found = Content::of(&pin, Some(&Loaded::new(Arc::new(document))));
+            o.contents.insert(pin, found);
+            fetched += 1;
+        }
+    }
+    panic!("it reads for ever")
+}
+
+#[test]
+fn the_expressions_of_one_place_read_only_so_many_documents() {
+    use crate::api::limits::EXPRESSION_DOCUMENTS;
+    let whole = json!([{"name": "a", "agentId": "x", "parameters": {"n": "${ size(documents) }"}}]);
+    let path = |number: usize| {
+        let parameters: serde_json::Map<_, _> =
+            (0..number).map(|n| (format!("p{n}"), json!(format!("${{ documents.d{n:04} }}")))).collect();
+        json!([{"name": "a", "agentId": "x", "parameters": parameters}])
+    };
+    for (what, steps, number, bytes, most, wrong) in [
+        ("few", whole.clone(), 3, 10, 3, None),
+        ("as many as may be", path(EXPRESSION_DOCUMENTS), EXPRESSION_DOCUMENTS, 10, EXPRESSION_DOCUMENTS, None),
+        ("too many", whole.clone(), 65, 10, 0, Some("more than 64 documents")),
+        ("too many names", path(65), 65, 10, 0, Some("more than 64 documents")),
+        ("large ones", whole, 30, 500_000, 30, Some("more than 4194304 bytes together")),
+        ("large ones by name", path(30), 30, 500_000, 30, Some("more than 4194304 bytes together")),
+    ] {
+        let (mut o, program) = run(&steps, &json!({}));
+        let there = put(&mut o, number, bytes);
+        let (walked, fetched) = fetch(&mut o, &program, &there);
+        assert!(fetched <= most, "{what}: {fetched} were fetched");
+        match (walked.progress.failure, wrong) {
+            (None, None) => assert_eq!(walked.progress.creates.len(), 1, "{what}"),
+            (Some(Failure { class: AttemptResult::ExpressionError, message, .. }), Some(wrong)) => {
+                assert!(message.contains(wrong), "{what}: {message}");
+            }
+            (failure, _) => panic!("{what}: {failure:?}"),
+        }
+    }
+}
+
+#[test]
+fn steps_that_read_more_than_there_is_room_for_begin_one_after_the_other() {
+    let step = |n: usize| {
+        let parameters = json!({"t": format!("${{ documents.?d{n:04}.x.orValue('') }}")});
+        json!({"name": format!("s{n}"), "agentId": "x", "parameters": parameters})
+    };
+    let definition = Definition {
+        workflow: "w".into(),
+        workflow_uid: "12345678-rest".into(),
+        steps: serde_json::from_value((0..60).map(step).collect()).expect("steps"),
+        order: crate::api::step::Order::Graph,
+        ..Definition::default()
+    };
+    let (mut o, program) = run_of(&definition);
+    let there = put(&mut o, 60, 10_000);
+    assert_eq!(fetch(&mut o, &program, &there).0.progress.creates.len(), 60, "there is room for all");
+    let (mut o, program) = run_of(&definition);
+    let there = put(&mut o, 60, 524_000);
+    let mut begun = 0;
+    for _ in 0..5 {
+        let (walked, _) = fetch(&mut o, &program, &there);
+        assert!(walked.progress.failure.is_none(), "{:?}", walked.progress.failure);
+        let creates = walked.progress.creates;
+        assert!(!creates.is_empty() && creates.len() < 40, "{} begin", creates.len());
+        begun += creates.len();
+        for NewStepRun { spec, keys, .. } in creates {
+            let own = build::step_run_name("w", "12345678-rest", &spec.path, &keys);
+            o.step_runs.insert_mut(own, Arc::new(build::step_run(&o.workflow, "s", spec, &keys)));
+        }
+        o.contents = Contents::default();
+        if begun == 60 {
+            return;
+        }
+    }
+    panic!("only {begun} of 60 began");
+}
+
+/// As after a restart: nothing is remembered, and the outputs of all items are more than there is room for.
+#[test]
+fn what_items_gave_is_collected_by_parts() {
+    let inner = json!([{"name": "a", "agentId": "x"}]);
+    let each =
+        json!({"in": "parameters.list", "as": "n", "maxParallel": 60, "collect": "steps.a.output.?y.orValue('-')"});
+    let list: Vec<usize> = (0..60).collect();
+    let (mut o, program) = run(&json!([{"name": "g", "forEach": each, "steps": inner}]), &json!({"list": list}));
+    step_on(&mut o, &program);
+    let content = json!({"x": "x".repeat(520_000)}).to_string();
+    let digest = name::digest_bytes(content.as_bytes());
+    let mut there = Vec::new();
+    for n in 0..60 {
+        let own = format!("d{n:04}");
+        change(&mut o, "g/a", Some(&n.to_string()), |status| {
+            let bound = crate::api::step_run::Binding { uid: Some(own.clone()), digest: digest.clone() };
+            status.result = Some(ResultRef {
+                output_document: Some(own.clone()),
+                output_binding: Some(bound),
+                ..status.result.clone().unwrap_or_default()
+            });
+            status.agent.as_mut().and_then(|a| a.report.as_mut()).expect("a report").output = None;
+        });
+        there.push((own, content.clone()));
+    }
+    o.settled = Arc::default();
+    let (walked, fetched) = fetch(&mut o, &program, &there);
+    assert_eq!(fetched, 60, "each once");
+    assert!(!o.contents.is_closed() && walked.progress.failure.is_none(), "{:?}", walked.progress.failure);
+    assert_eq!(walked.progress.done, Some(json!(vec!["-"; 60])));
+}
+
+#[test]
+fn a_question_and_parameters_stop_at_their_bounds() {
+    let uses = |number: usize| "${ parameters.big }".repeat(number);
+    let big = "x".repeat(30_000);
+    for (step, class, words) in [
+        (
+            json!({"ask": {"question": uses(50)}}),
+            AttemptResult::ExpressionError,
+            "ask.question: gives more than 16384 bytes",
+        ),
+        (
+            json!({"ask": {"question": "${ parameters.some }"}}),
+            AttemptResult::ExpressionError,
+            "ask.question: gives 5000 characters, at most 4096",
+        ),
+        (
+            json!({"agentId": "x", "parameters": {"a": {"b": [uses(2)]}}}),
+            AttemptResult::InvalidParameters,
+            "parameters.a: gives more than 32768 bytes, at most 32768 are allowed; pass a document instead",
+        ),
+    ] {
+        let mut step = step;
+        step["name"] = json!("a");
+        let (o, program) = run(&json!([step]), &json!({"big": big, "some": "y".repeat(5000)}));
+        let failure = walk(&o, &program, Admission::Open).progress.failure.expect("it fails");
+        assert!(failure.class == class && failure.message.contains(words), "{failure:?}");
+    }
 }
 
 #[test]
@@ -511,7 +768,7 @@ fn what_was_to_begin_beside_a_failure_is_not_waited_for() {
     step_on(&mut o, &program);
     // The second step of the first item could begin; but the second item has failed, and the step with it.
     change(&mut o, "each/first", Some("1"), |status| status.phase = Some(Phase::Failed));
-    let walked = walk(&o, &program, Start::May);
+    let walked = walk(&o, &program, Admission::Open);
     assert_eq!(begins(&walked), ["after"]);
     let each = &walked.progress.steps[0];
     assert_eq!((each.phase, walked.progress.open.running), (Phase::Failed, 1));
@@ -527,7 +784,38 @@ fn a_pass_without_memory_finds_in_one_walk_what_was_begun() {
     change(&mut o, "each", Some("0"), open);
     o.settled = Arc::default();
     // One has ended and one is open: one slot is free. Each of the four is looked at, what is open and what begins again.
-    let walked = walk(&o, &program, Start::May);
+    let walked = walk(&o, &program, Admission::Open);
     assert_eq!((begins(&walked), walked.looked), (vec!["each/2".to_owned()], 6));
     assert_eq!(walked.progress.steps[0].counts.map(|c| (c.started, c.done)), Some((3, 1)));
+}
+
+/// `s1` beside a forEach in a forEach: one of the inner items has failed, so `s1` was cancelled.
+#[test]
+fn what_failed_beside_a_cancelled_step_is_found_without_memory() {
+    let inner = json!([{"name": "inner", "agentId": "x", "forEach": {"in": "parameters.all", "as": "m"}}]);
+    let definition = Definition {
+        workflow: "w".into(),
+        workflow_uid: "12345678-rest".into(),
+        order: crate::api::step::Order::Graph,
+        steps: serde_json::from_value(json!([
+            {"name": "beside", "agentId": "x"},
+            {"name": "each", "steps": inner, "forEach": {"in": "parameters.all", "as": "n"}},
+        ]))
+        .expect("steps"),
+        parameters: json!({"all": [0, 1]}).as_object().cloned().expect("parameters"),
+        ..Definition::default()
+    };
+    let (mut o, program) = run_of(&definition);
+    step_on(&mut o, &program);
+    change(&mut o, "beside", None, |status| status.phase = Some(Phase::Cancelled));
+    change(&mut o, "each/inner", Some("0"), |status| status.phase = Some(Phase::Failed));
+    let places = |o: &Observed| {
+        let walked = walk(o, &program, Admission::Open);
+        assert!(walked.progress.creates.is_empty(), "nothing begins beside a failure: {:?}", begins(&walked));
+        walked.progress.failure.map(|failure| failure.place)
+    };
+    let known = places(&o);
+    assert!(known.as_ref().is_some_and(|place| place.starts_with("each/inner")), "{known:?}");
+    o.settled = Arc::default();
+    assert_eq!(places(&o), known, "an operator that has just started knows as much");
 }

@@ -5,9 +5,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Place, keys, places};
+use super::{StepInstance, keys, step_instances};
 use crate::api::condition::{self, clip};
 use crate::api::step_run::{Act, AttemptResult, GateState, StepRun};
+use crate::api::usage::Usage;
 use crate::api::workflow::{Counts, Phase, RetryOf, Workflow};
 use crate::decide::gate;
 
@@ -45,6 +46,8 @@ struct Record<'a> {
     duration_seconds: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Usage>,
     #[serde(skip_serializing_if = "is_zero")]
     steps_left_out: usize,
     steps: Vec<Step>,
@@ -69,6 +72,8 @@ struct Step {
     input: Option<String>,
     #[serde(rename = "Output", skip_serializing_if = "Option::is_none")]
     output: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
     #[serde(skip_serializing_if = "Option::is_none")]
     counts: Option<Counts>,
     #[serde(rename = "failedItems", skip_serializing_if = "Vec::is_empty")]
@@ -133,8 +138,9 @@ pub fn record<'a>(run: &'a Workflow, step_runs: impl IntoIterator<Item = &'a Ste
         completed_at,
         duration_seconds: took,
         output: status.and_then(|s| s.output.as_ref()).map(|o| o.digest.as_str()),
+        usage: status.and_then(|s| s.usage.as_ref()),
         steps_left_out: 0,
-        steps: steps(&places(run, step_runs)),
+        steps: steps(&step_instances(run, step_runs)),
     };
     bound(&mut record);
     serde_json::to_value(&record).unwrap_or_default()
@@ -161,13 +167,13 @@ fn bytes(part: &impl Serialize) -> usize {
 }
 
 /// One a step of the definition: items are counted, and the first that failed are named.
-fn steps(places: &[Place<'_>]) -> Vec<Step> {
+fn steps(instances: &[StepInstance<'_>]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut counts: Option<usize> = None;
-    for place in places {
-        let item = place.step_run.filter(|s| s.spec.item.is_some());
-        if let (None, Some(item), Some(at)) = (place.listed, item, counts) {
-            let failed = place.phase() == Phase::Failed;
+    for instance in instances {
+        let item = instance.step_run.filter(|s| s.spec.item.is_some());
+        if let (None, Some(item), Some(at)) = (instance.listed, item, counts) {
+            let failed = instance.phase() == Phase::Failed;
             if let Some(step) = steps.get_mut(at) {
                 if failed && step.failed_items.len() < FAILED_ITEMS {
                     step.failed_items.push(failed_item(item));
@@ -175,10 +181,10 @@ fn steps(places: &[Place<'_>]) -> Vec<Step> {
                 step.acts_of(item);
             }
         } else {
-            let mut step = step(place);
-            place.step_run.into_iter().for_each(|own| step.acts_of(own));
+            let mut step = step(instance);
+            instance.step_run.into_iter().for_each(|own| step.acts_of(own));
             steps.push(step);
-            counts = place.listed.map(|_| steps.len() - 1);
+            counts = instance.listed.map(|_| steps.len() - 1);
         }
     }
     steps
@@ -212,21 +218,22 @@ fn class(step: &StepRun) -> Option<AttemptResult> {
     step.status.as_ref()?.error.as_ref().map(|error| error.class)
 }
 
-fn step(place: &Place<'_>) -> Step {
-    let own = place.step_run;
+fn step(instance: &StepInstance<'_>) -> Step {
+    let own = instance.step_run;
     let status = own.and_then(|s| s.status.as_ref());
     let reused = own.and_then(|s| s.spec.reuse.as_ref()).map(|r| r.digest.clone());
     let runs = own.filter(|s| !s.spec.agent_id.is_empty() && s.spec.reuse.is_none());
     Step {
-        id: place.step_id(),
-        started_at: place.started_at(),
-        completed_at: place.completed_at(),
-        status: place.phase(),
+        id: instance.step_id(),
+        started_at: instance.started_at(),
+        completed_at: instance.completed_at(),
+        status: instance.phase(),
         attempts: runs.and(status).map(|s| s.attempt),
         error: own.and_then(class),
         input: own.map(|s| s.spec.input_digest.clone()).filter(|d| !d.is_empty()),
         output: reused.or_else(|| status.and_then(|s| s.result.as_ref()).map(|r| r.digest.clone())),
-        counts: place.listed.and_then(|l| l.counts),
+        usage: status.and_then(|s| s.usage.clone()),
+        counts: instance.listed.and_then(|l| l.counts),
         failed_items: Vec::new(),
         gate: status.and_then(|s| s.gate.as_ref()).map(|g| g.state),
         decided_by: status.and_then(|s| s.gate.as_ref()).and_then(gate::decided_by),

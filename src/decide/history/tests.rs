@@ -94,7 +94,7 @@ fn shop() -> (Workflow, Vec<StepRun>) {
 #[test]
 fn every_step_has_its_line() {
     let (run, steps) = shop();
-    let entries = entries(&places(&run, &steps));
+    let entries = entries(&step_instances(&run, &steps));
     let ids: Vec<(&str, Phase)> = entries.iter().map(|e| (e.step_id.as_str(), e.status)).collect();
     assert_eq!(
         ids,
@@ -119,7 +119,7 @@ fn every_step_has_its_line() {
     assert_eq!(*outputs[2], json!({"n": 2}));
     assert_eq!(*outputs[3], json!({"accepted": true, "decidedBy": "alice", "comment": "good"}));
     assert_eq!((outputs[1], outputs[5], outputs[6]), (&Value::Null, &json!(1), &Value::Null));
-    let tried = attempts(&places(&run, &steps));
+    let tried = attempts(&step_instances(&run, &steps));
     assert_eq!(tried.iter().map(|t| (t.step_id.as_str(), t.attempt.number)).collect::<Vec<_>>(), [("arch/E2", 2)]);
 }
 
@@ -179,7 +179,7 @@ fn what_people_ordered_is_told_and_recorded() {
     let counts = json!({"total": 2, "started": 2, "done": 2, "failed": 0});
     let run = run(json!({"phase": "Completed", "steps": [{"path": "plan", "phase": "Completed"},
         {"path": "arch", "phase": "Completed", "counts": counts}]}));
-    let said = serde_json::to_value(said(&places(&run, &steps))).expect("JSON");
+    let said = serde_json::to_value(human_input(&step_instances(&run, &steps))).expect("JSON");
     let first = &said["actions"][0];
     assert_eq!((&first["StepId"], &first["action"], &first["by"]), (&json!("plan"), &json!("retry"), &json!("carol")));
     assert_eq!(said["actions"].as_array().map(Vec::len), Some(13));
@@ -211,7 +211,7 @@ fn only_the_report_that_the_verdict_names_is_the_output() {
 #[test]
 fn what_people_said_is_told_with_its_step() {
     let (run, steps) = shop();
-    let said = serde_json::to_value(said(&places(&run, &steps))).expect("JSON");
+    let said = serde_json::to_value(human_input(&step_instances(&run, &steps))).expect("JSON");
     assert_eq!(
         said["decisions"][0],
         json!({"StepId": "discovery", "documentType": "discovery", "scopeId": "uid", "accepted": true, "comment": "good",

@@ -1,8 +1,5 @@
 //! What a run's status repeats of its StepRuns and its steps, so that a reader finds it in one place.
 
-use serde_json::Value;
-
-use crate::api::condition::clip;
 use crate::api::limits::{ITERATIONS_SHOWN, STEPS_WITH_OUTPUTS, SUMMARIES_BYTES, SUMMARY_BYTES};
 use crate::api::name;
 use crate::api::step_run::StepRun;
@@ -40,7 +37,7 @@ pub fn show_outputs(status: &mut WorkflowStatus, before: &Workflow, step_runs: &
         let known = known.filter(|b| b.output_digest.is_some() && b.output_digest == step.output_digest);
         step.summary = match known {
             Some(known) => known.summary.clone(),
-            None => summary(&history::output(step_run), bytes),
+            None => history::summary(&history::output(step_run), bytes),
         };
     }
 }
@@ -52,23 +49,12 @@ fn digest(step_run: &StepRun) -> Option<String> {
     status.result.as_ref().map(|result| result.digest.clone()).or_else(answered).or_else(reused)
 }
 
-fn summary(output: &Value, bytes: usize) -> Option<String> {
-    let said = output.get("summary").unwrap_or(output);
-    let text = match said {
-        Value::Null => return None,
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    (!line.is_empty()).then(|| clip(&line, bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn step_run(name: &str, status: &Value) -> StepRun {
         let mut made = StepRun::new(name, crate::api::StepRunSpec::default());

@@ -1,12 +1,11 @@
 //! While an attempt runs, and how it ends: the claim, the report, the fate of its pod, the next attempt.
 
-use crate::mutant::{self, Mutant};
-
 use super::{
-    ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, Duration, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES, Next, Pass, Phase,
-    Ran, Report, ReportClass, SKEW_SECONDS, SignedDuration, StepError, Time, Truth, after, clip, condition, content,
-    failure, gone_at,
+    ATTEMPTS_KEPT, Attempt, AttemptResult, Claim, DocumentRead, Duration, JobSeen, LOG_TAIL_BYTES, MESSAGE_BYTES, Next,
+    Pass, Phase, Report, ReportClass, SKEW_SECONDS, SignedDuration, SourceAgent, StepError, Time, Truth, Usage, after,
+    clip, condition, content, failure, gone_at,
 };
+use crate::decide::egress;
 
 impl Pass<'_> {
     pub(super) fn running(&mut self, claim: &Claim) {
@@ -21,37 +20,57 @@ impl Pass<'_> {
             None => true,
             Some(pod) => pod.ended || pod.gone_by.as_ref().is_some_and(|by| self.o.now.0 >= gone_at(by).0),
         };
-        let by_job = matches!(self.o.job, JobSeen::Present { ended: true, .. });
-        if mutant::on(Mutant::VerdictFromJob) && by_job {
-            return self.end_attempt(AttemptResult::Infrastructure, None, "the Job ended");
-        }
         if ended {
-            let termination = self.o.pod.as_ref().map(|p| p.termination.clone()).unwrap_or_default();
-            let result = failure::lost(&termination);
-            return self.end_attempt(result, None, &format!("pod {} ended without a report", claim.pod_name));
+            return self.ended_without_report(claim);
         }
         if self.o.now.0 >= deadline.0 {
             return self.end_attempt(
                 AttemptResult::Timeout,
                 None,
-                &format!("no report within {} s", self.policy.timeout),
+                &format!("no report within {} s{}", self.policy.timeout, egress::told(self.o.agent.as_deref())),
             );
         }
         if let Some(by) = self.o.pod.as_ref().and_then(|p| p.gone_by.clone()) {
             self.wake_at(&gone_at(&by));
         }
         self.wake_at(&deadline);
+        self.hear_agent();
+    }
+
+    fn ended_without_report(&mut self, claim: &Claim) {
+        let pod = self.o.pod.clone().unwrap_or_default();
+        if let Some(why) = pod.out_of_memory {
+            return self.end_attempt(AttemptResult::Retryable, None, &why);
+        }
+        // A pod that is gone was taken away, too.
+        let disrupted = pod.disrupted || self.o.pod.is_none();
+        let (result, why) = if disrupted {
+            let result = failure::taken_away(&pod.termination, self.policy);
+            (result, "was deleted or evicted before it reported")
+        } else {
+            (failure::lost(&pod.termination), "ended without a report")
+        };
+        self.end_attempt(result, None, &format!("pod {} {why}", claim.pod_name));
     }
 
     pub(super) fn verdict(&mut self, report: &Report) {
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        if report.class == ReportClass::Asked {
+            return self.asked(report);
+        }
         if report.class != ReportClass::Succeeded {
             let result = failure::verdict(report, self.o.agent.as_deref());
-            let message = report.message.clone().unwrap_or_else(|| match (report.class, report.exit_code) {
+            let mut message = report.message.clone().unwrap_or_else(|| match (report.class, report.exit_code) {
                 (ReportClass::Timeout, _) => format!("ended by the shim after {} s", self.policy.timeout),
+                (_, Some(code)) if result == AttemptResult::Infrastructure => {
+                    format!("the cluster took the pod away, and the agent exited with {code}")
+                }
                 (_, Some(code)) => format!("the agent exited with {code}"),
                 (class, None) => format!("the agent ended without an exit code: {class:?}"),
             });
+            if report.class == ReportClass::Timeout {
+                message += egress::told(self.o.agent.as_deref());
+            }
             return self.end_attempt(result, Some(report), &message);
         }
         self.record(AttemptResult::Succeeded, Some(report), None);
@@ -69,15 +88,17 @@ impl Pass<'_> {
             attempt: self.status.attempt,
             exit_code: report.and_then(|r| r.exit_code),
             log_tail: report.and_then(|r| r.log_tail.as_deref()).map(|t| clip(t, LOG_TAIL_BYTES)),
+            trace_id: Some(self.trace_id()),
         };
         self.plan.warn("AttemptFailed", format!("attempt {}: {result}: {}", self.status.attempt, clip(message, 400)));
         self.status.error = Some(error);
         condition::clear(&mut self.status.conditions, "Started");
-        let (counts, next) = failure::next(result, self.status.counts, self.policy);
+        let (counts, next) = if self.never_starts() {
+            failure::next_of_never_started(self.status.counts, self.policy)
+        } else {
+            failure::next(result, self.status.counts, self.policy)
+        };
         self.status.counts = counts;
-        if mutant::on(Mutant::BudgetReset) {
-            self.status.counts.retryable = 0;
-        }
         match next {
             // No attempt follows and nobody is asked any more.
             _ if self.closing() => self.conclude(Phase::Failed),
@@ -95,6 +116,7 @@ impl Pass<'_> {
     /// Moves the fence; whatever still runs of the old attempt is refused from now on, and deleted in `clean_up`.
     pub(super) fn next_attempt(&mut self, not_before: Option<Time>) {
         self.status.attempt += 1;
+        self.status.launched_at = None;
         self.status.phase = Some(Phase::Running);
         if let Some(at) = &not_before {
             self.wake_at(at);
@@ -105,11 +127,30 @@ impl Pass<'_> {
         }
     }
 
+    /// What the attempt used, as far as it is known; what is left of an earlier one does not count twice.
+    fn used(&self) -> Option<Usage> {
+        self.claim()?;
+        self.status.agent.as_ref()?.usage.clone()
+    }
+
+    /// What the attempt read beyond its input.
+    fn documents_read(&self) -> Vec<DocumentRead> {
+        let agent = self.status.agent.as_ref().filter(|_| self.claim().is_some());
+        agent.map(|agent| agent.documents_read.clone()).unwrap_or_default()
+    }
+
     pub(super) fn record(&mut self, result: AttemptResult, report: Option<&Report>, message: Option<&str>) {
+        if result != AttemptResult::Asked {
+            self.withdraw_questions();
+        }
         let (agent_generation, ran) = match &self.o.job {
             JobSeen::Present { agent_generation, ran, .. } => (*agent_generation, ran.clone()),
-            _ => (None, Ran::default()),
+            _ => (None, SourceAgent::default()),
         };
+        let usage = self.used();
+        if let Some(usage) = &usage {
+            self.status.usage.get_or_insert_default().add(usage);
+        }
         self.status.attempts.push(Attempt {
             number: self.status.attempt,
             round: self.status.round,
@@ -121,6 +162,8 @@ impl Pass<'_> {
             agent_digest: ran.digest,
             image_digest: self.o.pod.as_ref().and_then(|pod| pod.image_digest.clone()),
             document_binding: report.and_then(|r| r.document_binding.clone()),
+            usage,
+            documents_read: self.documents_read(),
             started_at: self.claim().map(|c| c.at),
             completed_at: report.map_or_else(|| self.o.now.clone(), |r| r.at.clone()),
             message: message.map(|m| clip(m, MESSAGE_BYTES)),

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::{
-    ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentPhase,
-    DocumentStatus, Found, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, Hold, MESSAGE_BYTES, OnFailure,
+    ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentLookup,
+    DocumentPhase, DocumentStatus, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, Hold, MESSAGE_BYTES, OnFailure,
     POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition,
     content, document, gate, name,
 };
@@ -58,13 +58,13 @@ impl Pass<'_> {
         if let Some(why) = self.nobody_may_decide() {
             return self.fail(AttemptResult::GateNotProven, why);
         }
-        match &self.o.guard {
+        match self.policies() {
             Guard::Proven(stamp) => self.wait_for_decision(&wanted, &reviewed, stamp),
             Guard::Missing(why) => {
                 self.status.phase = Some(Phase::Running);
                 self.policies_missing(&format!("the gate stays shut: {why}"));
             }
-            Guard::NotAsked => self.plan.look_again(GUARD_AGAIN),
+            Guard::NotAsked => {}
         }
     }
 
@@ -94,13 +94,14 @@ impl Pass<'_> {
     }
 
     /// How to accept: what is reviewed is named, so that nothing else is accepted by mistake.
-    fn accepting(&self, reviewed: &str) -> Vec<String> {
+    pub(super) fn accepting(&self, reviewed: &str) -> Vec<String> {
         let meta = &self.o.step_run.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
         let own = meta.name.as_deref().unwrap_or_default();
         vec![
             format!(
-                "kubectl -n {namespace} annotate steprun {own} {DECISION}=accepted {REVIEW}={reviewed} {DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\""
+                "kubectl -n {namespace} annotate steprun {own} {DECISION}=accepted {REVIEW}={reviewed}{}",
+                self.signature()
             ),
             format!("kubectl lockstep -n {namespace} approve {own}"),
         ]
@@ -108,6 +109,12 @@ impl Pass<'_> {
 
     /// Four eyes need to know the first two: who made the run. A gate may ask that these are a person's.
     pub(super) fn nobody_may_decide(&self) -> Option<&'static str> {
+        // A `notBy` of nobody is that of a run whose maker is not known.
+        if self.o.step_run.spec.action_gates.iter().any(|gate| gate.not_by.as_deref() == Some("")) {
+            return Some(
+                "an action gate asks for four eyes, and who made the run is not known: nobody may decide it; make the run again with lockstep.dev/created-by=YOUR-NAME on it",
+            );
+        }
         let (wanted, terms) = (self.o.step_run.spec.gate.as_ref()?, self.gate_terms()?);
         let creator = self.o.step_run.spec.workflow.creator.as_deref().unwrap_or_default();
         let unknown = wanted.not_by.as_deref().is_none_or(str::is_empty);
@@ -128,15 +135,15 @@ impl Pass<'_> {
         let (Some(open), Some(wanted)) = (self.status.gate.clone(), self.o.step_run.spec.gate.clone()) else {
             return;
         };
-        match gate::letter(&self.o.step_run) {
+        match gate::submission(&self.o.step_run) {
             None => return self.watch_deadline(&open),
-            Some(Err(why)) => self.refuse_letter(&why),
+            Some(Err(why)) => self.refuse_submission(&why),
             // It was latched in an earlier pass, and the gate waits for others.
-            Some(Ok(letter)) if gate::has_decided(&open, &letter.by) => self.empty_letter(),
-            Some(Ok(letter)) => match gate::admissible(&open, &wanted, &letter, &self.o.guard) {
+            Some(Ok(submission)) if gate::has_decided(&open, &submission.by) => self.clear_decision(),
+            Some(Ok(submission)) => match gate::admissible(&open, &wanted, &submission, self.policies()) {
                 Err(why) => {
-                    self.refuse_letter(&why);
-                    match &self.o.guard {
+                    self.refuse_submission(&why);
+                    match self.policies() {
                         Guard::Proven(stamp) if *stamp != open.policy => {
                             self.status.gate =
                                 Some(GateStatus { policy: stamp.clone(), opened_at: self.o.now.clone(), ..open });
@@ -145,19 +152,19 @@ impl Pass<'_> {
                         _ => self.plan.look_again(GUARD_AGAIN),
                     }
                 }
-                Ok(()) => self.decide(&open, &wanted, &letter),
+                Ok(()) => self.decide(&open, &wanted, &submission),
             },
         }
         self.wake_at_deadline();
     }
 
-    fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, letter: &gate::Letter) {
+    fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, submission: &gate::Submission) {
         let produced =
             self.step.and_then(Step::produces).map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
         let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.as_str()).unwrap_or_default();
         let decided =
-            gate::decided(open, wanted.approvals, letter, &gate::About { produced, scope_id, now: &self.o.now });
-        let (state, by) = (decided.state, letter.by.as_str());
+            gate::decided(open, wanted.approvals, submission, &gate::About { produced, scope_id, now: &self.o.now });
+        let (state, by) = (decided.state, submission.by.as_str());
         let so_far = decided.decisions.iter().filter(|d| d.round == decided.round).count();
         self.status.gate = Some(decided);
         match state {
@@ -166,7 +173,7 @@ impl Pass<'_> {
                 self.accept();
             }
             GateState::Rejected => {
-                let words = letter.comment.as_deref().map(|c| format!(": {c}")).unwrap_or_default();
+                let words = submission.comment.as_deref().map(|c| format!(": {c}")).unwrap_or_default();
                 self.plan.warn("GateRejected", format!("rejected by {by}"));
                 let then = if wanted.revise && self.has_agent() { OnReject::Revise } else { OnReject::Fail };
                 self.rejected(&format!("rejected by {by}{words}"), then);
@@ -211,6 +218,7 @@ impl Pass<'_> {
             attempt: self.status.attempt,
             exit_code: None,
             log_tail: None,
+            trace_id: Some(self.trace_id()),
         });
         if then == OnReject::Fail {
             return self.conclude(Phase::Failed);
@@ -232,7 +240,7 @@ impl Pass<'_> {
         let decisions: Vec<Decision> = self.status.gate.iter().flat_map(|g| g.decisions.clone()).collect();
         for d in decisions.into_iter().filter(|d| d.round == round) {
             if let Some(text) = d.comment.filter(|c| !c.trim().is_empty()) {
-                self.guide(Guidance { attempt, by: d.decided_by, text });
+                self.guide(Guidance { attempt, by: d.decided_by, text, at: Some(d.decided_at) });
             }
         }
     }
@@ -253,12 +261,12 @@ impl Pass<'_> {
 
     // ---- the mailbox
 
-    fn refuse_letter(&mut self, why: &str) {
-        self.plan.warn("DecisionRefused", format!("the decision was not recorded: {why}; decide again"));
-        self.empty_letter();
+    pub(super) fn refuse_submission(&mut self, why: &str) {
+        self.plan.refuse("DecisionRefused", format!("the decision was not recorded: {why}; decide again"));
+        self.clear_decision();
     }
 
-    fn empty_letter(&mut self) {
+    pub(super) fn clear_decision(&mut self) {
         self.empty_mailbox(vec![DECISION, COMMENT, REVIEW, DECIDED_BY]);
     }
 
@@ -302,7 +310,10 @@ impl Pass<'_> {
 
     /// What a decision that is stored now lets everybody see.
     pub(super) fn publish_accepted(&mut self) {
-        if has_changed(&self.o.step_run) || self.o.document == Found::NotAsked || !is_published_late(&self.o.step_run) {
+        if has_changed(&self.o.step_run)
+            || self.o.document == DocumentLookup::NotAsked
+            || !is_published_late(&self.o.step_run)
+        {
             return;
         }
         match self.content() {
@@ -321,6 +332,7 @@ impl Pass<'_> {
                     attempt: self.status.attempt,
                     exit_code: None,
                     log_tail: None,
+                    trace_id: Some(self.trace_id()),
                 });
             }
         }

@@ -1,10 +1,9 @@
 //! What the run as a whole says of its steps: go on, start nothing new, close, stop. A stop moves the fence before
 //! anything is deleted, and is over when nothing of the step runs any more.
 
-use super::{AttemptResult, GateState, JobSeen, Pass, Phase, StepRunStatus, Truth, condition};
+use super::{AttemptResult, GateState, JobSeen, Pass, Phase, StepError, StepRunStatus, Truth, condition};
 use crate::api::workflow::Workflow;
-use crate::decide::status::{FAILING, RUN_TIMEOUT};
-use crate::mutant::{self, Mutant};
+use crate::decide::status::FAILING;
 
 /// Seconds between looks at what is stopping; the watch of its pods is what wakes it.
 const STOPPING_AGAIN: i64 = 10;
@@ -27,13 +26,13 @@ pub fn hold(run: &Workflow) -> Hold {
     let status = run.status.as_ref();
     let ended = status.is_some_and(|s| s.completed_at.is_some());
     let failing = status.and_then(|s| condition::get(&s.conditions, FAILING)).filter(|c| c.status == "True");
-    let timed_out = failing.is_some_and(|c| c.reason == RUN_TIMEOUT);
-    let cancelled = run.spec.cancel == Some(true) && !mutant::on(Mutant::CancelStillLaunches);
+    let timed_out = status.is_some_and(|s| s.timed_out_at.is_some());
+    let cancelled = run.spec.cancel == Some(true);
     if cancelled || run.metadata.deletion_timestamp.is_some() || ended || timed_out {
         Hold::Stopping
     } else if failing.is_some() {
         Hold::Closing
-    } else if run.spec.suspend == Some(true) && !mutant::on(Mutant::SuspendIgnored) {
+    } else if run.spec.suspend == Some(true) {
         Hold::Suspended
     } else {
         Hold::No
@@ -82,7 +81,27 @@ impl Pass<'_> {
             return self.wake_in(STOPPING_AGAIN);
         }
         self.status.waiting_for = None;
+        self.keep_log_of_stopped();
         self.conclude(Phase::Cancelled);
+    }
+
+    /// How the attempt ended that was stopped: its pod is gone, and its log with it.
+    fn keep_log_of_stopped(&mut self) {
+        let stopped = self.status.agent.as_ref().and_then(|agent| agent.stopped.clone());
+        let last = self.status.attempts.last_mut().filter(|a| a.result == AttemptResult::Cancelled);
+        let (Some(stopped), Some(last)) = (stopped, last) else { return };
+        if stopped.attempt != last.number {
+            return;
+        }
+        last.exit_code = stopped.exit_code;
+        self.status.error = Some(StepError {
+            class: AttemptResult::Cancelled,
+            message: last.message.clone().unwrap_or_default(),
+            attempt: last.number,
+            exit_code: stopped.exit_code,
+            log_tail: stopped.log_tail,
+            trace_id: Some(self.trace_id()),
+        });
     }
 }
 
@@ -110,19 +129,21 @@ mod tests {
     #[test]
     fn the_run_says_how_much_a_step_may_still_do() {
         let now = || Some(Time(Timestamp::UNIX_EPOCH));
+        let timed_out = |w: &mut Workflow| w.status.get_or_insert_with(WorkflowStatus::default).timed_out_at = now();
         let ended = |w: &mut Workflow| w.status.get_or_insert_with(WorkflowStatus::default).completed_at = now();
-        for (name, run, expected) in [
+        let table = vec![
             ("new", run(|_| {}), Hold::No),
             ("suspend false", run(|w| w.spec.suspend = Some(false)), Hold::No),
             ("cancel false", run(|w| w.spec.cancel = Some(false)), Hold::No),
             ("suspend", run(|w| w.spec.suspend = Some(true)), Hold::Suspended),
             ("failing", run(failing("Rejected")), Hold::Closing),
             ("a step that timed out", run(failing("Timeout")), Hold::Closing),
-            ("run timeout", run(failing(RUN_TIMEOUT)), Hold::Stopping),
+            ("run timeout", run(timed_out), Hold::Stopping),
             ("cancel", run(|w| w.spec.cancel = Some(true)), Hold::Stopping),
             ("deleted", run(|w| w.metadata.deletion_timestamp = now()), Hold::Stopping),
             ("ended", run(ended), Hold::Stopping),
-        ] {
+        ];
+        for (name, run, expected) in table {
             assert_eq!(hold(&run), expected, "{name}");
         }
         let both = run(|w| {

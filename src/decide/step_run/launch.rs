@@ -1,14 +1,21 @@
 //! Before an attempt runs: what it waits for, its Job, its start.
 
 use super::{
-    Agent, AttemptResult, Effect, Hold, JobSeen, Pass, Phase, SKEW_SECONDS, SignedDuration, Slot, Time, Truth, after,
-    build, clip, condition, failure, name, slot,
+    Agent, AttemptResult, Duration, Effect, Hold, Input, JobSeen, Pass, Phase, SKEW_SECONDS, SignedDuration, Slot,
+    SourceAgent, Time, Truth, after, build, clip, condition, failure, name,
 };
-use crate::definition::agent::CheckedAgent;
-use crate::mutant::{self, Mutant};
+use crate::decide::agent::known_faults;
+use crate::decide::budget;
+use crate::decide::egress::{self, PolicySeen};
+use crate::decide::memory::{self, MemorySeen};
+use crate::definition::agent::{CA_VOLUME, CheckedAgent, work_digest};
 
 /// Names that are tried one after the other without a pause.
 const NAMES_AT_ONCE: i32 = 3;
+/// For so long the condition says that a pod can never start, before its attempt ends.
+const NEVER_STARTS_SECONDS: i64 = 5;
+/// How long to wait before a NetworkPolicy is looked at again that is not as it was made: nothing tells that it is gone.
+const POLICY_AGAIN: Duration = Duration::from_secs(30);
 const WAITING_FOR_SLOT: &str = "WaitingForSlot";
 
 impl Pass<'_> {
@@ -36,7 +43,7 @@ impl Pass<'_> {
 
     /// Whether the Job of this attempt was made.
     pub(super) fn was_launched(&self) -> bool {
-        slot::launched(&self.status)
+        self.status.launched_at.is_some()
     }
 
     /// Everything that must be there before the Job is.
@@ -57,7 +64,14 @@ impl Pass<'_> {
         };
         // Its status may be behind its spec, and says nothing then.
         let agent = match CheckedAgent::of(agent, self.o.evaluator.as_ref()) {
-            Ok(agent) => agent,
+            // What the API server said of it, the status tells.
+            Ok(agent) => match known_faults(agent.agent()) {
+                None => agent,
+                Some(faults) => {
+                    let faults = clip(faults, 600);
+                    return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
+                }
+            },
             Err(faults) => {
                 let faults = clip(&faults.join("; "), 600);
                 return self.pend("AgentInvalid", &format!("Agent {name} is not ready: {faults}"));
@@ -77,13 +91,16 @@ impl Pass<'_> {
         if let Some(why) = &self.o.refusal {
             return self.lost(&format!("the API server refused the Job: {why}"));
         }
-        if let Some(changed) = self.o.changed_input.clone() {
-            return self.fail_changed(&changed);
+        let input = self.o.input.clone().unwrap_or_default();
+        if let Some(changed) = &input.changed {
+            return self.fail_changed(changed);
+        }
+        if let Some(spent) = budget::spent(&self.o.step_run, &self.o.budget) {
+            return self.budget_spent(&spent);
         }
         match self.o.slot {
-            Slot::Yours => self.create_job(&agent),
-            Slot::Wait { .. } if mutant::on(Mutant::TurnNotAwaited) => self.create_job(&agent),
-            Slot::Wait { ahead } => self.wait_for_slot(ahead),
+            Some(Slot::Wait { ahead }) => self.wait_for_slot(ahead),
+            Some(Slot::Yours) | None => self.create_job(&agent, &input),
         }
     }
 
@@ -122,14 +139,61 @@ impl Pass<'_> {
         self.pend(WAITING_FOR_SLOT, &message);
     }
 
-    fn create_job(&mut self, agent: &CheckedAgent<'_>) {
+    fn create_job(&mut self, agent: &CheckedAgent<'_>, input: &Input) {
         if let Some(faults) = self.parameter_faults(agent.agent()) {
             return self.end_attempt(AttemptResult::InvalidParameters, None, &faults);
         }
-        let job = build::job(&self.o.step_run, &self.status, agent, &self.policy, &self.o.surroundings);
+        match self.memory(agent.agent(), &input.memory) {
+            Ok(effect) => self.plan.effects.extend(effect),
+            Err(why) => return self.pend("MemoryNotOurs", &why),
+        }
+        match self.network_policy(agent.agent(), &input.egress) {
+            Ok(effect) => self.plan.effects.extend(effect),
+            Err(why) => {
+                self.plan.look_again(POLICY_AGAIN);
+                return self.pend("NetworkPolicyNotOurs", &why);
+            }
+        }
+        let job = build::job(&self.o.step_run, &self.status, agent, &self.policy, &self.o.installation);
         self.plan.effects.push(Effect::CreateJob(Box::new(job)));
         self.launched(Truth::Unknown, "Launched", "");
         self.wake_in(self.policy.start_timeout);
+    }
+
+    /// What the agent remembers is there before it runs; or why it cannot be.
+    fn memory(&self, agent: &Agent, seen: &MemorySeen) -> Result<Option<Effect>, String> {
+        let Some(session) = self.o.definition.as_deref().map(|d| d.run.session.as_str()) else { return Ok(None) };
+        let ends = agent.spec.memory.as_ref().is_some_and(|m| m.ttl_seconds_after_last_use.is_some());
+        let made = || memory::initial(&self.o.step_run, session, &self.o.now);
+        match seen {
+            MemorySeen::Absent => Ok(Some(Effect::CreateMemory(Box::new(made())))),
+            MemorySeen::There { uid } if ends && !name::is_private(session) => Ok(Some(Effect::UseMemory {
+                name: name::memory(&self.o.step_run.spec.agent_id, session),
+                uid: uid.clone(),
+                at: self.o.now.clone(),
+            })),
+            MemorySeen::There { .. } | MemorySeen::NotAsked => Ok(None),
+            MemorySeen::Foreign(holder) => Err(format!(
+                "Memory {} is there and is not that of agent {} in session {session}: {holder}; it starts when that is deleted",
+                name::memory(&self.o.step_run.spec.agent_id, session),
+                self.o.step_run.spec.agent_id
+            )),
+        }
+    }
+
+    /// What limits the network of its pods is there before they are; or why it cannot be.
+    fn network_policy(&self, agent: &Agent, seen: &PolicySeen) -> Result<Option<Effect>, String> {
+        let namespace = self.o.step_run.metadata.namespace.as_deref().unwrap_or_default();
+        let Some(policy) = egress::policy(agent, namespace, &self.o.installation.network) else { return Ok(None) };
+        match seen {
+            PolicySeen::There => Ok(None),
+            PolicySeen::Absent | PolicySeen::NotAsked => Ok(Some(Effect::CreateNetworkPolicy(Box::new(policy)))),
+            PolicySeen::Other => Err(format!(
+                "NetworkPolicy {} is there and is not what the egress of Agent {} says; it starts when that is deleted",
+                policy.metadata.name.unwrap_or_default(),
+                self.o.step_run.spec.agent_id
+            )),
+        }
     }
 
     fn parameter_faults(&self, agent: &Agent) -> Option<String> {
@@ -145,7 +209,11 @@ impl Pass<'_> {
 
     fn starting(&mut self, created: Option<Time>) {
         let deadline = after(&created.unwrap_or_else(|| self.o.now.clone()), self.policy.start_timeout + SKEW_SECONDS);
-        let obstacle = self.o.pod.as_ref().and_then(|p| p.obstacle.clone());
+        let obstacle = self.o.pod.as_ref().and_then(|p| p.obstacle.clone()).or_else(|| self.o.event.clone());
+        let obstacle = obstacle.map(with_field);
+        if let Some(obstacle) = obstacle.as_deref().filter(|_| self.is_agent_changed()) {
+            return self.start_anew(obstacle);
+        }
         if self.o.now.0 >= deadline.0 {
             let slow = if self.o.pod.is_some() { "its pod is still being set up" } else { "it has no pod yet" };
             let why = obstacle.unwrap_or_else(|| slow.to_owned());
@@ -156,16 +224,62 @@ impl Pass<'_> {
             );
         }
         match obstacle {
+            Some(obstacle) if self.never_starts() => return self.end_never_started(&obstacle),
             Some(obstacle) => self.launched(Truth::False, "PodNotReady", &obstacle),
             None => self.launched(Truth::Unknown, "Launched", ""),
         }
         self.wake_at(&deadline);
     }
 
+    /// Whether its Job was made from an Agent whose template or schemas are others by now.
+    fn is_agent_changed(&self) -> bool {
+        let JobSeen::Present { ran: SourceAgent { digest: Some(ran), .. }, .. } = &self.o.job else { return false };
+        self.o.agent.as_deref().is_some_and(|agent| work_digest(agent) != *ran)
+    }
+
+    /// Nothing ran, and the Agent was mended: another attempt takes it as it is now, free of any budget. The fence moves
+    /// first, so the pod that still waits cannot begin.
+    fn start_anew(&mut self, obstacle: &str) {
+        let attempt = self.status.attempt;
+        let why = format!("the Agent was changed while the attempt waited for its pod ({obstacle})");
+        self.plan
+            .notice("AgentChanged", format!("attempt {attempt}: {}; another one takes its place", clip(&why, 400)));
+        self.record(AttemptResult::AgentChanged, None, Some(&why));
+        condition::clear(&mut self.status.conditions, "Started");
+        self.next_attempt(None);
+    }
+
+    /// Whether its pod can never start, as it is.
+    pub(super) fn never_starts(&self) -> bool {
+        self.o.pod.as_ref().is_some_and(|p| p.never_starts)
+    }
+
+    /// What is malformed is told, and then ends the attempt; neither waiting nor another attempt can help.
+    fn end_never_started(&mut self, obstacle: &str) {
+        let told = condition::get(&self.status.conditions, "Started").filter(|c| c.reason == "PodNotReady");
+        let since = told.map(|c| c.last_transition_time.clone());
+        if since.is_some_and(|at| self.o.now.0 >= after(&at, NEVER_STARTS_SECONDS).0) {
+            return self.lost(&format!("the pod cannot start: {obstacle}"));
+        }
+        self.launched(Truth::False, "PodNotReady", obstacle);
+        self.wake_in(NEVER_STARTS_SECONDS);
+    }
+
     /// Sets the condition once a pass: by way of another state its time would move, and every pass would write.
     pub(super) fn launched(&mut self, started: Truth, reason: &str, message: &str) {
         self.status.phase = Some(Phase::Running);
         self.status.started_at.get_or_insert_with(|| self.o.now.clone());
+        self.status.launched_at.get_or_insert_with(|| self.o.now.clone());
         self.condition("Started", started, reason, message);
     }
+}
+
+/// The volume of a prompt's authorities is none that the author wrote: the field is, which it comes from.
+fn with_field(obstacle: String) -> String {
+    if !obstacle.contains(CA_VOLUME) {
+        return obstacle;
+    }
+    format!(
+        "{obstacle}; spec.prompt.caConfigMapRef of the Agent asks for it: make that ConfigMap with that key, or mend the Agent"
+    )
 }

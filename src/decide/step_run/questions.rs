@@ -11,7 +11,6 @@ use super::{
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::definition::expression::Evaluate;
 use crate::definition::schema::Schema;
-use crate::mutant::{self, Mutant};
 
 const QUESTION_BYTES: usize = 4096;
 
@@ -29,7 +28,7 @@ impl Pass<'_> {
         let question = self.question(kind, why);
         let gated = self.o.step_run.spec.gate.is_some();
         let options: &[&str] = match kind {
-            WaitKind::Question => &[],
+            WaitKind::Question | WaitKind::BudgetSpent => &[],
             _ if gated => &["retry", "fail"],
             _ => &["retry", "skip", "fail"],
         };
@@ -39,9 +38,12 @@ impl Pass<'_> {
             kind,
             question,
             options: options.iter().map(|o| (*o).to_owned()).collect(),
+            schema: None,
             since: self.o.now.clone(),
             commands: self.commands(kind),
             policy: self.stamp(),
+            of_run: false,
+            agent_waits_until: None,
         });
         self.status.phase = Some(Phase::WaitingForInput);
     }
@@ -50,6 +52,7 @@ impl Pass<'_> {
         let (counts, round) = (self.status.counts, self.status.round);
         let question = match kind {
             WaitKind::Question => return clip(why, QUESTION_BYTES),
+            WaitKind::BudgetSpent => format!("{why}; no further attempt starts until it is raised"),
             WaitKind::RetriesSpent if counts.retryable == 1 => format!("the only attempt failed: {why}"),
             WaitKind::RetriesSpent => format!("all {} attempts failed, the last with: {why}", counts.retryable),
             WaitKind::OutcomeUnknown => format!(
@@ -58,6 +61,7 @@ impl Pass<'_> {
             ),
             WaitKind::RoundsSpent if round == 1 => format!("the only output to be reviewed was {why}"),
             WaitKind::RoundsSpent => format!("all {round} outputs were reviewed and none accepted, the last was {why}"),
+            WaitKind::InfrastructureSpent if self.never_starts() => why.to_owned(),
             WaitKind::InfrastructureSpent => {
                 format!("the cluster lost {} attempts, the last with: {why}", counts.infrastructure)
             }
@@ -72,14 +76,18 @@ impl Pass<'_> {
         let own = meta.name.as_deref().unwrap_or_default();
         let annotate = format!("kubectl -n {namespace} annotate steprun {own}");
         let plugin = format!("kubectl lockstep -n {namespace} answer");
-        let signed = format!("{DECIDED_BY}=\"$(kubectl auth whoami -o jsonpath='{{.status.userInfo.username}}')\"");
+        let signed = self.signature();
+        if kind == WaitKind::BudgetSpent {
+            let budget = "'{\"tokens\": BUDGET}'";
+            return vec![format!("{annotate} {ANSWER}={budget}{signed}"), format!("{plugin} {own} {budget}")];
+        }
         if kind == WaitKind::Question {
             let place =
                 if spec.item.is_some() { own.to_owned() } else { format!("{}/{}", spec.workflow.name, spec.path) };
-            return vec![format!("{annotate} {ANSWER}='ANSWER' {signed}"), format!("{plugin} {place} 'ANSWER'")];
+            return vec![format!("{annotate} {ANSWER}='ANSWER'{signed}"), format!("{plugin} {place} 'ANSWER'")];
         }
         vec![
-            format!("{annotate} {ACTION}=retry {COMMENT}='WHAT TO DO BETTER' {signed}"),
+            format!("{annotate} {ACTION}=retry {COMMENT}='WHAT TO DO BETTER'{signed}"),
             format!("{plugin} {own} retry -m 'WHAT TO DO BETTER'"),
         ]
     }
@@ -108,8 +116,15 @@ impl Pass<'_> {
         };
         let comment = annotations.get(COMMENT);
         let act = action.and_then(|word| Act::parse(word)).filter(|_| text.is_none());
+        if wait.agent_waits_until.is_some() {
+            self.end_waiting(act.filter(|act| wait.options.iter().any(|o| o == act.word())), &by);
+        }
         match (wait.kind, act, text) {
-            (WaitKind::Question, None, Some(text)) if action.is_none() => self.take_answer(&by, text),
+            (WaitKind::Question, None, Some(text)) if action.is_none() => match self.o.step_run.spec.ask {
+                Some(_) => self.take_answer(&by, text),
+                None => self.take_reply(&wait, &by, text),
+            },
+            (WaitKind::BudgetSpent, None, Some(text)) if action.is_none() => self.take_raise(&wait, &by, text),
             (WaitKind::Question, Some(Act::Fail), _) => {
                 self.keep_action(Act::Fail, &wait, &by, comment);
                 self.status.waiting_for = None;
@@ -117,12 +132,10 @@ impl Pass<'_> {
             }
             (_, Some(act), _) if wait.options.iter().any(|o| o == act.word()) => {
                 if let Some(text) = comment {
-                    self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096) });
+                    let at = Some(self.o.now.clone());
+                    self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096), at });
                 }
                 self.plan.notice("Answered", format!("{} by {by}", act.word()));
-                if mutant::on(Mutant::MailboxFirst) {
-                    self.empty_mailbox(vec![ACTION, COMMENT, DECIDED_BY]);
-                }
                 self.keep_action(act, &wait, &by, comment);
                 self.act(act, &wait, &failed_by(&by, comment));
             }
@@ -134,12 +147,15 @@ impl Pass<'_> {
     }
 
     /// Who answered, if the policies under which the question was asked prove it.
-    fn proven(&self, wait: &WaitingFor, by: Option<&String>) -> Result<String, String> {
-        match (&self.o.guard, by) {
+    fn proven(&mut self, wait: &WaitingFor, by: Option<&String>) -> Result<String, String> {
+        match (self.policies(), by) {
             (Guard::Missing(why), _) => {
                 Err(format!("the admission policies do not stand: {why}; reinstall the chart, then answer again"))
             }
             (Guard::Proven(stamp), Some(by)) if *stamp == wait.policy => Ok(clip(by, 512)),
+            (Guard::Proven(_), Some(_)) if wait.policy.is_empty() => {
+                Err("the admission policies did not stand when the question was asked; answer again".to_owned())
+            }
             (Guard::Proven(_), Some(_)) => {
                 Err("the admission policies changed since the question was asked; answer again".to_owned())
             }
@@ -204,8 +220,8 @@ impl Pass<'_> {
         self.open_gate();
     }
 
-    fn refuse_answer(&mut self, why: &str) {
-        self.plan.warn("AnswerRefused", clip(why, 900));
+    pub(super) fn refuse_answer(&mut self, why: &str) {
+        self.plan.refuse("AnswerRefused", clip(why, 900));
         self.wake_at_answer_deadline();
         self.empty_mailbox(vec![ACTION, ANSWER, COMMENT, DECIDED_BY]);
     }
@@ -238,12 +254,38 @@ impl Pass<'_> {
     pub(super) fn drop_stray_mail(&mut self) {
         let annotations = self.o.step_run.metadata.annotations.as_ref();
         let there = |key| annotations.is_some_and(|a| a.contains_key(key));
-        let kept = mutant::on(Mutant::AnswerKept);
-        let answers = self.status.waiting_for.is_none() && !kept && (there(ACTION) || there(ANSWER));
-        let decides = self.gate_is(GateState::Waiting) || self.gate_is(GateState::Accepted);
+        let answers = self.status.waiting_for.is_none() && (there(ACTION) || there(ANSWER));
+        let decides = self.gate_is(GateState::Waiting) || self.gate_is(GateState::Accepted) || self.decides_request();
         let decisions = !decides && there(DECISION);
+        if decisions && self.decides_withdrawn_request() {
+            let why = "the attempt that requested it had ended";
+            self.plan.refuse(
+                "DecisionRefused",
+                format!("the decision was not recorded: {why}; decide again where it is requested again"),
+            );
+        }
+        if answers && let Some(late) = self.late_answer() {
+            self.plan.refuse("AnswerRefused", late);
+        }
         if answers || decisions {
             self.empty_mailbox(vec![ACTION, ANSWER, DECISION, COMMENT, REVIEW, DECIDED_BY]);
+        }
+    }
+
+    /// Why an answer that lies there is not taken: nothing waits for it. Nothing where it is the one that was taken last.
+    fn late_answer(&self) -> Option<String> {
+        let by = self.o.step_run.metadata.annotations.as_ref()?.get(DECIDED_BY)?;
+        let status = &self.status;
+        let answers = status.answer.iter().chain(status.questions.iter().filter_map(|asked| asked.answer.as_ref()));
+        let answers = answers.map(|answer| (answer.at.0, &answer.by));
+        let actions = status.actions.iter().map(|action| (action.at.0, &action.by));
+        let raises = status.budget_raises.iter().map(|raise| (raise.at.0, &raise.by));
+        let last = answers.chain(actions).chain(raises).max_by_key(|(at, _)| *at);
+        let late = format!("the answer of {} was not recorded", clip(by, 256));
+        match last {
+            Some((_, other)) if other == by => None,
+            Some((_, other)) => Some(format!("{late}: {} had answered before", clip(other, 256))),
+            None => Some(format!("{late}: nothing waits for an answer")),
         }
     }
 
@@ -264,7 +306,7 @@ fn failed_by(by: &str, comment: Option<&String>) -> String {
 }
 
 /// An answer as JSON text: as it stands where it is JSON that the schema takes, else the words as a string.
-fn read(
+pub(super) fn read(
     text: &str,
     wanted: Option<&serde_json::Map<String, Value>>,
     evaluator: &dyn Evaluate,

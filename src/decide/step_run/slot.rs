@@ -1,9 +1,9 @@
 //! Where attempts are limited: whether this StepRun needs a slot now. One is held from the launch to the end of an attempt,
 //! never while people are waited for or a back-off runs.
 
-use super::{Agent, Hold, JobSeen, Observed, StepRun, StepRunStatus, condition, gate, hold};
+use super::{Agent, Hold, JobSeen, Observed, StepRun, StepRunStatus, gate, hold};
 use crate::decide::agent::is_known_faulty;
-use crate::decide::claim;
+use crate::decide::{budget, claim};
 use crate::definition::agent::pod_faults;
 
 /// Whether an attempt may be launched.
@@ -27,25 +27,21 @@ pub enum Need {
 
 /// Whether the Job of the current attempt was made: stored after it was, and cleared when the attempt ends.
 pub fn was_launched(step_run: &StepRun) -> bool {
-    step_run.status.as_ref().is_some_and(launched)
-}
-
-pub(super) fn launched(status: &StepRunStatus) -> bool {
-    condition::get(&status.conditions, "Started")
-        .is_some_and(|c| matches!(c.reason.as_str(), "Launched" | "PodNotReady" | "Claimed"))
+    step_run.status.as_ref().is_some_and(|status| status.launched_at.is_some())
 }
 
 /// Whether an attempt was launched and has not ended.
 pub fn holds_slot(step_run: &StepRun, job: &JobSeen) -> bool {
     let status = step_run.status.clone().unwrap_or_default();
     let begun = claim::current_claim(&status).is_some()
-        || launched(&status)
+        || status.launched_at.is_some()
         || matches!(job, JobSeen::Present { ended: false, .. });
     begun && may_run(step_run, &status)
 }
 
 fn may_run(step_run: &StepRun, status: &StepRunStatus) -> bool {
-    let idle = status.completed_at.is_some() || status.waiting_for.is_some() || status.result.is_some();
+    let waits = status.waiting_for.is_some() && !claim::agent_waits(status);
+    let idle = status.completed_at.is_some() || waits || status.result.is_some();
     !idle && claim::current_report(status).is_none() && !hold::was_stopped(status) && gate::has_agent(step_run)
 }
 
@@ -56,10 +52,10 @@ pub fn need(o: &Observed) -> Need {
         return Need::Holds;
     }
     // Looked at where nothing may be evaluated: what is wrong with its schemas its status says, and the pass finds out.
-    let sound = |agent: &Agent| pod_faults(agent).is_empty() && !is_known_faulty(agent);
-    let ready = o.agent.as_deref().is_some_and(sound);
+    let is_launchable = |agent: &Agent| pod_faults(agent).is_empty() && !is_known_faulty(agent);
+    let ready = o.agent.as_deref().is_some_and(is_launchable);
     let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
-    let free = o.job == JobSeen::Absent && o.refusal.is_none();
+    let free = o.job == JobSeen::Absent && o.refusal.is_none() && budget::spent(&o.step_run, &o.budget).is_none();
     let wanted = may_run(&o.step_run, &status) && ready && due && free && o.hold == Hold::No;
     if wanted { Need::Launch } else { Need::Nothing }
 }
@@ -74,7 +70,7 @@ mod tests {
     use crate::api::agent::{Agent, AgentSpec};
     use crate::api::step_run::{Reuse, StepRunAsk};
     use crate::decide::gate::Guard;
-    use crate::decide::step_run::Ran;
+    use crate::decide::step_run::SourceAgent;
 
     fn observed(status: &Value) -> Observed {
         let template = json!({"spec": {"containers": [{"name": "agent", "image": "i", "command": ["run"]}]}});
@@ -91,16 +87,10 @@ mod tests {
         let at = "1970-01-01T00:00:00Z";
         let claim = |attempt: i32| json!({"attempt": attempt, "id": "i", "podName": "p", "podUID": "u", "at": at});
         let report = |attempt: i32| json!({"attempt": attempt, "class": "Succeeded", "digest": "d", "at": at});
-        let started = |reason: &str| {
-            json!({"conditions": [{"type": "Started", "status": "Unknown", "reason": reason, "message": "",
-                "lastTransitionTime": at}]})
-        };
         let wait = json!({"id": "1-0", "kind": "RetriesSpent", "question": "?", "options": [], "since": at});
         for (name, status, expected) in [
             ("new", json!(null), Need::Launch),
-            ("launched", started("Launched"), Need::Holds),
-            ("its pod is not ready", started("PodNotReady"), Need::Holds),
-            ("waits for its turn", started("WaitingForSlot"), Need::Launch),
+            ("launched", json!({"launchedAt": at}), Need::Holds),
             ("claimed", json!({"agent": {"claim": claim(1)}}), Need::Holds),
             ("claimed before", json!({"attempt": 2, "agent": {"claim": claim(1)}}), Need::Launch),
             ("reported", json!({"agent": {"claim": claim(1), "report": report(1)}}), Need::Nothing),
@@ -135,13 +125,18 @@ mod tests {
     fn an_old_copy_that_closes_deletes_no_job_beyond_its_fence() {
         let at = "1970-01-01T00:00:00Z";
         let wait = json!({"id": "2-0", "kind": "RetriesSpent", "question": "?", "options": [], "since": at});
-        for (status, deletes) in [
-            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), false),
-            (json!({"attempt": 2, "phase": "Cancelled", "completedAt": at}), true),
+        let mut budget = wait.clone();
+        budget["kind"] = json!("BudgetSpent");
+        for (status, job, deletes) in [
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), 3, false),
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": wait}), 2, true),
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": budget}), 2, false),
+            (json!({"attempt": 2, "phase": "WaitingForInput", "waitingFor": budget}), 1, true),
+            (json!({"attempt": 2, "phase": "Cancelled", "completedAt": at}), 3, true),
         ] {
             let mut o = observed(&status);
             o.hold = Hold::Closing;
-            o.unfinished = vec![("job".into(), "uid".into(), 3)];
+            o.unfinished = vec![("job".into(), "uid".into(), job)];
             let plan = crate::decide::step_run::step_run(&o);
             let found = plan.effects.iter().any(|e| matches!(e, crate::decide::Effect::Delete { .. }));
             assert_eq!(found, deletes, "{status}");
@@ -157,7 +152,7 @@ mod tests {
             deleting: false,
             ended,
             agent_generation: None,
-            ran: Ran::default(),
+            ran: SourceAgent::default(),
         };
         let mut o = observed(&json!(null));
         o.job = job(false);

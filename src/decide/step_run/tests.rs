@@ -1,3 +1,7 @@
+mod egress;
+mod memories;
+mod pods;
+
 use serde_json::json;
 
 use super::*;
@@ -20,16 +24,19 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         agent: Some(Arc::new(Agent::new("writer", AgentSpec::default()))),
         job: JobSeen::Absent,
         refusal: None,
-        slot: Slot::Yours,
+        slot: Some(Slot::Yours),
         pod: None,
         unfinished: Vec::new(),
+        lingering: Vec::new(),
+        event: None,
         pods_alive: 0,
-        document: Found::NotAsked,
+        document: DocumentLookup::NotAsked,
         siblings: Vec::new(),
-        output: Found::NotAsked,
-        changed_input: None,
+        output: DocumentLookup::NotAsked,
+        input: None,
+        budget: crate::decide::budget::RunBudget::default(),
         guard: Guard::Proven("p".into()),
-        surroundings: Arc::default(),
+        installation: Arc::default(),
         evaluator: Arc::new(crate::definition::expression::InProcess),
         now: NOW,
     }
@@ -52,7 +59,7 @@ fn a_job_is_deleted_only_behind_the_fence_that_is_stored() {
     ] {
         let mut o = observed(&status);
         o.unfinished = vec![("job".into(), "uid".into(), attempt)];
-        let deletes = step_run(&o).effects.iter().any(|e| matches!(e, Effect::Delete { what: Kept::Job, .. }));
+        let deletes = step_run(&o).effects.iter().any(|e| matches!(e, Effect::Delete { what: DeletableKind::Job, .. }));
         assert_eq!(deletes, goes, "{name}");
     }
 }
@@ -103,6 +110,22 @@ fn who_takes_one_name_after_the_other_is_not_raced_for_ever() {
 }
 
 #[test]
+fn the_commands_that_are_told_have_a_name_only_where_people_must_write_it() {
+    let asks = |stamps: bool| {
+        let mut o = observed(&json!({"attempt": 1}));
+        let step = Arc::make_mut(&mut o.step_run);
+        step.spec.agent_id.clear();
+        step.spec.ask = Some(StepRunAsk { question: "How deep?".into(), ..StepRunAsk::default() });
+        o.installation = Arc::new(Installation { stamps_names: stamps, ..Installation::default() });
+        step_run(&o).status.and_then(|s| s.waiting_for).expect("a question").commands.remove(0)
+    };
+    let told = asks(true);
+    assert!(told.ends_with("lockstep.dev/answer='ANSWER'"), "{told}");
+    let name = " lockstep.dev/decided-by=\"$(kubectl auth whoami -o jsonpath='{.status.userInfo.username}')\"";
+    assert_eq!(asks(false), format!("{told}{name}"));
+}
+
+#[test]
 fn the_job_is_written_down_once() {
     let present = |uid: &str| JobSeen::Present {
         uid: uid.into(),
@@ -110,7 +133,7 @@ fn the_job_is_written_down_once() {
         deleting: false,
         ended: false,
         agent_generation: None,
-        ran: Ran::default(),
+        ran: SourceAgent::default(),
     };
     let job = |attempt: i32| json!({"attempt": attempt, "name": "n", "uid": "first"});
     for (what, status, expected) in [
@@ -148,7 +171,7 @@ fn with_document(status: serde_json::Value, gated: bool, found: Option<(&str, &s
         (made.metadata.uid, made.spec.content) = (Some(uid.into()), content.into());
         Arc::new(made)
     });
-    o.document = Found::of(made);
+    o.document = DocumentLookup::of(made);
     o
 }
 
@@ -171,7 +194,7 @@ fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
         let class = |plan: &Plan<StepRunStatus>| plan.status.as_ref().and_then(|s| s.error.as_ref()).map(|e| e.class);
         let changed = (!whole).then_some(AttemptResult::DocumentChanged);
         // Without a gate, before it is opened, while it waits, with a decision in the mailbox.
-        let letter = |o: &mut Observed| {
+        let submission = |o: &mut Observed| {
             let mail = [(DECISION, "accepted"), (DECIDED_BY, "ann")].map(|(k, v)| (k.to_owned(), v.to_owned()));
             Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.into());
         };
@@ -183,7 +206,7 @@ fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
         ] {
             let mut o = with_document(state, gated, found);
             if decides {
-                letter(&mut o);
+                submission(&mut o);
             }
             let plan = step_run(&o);
             let status = plan.status.clone().or(o.step_run.status.clone()).expect("a status");
@@ -223,7 +246,7 @@ fn an_attempt_keeps_what_it_ran_with() {
         deleting: false,
         ended: false,
         agent_generation: Some(7),
-        ran: Ran { uid: Some("agent".into()), digest: Some("sha256:2".into()) },
+        ran: SourceAgent { uid: Some("agent".into()), digest: Some("sha256:2".into()), terms: None },
     };
     let status = step_run(&o).status.expect("a status");
     let ran = serde_json::to_value(&status.attempts[0]).expect("JSON");
@@ -252,8 +275,8 @@ fn a_decision_is_recorded_with_all_that_it_is() {
     let step = Arc::make_mut(&mut o.step_run);
     step.spec.gate.as_mut().expect("a gate").approvals = 2;
     step.spec.scope_chain = serde_json::from_value(json!([{"scope": "workflow", "scopeId": "w"}])).expect("a chain");
-    let letter = [(DECISION, "accepted"), (DECIDED_BY, "ann"), (COMMENT, "good")];
-    step.metadata.annotations = Some(letter.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    let submission = [(DECISION, "accepted"), (DECIDED_BY, "ann"), (COMMENT, "good")];
+    step.metadata.annotations = Some(submission.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     let gate = step_run(&o).status.and_then(|s| s.gate).expect("a gate");
     let second = json!({"documentType": "plan", "scopeId": "w", "accepted": true, "comment": "good", "decidedBy": "ann",
         "decidedAt": at, "digest": "sha256:o", "round": 1});
@@ -269,7 +292,7 @@ fn no_attempt_starts_on_a_document_that_is_not_what_was_pinned() {
     o.agent = Some(Arc::new(Agent::new("writer", spec)));
     let launches = |plan: &Plan<StepRunStatus>| plan.effects.iter().any(|e| matches!(e, Effect::CreateJob(_)));
     assert!(launches(&step_run(&o)));
-    o.changed_input = Content::of(&pin, None).err();
+    o.input = Some(Input { changed: Content::of(&pin, None).err(), ..Input::default() });
     let plan = step_run(&o);
     let status = plan.status.as_ref().expect("a status");
     assert!(!launches(&plan) && status.phase == Some(Phase::Failed));

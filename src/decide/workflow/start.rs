@@ -11,6 +11,7 @@ use crate::api::condition::clip;
 use crate::api::definition::Definition;
 use crate::api::name::{self, CREATED_BY};
 use crate::api::step::{OnFailure, Order, Step};
+use crate::api::usage::Budget;
 use crate::api::workflow::{DefinitionRef, SessionPhase, SessionStatus, WorkflowStatus};
 use crate::decide::{Effect, build, document, status};
 use crate::definition::{pinned, validate};
@@ -20,6 +21,12 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
     let spec = &o.workflow.spec;
     status.observed_generation = o.workflow.metadata.generation.unwrap_or_default();
     let at = (&o.now, status.observed_generation);
+    if spec.cancel == Some(true) {
+        status::never_begun(&mut status, at);
+        plan.notice("Cancelled", status::NEVER_BEGUN);
+        plan.status = Some(status);
+        return plan;
+    }
     let own_faults = validate::workflow(spec, o.evaluator.as_ref());
     if !own_faults.is_empty() {
         status::invalid(&mut status, "InvalidWorkflow", &own_faults.join("; "), at);
@@ -29,7 +36,7 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
     }
     if let Some(of) = spec.retry_of.as_ref().filter(|_| o.previous.is_none()) {
         let why = format!(
-            "spec.retryOf: this namespace has no Workflow {} with the UID {}; results are taken over from a run of the same namespace that is still there",
+            "spec.retryOf: there is no Workflow {} with the UID {} in this namespace; a retry takes over the results of a run that still exists in the same namespace",
             of.name, of.uid
         );
         status::invalid(&mut status, "RetryOfNotFound", &why, at);
@@ -63,6 +70,7 @@ struct Source {
     on_failure: Option<OnFailure>,
     output: Option<String>,
     timeout_seconds: Option<i64>,
+    budget: Option<Budget>,
     parameters_schema: Option<Map<String, Value>>,
 }
 
@@ -76,6 +84,7 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
             on_failure: spec.on_failure,
             output: spec.output.clone(),
             timeout_seconds: spec.timeout_seconds,
+            budget: spec.budget.clone(),
             parameters_schema: spec.parameters_schema.clone(),
         },
         Some(wanted) => {
@@ -93,7 +102,7 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
                 return Err((
                     "TemplateInvalid",
                     format!(
-                        "WorkflowTemplate {}: {}; the run starts when it is mended",
+                        "WorkflowTemplate {} has faults: {}; the run starts when they are corrected",
                         wanted.name,
                         faults.join("; ")
                     ),
@@ -106,6 +115,7 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
                 on_failure: spec.on_failure.or(written.on_failure),
                 output: written.output,
                 timeout_seconds: spec.timeout_seconds.or(written.timeout_seconds),
+                budget: spec.budget.clone().or(written.budget),
                 parameters_schema: written.parameters_schema,
             }
         }
@@ -114,7 +124,8 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
     if missing.is_empty() {
         Ok(source)
     } else {
-        Err(("AgentNotFound", format!("{}; the run starts when they exist", missing.join("; "))))
+        let they = if missing.len() == 1 { "it exists" } else { "they exist" };
+        Err(("AgentNotFound", format!("{}; the run starts when {they}", missing.join("; "))))
     }
 }
 
@@ -153,12 +164,13 @@ fn pin(
         on_failure: source.on_failure.unwrap_or_default(),
         output: source.output,
         timeout_seconds: source.timeout_seconds,
+        budget: source.budget,
         steps: source.steps,
     };
     plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
     for inline in &spec.documents {
         let made = build::run_document(&o.workflow, inline);
-        let published = document::put_up(&made, &[]);
+        let published = document::initial_status(&made, &[]);
         plan.effects.extend(document::create(made, published));
     }
     status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));
@@ -173,7 +185,7 @@ fn pin(
     status.started_at = Some(o.now.clone());
     status.retry_of.clone_from(&spec.retry_of);
     let at = (&o.now, status.observed_generation);
-    status::pending(&mut status, "Initiated", "the definition is pinned", at);
+    status::pending(&mut status, "Initiated", "the definition was recorded; steps start next", at);
     plan.notice("Started", format!("session {}", definition.session));
     plan.status = Some(status);
     plan

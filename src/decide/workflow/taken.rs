@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::api::condition::{self, Truth, clip};
 use crate::api::limits::MESSAGE_BYTES;
 use crate::api::workflow::{Phase, Workflow, WorkflowStatus};
-use crate::decide::Plan;
+use crate::decide::{Plan, status};
 
 const REASON: &str = "NameTaken";
 
@@ -17,7 +17,11 @@ pub fn name_taken(workflow: &Workflow, what: &str, now: &Time) -> Plan<WorkflowS
     let message = clip(&format!("{what}; delete it and the run goes on, or rename the run"), MESSAGE_BYTES);
     let told =
         condition::get(&status.conditions, "Succeeded").is_some_and(|c| c.reason == REASON && c.message == message);
-    if told || status.completed_at.is_some() {
+    if status.completed_at.is_some() {
+        return plan;
+    }
+    if told {
+        plan.status = status::still(&status, workflow.metadata.generation);
         return plan;
     }
     status.observed_generation = workflow.metadata.generation.unwrap_or_default();
@@ -52,6 +56,11 @@ mod tests {
         run.status = Some(status);
         let again = |what: &str| name_taken(&run, what, &now);
         assert_eq!(again("StepRun x is there and is not Lockstep's: uid u by kubectl-create"), Plan::default());
+        // What was changed of the run since is seen all the same.
+        let mut changed = run.clone();
+        changed.metadata.generation = Some(2);
+        let plan = name_taken(&changed, "StepRun x is there and is not Lockstep's: uid u by kubectl-create", &now);
+        assert_eq!((plan.notices.len(), plan.status.map(|s| s.observed_generation)), (0, Some(2)));
         assert_eq!(again("Document y is there and is not Lockstep's: uid v").notices.len(), 1);
         run.status.as_mut().expect("a status").completed_at = Some(now.clone());
         assert_eq!(name_taken(&run, "Document z", &now), Plan::default());

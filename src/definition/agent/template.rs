@@ -2,9 +2,11 @@
 //! the claim and once, that nobody else in the pod has the attempt's token, that agents get no credentials for the API
 //! server. Own volumes, init containers, sidecars and Secrets are the agent's business.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, PodSpec, PodTemplateSpec, Volume, VolumeMount, VolumeProjection};
+use serde_json::Value;
 
 use super::CONTAINER;
+use crate::api::agent::{AgentSpec, Protocol};
 use crate::protocol::path;
 
 /// Volumes, containers and labels that begin so are Lockstep's.
@@ -16,7 +18,7 @@ const OUR_PATHS: [&str; 2] = ["/lockstep/bin", "/var/run/secrets/lockstep.dev"];
 const PLACE: &str = "spec.template.spec";
 
 /// All faults of the template, each with its path.
-pub fn faults(template: &PodTemplateSpec) -> Vec<String> {
+pub fn faults(template: &PodTemplateSpec, spec: &AgentSpec) -> Vec<String> {
     let Some(pod) = &template.spec else {
         return vec![format!("{PLACE}: is required")];
     };
@@ -32,7 +34,12 @@ pub fn faults(template: &PodTemplateSpec) -> Vec<String> {
             faults.push(format!("{place}.restartPolicy: is not allowed; a restart would start the agent twice"));
         }
         if container.name == CONTAINER {
-            agent(container, &place, &mut faults);
+            agent(container, (&place, spec.protocol), &mut faults);
+            bare(container, spec, &mut faults);
+        } else if spec.protocol == Protocol::None {
+            faults.push(format!(
+                "{place}: with the protocol None other containers must be sidecars (initContainers with restartPolicy Always), or the pod would not end with the agent"
+            ));
         }
         any(container, &place, &mut faults);
     }
@@ -44,7 +51,8 @@ pub fn faults(template: &PodTemplateSpec) -> Vec<String> {
         any(container, &place, &mut faults);
     }
     for (index, volume) in pod.volumes.iter().flatten().enumerate() {
-        of_volume(volume, &format!("{PLACE}.volumes[{index}]"), &mut faults);
+        let written = spec.template.get("spec").and_then(|pod| pod.get("volumes")?.get(index));
+        of_volume((volume, written), &format!("{PLACE}.volumes[{index}]"), &mut faults);
     }
     faults
 }
@@ -83,8 +91,8 @@ fn of_pod(pod: &PodSpec, faults: &mut Vec<String>) {
 }
 
 /// The container whose command the shim runs.
-fn agent(container: &Container, place: &str, faults: &mut Vec<String>) {
-    if container.command.as_ref().is_none_or(Vec::is_empty) {
+fn agent(container: &Container, (place, protocol): (&str, Protocol), faults: &mut Vec<String>) {
+    if container.command.as_ref().is_none_or(Vec::is_empty) && protocol == Protocol::Shim {
         faults.push(format!(
             "{place}.command: is required, because Kubernetes does not tell an image's entrypoint; find it with: skopeo inspect --config docker://IMAGE"
         ));
@@ -98,6 +106,7 @@ fn agent(container: &Container, place: &str, faults: &mut Vec<String>) {
     if container.image.as_ref().is_none_or(String::is_empty) {
         faults.push(format!("{place}.image: is required"));
     }
+    before_the_claim(container, place, faults);
     if container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some()) {
         faults.push(format!(
             "{place}.lifecycle.postStart: is not allowed; it would run before the attempt is claimed, and once more with every pod"
@@ -111,6 +120,62 @@ fn agent(container: &Container, place: &str, faults: &mut Vec<String>) {
     }
 }
 
+/// Kubernetes runs the commands of probes as soon as the container is there, whether the attempt is claimed or not.
+fn before_the_claim(container: &Container, place: &str, faults: &mut Vec<String>) {
+    for (field, probe) in [
+        ("startupProbe", &container.startup_probe),
+        ("livenessProbe", &container.liveness_probe),
+        ("readinessProbe", &container.readiness_probe),
+    ] {
+        if probe.as_ref().is_some_and(|probe| probe.exec.is_some()) {
+            faults.push(format!(
+                "{place}.{field}.exec: is not allowed; it would run in the agent's container before the attempt is claimed; use httpGet, tcpSocket or grpc, or spec.progressTimeoutSeconds for an agent that hangs"
+            ));
+        }
+    }
+}
+
+/// What goes with a container that is left as it is, and what does not.
+fn bare(container: &Container, spec: &AgentSpec, faults: &mut Vec<String>) {
+    let Some(path) = &spec.result_path else {
+        if spec.protocol == Protocol::None {
+            needs_shim(spec, faults);
+        }
+        return;
+    };
+    if spec.protocol == Protocol::Shim {
+        faults.push(
+            "spec.resultPath: is for the protocol None; with the shim the output is $LOCKSTEP_OUT/result.json"
+                .to_owned(),
+        );
+        return;
+    }
+    needs_shim(spec, faults);
+    if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        faults.push(format!("spec.resultPath: {path}: must be an absolute path without .."));
+    } else if result_mount(path, container).is_none() {
+        faults.push(format!(
+            "spec.resultPath: {path}: the container {CONTAINER} must mount a volume there, for example an emptyDir; it is where the sidecar finds the file"
+        ));
+    }
+}
+
+fn needs_shim(spec: &AgentSpec, faults: &mut Vec<String>) {
+    for (field, is_set) in
+        [("repair", spec.repair.is_some()), ("progressTimeoutSeconds", spec.progress_timeout_seconds.is_some())]
+    {
+        if is_set {
+            faults.push(format!("spec.{field}: needs the shim, which the protocol None leaves out"));
+        }
+    }
+}
+
+/// The mount that a file of the container lies in: the innermost.
+pub fn result_mount<'a>(path: &str, container: &'a Container) -> Option<&'a VolumeMount> {
+    let around = container.volume_mounts.iter().flatten().filter(|mount| lies_in(path, &mount.mount_path));
+    around.max_by_key(|mount| mount.mount_path.trim_end_matches('/').len())
+}
+
 /// Whether a path is a folder, or lies in it.
 fn lies_in(path: &str, folder: &str) -> bool {
     let parts =
@@ -120,6 +185,7 @@ fn lies_in(path: &str, folder: &str) -> bool {
 
 /// What no container may: see what is the shim's.
 fn any(container: &Container, place: &str, faults: &mut Vec<String>) {
+    privileges(container, place, faults);
     if container.name.starts_with(OURS) {
         faults.push(format!("{place}.name: names that begin with {OURS} are Lockstep's own"));
     }
@@ -133,7 +199,32 @@ fn any(container: &Container, place: &str, faults: &mut Vec<String>) {
     }
 }
 
-fn of_volume(volume: &Volume, place: &str, faults: &mut Vec<String>) {
+/// With them a process reads the memory of others, and where the claim and the token lie, without anything shared.
+const SEEING: [&str; 6] = ["ALL", "SYS_PTRACE", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "BPF"];
+
+fn privileges(container: &Container, place: &str, faults: &mut Vec<String>) {
+    let Some(context) = &container.security_context else { return };
+    let place = format!("{place}.securityContext");
+    if context.privileged == Some(true) {
+        faults
+            .push(format!("{place}.privileged: must not be true; the container would see the shim's memory and token"));
+    }
+    let added = context.capabilities.iter().flat_map(|all| all.add.iter().flatten());
+    for (n, name) in added.enumerate() {
+        let bare = name.to_ascii_uppercase();
+        let bare = bare.strip_prefix("CAP_").unwrap_or(&bare);
+        if SEEING.contains(&bare) {
+            faults.push(format!(
+                "{place}.capabilities.add[{n}]: {name}: is not allowed; the container could see the shim's memory and token"
+            ));
+        }
+    }
+    if context.proc_mount.as_deref().is_some_and(|mount| mount != "Default") {
+        faults.push(format!("{place}.procMount: must be Default or absent"));
+    }
+}
+
+fn of_volume((volume, written): (&Volume, Option<&Value>), place: &str, faults: &mut Vec<String>) {
     if volume.name.starts_with(OURS) {
         faults.push(format!("{place}.name: names that begin with {OURS} are Lockstep's own"));
     }
@@ -141,17 +232,37 @@ fn of_volume(volume: &Volume, place: &str, faults: &mut Vec<String>) {
         faults.push(format!("{place}.hostPath: is not allowed"));
     }
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten());
-    for (n, _) in sources.enumerate().filter(|(_, source)| source.service_account_token.is_some()) {
-        faults.push(format!(
-            "{place}.projected.sources[{n}].serviceAccountToken: is not allowed; agents get no credentials of the cluster but the attempt's own"
-        ));
+    for (n, source) in sources.enumerate() {
+        let written = written.and_then(|volume| volume.get("projected")?.get("sources")?.get(n));
+        faults.extend(of_source(source, written).map(|fault| format!("{place}.projected.sources[{n}]{fault}")));
     }
+}
+
+/// What is projected is allowed by name: a source that is not known here may be a credential of the cluster.
+fn of_source(source: &VolumeProjection, written: Option<&Value>) -> Option<String> {
+    let credentials = "agents get no credentials of the cluster but the attempt's own";
+    let VolumeProjection { config_map, secret, downward_api, cluster_trust_bundle, service_account_token } = source;
+    if service_account_token.is_some() {
+        return Some(format!(".serviceAccountToken: is not allowed; {credentials}"));
+    }
+    if config_map.is_some() || secret.is_some() || downward_api.is_some() || cluster_trust_bundle.is_some() {
+        return None;
+    }
+    let name = written.and_then(|written| written.as_object()?.keys().next());
+    let name = name.map(|name| format!(".{name}")).unwrap_or_default();
+    Some(format!(
+        "{name}: is not allowed; what may be projected are configMap, secret, downwardAPI and clusterTrustBundle, as {credentials}"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
+
+    fn faults_of(template: &PodTemplateSpec) -> Vec<String> {
+        faults(template, &AgentSpec::default())
+    }
 
     fn template(change: impl FnOnce(&mut Value)) -> PodTemplateSpec {
         let mut template = json!({"metadata": {"labels": {"team": "a"}}, "spec": {
@@ -169,7 +280,8 @@ mod tests {
                     "volumeMounts": [{"name": "data", "mountPath": "/lockstep"}]}],
             "volumes": [
                 {"name": "data", "emptyDir": {}}, {"name": "keys", "secret": {"secretName": "keys"}},
-                {"name": "mixed", "projected": {"sources": [{"configMap": {"name": "c"}}, {"secret": {"name": "s"}}]}}],
+                {"name": "mixed", "projected": {"sources": [{"configMap": {"name": "c"}}, {"secret": {"name": "s"}},
+                    {"downwardAPI": {"items": []}}, {"clusterTrustBundle": {"path": "ca"}}]}}],
         }});
         change(&mut template);
         serde_json::from_value(template).expect("a template")
@@ -177,7 +289,7 @@ mod tests {
 
     #[test]
     fn what_agents_need_is_theirs() {
-        assert_eq!(faults(&template(|_| {})), Vec::<String>::new());
+        assert_eq!(faults_of(&template(|_| {})), Vec::<String>::new());
     }
 
     #[test]
@@ -257,8 +369,116 @@ mod tests {
             }),
         ];
         for (fault, change) in cases {
-            let found = faults(&template(change));
+            let found = faults_of(&template(change));
             assert!(found.len() == 1 && found[0].starts_with(fault), "{fault}: {found:?}");
         }
+    }
+
+    #[test]
+    fn nothing_runs_before_the_claim_and_nobody_sees_the_shims_memory() {
+        let with = |place: &str, value: Value| {
+            let (kind, more) = place.split_once('/').expect("a place");
+            faults_of(&template(|t| t["spec"][kind][0][more] = value)).join("; ")
+        };
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let exec = json!({"exec": {"command": ["work"]}});
+            let told = with(&format!("containers/{probe}"), exec.clone());
+            assert!(
+                told.starts_with(&format!("spec.template.spec.containers[0].{probe}.exec: is not allowed")),
+                "{told}"
+            );
+            for other in
+                [json!({"httpGet": {"port": 80}}), json!({"tcpSocket": {"port": 80}}), json!({"grpc": {"port": 80}})]
+            {
+                assert_eq!(with(&format!("containers/{probe}"), other), "", "asked from outside");
+            }
+            assert_eq!(with(&format!("initContainers/{probe}"), exec), "", "of another container");
+        }
+        let allowed = json!({"privileged": false, "procMount": "Default", "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}});
+        for kind in ["containers", "initContainers"] {
+            let place = format!("{kind}/securityContext");
+            assert_eq!(with(&place, allowed.clone()), "");
+            for (field, context) in [
+                (".privileged: ", json!({"privileged": true})),
+                (".capabilities.add[1]: SYS_PTRACE: ", json!({"capabilities": {"add": ["CHOWN", "SYS_PTRACE"]}})),
+                (".capabilities.add[0]: CAP_SYS_ADMIN: ", json!({"capabilities": {"add": ["CAP_SYS_ADMIN"]}})),
+                (".capabilities.add[0]: all: ", json!({"capabilities": {"add": ["all"]}})),
+                (".procMount: ", json!({"procMount": "Unmasked"})),
+            ] {
+                let told = with(&place, context);
+                assert!(told.starts_with(&format!("spec.template.spec.{kind}[0].securityContext{field}")), "{told}");
+            }
+        }
+        for (source, words) in [
+            (
+                json!({"podCertificate": {"signerName": "s", "keyType": "ED25519"}}),
+                "[4].podCertificate: is not allowed",
+            ),
+            (json!({"somethingNew": {}}), "[4].somethingNew: is not allowed; what may be projected are configMap"),
+            (json!({}), "[4]: is not allowed"),
+        ] {
+            let mut written = json!({"template": {}});
+            let read = template(|t| {
+                t["spec"]["volumes"][2]["projected"]["sources"].as_array_mut().expect("a list").push(source);
+                written["template"] = t.clone();
+            });
+            let found = faults(&read, &serde_json::from_value(written).expect("a spec"));
+            assert!(found.len() == 1 && found[0].contains(words), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_is_left_as_it_is_needs_little() {
+        let bare = |change: &dyn Fn(&mut Value)| {
+            let mut template = json!({"spec": {"containers": [{"name": "agent", "image": "i",
+                "volumeMounts": [{"name": "out", "mountPath": "/out"}, {"name": "deep", "mountPath": "/out/deep/"}]}],
+                "volumes": [{"name": "out", "emptyDir": {}}, {"name": "deep", "emptyDir": {}}]}});
+            change(&mut template);
+            serde_json::from_value::<PodTemplateSpec>(template).expect("a template")
+        };
+        let told = |spec: Value, change: &dyn Fn(&mut Value)| {
+            let mut all = json!({"template": {}});
+            all.as_object_mut().expect("an object").extend(spec.as_object().cloned().unwrap_or_default());
+            faults(&bare(change), &serde_json::from_value(all).expect("a spec")).join("; ")
+        };
+        let as_it_is = |_: &mut Value| {};
+        let beside = |t: &mut Value| {
+            t["spec"]["containers"].as_array_mut().expect("a list").push(json!({"name": "b", "image": "i"}));
+        };
+        for (what, spec, change, part) in [
+            ("no command, no path", json!({"protocol": "None"}), &as_it_is as &dyn Fn(&mut Value), ""),
+            ("a file", json!({"protocol": "None", "resultPath": "/out/result.json"}), &as_it_is, ""),
+            ("the shim needs a command", json!({}), &as_it_is, "command: is required"),
+            (
+                "the shim knows where",
+                json!({"resultPath": "/out/r"}),
+                &as_it_is,
+                "spec.resultPath: is for the protocol None",
+            ),
+            ("nowhere", json!({"protocol": "None", "resultPath": "/tmp/r"}), &as_it_is, "must mount a volume there"),
+            ("beside", json!({"protocol": "None", "resultPath": "/output/r"}), &as_it_is, "must mount a volume there"),
+            ("relative", json!({"protocol": "None", "resultPath": "out/r"}), &as_it_is, "must be an absolute path"),
+            ("upwards", json!({"protocol": "None", "resultPath": "/out/../etc/r"}), &as_it_is, "without .."),
+            (
+                "no repair",
+                json!({"protocol": "None", "repair": {"command": ["x"]}}),
+                &as_it_is,
+                "spec.repair: needs the shim",
+            ),
+            (
+                "no calls",
+                json!({"protocol": "None", "progressTimeoutSeconds": 5}),
+                &as_it_is,
+                "spec.progressTimeoutSeconds: needs",
+            ),
+            ("ends with the agent", json!({"protocol": "None"}), &beside, "containers[1]: with the protocol None"),
+        ] {
+            let told = told(spec, change);
+            assert!(if part.is_empty() { told.is_empty() } else { told.contains(part) }, "{what}: {told}");
+        }
+        let template = bare(&as_it_is);
+        let container = &template.spec.expect("a pod").containers[0];
+        assert_eq!(result_mount("/out/deep/r", container).map(|m| m.name.as_str()), Some("deep"));
+        assert_eq!(result_mount("/out/r", container).map(|m| m.name.as_str()), Some("out"));
     }
 }

@@ -1,11 +1,14 @@
 //! One step: its kind, its expressions, what goes with what.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
 
 use super::names::{Maker, Visible};
-use super::{Group, Place, Readable, Unreadable, Walk};
+use super::{Group, Readable, StepLocation, Unreadable, Walk};
 use crate::api::document::OUTPUT_TYPE;
-use crate::api::step::{self as written, OnFailure, Produces};
+use crate::api::step::{self as written, Acceptors, ActionGate, OnFailure, Produces};
+use crate::api::usage::Budget;
+use crate::definition::digits;
 use crate::definition::expression::{Expression, Template, TextTemplate};
 use crate::definition::program::{
     AgentStep, ApprovalStep, AskStep, DocumentSelector, ForEach, Gate, MAX_PARALLEL, MAX_ROUNDS, OnReject, Parameters,
@@ -24,10 +27,13 @@ struct Parts {
 }
 
 impl Walk<'_> {
-    pub(super) fn step(&mut self, step: &written::Step, place: Place<'_>, seen: &Visible) -> Readable<Step> {
-        let at = place.at;
+    pub(super) fn step(&mut self, step: &written::Step, location: StepLocation<'_>, seen: &Visible) -> Readable<Step> {
+        let at = location.at;
         if !self.names.insert(step.name.clone()) {
-            self.fault(format!("{at}.name: {} stands twice; step names are unique in the whole definition", step.name));
+            self.fault(format!(
+                "{at}.name: another step is called {} too; step names must be unique in the whole definition",
+                step.name
+            ));
         }
         let when = step.when.as_deref().map(|when| {
             let at = format!("{at}.when");
@@ -43,10 +49,12 @@ impl Walk<'_> {
             documents: self.documents(step, at),
             gate: step.gate.as_ref().map(|gate| self.gate(gate, step, at, &inside)).transpose(),
         };
-        let (kind, mut all) = self.kind(step, &place, parts, &inside);
+        let (kind, mut all) = self.kind(step, &location, parts, &inside);
         if step.steps.is_empty() {
             all.steps.push(step.name.clone());
         }
+        self.action_gates(step, at);
+        self.budget(at, step.budget.as_ref());
         let collect = step.for_each.as_ref().and_then(|f| f.collect.as_deref());
         let collect = collect.map(|text| self.expression(&format!("{at}.forEach.collect"), text, &all)).transpose();
         self.belongs(step, at);
@@ -58,8 +66,8 @@ impl Walk<'_> {
         let for_each = head.map(|head| ForEach { collect, ..head });
         Ok(Step {
             name: step.name.clone(),
-            path: place.path,
-            needs: place.needs,
+            path: location.path,
+            needs: location.needs,
             when,
             for_each,
             on_failure,
@@ -80,6 +88,9 @@ impl Walk<'_> {
         let empty = serde_json::Map::new();
         let given = step.parameters.as_ref().unwrap_or(&empty);
         let at = format!("{at}.parameters");
+        for fault in digits::faults(&Value::Object(given.clone()), &at) {
+            self.fault(fault);
+        }
         let mut heard = |pointer: &str, found: Result<&Expression, String>| self.heard(pointer, found, inside);
         Template::members(given, &at, &mut heard).map(Parameters).ok_or(Unreadable)
     }
@@ -110,7 +121,7 @@ impl Walk<'_> {
         let own = document_type == OUTPUT_TYPE;
         self.makers.push(Maker { document_type, place: at.to_owned(), chain, seen: seen.steps.clone() });
         if own {
-            let fault = format!("{at}.produces.type: {OUTPUT_TYPE} is Lockstep's own; choose another name");
+            let fault = format!("{at}.produces.type: {OUTPUT_TYPE} is reserved; choose another type");
             return self.unreadable(fault);
         }
         Ok(Some(produces.clone()))
@@ -133,16 +144,16 @@ impl Walk<'_> {
     fn kind(
         &mut self,
         step: &written::Step,
-        place: &Place<'_>,
+        location: &StepLocation<'_>,
         parts: Parts,
         inside: &Visible,
     ) -> (Readable<StepKind>, Visible) {
-        let at = place.at;
+        let at = location.at;
         let kind = match (&step.agent_id, &step.ask, step.steps.is_empty()) {
             (Some(agent), None, true) => agent_step(agent, step, parts),
             (None, Some(ask), true) => self.ask(ask, step, at, parts),
             (None, None, false) => {
-                let (list, all) = self.group(step, place, inside);
+                let (list, all) = self.group(step, location, inside);
                 return (list.map(|list| StepKind::Group(Box::new(list))), all);
             }
             (None, None, true) if step.gate.is_some() => approval_step(parts),
@@ -153,10 +164,15 @@ impl Walk<'_> {
         (kind, inside.clone())
     }
 
-    fn group(&mut self, step: &written::Step, place: &Place<'_>, inside: &Visible) -> (Readable<StepList>, Visible) {
-        let (steps, output) = (format!("{}.steps", place.at), format!("{}.output", place.at));
+    fn group(
+        &mut self,
+        step: &written::Step,
+        location: &StepLocation<'_>,
+        inside: &Visible,
+    ) -> (Readable<StepList>, Visible) {
+        let (steps, output) = (format!("{}.steps", location.at), format!("{}.output", location.at));
         let output = step.output.as_deref().map(|text| (output.as_str(), text));
-        let group = Group { place: &steps, path: Some(&place.path), output };
+        let group = Group { place: &steps, path: Some(&location.path), output };
         let listed = self.steps((&step.steps, step.order.unwrap_or_default()), &group, inside);
         self.list(listed, &group)
     }
@@ -173,8 +189,9 @@ impl Walk<'_> {
     /// What goes with what. What does not belong to a step is not compiled.
     fn belongs(&mut self, step: &written::Step, place: &str) {
         let (agent, group) = (step.agent_id.is_some(), !step.steps.is_empty());
-        let alone =
-            |present: bool, field: &str, with: &str| present.then(|| format!("{place}.{field}: goes with {with}"));
+        let alone = |present: bool, field: &str, with: &str| {
+            present.then(|| format!("{place}.{field}: is only allowed with {with}"))
+        };
         let faults = [
             alone(step.order.is_some() && !group, "order", "steps"),
             alone(step.output.is_some() && !group, "output", "steps; the output of an agent is what it writes"),
@@ -184,6 +201,8 @@ impl Walk<'_> {
             alone(step.produces.is_some() && !agent, "produces", "agentId"),
             alone(step.output_schema.is_some() && !agent, "outputSchema", "agentId; an ask has a schema of its own"),
             alone(!step.documents.is_empty() && !agent, "documents", "agentId"),
+            alone(step.budget.is_some() && !agent, "budget", "agentId"),
+            alone(!step.action_gates.is_empty() && !agent, "actionGates", "agentId"),
             alone(step.retry.is_some() && !agent, "retry", "agentId"),
             alone(step.timeout_seconds.is_some() && !agent, "timeoutSeconds", "agentId"),
         ];
@@ -191,7 +210,7 @@ impl Walk<'_> {
             self.fault(fault);
         }
         if step.gate.is_some() && step.on_failure == Some(OnFailure::Continue) {
-            self.fault(format!("{place}.onFailure: Continue would pass the gate by; a gated step may Wait or Fail"));
+            self.fault(format!("{place}.onFailure: Continue is not allowed on a step with a gate, because it would skip the gate; use Wait or Fail"));
         }
     }
 
@@ -205,17 +224,13 @@ impl Walk<'_> {
         });
         let revises = gate.on_reject == Some(written::OnReject::Revise);
         if revises && step.agent_id.is_none() {
-            self.fault(format!("{at}.onReject: Revise needs an agent that does it again"));
+            self.fault(format!("{at}.onReject: Revise is only allowed with agentId, because the agent runs again"));
         }
         if gate.max_rounds.is_some() && !revises {
-            self.fault(format!("{at}.maxRounds: goes with onReject: Revise"));
+            self.fault(format!("{at}.maxRounds: is only allowed with onReject: Revise"));
         }
         let approvals = gate.approvals.unwrap_or(1);
-        let acceptors = gate.acceptors.as_ref().filter(|a| a.groups.is_empty() && !a.users.is_empty());
-        let people = acceptors.map_or(usize::MAX, |a| a.users.len());
-        if people < usize::try_from(approvals).unwrap_or_default() {
-            self.fault(format!("{at}.approvals: {approvals} are wanted, and acceptors names {people} people"));
-        }
+        self.enough_acceptors(&at, approvals, gate.acceptors.as_ref());
         let own_name = || step.produces.as_ref().map_or(&step.name, |p| &p.document_type).clone();
         Ok(Gate {
             name: gate.name.clone().unwrap_or_else(own_name),
@@ -235,6 +250,25 @@ impl Walk<'_> {
         })
     }
 
+    fn enough_acceptors(&mut self, at: &str, approvals: i32, acceptors: Option<&Acceptors>) {
+        let acceptors = acceptors.filter(|a| a.groups.is_empty() && !a.users.is_empty());
+        let people = acceptors.map_or(usize::MAX, |a| a.users.len());
+        if people < usize::try_from(approvals).unwrap_or_default() {
+            self.fault(format!("{at}.approvals: {approvals} are needed, and acceptors.users has only {people}"));
+        }
+    }
+
+    /// An agent names them, so each has a name of its own.
+    fn action_gates(&mut self, step: &written::Step, at: &str) {
+        for (index, gate) in step.action_gates.iter().enumerate() {
+            let at = format!("{at}.actionGates[{index}]");
+            if step.action_gates[..index].iter().any(|before| before.name == gate.name) {
+                self.fault(format!("{at}.name: another action gate of the step is called {} too", gate.name));
+            }
+            self.enough_acceptors(&at, gate.approvals.unwrap_or(1), gate.acceptors.as_ref());
+        }
+    }
+
     /// All of it but `collect`, which sees what is inside of an item.
     fn for_each(
         &mut self,
@@ -246,7 +280,7 @@ impl Walk<'_> {
         let at = format!("{at}.forEach");
         let items = self.read_again(&format!("{at}.in"), &for_each.items, seen);
         if inside.variables.contains(&for_each.as_name) {
-            self.fault(format!("{at}.as: {} is taken already; choose another name", for_each.as_name));
+            self.fault(format!("{at}.as: {} is the name of another variable; choose another one", for_each.as_name));
         }
         inside.depth += 1;
         inside.variables.insert(for_each.as_name.clone());
@@ -254,7 +288,7 @@ impl Walk<'_> {
         let key = for_each.key.as_deref().map(|key| self.expression(&format!("{at}.key"), key, inside));
         let tolerate = match tolerance(for_each.tolerate.as_ref()) {
             Some(tolerate) => Ok(tolerate),
-            None => self.unreadable(format!("{at}.tolerate: is no number and no percentage such as 10%")),
+            None => self.unreadable(format!("{at}.tolerate: must be a number, or a percentage such as 10%")),
         };
         let max_parallel = for_each.max_parallel.map_or(Ok(MAX_PARALLEL), usize::try_from).unwrap_or(MAX_PARALLEL);
         Ok(ForEach {
@@ -276,9 +310,27 @@ fn agent_step(agent: &str, step: &written::Step, parts: Parts) -> Readable<StepK
         produces: parts.produces?,
         output_schema: parts.output_schema?,
         gate: parts.gate?,
+        action_gates: step.action_gates.iter().map(action_gate).collect(),
+        budget: step.budget.clone().filter(Budget::is_some),
         retry: step.retry.clone(),
         timeout_seconds: step.timeout_seconds,
     })))
+}
+
+/// What is decided there names what it is about, always: an agent may request several at once.
+fn action_gate(gate: &ActionGate) -> Gate {
+    Gate {
+        name: gate.name.clone(),
+        acceptors: gate.acceptors.clone(),
+        approvals: gate.approvals.unwrap_or(1),
+        four_eyes: gate.four_eyes,
+        created_by_person: false,
+        require_review: true,
+        on_reject: OnReject::Fail,
+        deadline_seconds: None,
+        when: None,
+        message: gate.message.clone(),
+    }
 }
 
 fn approval_step(parts: Parts) -> Readable<StepKind> {

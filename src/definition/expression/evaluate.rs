@@ -10,6 +10,7 @@ use cel::parser::Parser;
 use cel::{Context, Env, extensions};
 use serde_json::{Map, Number, Value};
 
+use super::{names, numbers, words};
 use crate::api::limits::EXPRESSION_DATA_BYTES;
 use crate::definition::schema;
 use crate::protocol::Fault;
@@ -17,8 +18,9 @@ use crate::protocol::Fault;
 /// The language: the standard one, with optional values and the extensions for texts, lists, numbers and base64.
 static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
     let mut env = Env::stdlib().with_optional_support(true);
-    for extension in [extensions::strings, extensions::lists, extensions::math, extensions::encoders] {
-        // It fails only where a name stands twice; the table of functions in the tests calls every one.
+    let all = [extensions::strings, extensions::lists, extensions::math, extensions::encoders, numbers::extension];
+    for extension in all {
+        // It fails only where a name stands twice; the tables of the tests call every one.
         let _ = env.add_extension(extension);
     }
     Arc::new(env)
@@ -36,14 +38,14 @@ pub trait Evaluate: Send + Sync + std::fmt::Debug {
     fn faults(&self, schema: &Map<String, Value>, instance: &Value) -> Result<Vec<Fault>, String>;
 
     /// Set once an answer is missing for a reason that no author can mend: what was decided with it is void.
-    fn trouble(&self) -> Option<Trouble> {
+    fn unanswered(&self) -> Option<Unanswered> {
         None
     }
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum Unanswered {
     /// It is being worked out: whoever asks again later finds it.
     Waits,
     /// The node, or somebody on it.
@@ -56,16 +58,18 @@ pub struct InProcess;
 
 impl Evaluate for InProcess {
     fn evaluate(&self, source: &str, variables: &Map<String, Value>) -> Result<Value, String> {
-        let tree = parser().parse(source).map_err(|e| e.to_string())?;
+        let mut tree = parser().parse(source).map_err(|e| e.to_string())?;
+        numbers::replace(&mut tree);
+        names::respell(&mut tree, variables);
         let mut context = Context::with_env(Arc::clone(&ENV));
         for (name, value) in variables {
             context.add_variable_from_value(name.clone(), to_cel(value));
         }
-        let value = cel::Value::resolve(&tree, &context).map_err(|e| e.to_string())?;
+        let value = cel::Value::resolve(&tree, &context).map_err(|e| words::of(&e))?;
         let bytes = weight(&value);
         if bytes > EXPRESSION_DATA_BYTES {
             return Err(format!(
-                "gives {bytes} bytes, at most {EXPRESSION_DATA_BYTES} are allowed; pick what is needed of each item, or name the whole by a plain path"
+                "gives {bytes} bytes, at most {EXPRESSION_DATA_BYTES} are allowed; pick what is needed of each item, or write a plain path (a.b.c) that gives the whole"
             ));
         }
         from_cel(&value)

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Expression, Scope};
+use super::{Expression, Room, Scope};
 
 /// A string with `${ }` in it, or none. `$${` is a literal `${`; a string that is exactly one `${ expr }` keeps the
 /// type of what the expression gives.
@@ -12,7 +12,7 @@ pub struct TextTemplate(Vec<Piece>);
 #[derive(Clone, Debug, PartialEq)]
 enum Piece {
     Text(String),
-    Code(Expression),
+    Code(Box<Expression>),
 }
 
 /// A JSON value with such strings in it.
@@ -38,11 +38,11 @@ impl TextTemplate {
             }
         };
         let mut parse = |piece| match piece {
-            Found::Text(plain) => Some(Piece::Text(plain)),
-            Found::Code(code) => match parse_piece(&code) {
+            RawPiece::Text(plain) => Some(Piece::Text(plain)),
+            RawPiece::Code(code) => match parse_piece(&code) {
                 Ok(expression) => {
                     heard(pointer, Ok(&expression));
-                    Some(Piece::Code(expression))
+                    Some(Piece::Code(Box::new(expression)))
                 }
                 Err(fault) => {
                     heard(pointer, Err(fault));
@@ -56,28 +56,47 @@ impl TextTemplate {
     }
 
     /// Single pass: what an expression gives is never read again.
-    pub fn expand(&self, scope: &Scope) -> Result<Value, String> {
+    pub fn expand(&self, scope: &Scope, room: &mut Room) -> Result<Value, String> {
         if let [Piece::Code(code)] = self.0.as_slice() {
-            return code.evaluate(scope);
+            return code.evaluate_within(scope, room);
         }
+        self.expand_joined(scope, room).map(Value::String)
+    }
+
+    fn expand_joined(&self, scope: &Scope, room: &mut Room) -> Result<String, String> {
         let mut joined = String::new();
         for piece in &self.0 {
             match piece {
-                Piece::Text(plain) => joined.push_str(plain),
-                Piece::Code(code) => joined.push_str(&written(code.evaluate(scope)?)),
+                Piece::Text(plain) => {
+                    room.take_bytes(plain.len())?;
+                    joined.push_str(plain);
+                }
+                Piece::Code(code) => joined.push_str(&written(code.evaluate_within(scope, room)?)),
             }
         }
-        Ok(Value::String(joined))
+        Ok(joined)
     }
 
     /// As `expand`, where only a text will do.
-    pub fn expand_to_text(&self, scope: &Scope) -> Result<String, String> {
-        self.expand(scope).map(written)
+    pub fn expand_to_text(&self, scope: &Scope, room: &mut Room) -> Result<String, String> {
+        self.expand(scope, room).map(written)
+    }
+
+    /// As `expand_to_text`, but what does nothing but name the run is left out: its name, and its session if that is
+    /// private. Two that are the same ask the same, whatever the run is called.
+    pub fn expand_nameless(&self, scope: &Scope, room: &mut Room) -> Result<String, String> {
+        let session = scope.get("workflow").and_then(|run| run.get("session")?.as_str());
+        let private = session.is_some_and(|id| id.starts_with('_'));
+        let names =
+            |code: &Expression| code.is_path("workflow", "name") || private && code.is_path("workflow", "session");
+        let kept = self.0.iter().filter(|piece| !matches!(piece, Piece::Code(code) if names(code)));
+        let kept = Self(kept.cloned().collect());
+        if kept.0.len() == self.0.len() { self.expand_to_text(scope, room) } else { kept.expand_joined(scope, room) }
     }
 
     pub fn expressions(&self) -> impl Iterator<Item = &Expression> {
         self.0.iter().filter_map(|piece| match piece {
-            Piece::Code(code) => Some(code),
+            Piece::Code(code) => Some(code.as_ref()),
             Piece::Text(_) => None,
         })
     }
@@ -110,15 +129,16 @@ impl Template {
         parsed.into_iter().collect()
     }
 
-    pub fn expand(&self, scope: &Scope) -> Result<Value, String> {
+    /// What its strings give takes room; the rest the author wrote out.
+    pub fn expand(&self, scope: &Scope, room: &mut Room) -> Result<Value, String> {
         match self {
             Self::Plain(value) => Ok(value.clone()),
-            Self::Text(text) => text.expand(scope),
+            Self::Text(text) => text.expand(scope, room),
             Self::List(items) => {
-                items.iter().map(|item| item.expand(scope)).collect::<Result<_, _>>().map(Value::Array)
+                items.iter().map(|item| item.expand(scope, room)).collect::<Result<_, _>>().map(Value::Array)
             }
             Self::Object(members) => {
-                let expanded = members.iter().map(|(key, member)| Ok((key.clone(), member.expand(scope)?)));
+                let expanded = members.iter().map(|(key, member)| Ok((key.clone(), member.expand(scope, room)?)));
                 expanded.collect::<Result<_, String>>().map(Value::Object)
             }
         }
@@ -142,13 +162,13 @@ fn written(value: Value) -> String {
     }
 }
 
-/// A piece of a string, not parsed yet.
-enum Found {
+/// A piece of a template string, before its expression is parsed.
+enum RawPiece {
     Text(String),
     Code(String),
 }
 
-fn pieces(text: &str) -> Result<Vec<Found>, String> {
+fn pieces(text: &str) -> Result<Vec<RawPiece>, String> {
     let mut found = Vec::new();
     let mut plain = String::new();
     let mut rest = text;
@@ -162,14 +182,14 @@ fn pieces(text: &str) -> Result<Vec<Found>, String> {
         plain.push_str(&rest[..at]);
         let end = closing(&rest[at + 2..]).ok_or_else(|| "has a ${ without its }".to_owned())?;
         if !plain.is_empty() {
-            found.push(Found::Text(std::mem::take(&mut plain)));
+            found.push(RawPiece::Text(std::mem::take(&mut plain)));
         }
-        found.push(Found::Code(rest[at + 2..at + 2 + end].trim().to_owned()));
+        found.push(RawPiece::Code(rest[at + 2..at + 2 + end].trim().to_owned()));
         rest = &rest[at + 3 + end..];
     }
     plain.push_str(rest);
     if !plain.is_empty() {
-        found.push(Found::Text(plain));
+        found.push(RawPiece::Text(plain));
     }
     Ok(found)
 }

@@ -4,6 +4,9 @@ use super::evaluate::size;
 use super::*;
 use serde_json::json;
 
+/// Bytes that a text may give in these tables.
+const ROOM: usize = 64 * 1024;
+
 fn scope() -> Scope {
     Scope::in_process()
         .with("parameters", json!({"depth": 2, "name": "x"}))
@@ -19,7 +22,39 @@ fn expand_text(text: &str, scope: &Scope) -> Result<Value, String> {
         }
     };
     let parsed = TextTemplate::parse(text, "", &mut heard);
-    parsed.ok_or(fault)?.expand(scope)
+    parsed.ok_or(fault)?.expand(scope, &mut Room::of(ROOM))
+}
+
+#[test]
+fn what_a_text_gives_stops_at_its_bound_before_anything_is_copied() {
+    let big = "x".repeat(EXPRESSION_PATH_BYTES - 2);
+    let rows: Vec<Value> = (0..1000).map(|n| json!({"n": n, "t": "\u{1}\"ä"})).collect();
+    let rows_bytes = Value::from(rows.clone()).to_string().len();
+    let scope = Scope::in_process()
+        .with("documents", json!({"big": big, "small": "y".repeat(1000), "rows": rows}))
+        .with("parameters", json!({"n": 1}));
+    let whole = |text: &str| expand_text(text, &scope).map(|value| value.as_str().map_or(0, str::len));
+    // 2,000 uses of 512 KiB are a GiB: the first is too much already.
+    let told = whole(&"${ documents.big }".repeat(2_000)).expect_err("too large");
+    assert_eq!(told, format!("gives more than {ROOM} bytes, at most {ROOM} are allowed"));
+    assert!(whole("${ documents.big }").is_err());
+    assert_eq!(whole(&"${ documents.small }".repeat(65)), Ok(65_000));
+    assert!(whole(&"${ documents.small }".repeat(66)).is_err());
+    assert!(whole(&("z".repeat(ROOM - 999) + "${ documents.small }")).is_err());
+    assert_eq!(whole(&("z".repeat(ROOM - 1000) + "${ documents.small }")), Ok(ROOM));
+    assert!(whole(&"${ documents.small + 'x' }".repeat(66)).is_err());
+    // What is no text is counted as it is written.
+    let text = format!("a ${{ documents.rows }}{}", "b".repeat(ROOM - 2 - rows_bytes));
+    assert_eq!(whole(&text), Ok(ROOM));
+    assert!(whole(&format!("{text}b")).is_err());
+    // The strings of one value have the room together.
+    let value = json!({"a": ["${ documents.small }", {"b": "${ documents.small }"}], "c": 1});
+    let template = Template::parse(&value, "", &mut |_, _| {}).expect("it can be read");
+    for (bytes, fits) in [(1999, false), (2000, true)] {
+        let mut room = Room::of(bytes);
+        assert_eq!(template.expand(&scope, &mut room).is_ok(), fits, "{bytes}");
+        assert_eq!(room.is_spent(), !fits, "{bytes}");
+    }
 }
 
 fn check(source: &str, expected: Result<Value, &str>) {
@@ -132,6 +167,37 @@ fn names_with_hyphens_have_two_spellings() {
     let scope = Scope::in_process().with("steps", json!({"epic-backlog": step, "epic_backlog": step}));
     for source in ["steps.epic_backlog.output", "steps['epic-backlog'].output", "steps['epic-backlog'].output + 0"] {
         assert_eq!(Expression::parse(source).and_then(|e| e.evaluate(&scope)), Ok(json!(1)), "{source}");
+    }
+}
+
+#[test]
+fn parameters_with_hyphens_have_two_spellings() {
+    let parameters = json!({"dry-run": true, "max-n": 3, "a_b": 1, "a-b": 2, "all": {"run-id": 7}});
+    let scope = Scope::in_process()
+        .with("workflow", json!({"name": "w", "parameters": parameters}))
+        .with("parameters", parameters);
+    for (source, expected) in [
+        ("parameters.dry_run", Ok(json!(true))),
+        ("parameters['dry-run']", Ok(json!(true))),
+        ("workflow.parameters.dry_run", Ok(json!(true))),
+        ("!parameters.dry_run || workflow.parameters.dry_run", Ok(json!(true))),
+        ("parameters.max_n * 1.5 + parameters['max-n']", Ok(json!(7.5))),
+        ("[1].map(i, i * parameters.max_n)", Ok(json!([3]))),
+        ("has(parameters.dry_run) && !has(parameters.dry_walk)", Ok(json!(true))),
+        ("parameters.?dry_run.orValue(false)", Ok(json!(true))),
+        ("parameters.?max_n.orValue(0) + 1", Ok(json!(4))),
+        ("size(parameters) + parameters.max_n", Ok(json!(8))),
+        // The very name counts first; what the parameters hold is nobody's name.
+        ("parameters.a_b", Ok(json!(1))),
+        ("[parameters.a_b, parameters['a-b']]", Ok(json!([1, 2]))),
+        ("parameters.all.run_id", Err("no field run_id")),
+        ("[parameters.all.run_id]", Err("no field run_id")),
+    ] {
+        let got = Expression::parse(source).and_then(|e| e.evaluate(&scope));
+        match expected {
+            Ok(value) => assert_eq!(got, Ok(value), "{source}"),
+            Err(part) => assert!(got.as_ref().is_err_and(|e| e.contains(part)), "{source}: {got:?}"),
+        }
     }
 }
 

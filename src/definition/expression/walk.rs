@@ -6,7 +6,7 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operat
 use serde_json::Value;
 
 use super::vocabulary::{NAMESPACES, TYPES};
-use super::{Scope, kind};
+use super::{Scope, kind, meant};
 
 pub fn each_child<'a>(expression: &'a Expr, visit: &mut dyn FnMut(&'a IdedExpr)) {
     match expression {
@@ -27,6 +27,33 @@ pub fn each_child<'a>(expression: &'a Expr, visit: &mut dyn FnMut(&'a IdedExpr))
     }
 }
 
+/// The same, to be changed.
+pub fn each_child_mut(expression: &mut Expr, visit: &mut dyn FnMut(&mut IdedExpr)) {
+    let entry = |entry: &mut EntryExpr, visit: &mut dyn FnMut(&mut IdedExpr)| match entry {
+        EntryExpr::StructField(field) => visit(&mut field.value),
+        EntryExpr::MapEntry(entry) => {
+            visit(&mut entry.key);
+            visit(&mut entry.value);
+        }
+    };
+    match expression {
+        Expr::Unspecified | Expr::Ident(_) | Expr::Literal(_) => {}
+        Expr::Call(call) => {
+            call.target.iter_mut().for_each(|target| visit(target));
+            call.args.iter_mut().for_each(visit);
+        }
+        Expr::Comprehension(c) => {
+            [&mut c.iter_range, &mut c.accu_init, &mut c.loop_cond, &mut c.loop_step, &mut c.result]
+                .into_iter()
+                .for_each(visit);
+        }
+        Expr::List(list) => list.elements.iter_mut().for_each(visit),
+        Expr::Select(select) => visit(&mut select.operand),
+        Expr::Map(map) => map.entries.iter_mut().for_each(|e| entry(&mut e.expr, visit)),
+        Expr::Struct(object) => object.entries.iter_mut().for_each(|e| entry(&mut e.expr, visit)),
+    }
+}
+
 fn each_entry<'a>(entry: &'a EntryExpr, visit: &mut dyn FnMut(&'a IdedExpr)) {
     match entry {
         EntryExpr::StructField(field) => visit(&field.value),
@@ -42,8 +69,10 @@ fn each_entry<'a>(entry: &'a EntryExpr, visit: &mut dyn FnMut(&'a IdedExpr)) {
 pub struct Reads {
     /// Free variables: those of its own loops are none.
     pub variables: BTreeSet<String>,
-    /// Variable and member, where the member is named literally.
+    /// Variable and member, where the member is named literally; `workflow.parameters` counts as one.
     pub members: BTreeSet<(String, String)>,
+    /// Those of them that must be there.
+    pub needed: BTreeSet<(String, String)>,
     /// Variables that are used as a whole somewhere.
     pub whole: BTreeSet<String>,
 }
@@ -55,12 +84,30 @@ pub fn reads(tree: &IdedExpr) -> Reads {
 }
 
 impl Reads {
+    fn reads(&mut self, by: &Expr, owner: &str, member: &str) {
+        let optional = match by {
+            Expr::Select(select) => select.test,
+            Expr::Call(call) => call.func_name != operators::INDEX,
+            _ => false,
+        };
+        let read = (owner.to_owned(), member.to_owned());
+        if !optional {
+            self.needed.insert(read.clone());
+        }
+        self.members.insert(read);
+    }
+
     fn visit<'a>(&mut self, expression: &'a IdedExpr, bound: &mut Vec<&'a str>) {
+        if let Some((operand, Key::Name(name))) = access(&expression.expr)
+            && member(&operand.expr) == Some(("workflow", "parameters"))
+        {
+            self.reads(&expression.expr, "workflow.parameters", name);
+        }
         if let Some((variable, member)) = member(&expression.expr)
             && !bound.contains(&variable)
         {
             self.variables.insert(variable.to_owned());
-            self.members.insert((variable.to_owned(), member.to_owned()));
+            self.reads(&expression.expr, variable, member);
             return;
         }
         match &expression.expr {
@@ -166,6 +213,15 @@ impl Path {
         (optional == path.otherwise.is_some()).then_some(path)
     }
 
+    /// Whether it is nothing but this member of this variable.
+    pub fn is(&self, variable: &str, member: &str) -> bool {
+        let only = match self.steps.as_slice() {
+            [Access { key: OwnedKey::Name(name), .. }] => name == member,
+            _ => false,
+        };
+        only && self.root == variable
+    }
+
     fn follow(&mut self, chain: &IdedExpr) -> Option<()> {
         if let Expr::Ident(name) = &chain.expr {
             self.root.clone_from(name);
@@ -187,16 +243,32 @@ impl Path {
         Some(())
     }
 
-    pub fn resolve(&self, scope: &Scope) -> Result<Value, String> {
+    /// What it names, not copied yet: how large it is comes first.
+    pub fn resolve<'v>(&'v self, scope: &'v Scope) -> Result<&'v Value, String> {
         let mut value = scope.get(&self.root).ok_or_else(|| format!("{} is not known here", self.root))?;
         for (depth, step) in self.steps.iter().enumerate() {
-            match (enter(value, &step.key), &self.otherwise) {
+            let spelt = match (&step.key, value) {
+                (OwnedKey::Name(name), Value::Object(all)) if self.is_parameters(depth) => meant(all, name),
+                _ => None,
+            };
+            let inner = spelt.map_or_else(|| enter(value, &step.key), |name| value.get(name));
+            match (inner, &self.otherwise) {
                 (Some(inner), _) => value = inner,
-                (None, Some(otherwise)) if step.optional => return Ok(otherwise.clone()),
+                (None, Some(otherwise)) if step.optional => return Ok(otherwise),
                 (None, _) => return Err(self.absent(depth, value)),
             }
         }
-        Ok(value.clone())
+        Ok(value)
+    }
+
+    /// Whether what was entered so far are the parameters of the run.
+    fn is_parameters(&self, depth: usize) -> bool {
+        let first = || matches!(&self.steps[0].key, OwnedKey::Name(name) if name == "parameters");
+        match (&*self.root, depth) {
+            ("parameters", 0) => true,
+            ("workflow", 1) => first(),
+            _ => false,
+        }
     }
 
     fn absent(&self, depth: usize, value: &Value) -> String {

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -11,7 +9,7 @@ use crate::api::workflow::{Workflow, WorkflowSpec, WorkflowStatus};
 use crate::decide::content::{Content, Loaded};
 use crate::decide::graph::{Walked, walk};
 use crate::decide::observed::{Observed, Previous};
-use crate::decide::scope::Start;
+use crate::decide::scope::Admission;
 use crate::decide::{Effect, workflow};
 use crate::definition::expression::InProcess;
 use crate::definition::program::Program;
@@ -58,18 +56,21 @@ fn again(steps: &Value) -> Again {
         agents: [("x".to_owned(), Arc::new(agent("one")))].into(),
         step_runs: crate::decide::observed::StepRuns::default(),
         documents: document::Documents::default(),
-        contents: BTreeMap::new(),
+        contents: content::Contents::default(),
         previous: Some(Previous::default()),
+        pods_ending: 0,
+        memories: Vec::new(),
+        budget: crate::decide::budget::RunBudget::default(),
         settled: Arc::default(),
         evaluator: Arc::new(InProcess),
         now: Time(Timestamp::UNIX_EPOCH),
     };
     let definition_now = definition("new", steps);
     // As it begins by itself.
-    let begun = walk(&observed, &compiled(&definition_now), Start::May).progress.creates.remove(0).spec;
+    let begun = walk(&observed, &compiled(&definition_now), Admission::Open).progress.creates.remove(0).spec;
     let mut old = StepRun::new(&name::step_run("old", "old-uid", "a", &[]), begun);
     (old.metadata.namespace, old.metadata.uid) = (Some("team".into()), Some("old-a".into()));
-    old.spec.workflow = WorkflowIdentity { name: "old".into(), uid: "old-uid".into(), creator: None };
+    old.spec.workflow = WorkflowIdentity { name: "old".into(), uid: "old-uid".into(), ..Default::default() };
     let accepted = json!({"documentType": "a", "scopeId": "old-uid", "accepted": true, "decidedBy": "ann",
         "decidedAt": AT, "digest": "sha256:seen", "round": 1});
     old.status = serde_json::from_value(json!({
@@ -107,10 +108,10 @@ impl Again {
         let name = self.old.metadata.name.clone().unwrap_or_default();
         let step_runs = [(name, Arc::new(self.old.clone()))].into_iter().collect();
         self.o.previous = Some(Previous { step_runs, definition: Some(compiled(&self.then)) });
-        walk(&self.o, &compiled(&self.definition), Start::May)
+        walk(&self.o, &compiled(&self.definition), Admission::Open)
     }
 
-    fn begun(&mut self) -> Beginning {
+    fn begun(&mut self) -> NewStepRun {
         self.walk().progress.creates.remove(0)
     }
 }

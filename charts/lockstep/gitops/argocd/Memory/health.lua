@@ -1,0 +1,2 @@
+-- What an agent remembers: it has no state.
+return {status = "Healthy", message = ""}

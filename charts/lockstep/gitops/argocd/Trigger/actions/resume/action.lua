@@ -1,0 +1,2 @@
+obj.spec.schedule.suspend = false
+return obj

@@ -1,0 +1,136 @@
+//! What people answered to the questions of the run that stand around a step: in the same lists, and of the same items. Their
+//! StepRuns have names that are computed, so each is a read of one object, and an answer never changes.
+
+use std::sync::Arc;
+
+use super::attempt;
+use super::refusal::Result;
+use super::{Gateway, cluster, entries};
+use crate::api::step_run::StepRun;
+use crate::cluster::bounded_cache::BoundedCache;
+use crate::decide::{build, history};
+use crate::definition::program::{Program, Step};
+use crate::protocol::AttemptRef;
+use crate::protocol::context::Entry;
+
+/// Questions that are looked up, the last ones of the definition.
+const QUESTIONS: usize = 20;
+const KEPT_BYTES: usize = 2 * 1024 * 1024;
+
+/// Questions with their answers, by namespace and name of the StepRun. The name has a digest of the run's UID in it.
+pub struct Answers(BoundedCache<AnsweredQuestion>);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self(BoundedCache::new(KEPT_BYTES))
+    }
+}
+
+/// A question of the run with its answer, as entries of the history.
+pub struct AnsweredQuestion {
+    /// The name of the StepRun that asked.
+    pub name: String,
+    /// When its StepRun was made, in seconds.
+    pub made: i64,
+    pub entries: Arc<Vec<Entry>>,
+}
+
+/// Those that have an answer by now.
+pub async fn of_run(
+    gateway: &Gateway,
+    who: &AttemptRef,
+    step_run: &StepRun,
+    definition: &Program,
+) -> Result<Vec<Arc<AnsweredQuestion>>> {
+    let mut answers = Vec::new();
+    for name in names(step_run, definition) {
+        let key = format!("{}/{name}", who.namespace);
+        if let Some(known) = gateway.answers.0.get(&key) {
+            answers.push(known);
+            continue;
+        }
+        let api = attempt::api(gateway, who);
+        let found = cluster::find(|| api.get(&name)).await?;
+        let run = &step_run.spec.workflow.uid;
+        let Some(found) = found.filter(|found| found.spec.workflow.uid == *run) else { continue };
+        let entries = entries::answered(&found);
+        if entries.is_empty() {
+            continue;
+        }
+        let made = found.metadata.creation_timestamp.as_ref().map_or(0, |at| at.0.as_second());
+        let bytes = entries.iter().map(|entry| entry.text.len() + size_of::<Entry>()).sum();
+        let answered = Arc::new(AnsweredQuestion { name, made, entries: Arc::new(entries) });
+        gateway.answers.0.insert(key, Arc::clone(&answered), bytes);
+        answers.push(answered);
+    }
+    Ok(answers)
+}
+
+/// Names of the StepRuns of questions that are asked once for this step, or for an item around it.
+fn names(step_run: &StepRun, definition: &Program) -> Vec<String> {
+    let spec = &step_run.spec;
+    let keys: Vec<String> = history::keys(step_run).into_iter().map(str::to_owned).collect();
+    let own = loops(definition, &spec.path);
+    let all = definition.all();
+    let questions: Vec<&&Step> = all.iter().filter(|step| step.ask().is_some()).collect();
+    let last = &questions[questions.len().saturating_sub(QUESTIONS)..];
+    last.iter()
+        .filter_map(|question| {
+            let around = loops(definition, &question.path);
+            // In another forEach, or beside the one around this step, there is one for each item of that.
+            let keys = own.starts_with(&around).then(|| keys.get(..around.len())).flatten()?;
+            Some(build::step_run_name(&spec.workflow.name, &spec.workflow.uid, &question.path, keys))
+        })
+        .collect()
+}
+
+/// The paths at and above a path that are done for each item of a list, outermost first.
+fn loops(definition: &Program, path: &str) -> Vec<String> {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    let above = ends.map(|end| &path[..end]);
+    above
+        .filter(|above| definition.step(above).is_some_and(|step| step.for_each.is_some()))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::definition::Definition;
+
+    #[test]
+    fn only_questions_around_the_step_are_looked_up() {
+        let ask = |name: &str| json!({"name": name, "ask": {"question": "?"}});
+        let work = |name: &str| json!({"name": name, "agentId": "a"});
+        let each =
+            |name: &str, steps: Value| json!({"name": name, "forEach": {"in": "[1]", "as": name}, "steps": steps});
+        let definition: Definition = serde_json::from_value(json!({"workflow": "w", "workflowUid": "u", "session": "s", "steps": [
+            ask("first"), each("epic", json!([ask("size"), work("plan"), each("story", json!([ask("who"), work("write")]))])),
+            each("other", json!([ask("there"), work("rest")])), work("last"),
+        ]}))
+        .expect("a definition");
+        let definition = Program::compile(&definition).expect("a program");
+        let names_of = |path: &str, keys: &[&str]| {
+            let scope = keys.iter().fold("u".to_owned(), |scope, key| scope + "/" + key);
+            let item = keys.last().map(|key| json!({"key": key, "index": 0, "value": 1}));
+            let step_run: StepRun = serde_json::from_value(json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+                "metadata": {"name": "s"}, "spec": {"workflow": {"name": "w", "uid": "u"}, "path": path, "agentId": "a", "item": item,
+                "definition": {"revisionName": "r", "digest": "d"}, "parameters": "{}", "inputDigest": "i",
+                "scopeChain": [{"scope": "x", "scopeId": scope}]}}))
+            .expect("a StepRun");
+            names(&step_run, &definition)
+        };
+        let named = |path: &str, keys: &[&str]| {
+            build::step_run_name("w", "u", path, &keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(names_of("last", &[]), [named("first", &[])]);
+        let of_item = [named("first", &[]), named("epic/size", &["e1"])];
+        assert_eq!(names_of("epic/plan", &["e1"]), of_item);
+        let deep = [named("first", &[]), named("epic/size", &["e1"]), named("epic/story/who", &["e1", "s2"])];
+        assert_eq!(names_of("epic/story/write", &["e1", "s2"]), deep);
+        assert_eq!(names_of("other/rest", &["o1"]), [named("first", &[]), named("other/there", &["o1"])]);
+    }
+}

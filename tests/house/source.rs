@@ -67,12 +67,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What git knows: nothing that was built.
+/// What git knows or would take: nothing that was built. Files not yet added count, so that what a clone would fail fails here.
 pub fn paths() -> &'static [String] {
     static PATHS: OnceLock<Vec<String>> = OnceLock::new();
     PATHS.get_or_init(|| {
         let listed = Command::new("git")
-            .args(["ls-files"])
+            .args(["ls-files", "--cached", "--others", "--exclude-standard"])
             .current_dir(root())
             .output()
             .expect("git is needed: the checks are about the files that it knows");

@@ -340,8 +340,8 @@ pub struct Attempt {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub agent_digest: Option<String>,
-    /// `sha256:...` of the image that the agent's container ran, as its node names it; absent where the pod was gone before
-    /// its end was seen, or its node names none.
+    /// `sha256:...` of the image that the agent's container ran, as its node names it. Absent where the attempt ended before
+    /// its node had named it (up to a second after the start), the pod was gone before its end was seen, or its node names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub image_digest: Option<String>,

@@ -13,9 +13,9 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use crate::support::{PATIENCE, Space, label, pod_template};
 
-const RACES: usize = 200;
+const RACES: usize = 60;
 
-/// Races, at the real gateway, two shims for one attempt: for each of 200 StepRuns made by the operator, two claims with
+/// Races, at the real gateway, two shims for one attempt: for each of 60 StepRuns made by the operator, two claims with
 /// ids of their own and tokens of their own leave two threads at once. Both tokens are bound to the one pod that the
 /// attempt's Job made (which never runs, as no node takes it, so that no real shim takes part): a Job of ours never has
 /// two pods, so the second stands for a container that was restarted. The host must reach the gateway at the address

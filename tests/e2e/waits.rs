@@ -69,8 +69,6 @@ async fn a_quick_answer_reaches_the_agent_that_waits() -> Result<()> {
     space.annotate(APPROVER, &asks, &json!({"lockstep.dev/answer": "20000"})).await?;
     space.phase("quick", Phase::Completed).await?;
     let done = space.step_run("quick", "ask").await?.context("no StepRun")?;
-    let image = status(&done).attempts.first().and_then(|attempt| attempt.image_digest.clone());
-    ensure!(image.as_ref().is_some_and(|digest| digest.starts_with("sha256:")), "{image:?}");
     let found = output(&done)?;
     ensure!(
         (&found["budget"], &found["again"], &found["attempt"]) == (&json!(20000), &json!(20000), &json!(1)),

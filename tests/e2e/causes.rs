@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use http::Method;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use lockstep::api::StepRun;
 use lockstep::api::step_run::{AttemptResult, StepRunStatus, WaitKind};
 use lockstep::api::workflow::Phase;
@@ -117,18 +117,19 @@ fn cases() -> Vec<Case> {
     use AttemptResult as R;
     let case = |name, script, more, class, words| Case { name, script, more, class, words };
     let schema = json!({"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}});
-    let silent = "lockstep progress 10 begun; sleep 2; lockstep context /version; sleep 2; lockstep version; sleep 60";
+    let silent = "lockstep progress 10 begun; sleep 2; lockstep context /version; sleep 2; lockstep version; sleep 600";
     vec![
         case("exits", "echo no luck; exit 7", json!({}), R::Retryable, "the agent exited with 7"),
         case("killed", "kill -9 0", json!({}), R::Retryable, "the agent exited with 137"),
         case("hopeless", "exit 42", json!({"exitCodes": {"unrecoverable": [42]}}), R::Unrecoverable, "exited with 42"),
-        case("slow", "sleep 60", json!({"timeoutSeconds": 2}), R::Timeout, "ended by the shim after 2 s"),
+        // The limits hold for the second attempt too, which is to end before them.
+        case("slow", "sleep 600", json!({"timeoutSeconds": 10}), R::Timeout, "ended by the shim after 10 s"),
         case(
             "silent",
             silent,
-            json!({"progressTimeoutSeconds": 4}),
+            json!({"progressTimeoutSeconds": 10}),
             R::Timeout,
-            "no call for 4 s (progressTimeoutSeconds)",
+            "no call for 10 s (progressTimeoutSeconds)",
         ),
         case(
             "wrong",
@@ -163,8 +164,8 @@ async fn agents_fail_in_every_way() -> Result<()> {
         space.run(case.name, &one_step(case.name)).await?;
     }
     // Silence is counted from the last call, of whatever kind.
-    let talks = "for i in 1 2 3 4; do sleep 2; lockstep context /version; done";
-    space.agent("talks", talks, &json!({"progressTimeoutSeconds": 6})).await?;
+    let talks = "for i in $(seq 20); do sleep 1; lockstep context /version; done";
+    space.agent("talks", talks, &json!({"progressTimeoutSeconds": 15})).await?;
     space.run("talks", &one_step("talks")).await?;
     for case in &cases {
         fails_and_goes_on(&space, case).await.with_context(|| case.name)?;
@@ -215,6 +216,12 @@ fn absent() -> Value {
     template
 }
 
+/// Neither `nowhere` nor `absent`.
+fn is_mended(pod: &Pod) -> bool {
+    let image = |c: &Container| c.image.as_deref().is_some_and(|image| image.contains("no-such-image"));
+    pod.spec.as_ref().is_some_and(|spec| spec.node_selector.is_none() && !spec.containers.iter().any(image))
+}
+
 /// The shim claims, and then cannot lay out the input: it ends between claim and start.
 fn unwritable() -> Value {
     let mut template = pod_template("true");
@@ -230,15 +237,18 @@ async fn the_cluster_fails_in_every_way() -> Result<()> {
     let agent =
         |seconds: i32, template: Value| json!({"template": template, "startTimeoutSeconds": seconds, "retry": hasty()});
     let agents = [
-        ("unplaced", agent(4, nowhere())),
-        ("absent", agent(10, absent())),
         ("evicted", agent(600, nowhere())),
         ("jobless", agent(600, nowhere())),
         ("unwritable", agent(600, unwritable())),
+        ("unplaced", agent(10, nowhere())),
+        ("absent", agent(20, absent())),
     ];
-    for (agent, spec) in &agents {
+    let begin = async |(agent, spec): &(&str, Value)| {
         space.agent(agent, "", spec).await?;
-        space.run(agent, &one_step(agent)).await?;
+        space.run(agent, &one_step(agent)).await
+    };
+    for agent in &agents[..3] {
+        begin(agent).await?;
     }
     // The next attempt is to find a node: the Agent is mended before the first one goes.
     for run in ["evicted", "jobless"] {
@@ -251,14 +261,21 @@ async fn the_cluster_fails_in_every_way() -> Result<()> {
     for (run, words) in [("evicted", "its pod is gone"), ("jobless", "the Job was deleted")] {
         lost_before_the_claim(&space, run, &["before the agent started", words]).await.with_context(|| run)?;
     }
-    for (run, words) in [
-        ("unplaced", ["not started within 4 s", "node(s) didn't match"]),
-        ("absent", ["not started within 10 s", "no-such-image"]),
+    // These lose one attempt after another until they are mended, so they begin when they are looked at.
+    for (agent, words) in [
+        (&agents[3], ["not started within 10 s", "node(s) didn't match"]),
+        (&agents[4], ["not started within 20 s", "no-such-image"]),
     ] {
+        begin(agent).await?;
+        let run = agent.0;
         let lost = lost_before_the_claim(&space, run, &words).await.with_context(|| run)?;
         let row = space.row(name(&lost)).await?;
         ensure!(row.contains("Infrastructure") && row.contains("Running"), "{row}");
         space.mend(run, &pod_template("true")).await?;
+        // A pod that can start has all the time for it.
+        space.pod(run, "is mended", is_mended).await?;
+        let patient = json!({"spec": {"startTimeoutSeconds": 600}});
+        space.patch(&space.ours(&format!("agents/{run}")), &patient).await?;
     }
     // One loss after another, until a person is asked.
     let asking = space.only("unwritable", "it asks", |s| s.waiting_for.is_some()).await?;
@@ -316,7 +333,7 @@ async fn a_quota_is_waited_for() -> Result<()> {
     let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"},
         "spec": {"hard": {"count/jobs.batch": "0"}}});
     space.post(&space.core("resourcequotas"), &quota).await?;
-    space.agent("worker", "true", &json!({"retry": {"initialBackoffSeconds": 2, "maxBackoffSeconds": 2}})).await?;
+    space.agent("worker", "true", &json!({"retry": {"initialBackoffSeconds": 5, "maxBackoffSeconds": 5}})).await?;
     // A quota counts once its controller has looked.
     space
         .until("the quota stands", PATIENCE, None, async || {
@@ -340,22 +357,18 @@ async fn a_quota_is_waited_for() -> Result<()> {
 async fn pods_that_go_after_the_claim() -> Result<()> {
     let space = Space::open("gone").await?;
     // Neither a plain signal nor the grace of a kubelet that hurries lets the first say anything.
-    space.agent("deaf", "[ $ATTEMPT -gt 1 ] || { trap '' TERM; sleep 120; }", &json!({"retry": hasty()})).await?;
+    let deaf = "[ $ATTEMPT -gt 1 ] || { trap '' TERM; echo READY; sleep 600; }";
+    space.agent("deaf", deaf, &json!({"retry": hasty()})).await?;
     let more = json!({"retry": {"maxAttempts": 2, "initialBackoffSeconds": 1}});
-    space.agent("polite", "[ $ATTEMPT -gt 1 ] || sleep 120", &more).await?;
+    space.agent("polite", "[ $ATTEMPT -gt 1 ] || { echo READY; sleep 600; }", &more).await?;
     for agent in ["deaf", "polite"] {
         space.run(agent, &one_step(agent)).await?;
     }
     let started = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
     for agent in ["deaf", "polite"] {
-        let claimed = |s: &StepRunStatus| s.agent.as_ref().is_some_and(|a| a.claim.is_some());
-        space.only(agent, "claimed", claimed).await?;
+        space.claimed(agent, "only").await?;
         let pod = space.pod(agent, "runs", started).await?.metadata.name.unwrap_or_default();
-        space
-            .until("the command runs", PATIENCE, Some(agent), async || {
-                Ok(space.log(&pod).await?.contains("STARTED only 1").then_some(()))
-            })
-            .await?;
+        space.says(&pod, "READY").await?;
     }
     evict(&space, "polite", started).await?;
     let pod = space.pod("deaf", "runs", started).await?.metadata.name.context("no name")?;

@@ -166,14 +166,15 @@ pub async fn token(space: &Space, pod: &Pod, audience: &str) -> Result<String> {
 #[tokio::test]
 async fn agents_have_no_api_credentials() -> Result<()> {
     let space = Space::open("credentials").await?;
-    let script = "[ -e /var/run/secrets/kubernetes.io ] && echo HAS-CREDENTIALS; ls -R /var/run/secrets; env";
+    let script =
+        "[ -e /var/run/secrets/kubernetes.io ] && echo HAS-CREDENTIALS; ls -R /var/run/secrets; env; echo LOOKED";
     space.agent("curious", script, &json!({})).await?;
     let spec = json!({"steps": [{"name": "look", "agentId": "curious"}]});
     space.run("curious", &spec).await?;
     space.phase("curious", Phase::Completed).await?;
     let pod = space.pods("curious").await?.pop().context("no pod")?;
     let name = pod.metadata.name.clone().unwrap_or_default();
-    let log = space.log(&name).await?;
+    let log = space.says(&name, "LOOKED").await?;
     ensure!(!log.contains("HAS-CREDENTIALS") && !log.contains("kubernetes.io"), "{log}");
     ensure!(log.contains("STARTED look 1"), "{log}");
     let spec = pod.spec.as_ref().context("no spec")?;

@@ -6,7 +6,7 @@ use lockstep::api::step_run::{AttemptResult, GateState, StepRunStatus, WaitKind}
 use lockstep::api::workflow::{Phase, WorkflowStatus};
 use serde_json::{Value, json};
 
-use crate::support::{APPROVER, PATIENCE, Space, condition, refusal};
+use crate::support::{APPROVER, HELD, PATIENCE, Space, condition, pod_template, refusal};
 
 async fn status_of(space: &Space, run: &str, path: &str) -> Result<StepRunStatus> {
     let found = space.step_run(run, path).await?.with_context(|| format!("no StepRun {run}/{path}"))?;
@@ -57,8 +57,8 @@ async fn people_reject_revise_and_answer() -> Result<()> {
     let pods = space.pods("revised").await?;
     let again =
         pods.iter().find(|pod| crate::support::label(&pod.metadata, "attempt") == "2").context("no second pod")?;
-    let log = space.log(again.metadata.name.as_deref().unwrap_or_default()).await?;
-    ensure!(log.contains("shorter, please"), "the second attempt does not know why: {log}");
+    // The second attempt knows why.
+    space.says(again.metadata.name.as_deref().unwrap_or_default(), "shorter, please").await?;
     // From the second round on one says which output one saw.
     let yes = json!({"lockstep.dev/decision": "accepted"});
     let (code, message) = refusal(space.annotate(APPROVER, &waits, &yes).await)?;
@@ -83,24 +83,37 @@ fn alive(pods: &[k8s_openapi::api::core::v1::Pod]) -> usize {
 #[tokio::test]
 async fn runs_are_cancelled_and_suspended() -> Result<()> {
     let space = Space::open("stop").await?;
-    // Takes its time when it is told to go.
-    let slow = "trap 'sleep 2; exit 0' TERM; sleep 120 & wait";
-    space.agent("long", slow, &json!({})).await?;
-    space.agent("short", "sleep 3", &json!({})).await?;
+    // Takes its time when it is told to go, and is given it.
+    let slow = format!("trap 'echo TOLD; {HELD}; exit 0' TERM; echo READY; sleep 600 & wait");
+    let mut template = pod_template(&slow);
+    template["spec"]["terminationGracePeriodSeconds"] = json!(300);
+    space.agent("long", "", &json!({"template": template})).await?;
+    space.agent("held", HELD, &json!({})).await?;
+    space.agent("short", "true", &json!({})).await?;
     space
         .run(
             "cancelled",
             &json!({"steps": [{"name": "only", "agentId": "long"}, {"name": "next", "agentId": "short"}]}),
         )
         .await?;
-    let two = json!([{"name": "first", "agentId": "short"}, {"name": "second", "agentId": "short"}]);
+    let two = json!([{"name": "first", "agentId": "held"}, {"name": "second", "agentId": "short"}]);
     space.run("suspended", &json!({"steps": two})).await?;
-    let claimed = |s: &StepRunStatus| s.agent.as_ref().is_some_and(|a| a.claim.is_some());
-    space.step("cancelled", "only", "claimed", claimed).await?;
-    space.step("suspended", "first", "claimed", claimed).await?;
+    let only = space.claimed("cancelled", "only").await?;
+    let pod = space.pods("cancelled").await?.pop().and_then(|pod| pod.metadata.name).context("no pod")?;
+    space.says(&pod, "READY").await?;
+    let first = space.claimed("suspended", "first").await?;
     space.patch(&space.ours("workflows/cancelled"), &json!({"spec": {"cancel": true}})).await?;
-    space.patch(&space.ours("workflows/suspended"), &json!({"spec": {"suspend": true}})).await?;
+    let ordered = space.patch(&space.ours("workflows/suspended"), &json!({"spec": {"suspend": true}})).await?;
 
+    space.says(&pod, "TOLD").await?;
+    space
+        .until("the run waits for its pod", PATIENCE, Some("cancelled"), async || {
+            let status = space.status("cancelled").await?;
+            let waits = condition(&status, "Succeeded").is_ok_and(|(reason, _)| reason == "Cancelling");
+            Ok((waits && status.phase == Some(Phase::Running)).then_some(()))
+        })
+        .await?;
+    space.release(&only).await?;
     let ended = space.phase("cancelled", Phase::Cancelled).await?;
     let pods = space.pods("cancelled").await?;
     ensure!(alive(&pods) == 0, "Cancelled, and a pod still runs");
@@ -108,6 +121,14 @@ async fn runs_are_cancelled_and_suspended() -> Result<()> {
     ensure!(status_of(&space, "cancelled", "only").await?.phase == Some(Phase::Cancelled));
     space.event("cancelled", "Cancelled", &["all its pods have ended"]).await?;
 
+    let seen = space
+        .until("the order is seen", PATIENCE, Some("suspended"), async || {
+            let status = space.status("suspended").await?;
+            Ok((ordered["metadata"]["generation"] == status.observed_generation).then_some(status))
+        })
+        .await?;
+    ensure!(seen.phase == Some(Phase::Running), "what runs goes on: {:?}", seen.phase);
+    space.release(&first).await?;
     space.phase("suspended", Phase::Suspended).await?;
     // Its command has ended and was reported; the container follows.
     space
@@ -134,34 +155,41 @@ fn phase_of(status: &WorkflowStatus, step: &str) -> Option<Phase> {
 async fn branches_run_at_once_and_are_skipped() -> Result<()> {
     let space = Space::open("graph").await?;
     space.agent("chooser", r#"echo '{"left": true, "right": false}' > $LOCKSTEP_OUT/result.json"#, &json!({})).await?;
-    // One branch ends only when the other runs as well, however slow the machine: they meet in the memory of their run.
-    let meets = r#"lockstep memory set "$STEP_ID" 1
-        i=0; until lockstep memory get left && lockstep memory get middle; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 1; done >&2
-        echo '"done"' > $LOCKSTEP_OUT/result.json"#;
-    space.agent("worker", meets, &json!({})).await?;
-    let step = |name: &str, needs: Value, when: Value| {
-        let mut step = json!({"name": name, "agentId": "worker", "needs": needs});
+    let done = "echo '\"done\"' > $LOCKSTEP_OUT/result.json";
+    space.agent("worker", done, &json!({})).await?;
+    space.agent("held", &format!("{HELD}; {done}"), &json!({})).await?;
+    let step = |name: &str, agent: &str, needs: Value, when: Value| {
+        let mut step = json!({"name": name, "agentId": agent, "needs": needs});
         if when.is_string() {
             step["when"] = when;
         }
         step
     };
-    let mut join = step("join", json!(["left", "middle"]), Value::Null);
+    let mut join = step("join", "worker", json!(["left", "middle"]), Value::Null);
     join["parameters"] = json!({"left": "${ steps.left.output }", "right": 1});
     let spec = json!({"order": "Graph", "steps": [
         {"name": "choose", "agentId": "chooser"},
-        step("left", json!(["choose"]), json!("steps.choose.output.left")),
-        step("middle", json!(["choose"]), Value::Null),
-        step("right", json!(["choose"]), json!("steps.choose.output.right")),
-        step("beyond", json!(["right"]), Value::Null),
+        step("left", "held", json!(["choose"]), json!("steps.choose.output.left")),
+        step("middle", "held", json!(["choose"]), Value::Null),
+        step("right", "worker", json!(["choose"]), json!("steps.choose.output.right")),
+        step("beyond", "worker", json!(["right"]), Value::Null),
         join,
     ]});
     space.run("tree", &spec).await?;
+    // Neither ends before both have begun.
+    let branches = [space.claimed("tree", "left").await?, space.claimed("tree", "middle").await?];
+    for branch in &branches {
+        space.release(branch).await?;
+    }
     let done = space.phase("tree", Phase::Completed).await?;
     for (path, phase) in [("left", Phase::Completed), ("right", Phase::Skipped), ("beyond", Phase::Skipped)] {
         ensure!(phase_of(&done, path) == Some(phase), "{path}: {:?}", done.steps);
     }
     ensure!(space.step_runs("tree").await?.len() == 4, "what is skipped has no StepRun");
+    for path in ["left", "middle"] {
+        let status = status_of(&space, "tree", path).await?;
+        ensure!(status.attempts.len() == 1, "not released, but ended: {:?}", status.attempts);
+    }
     let join = space.step_run("tree", "join").await?.context("no StepRun")?;
     let parameters: Value = serde_json::from_str(&join.spec.parameters)?;
     ensure!(parameters == json!({"left": "done", "right": 1}), "{parameters}");
@@ -258,8 +286,7 @@ async fn links_are_checked_and_read() -> Result<()> {
     ensure!(used.spec.parameters == r#"{"where":"s3://models/m.bin"}"#, "{}", used.spec.parameters);
     let pods = space.pods("linked").await?;
     let pod = pods.iter().find(|pod| crate::support::label(&pod.metadata, "agent") == "user").context("no pod")?;
-    let log = space.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
-    ensure!(log.contains(&good), "{log}");
+    space.says(pod.metadata.name.as_deref().unwrap_or_default(), &good).await?;
     space.close().await
 }
 

@@ -6,7 +6,7 @@ use lockstep::api::step_run::GateState;
 use lockstep::api::workflow::{Phase, SessionPhase};
 use serde_json::{Value, json};
 
-use crate::support::{APPROVER, EDITOR, PATIENCE, Space, ask, client, condition, example, label, refusal};
+use crate::support::{APPROVER, EDITOR, HELD, PATIENCE, Space, ask, client, condition, example, label, refusal};
 
 async fn start_example(space: &Space, run: &str, brief: &str) -> Result<()> {
     let content = std::fs::read_to_string(format!("{}/{brief}", example()))?;
@@ -155,20 +155,18 @@ async fn history_is_whole(space: &Space, epics: &[Value]) -> Result<()> {
 #[tokio::test]
 async fn the_image_that_ran_is_recorded() -> Result<()> {
     let space = Space::open("image").await?;
-    let script = "until [ -e /lockstep/go ]; do sleep 0.1; done; echo '{}' > $LOCKSTEP_OUT/result.json";
-    space.agent("stays", script, &json!({})).await?;
+    let script = format!("{HELD}; echo '{{}}' > $LOCKSTEP_OUT/result.json");
+    space.agent("stays", &script, &json!({})).await?;
     space.run("stays", &json!({"steps": [{"name": "only", "agentId": "stays"}]})).await?;
-    let (pod, image) = space
-        .until("the pod's image", PATIENCE, Some("stays"), async || {
-            let found = space.pods("stays").await?.pop().and_then(|pod| {
-                let containers = pod.status?.container_statuses?;
-                let image = containers.into_iter().find(|c| c.name == "agent")?.image_id;
-                Some((pod.metadata.name?, image))
-            });
-            Ok(found.filter(|(_, image)| !image.is_empty()))
+    let claimed = space.claimed("stays", "only").await?;
+    let image = space
+        .until("its node names the image", PATIENCE, Some("stays"), async || {
+            let containers = space.pods("stays").await?.pop().and_then(|pod| pod.status?.container_statuses);
+            let agent = containers.unwrap_or_default().into_iter().find(|c| c.name == "agent");
+            Ok(agent.map(|c| c.image_id).filter(|image| !image.is_empty()))
         })
         .await?;
-    space.kubectl(&format!("exec {pod} -c agent -- touch /lockstep/go")).await?;
+    space.release(&claimed).await?;
     space.phase("stays", Phase::Completed).await?;
     let status = space.step_run("stays", "only").await?.and_then(|s| s.status).context("status")?;
     let digest = status.attempts.first().and_then(|a| a.image_digest.clone()).context("no digest")?;

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::LogParams;
 use kube::{Api, Client};
 
-use crate::support::{SYSTEM, Space, component, label};
+use crate::support::{PATIENCE, SYSTEM, Space, component, label};
 
 impl Space {
     /// Every attempt started its command exactly once, and the run has exactly so many of them: read from the logs of
@@ -28,11 +28,17 @@ impl Space {
             }
             let own = jobs.iter().filter(|j| label(&j.metadata, "steprun") == name);
             ensure!(own.count() == 1, "{name}: not one Job");
-            let mut starts = 0;
-            for pod in pods.iter().filter(|p| label(&p.metadata, "steprun") == name) {
-                let log = self.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
-                starts += log.lines().filter(|l| l.starts_with("STARTED ")).count();
-            }
+            // A log may lag behind the report of what wrote it.
+            let starts = self
+                .until(&format!("{name} says that it started"), PATIENCE, Some(run), async || {
+                    let mut starts = 0;
+                    for pod in pods.iter().filter(|p| label(&p.metadata, "steprun") == name) {
+                        let log = self.log(pod.metadata.name.as_deref().unwrap_or_default()).await?;
+                        starts += log.lines().filter(|l| l.starts_with("STARTED ")).count();
+                    }
+                    Ok((starts > 0).then_some(starts))
+                })
+                .await?;
             if starts != 1 {
                 bail!("{name}: {starts} starts of one attempt{}", scene().await);
             }

@@ -6,13 +6,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use http::Method;
 use k8s_openapi::api::core::v1::Pod;
-use lockstep::api::step_run::StepRunStatus;
 use lockstep::api::workflow::Phase;
 use lockstep::api::{StepRun, name};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use crate::support::{APPROVER, PATIENCE, SYSTEM, Space, ask, component};
+use crate::support::{APPROVER, HELD, PATIENCE, SYSTEM, Space, ask, component};
 
 /// Held by tests that kill things.
 pub static KILLING: Mutex<()> = Mutex::const_new(());
@@ -20,11 +19,13 @@ pub static KILLING: Mutex<()> = Mutex::const_new(());
 /// Steps of a run: a gate, a fan-out over three items, an end.
 const STEPS: usize = 5;
 
-async fn agents(space: &Space) -> Result<()> {
+/// They begin with `work`.
+async fn agents(space: &Space, work: &str) -> Result<()> {
     let items = r#"{"items":[{"id":"a"},{"id":"b"},{"id":"c"}]}"#;
-    let list = format!("sleep 1; echo '{items}' > $LOCKSTEP_OUT/list.json");
+    let list = format!("{work}; echo '{items}' > $LOCKSTEP_OUT/list.json");
     space.agent("lister", &list, &json!({})).await?;
-    space.agent("worker", "sleep 1", &json!({})).await
+    space.agent("worker", work, &json!({})).await?;
+    space.agent("last", "true", &json!({})).await
 }
 
 fn chain() -> Value {
@@ -32,7 +33,7 @@ fn chain() -> Value {
         {"name": "list", "agentId": "lister", "produces": {"type": "list", "format": "json"}, "gate": {}},
         {"name": "each", "agentId": "worker",
             "forEach": {"in": "documents.list.items", "as": "item", "key": "item.id", "maxParallel": 2}},
-        {"name": "end", "agentId": "worker"},
+        {"name": "end", "agentId": "last"},
     ]})
 }
 
@@ -61,58 +62,44 @@ const MOMENTS: [Moment; 7] = [
 async fn state_survives_restart() -> Result<()> {
     let _lock = KILLING.lock().await;
     let space = Space::open("restart").await?;
-    agents(&space).await?;
+    agents(&space, HELD).await?;
     for moment in MOMENTS {
         let run = format!("{moment:?}").to_lowercase();
         space.run(&run, &chain()).await?;
-        survives(&space, &run, moment).await.with_context(|| format!("killed at {moment:?}"))?;
+        Box::pin(survives(&space, &run, moment)).await.with_context(|| format!("killed at {moment:?}"))?;
     }
     space.close().await
 }
 
+/// The agents wait to be released, so that nothing passes before its moment has come.
 async fn survives(space: &Space, run: &str, moment: Moment) -> Result<()> {
-    let early =
-        matches!(moment, Moment::Created | Moment::StepRunMade | Moment::JobMade | Moment::Claimed | Moment::AtTheGate);
-    if early {
-        reached(space, run, moment).await?;
-        kill_both(space).await?;
-    }
+    let at = async |now: Moment| if now == moment { kill_both(space).await } else { Ok(()) };
+    at(Moment::Created).await?;
+    space.step(run, "list", "made", |_| true).await?;
+    at(Moment::StepRunMade).await?;
+    space.until("a Job", PATIENCE, Some(run), async || Ok(space.jobs(run).await?.pop())).await?;
+    at(Moment::JobMade).await?;
+    let list = space.claimed(run, "list").await?;
+    at(Moment::Claimed).await?;
+    space.release(&list).await?;
+    space.gate(run, "list").await?;
+    at(Moment::AtTheGate).await?;
     space.decide(run, "list", "accepted").await?;
-    if !early {
-        reached(space, run, moment).await?;
-        kill_both(space).await?;
+    at(Moment::Decided).await?;
+    space.release(&space.claimed(run, "each/a").await?).await?;
+    space
+        .until("one item done", PATIENCE, Some(run), async || {
+            let status = space.status(run).await?;
+            let done = status.steps.iter().filter_map(|s| s.counts).any(|c| c.done > 0 && c.done < c.total);
+            Ok(done.then_some(()))
+        })
+        .await?;
+    at(Moment::InTheFanOut).await?;
+    for item in ["each/b", "each/c"] {
+        space.release(&space.claimed(run, item).await?).await?;
     }
     space.phase(run, Phase::Completed).await?;
     space.assert_exactly_once(run, STEPS).await
-}
-
-async fn reached(space: &Space, run: &str, moment: Moment) -> Result<()> {
-    let claimed = |s: &StepRunStatus| s.agent.as_ref().is_some_and(|a| a.claim.is_some());
-    match moment {
-        Moment::Created | Moment::Decided => {}
-        Moment::StepRunMade => {
-            space.step(run, "list", "made", |_| true).await?;
-        }
-        Moment::JobMade => {
-            space.until("a Job", PATIENCE, Some(run), async || Ok(space.jobs(run).await?.pop())).await?;
-        }
-        Moment::Claimed => {
-            space.step(run, "list", "claimed", claimed).await?;
-        }
-        Moment::AtTheGate => {
-            space.gate(run, "list").await?;
-        }
-        Moment::InTheFanOut => {
-            space
-                .until("one item done", PATIENCE, Some(run), async || {
-                    let status = space.status(run).await?;
-                    let done = status.steps.iter().filter_map(|s| s.counts).any(|c| c.done > 0 && c.done < c.total);
-                    Ok(done.then_some(()))
-                })
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 async fn kill_both(space: &Space) -> Result<()> {
@@ -174,7 +161,7 @@ fn process(name: &str, uid: &str) -> Result<Option<String>> {
 async fn two_operators_are_harmless() -> Result<()> {
     let _lock = KILLING.lock().await;
     let space = Space::open("two").await?;
-    agents(&space).await?;
+    agents(&space, "sleep 1").await?;
     let all = format!("/apis/apps/v1/namespaces/{SYSTEM}/deployments");
     let name = format!("{}-operator", space.namespace);
     let one = format!("{all}/{name}");

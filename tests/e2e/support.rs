@@ -4,14 +4,14 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use http::{Method, Request};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, LogParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use lockstep::api::step_run::{GateState, StepRunStatus};
+use lockstep::api::step_run::{Claim, GateState, StepRunStatus};
 use lockstep::api::workflow::{Phase, WorkflowStatus};
 use lockstep::api::{Document, StepRun, Workflow};
 use serde_json::{Value, json};
@@ -27,6 +27,8 @@ pub const EDITOR: &str = "bob";
 pub const PATIENCE: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const IMAGE: &str = "lockstep-example-agents:dev";
+/// In an agent's script: waits until the test calls `release`.
+pub const HELD: &str = "until [ -e $LOCKSTEP_WORK/go ]; do sleep 0.2; done";
 
 pub struct Space {
     pub admin: Client,
@@ -134,9 +136,9 @@ impl Space {
         Ok(())
     }
 
-    /// An Agent that runs a shell script; `more` is laid over its spec.
+    /// An Agent that runs a shell script; `more` is laid over its spec. Patience ends before the time of an attempt does.
     pub async fn agent(&self, name: &str, script: &str, more: &Value) -> Result<()> {
-        let spec = laid_over(json!({"template": pod_template(script), "timeoutSeconds": 60}), more);
+        let spec = laid_over(json!({"template": pod_template(script), "timeoutSeconds": 300}), more);
         self.agent_of(name, &spec).await
     }
 
@@ -289,6 +291,38 @@ impl Space {
         .await
     }
 
+    /// Until an agent of the step runs, or is about to; `path/key` is an item.
+    pub async fn claimed(&self, run: &str, place: &str) -> Result<StepRun> {
+        let at = |s: &StepRun| match &s.spec.item {
+            Some(item) => format!("{}/{}", s.spec.path, item.key),
+            None => s.spec.path.clone(),
+        };
+        self.until(&format!("{place}: claimed"), PATIENCE, Some(run), async || {
+            let found = self.step_runs(run).await?.into_iter().find(|s| at(s) == place);
+            Ok(found.filter(|s| claim(s).is_some()))
+        })
+        .await
+    }
+
+    /// Lets an agent go on that `HELD` keeps waiting.
+    pub async fn release(&self, claimed: &StepRun) -> Result<()> {
+        let pod = &claim(claimed).context("nothing is claimed")?.pod_name;
+        self.until(&format!("{pod} is released"), PATIENCE, None, async || {
+            self.kubectl(&format!("exec {pod} -c agent -- touch /lockstep/work/go")).await.map(|_| Some(()))
+        })
+        .await
+    }
+
+    /// Until the agent has written these words; its log so far.
+    pub async fn says(&self, pod: &str, words: &str) -> Result<String> {
+        self.until(&format!("{pod} says {words:?}"), PATIENCE, None, async || {
+            let log = self.log(pod).await?;
+            ensure!(log.contains(words), "{log}");
+            Ok(Some(log))
+        })
+        .await
+    }
+
     pub async fn gate(&self, run: &str, path: &str) -> Result<StepRun> {
         self.step(run, path, "its gate waits", |s| s.gate.as_ref().is_some_and(|g| g.state == GateState::Waiting)).await
     }
@@ -318,6 +352,10 @@ impl Space {
             .with_context(|| format!("{decision} {path}"))?;
         Ok(())
     }
+}
+
+fn claim(step_run: &StepRun) -> Option<&Claim> {
+    step_run.status.as_ref()?.agent.as_ref()?.claim.as_ref()
 }
 
 /// Pods of the operator or the gateway that are not on their way out.

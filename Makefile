@@ -129,10 +129,10 @@ test-versions: ## The chart and the API server tests with the API server of Kube
 test-quick: ## What needs no cluster, and some simulated worlds: under 3 minutes once everything was built
 	@hack/test --quick
 
-test: ## Everything, of the longest parts a share that the commit chooses: check, models, simulation, a real API server, real pods
+test: ## Everything, of the searches a fixed part: check, models, simulation, a real API server, real pods
 	@hack/test
 
-test-all: ## Everything, all shares (more than an hour)
+test-all: ## Everything, all of the searches, and clients and servers of others (more than an hour)
 	@hack/test --all
 
 crds: ## Write crds/, the chart's copies, docs/reference.md and docs/context.schema.json anew from the Rust types

@@ -239,7 +239,8 @@ async fn a_long_run_streams_and_tells_its_progress_at_once() -> Result<()> {
     let script = "sleep 8; lockstep progress 50 $(date +%s); sleep 4; echo 1 > $LOCKSTEP_OUT/result.json";
     flow(&space, "default", script, &json!({})).await?;
     let client = Client::open(&space, "shop").await?;
-    // The clock is that of a busy machine, on which other tests start pods: one stream of three has to be in time.
+    // The clock is that of a busy machine, on which other tests start pods: one stream of three has to be in time, and the time has
+    // room. tests/http holds 5.5 s and 1 s by a clock of its own.
     let mut late = Vec::new();
     for story in ["shop", "again", "once-more"] {
         let began = std::time::SystemTime::now();
@@ -256,7 +257,7 @@ async fn a_long_run_streams_and_tells_its_progress_at_once() -> Result<()> {
         ensure!(name == "result" && ended["result"] == 1, "{name} {ended}");
         println!("first byte after {first:.2?}, progress after {after:.2} s");
         // The agent's clock tells whole seconds.
-        if *first <= Duration::from_millis(5_500) && after <= 2.0 {
+        if *first <= Duration::from_secs(7) && after <= 4.0 {
             return space.close().await;
         }
         late.push((*first, after));

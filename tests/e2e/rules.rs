@@ -275,7 +275,7 @@ enum Rule {
 }
 
 /// In seconds: how long after Kubernetes has said what keeps a pod from starting its StepRun may take to say it.
-const TOLD_WITHIN: i64 = 15;
+const TOLD_WITHIN: i64 = 30;
 
 impl Space {
     /// Puts the rule in force; what of it lies outside of the namespace.

@@ -23,7 +23,7 @@ use sim::run;
 
 const SEEDS: u64 = 20_000;
 /// So many worlds have everything at work that there is.
-const ENOUGH: u64 = 1_000;
+const ENOUGH: u64 = 20_000;
 const THREADS: usize = 2;
 
 fn number(name: &str) -> Option<u64> {

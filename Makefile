@@ -19,7 +19,7 @@ export CARGO_TARGET_$(shell echo '$(TARGET)' | tr a-z- A-Z_)_RUNNER := env RUSTC
 TIMES := -Z unstable-options --report-time
 
 .PHONY: help build release image release-image example-image install demo demo-agents language-agents demo-down trigger test test-quick test-all \
-  check lints unit-tests models simulate mutants simulate-and-mutants test-apiserver test-crash test-pods \
+  check lints unit-tests models simulate mutants simulate-and-mutants test-apiserver test-crash test-pods test-again \
   test-gitops test-controllers test-versions crds clean try measure-dev
 
 help: ## List the targets
@@ -89,20 +89,20 @@ lints:
 	cargo clippy --locked --all-targets --target-dir target/clippy -- --deny warnings
 
 unit-tests:
-	cargo test --locked --lib --test house --test crds --test scenarios --test http --test evaluator --test operator --test shim --test dev -- $(TIMES)
+	cargo test --locked --no-fail-fast --lib --test house --test crds --test scenarios --test http --test evaluator --test operator --test shim --test dev -- $(TIMES)
 
 models: ## Every state of small worlds: fence and claim, the lease
 	cargo test --locked --test model -- $(TIMES)
 
 simulate: ## SEEDS worlds (20000) of a mirror and some of the product in which everything goes wrong; a failing one prints its story
-	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --test simulation --test product -- $(TIMES) --nocapture
+	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --no-fail-fast --test simulation --test product -- $(TIMES) --nocapture
 
 mutants: ## Deliberate bugs, one at a time: simulation or model must find each
 	hack/mutants cargo test --locked --test mutants -- $(TIMES) --nocapture
 
 # In one build: with the bugs compiled in and none switched on, the worlds are those of `simulate`.
 simulate-and-mutants:
-	LOCKSTEP_SEEDS=$(SEEDS) hack/mutants cargo test --locked --test simulation --test product --test mutants -- $(TIMES) --nocapture
+	LOCKSTEP_SEEDS=$(SEEDS) hack/mutants cargo test --locked --no-fail-fast --test simulation --test product --test mutants -- $(TIMES) --nocapture
 
 # On the control plane that KUBECONFIG names.
 test-apiserver:
@@ -114,6 +114,10 @@ test-crash:
 test-pods:
 	@# People and pages call the plugin by kubectl.
 	PATH="$(CURDIR)/$(BIN):$$PATH" cargo test --locked --test e2e -- $(TIMES) --test-threads=4
+
+# One test of one file once more, alone; hack/test asks for it.
+test-again:
+	PATH="$(CURDIR)/$(BIN):$$PATH" cargo test --locked --test '$(FILE)' -- $(TIMES) --test-threads=1 --exact '$(NAME)'
 
 test-gitops: ## Flux and Argo CD themselves, from a Git repository, beside people and runs; without KUBECONFIG on a control plane of its own (25 minutes the first time)
 	@hack/gitops/run

@@ -652,6 +652,44 @@ async fn names_are_stamped_where_the_server_can() -> Result<()> {
     team.close().await
 }
 
+/// Whoever writes a value of another type is told so by the schema, with its path, and not by what stamps names.
+#[tokio::test]
+async fn the_schema_speaks_before_names_are_stamped() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("types").await?;
+    stage(&team).await?;
+    let stamps = stamps(&team.admin).await?;
+    let annotated = |name: &str, more: Value, annotations: Option<&Value>| {
+        let mut run = workflow(name, &more);
+        if let Some(annotations) = annotations {
+            run["metadata"]["annotations"] = annotations.clone();
+        }
+        Ask::post(team.all("workflows"), run)
+    };
+    for (n, annotations) in
+        [None, Some(json!({})), Some(Value::Null), Some(json!({"example.com/a_b": "x"}))].iter().enumerate()
+    {
+        let (name, notes) = (format!("typed-{n}"), annotations.as_ref());
+        // `input: y`, as YAML 1.1 reads it.
+        let words = "spec.input: Invalid value: \"boolean\": spec.input in body must be of type string";
+        team.bob.is_refused(&annotated(&name, json!({"input": true}), notes), 422, words).await?;
+        let made = team.bob.gets(&annotated(&name, json!({"input": "y"}), notes)).await?;
+        ensure!(annotation(&made, "lockstep.dev/created-by") == stamps.then_some("bob"), "{made}");
+        let kept = annotations.as_ref().map_or(Value::Null, |all| all["example.com/a_b"].clone());
+        ensure!(made["metadata"]["annotations"]["example.com/a_b"] == kept, "{made}");
+        let words = "spec.suspend in body must be of type boolean";
+        let change = Ask::patch(team.one("workflows", &name), json!({"spec": {"suspend": "yes"}}));
+        team.bob.is_refused(&change, 422, words).await?;
+    }
+    let step = json!({"name": "a", "agentId": "x", "parameters": "deep"});
+    let inner = annotated("inner", json!({"templateRef": null, "steps": [step]}), None);
+    team.bob.is_refused(&inner, 422, "spec.steps[0].parameters in body must be of type object").await?;
+    let decided = json!({"metadata": {"annotations": accepted("alice")}, "spec": {"path": true}});
+    let words = "spec.path in body must be of type string";
+    team.alice.is_refused(&Ask::patch(team.one("stepruns", "open"), decided), 422, words).await?;
+    team.close().await
+}
+
 #[tokio::test]
 async fn of_many_approvers_at_once_one_is_recorded() -> Result<()> {
     let _whole = policies_whole().await;

@@ -81,11 +81,11 @@ trigger: build demo-agents ## Publish an event to the running cluster, which sta
 	@$(call in-cluster,hack/trigger $(ID))
 
 check: ## What needs no cluster: formatting, lints, house rules, unit tests, scenarios
-	cargo fmt --check
 	@# Side by side: each has long stretches in which one crate keeps one core. Lints have a folder of their own for that.
 	@$(MAKE) --no-print-directory -j2 --output-sync=line lints unit-tests
 
 lints:
+	cargo fmt --check
 	cargo clippy --locked --all-targets --target-dir target/clippy -- --deny warnings
 
 unit-tests:

@@ -85,14 +85,14 @@ check: ## What needs no cluster: formatting, lints, house rules, unit tests, sce
 	@$(MAKE) --no-print-directory -j2 --output-sync=line lints unit-tests
 
 lints:
-	cargo fmt --check
-	cargo clippy --locked --all-targets --target-dir target/clippy -- --deny warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --target-dir target/clippy -- --deny warnings
 
 unit-tests:
 	cargo test --locked --no-fail-fast --lib --test house --test crds --test scenarios --test http --test evaluator --test operator --test shim --test dev -- $(TIMES)
 
 models: ## Every state of small worlds: fence and claim, the lease
-	cargo test --locked --test model -- $(TIMES)
+	cargo test --locked --package model -- $(TIMES)
 
 simulate: ## SEEDS worlds (20000) of a mirror and some of the product in which everything goes wrong; a failing one prints its story
 	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --no-fail-fast --test simulation --test product -- $(TIMES) --nocapture

@@ -28,7 +28,7 @@ const KINDS: [(&str, &str, &str); 14] = [
     ("crds", "tests/crds.rs", "fn"),
     ("house", "tests/house", "fn"),
     ("simulation", "tests/simulation.rs", "fn"),
-    ("model", "tests/model.rs", "fn"),
+    ("model", "tests/model/test.rs", "fn"),
     ("shim", "tests/shim.rs", "fn"),
     ("dev", "tests/dev", "fn"),
     ("mutants", "tests/mutants/test.rs", "fn"),

@@ -3,14 +3,14 @@
 
 #![expect(clippy::expect_used, clippy::fn_params_excessive_bools, clippy::panic, reason = "all of it is test")]
 
-#[path = "shim/attempt.rs"]
+#[path = "../shim/attempt.rs"]
 #[allow(dead_code, reason = "tests/shim.rs uses the rest")]
 mod attempt;
-#[path = "model/fence.rs"]
+#[path = "fence.rs"]
 mod fence;
-#[path = "model/lease.rs"]
+#[path = "lease.rs"]
 mod lease;
-#[path = "model/overtaken.rs"]
+#[path = "overtaken.rs"]
 mod overtaken;
 
 fn none(found: Option<String>) {

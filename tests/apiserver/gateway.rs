@@ -478,6 +478,9 @@ async fn strangers(gateway: &Gateway, token: &str, attempt: &AttemptRef) -> Resu
     Ok(())
 }
 
+/// Scripts start dozens of programs, on a machine that may be busy with others.
+const SHIM_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Runs the shim's own process, as it is in an agent's container, with a script as the command; `$SHIM` is the program.
 pub async fn run_shim(
     team: &Team,
@@ -506,9 +509,19 @@ pub async fn run_shim(
         .env(env::WORK, folder.join("work"))
         .env("LOCKSTEP_TOKEN_FILE", folder.join("token"))
         .env("LOCKSTEP_TERMINATION_LOG", folder.join("termination-log"));
-    let ran = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || shim.output()));
-    let ran = ran.await.context("the shim")???;
-    ensure!(ran.status.success(), "{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
+    let child = shim.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into()?);
+    let mut end = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let in_time = tokio::time::timeout(SHIM_PATIENCE, &mut end).await;
+    // Else it would go on for as long as a shim is patient, and with it the test.
+    let (ran, late) = match in_time {
+        Ok(ran) => (ran??, ""),
+        Err(_) => {
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+            (end.await??, "it took too long: ")
+        }
+    };
+    ensure!(ran.status.success(), "{late}{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
     Ok(())
 }
 

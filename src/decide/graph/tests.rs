@@ -714,10 +714,21 @@ fn a_question_and_parameters_stop_at_their_bounds() {
             AttemptResult::InvalidParameters,
             "parameters.a: gives more than 32768 bytes, at most 32768 are allowed; pass a document instead",
         ),
+        (
+            json!({"agentId": "x", "parameters": {"a": ["${ parameters.deep }"]}}),
+            AttemptResult::InvalidParameters,
+            "parameters: nests 65 levels of lists and objects, at most 64 are allowed",
+        ),
+        (
+            json!({"agentId": "x", "forEach": {"in": "[1, [parameters.deep]]", "as": "e"}}),
+            AttemptResult::ExpressionError,
+            "forEach.in gives item 1, which nests 65 levels of lists and objects, at most 64 are allowed",
+        ),
     ] {
         let mut step = step;
         step["name"] = json!("a");
-        let (o, program) = run(&json!([step]), &json!({"big": big, "some": "y".repeat(5000)}));
+        let deep = (0..63 + usize::from(step.get("forEach").is_some())).fold(json!(1), |inner, _| json!([inner]));
+        let (o, program) = run(&json!([step]), &json!({"big": big, "some": "y".repeat(5000), "deep": deep}));
         let failure = walk(&o, &program, Admission::Open).progress.failure.expect("it fails");
         assert!(failure.class == class && failure.message.contains(words), "{failure:?}");
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
+use kube::core::ObjectMeta;
 use kube::{Api, Client, ResourceExt};
 
 use super::Error;
@@ -24,6 +25,7 @@ use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
 use super::slots::{Applicant, QueuePosition, Slots};
+use super::stored::{self, Stored};
 use super::world::{World, controller_uid, run_key};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::name::{self, LABEL_WORKFLOW};
@@ -77,7 +79,7 @@ impl Observer {
             .into_iter()
             .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
             .collect();
-        let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
+        let (step_runs, unreadable) = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
         let mut settled = self.settled.of(&uid);
         let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
@@ -99,6 +101,7 @@ impl Observer {
             definition,
             agents,
             step_runs,
+            unreadable,
             documents,
             contents: content::Contents::default(),
             memories,
@@ -120,7 +123,11 @@ impl Observer {
             return Ok(None);
         };
         let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), ..WorkflowIdentity::default() };
-        let run = self.run_of(namespace, &identity).await?;
+        let run = match self.run_of(namespace, &identity).await {
+            // Of what cannot be read nothing is taken over.
+            Err(Error::Unusable(_)) => None,
+            found => found?,
+        };
         if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
             return Ok(None);
         }
@@ -132,34 +139,51 @@ impl Observer {
         Ok(Some(Previous { step_runs: self.world.step_runs.table(&run_key(namespace, &of.uid)), definition }))
     }
 
-    async fn step_runs(&self, workflow: &Workflow, namespace: &str, uid: &str) -> Result<Table<StepRun>, Error> {
+    /// Its StepRuns, and why others cannot be read.
+    async fn step_runs(
+        &self,
+        workflow: &Workflow,
+        namespace: &str,
+        uid: &str,
+    ) -> Result<(Table<StepRun>, BTreeMap<String, String>), Error> {
+        let ours = |meta: &ObjectMeta| controller_uid(meta, "Workflow").as_deref() == Some(uid);
         let mut found = self.world.step_runs.table(&run_key(namespace, uid));
+        let mut unreadable = BTreeMap::new();
+        for one in self.world.step_runs.unreadable() {
+            let (within, name) = one.place();
+            if within == namespace && ours(&one.metadata) {
+                unreadable.insert(name, one.fault.clone());
+            }
+        }
         if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
-            return Ok(found);
+            return Ok((found, unreadable));
         }
         // A StepRun is called lost only if the API server, not a cache, says that it is gone.
         let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.as_ref());
-        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(*name)).cloned().collect();
+        let known = |name: &&String| found.contains_key(*name) || unreadable.contains_key(*name);
+        let unseen: Vec<String> = latched.filter(|name| !known(name)).cloned().collect();
         for name in unseen {
-            let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
-            let live = bounded("GET stepruns", api.get_opt(&name)).await?;
-            let ours = |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
-            if let Some(live) = live.filter(ours) {
-                found.insert_mut(name, Arc::new(live));
+            let api: Api<Stored<StepRun>> = Api::namespaced(self.client.clone(), namespace);
+            match bounded("GET stepruns", api.get_opt(&name)).await? {
+                Some(Stored(Ok(live))) if ours(&live.metadata) => found.insert_mut(name, Arc::new(live)),
+                Some(Stored(Err(one))) if ours(&one.metadata) => drop(unreadable.insert(name, one.fault)),
+                _ => {}
             }
         }
-        if found.size() < seen::begun(workflow) {
+        if found.size() + unreadable.len() < seen::begun(workflow) {
             let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
             let own = name::label_value(&workflow.name_any());
             let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
-            for live in bounded("LIST stepruns", api.list(&live)).await?.items {
-                let ours = controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid);
-                if ours && !found.contains_key(&live.name_any()) {
+            let listed = bounded("LIST stepruns", stored::list(api, &live)).await?;
+            for live in listed.items {
+                if ours(&live.metadata) && !found.contains_key(&live.name_any()) {
                     found.insert_mut(live.name_any(), Arc::new(live));
                 }
             }
+            let own = listed.unreadable.into_iter().filter(|one| ours(&one.metadata));
+            unreadable.extend(own.map(|one| (one.place().1, one.fault)));
         }
-        Ok(found)
+        Ok((found, unreadable))
     }
 
     /// Documents of finished steps, also where their cache is behind; the StepRuns that made those.
@@ -319,8 +343,13 @@ impl Observer {
         if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {
             return Ok(Some(cached));
         }
-        let api: Api<Workflow> = Api::namespaced(self.client.clone(), namespace);
-        Ok(bounded("GET workflows", api.get_opt(&identity.name)).await?.filter(same).map(Arc::new))
+        let api: Api<Stored<Workflow>> = Api::namespaced(self.client.clone(), namespace);
+        match bounded("GET workflows", api.get_opt(&identity.name)).await? {
+            Some(Stored(Err(one))) if one.metadata.uid.as_deref() == Some(&identity.uid) => {
+                Err(Error::Unusable(format!("the run {} cannot be read: {}", identity.name, one.fault)))
+            }
+            found => Ok(found.and_then(|found| found.0.ok()).filter(same).map(Arc::new)),
+        }
     }
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use kube::core::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
@@ -196,6 +197,14 @@ impl Wakes {
             ObjectRef::new(&step_run.spec.workflow.name).within(&step_run.namespace().unwrap_or_default()),
         )
         .await;
+    }
+
+    /// For a StepRun that cannot be read: its run must hear of it.
+    pub async fn owner(&self, of: &ObjectMeta) {
+        let owners = of.owner_references.as_deref().unwrap_or_default();
+        for run in owners.iter().filter(|owner| owner.controller == Some(true) && owner.kind == "Workflow") {
+            send(&self.workflows, ObjectRef::new(&run.name).within(of.namespace.as_deref().unwrap_or_default())).await;
+        }
     }
 
     /// For Jobs and Pods.

@@ -32,6 +32,8 @@ pub struct Observed {
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// Those that this run's UID owns.
     pub step_runs: StepRuns,
+    /// Those that cannot be read, by name, and why.
+    pub unreadable: BTreeMap<String, String>,
     /// Of the namespace, contents left out.
     pub documents: Documents,
     /// Pods of its StepRuns that have completed, as long as they end; looked for where the run is cancelled.

@@ -254,6 +254,7 @@ mod tests {
             definition: None,
             agents: [("x".to_owned(), agent)].into(),
             step_runs: super::super::observed::StepRuns::default(),
+            unreadable: std::collections::BTreeMap::new(),
             documents: super::super::document::Documents::default(),
             contents: crate::decide::content::Contents::default(),
             previous: None,

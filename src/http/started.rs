@@ -19,6 +19,7 @@ use crate::api::name::{self, API, AWAITED, CREATED_BY, TRACEPARENT};
 use crate::api::workflow::Phase;
 use crate::api::{Workflow, WorkflowTemplate};
 use crate::cluster::chance::run_name;
+use crate::cluster::stored;
 use crate::decide::trace::TraceContext;
 
 /// W3C trace context.
@@ -173,7 +174,7 @@ async fn waits_already(
     }
     let selector = format!("spec.session={},status.phase=WaitingForDocuments", wanted.story_id);
     let params = ListParams::default().fields(&selector).limit(100);
-    let mut open = within(api.list(&params)).await?.items;
+    let mut open = within(stored::list(api.clone(), &params)).await?.items;
     open.sort_by_cached_key(watches::newest_last);
     let mut why = "";
     for run in open.iter().rev() {

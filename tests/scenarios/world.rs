@@ -195,6 +195,7 @@ impl World {
             definition,
             agents,
             step_runs: table(workflow.metadata.uid.as_ref()),
+            unreadable: BTreeMap::new(),
             documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
             contents: Contents::default(),
             memories: self.memories_of(workflow),

@@ -97,7 +97,10 @@ mod tests {
         let read = Unreadable::of(&text, "why".to_owned());
         let meta = &read.metadata;
         assert_eq!(read.place(), ("n".to_owned(), "a".to_owned()));
-        assert_eq!((meta.uid.as_deref(), meta.resource_version.as_deref(), meta.generation), (Some("u"), Some("7"), Some(2)));
+        assert_eq!(
+            (meta.uid.as_deref(), meta.resource_version.as_deref(), meta.generation),
+            (Some("u"), Some("7"), Some(2))
+        );
         assert_eq!(meta.owner_references.as_ref().map(|all| all[0].uid.as_str()), Some("o"));
         assert_eq!(read.status.phase.as_deref(), Some("Running"));
         // A status of another shape takes nothing of the identity away.

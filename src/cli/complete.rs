@@ -168,7 +168,8 @@ fn word_of(step: &StepRun) -> Candidate {
 
 /// WorkflowTemplates.
 pub async fn templates(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let listed = on.call("list the templates", stored::list(on.api::<PartialObjectMeta<WorkflowTemplate>>(), &params())).await?;
+    let listed =
+        on.call("list the templates", stored::list(on.api::<PartialObjectMeta<WorkflowTemplate>>(), &params())).await?;
     Ok(told_once(listed.items.into_iter().map(|template| template.name_any())))
 }
 

@@ -205,12 +205,11 @@ impl Connection {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let all = stored::list(self.api::<PartialObjectMeta<K>>(), &ListParams::default());
-        let known: Vec<String> =
-            match self.call("look for others", all).await {
-                Ok(list) => list.items.into_iter().filter_map(|o| o.metadata.name).collect(),
-                Err(_) => Vec::new(),
-            };
+        let (api, params) = (self.api::<PartialObjectMeta<K>>(), ListParams::default());
+        let known: Vec<String> = match self.call("look for others", stored::list(api, &params)).await {
+            Ok(list) => list.items.into_iter().filter_map(|o| o.metadata.name).collect(),
+            Err(_) => Vec::new(),
+        };
         let remedy = match near(name, &known).as_slice() {
             [] if kind == "template" => "see kubectl get workflowtemplates, or choose another -n".to_owned(),
             [] => "see kubectl lockstep list -A, or choose another -n".to_owned(),
@@ -302,14 +301,21 @@ mod tests {
         let (namespace, timeout) = ("team".to_owned(), Duration::from_secs(10));
         let client = server.client("team");
         let on = Connection { client, namespace, output: Format::default(), timeout, is_reached: true };
-        let listed = on.list("list", on.reaching::<Workflow>(Reach::Cluster), &ListParams::default()).await.expect("a list");
+        let listed =
+            on.list("list", on.reaching::<Workflow>(Reach::Cluster), &ListParams::default()).await.expect("a list");
         assert_eq!((listed.items.len(), listed.unreadable.len()), (1, 1));
         assert!(on.workflow("fine").await.is_ok());
         let fault = on.workflow("deep").await.expect_err("it cannot be read").text;
-        assert!(fault.starts_with("cannot read the run deep: the Workflow deep cannot be read: spec.parameters: nests 150 levels"), "{fault}");
+        assert!(
+            fault.starts_with(
+                "cannot read the run deep: the Workflow deep cannot be read: spec.parameters: nests 150 levels"
+            ),
+            "{fault}"
+        );
         let missing = on.workflow("fin").await.expect_err("there is none").text;
         assert!(missing.contains("did you mean fine?"), "{missing}");
-        let runs: Vec<String> = super::super::complete::runs(&on, "").await.expect("names").into_iter().map(|(name, _)| name).collect();
+        let runs: Vec<String> =
+            super::super::complete::runs(&on, "").await.expect("names").into_iter().map(|(name, _)| name).collect();
         assert_eq!(runs, ["fine"]);
         let mut events = on.watch::<Workflow>(watcher::Config::default());
         let mut seen = Vec::new();

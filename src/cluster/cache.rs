@@ -310,7 +310,12 @@ mod tests {
 
     async fn until<K: Watched>(cache: &Cache<K>, heard: &Notify, readable: &[&str], unreadable: &[&str]) {
         let waits = async {
-            while names(cache) != (readable.iter().map(|n| (*n).to_owned()).collect(), unreadable.iter().map(|n| (*n).to_owned()).collect()) {
+            while names(cache)
+                != (
+                    readable.iter().map(|n| (*n).to_owned()).collect(),
+                    unreadable.iter().map(|n| (*n).to_owned()).collect(),
+                )
+            {
                 tokio::select! { () = heard.notified() => {}, () = cache.unreadable_changed() => {} }
             }
         };
@@ -347,15 +352,25 @@ mod tests {
         make(&server, kind, "late", &with(field, deep(150)));
         until(&cache, &heard, &["good"], &["deep", "late", "wide"]).await;
         let turned = object(kind, "good", &with(wide.0, wide.1));
-        server.with(|registry| registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, turned), ADMIN)).expect("it is written");
+        server
+            .with(|registry| {
+                registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, turned), ADMIN)
+            })
+            .expect("it is written");
         until(&cache, &heard, &[], &["deep", "good", "late", "wide"]).await;
         make(&server, kind, "new", &good);
         until(&cache, &heard, &["new"], &["deep", "good", "late", "wide"]).await;
         // What can be read again, and what goes.
         let mended = object(kind, "good", &good);
-        server.with(|registry| registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, mended), ADMIN)).expect("it is written");
+        server
+            .with(|registry| {
+                registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, mended), ADMIN)
+            })
+            .expect("it is written");
         for name in ["deep", "late"] {
-            server.with(|registry| registry.delete(&Key::new(kind, "team", name), &DeleteOptions::default(), ADMIN)).expect("it goes");
+            server
+                .with(|registry| registry.delete(&Key::new(kind, "team", name), &DeleteOptions::default(), ADMIN))
+                .expect("it goes");
         }
         until(&cache, &heard, &["good", "new"], &["wide"]).await;
         watching.abort();
@@ -374,7 +389,13 @@ mod tests {
         let agent = json!({"template": {}, "outputSchema": schema, "maxConcurrent": 1});
         goes_on::<Agent>(Kind::Agent, agent, "/outputSchema", ("/maxConcurrent", large.clone())).await;
         let template = json!({"parametersSchema": schema, "steps": [step]});
-        goes_on::<WorkflowTemplate>(Kind::WorkflowTemplate, template, "/parametersSchema", ("/steps/0/forEach/tolerate", large.clone())).await;
+        goes_on::<WorkflowTemplate>(
+            Kind::WorkflowTemplate,
+            template,
+            "/parametersSchema",
+            ("/steps/0/forEach/tolerate", large.clone()),
+        )
+        .await;
         let run = json!({"parameters": {}, "steps": [step]});
         goes_on::<Workflow>(Kind::Workflow, run, "/parameters", ("/steps/0/forEach/tolerate", large.clone())).await;
         let step_run = json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},

@@ -124,7 +124,8 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
 {
     let page = alone(api).list(params).await?;
-    let mut listed = Listed { items: Vec::with_capacity(page.items.len()), unreadable: Vec::new(), metadata: page.metadata };
+    let mut listed =
+        Listed { items: Vec::with_capacity(page.items.len()), unreadable: Vec::new(), metadata: page.metadata };
     for Stored(one) in page.items {
         match one {
             Ok(object) => listed.items.push(object),
@@ -137,12 +138,7 @@ where
 /// Watches.
 pub fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<Stored<K>>>> + Send
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + Debug
-        + Send
-        + 'static,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     watcher(alone(api), config)
 }

@@ -108,7 +108,9 @@ mod tests {
             let listed = status["conditions"].as_array().expect("conditions");
             let said: Vec<String> = listed
                 .iter()
-                .map(|c| format!("{}={}", c["type"].as_str().unwrap_or_default(), c["status"].as_str().unwrap_or_default()))
+                .map(|c| {
+                    format!("{}={}", c["type"].as_str().unwrap_or_default(), c["status"].as_str().unwrap_or_default())
+                })
                 .collect();
             assert_eq!(said.join(" "), conditions, "{form:?}");
             assert!(listed.iter().any(|c| c["reason"] == "Unreadable"), "{listed:?}");

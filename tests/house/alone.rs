@@ -28,9 +28,11 @@ fn wholesale(files: &[File]) -> Vec<String> {
             let found = file.code.match_indices(call).filter(|(at, _)| !file.in_tests(*at));
             // A method of its own by that name is none of the client's.
             let found = found.filter(|(at, _)| !file.code[..*at].ends_with("self"));
-            refusals.extend(found.map(|(at, _)| {
-                format!("{}: reads all objects or none; go through cluster::stored", file.place(at))
-            }));
+            refusals.extend(
+                found.map(|(at, _)| {
+                    format!("{}: reads all objects or none; go through cluster::stored", file.place(at))
+                }),
+            );
         }
     }
     refusals
@@ -43,7 +45,9 @@ fn every_object_is_read_alone() {
 
 #[test]
 fn lists_that_one_object_stops_are_refused() {
-    for code in ["fn f() { api.list(&params) }", "fn f() { watcher(api, config) }", "fn f() { api.list_metadata(&params) }"] {
+    for code in
+        ["fn f() { api.list(&params) }", "fn f() { watcher(api, config) }", "fn f() { api.list_metadata(&params) }"]
+    {
         refused(&wholesale(&one("src/cli/x.rs", code)), "go through cluster::stored");
         none(&wholesale(&one("src/cluster/stored.rs", code)));
     }

@@ -22,8 +22,16 @@ fn made(town: &Town, suffix: &str) {
     make(Kind::WorkflowTemplate, "wide", json!({"steps": [step(&wide)]}));
     make(Kind::Agent, "deep", json!({"template": {}, "outputSchema": deep(150)}));
     make(Kind::Agent, "wide", json!({"template": {}, "maxConcurrent": wide}));
-    make(Kind::Trigger, "deep", json!({"event": {}, "run": {"templateRef": {"name": "flow"}, "parameters": deep(150)}}));
-    make(Kind::Document, "wide", json!({"type": "x", "scope": "Namespace", "format": "text", "content": "x", "attempt": wide}));
+    make(
+        Kind::Trigger,
+        "deep",
+        json!({"event": {}, "run": {"templateRef": {"name": "flow"}, "parameters": deep(150)}}),
+    );
+    make(
+        Kind::Document,
+        "wide",
+        json!({"type": "x", "scope": "Namespace", "format": "text", "content": "x", "attempt": wide}),
+    );
 }
 
 /// What stands in the status of an object: its phase, and the conditions that say why.
@@ -51,7 +59,11 @@ async fn told(town: &Town, suffix: &str) {
     }
     // Of a Document nothing else tells it.
     let name = format!("wide-{suffix}");
-    let is_told = |event: &Value| event["reason"] == "Unreadable" && event["regarding"]["kind"] == "Document" && event["regarding"]["name"] == name.as_str();
+    let is_told = |event: &Value| {
+        event["reason"] == "Unreadable"
+            && event["regarding"]["kind"] == "Document"
+            && event["regarding"]["name"] == name.as_str()
+    };
     town.until("the Event", || town.objects(Kind::Event).iter().any(is_told).then_some(())).await;
 }
 

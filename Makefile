@@ -19,7 +19,7 @@ export CARGO_TARGET_$(shell echo '$(TARGET)' | tr a-z- A-Z_)_RUNNER := env RUSTC
 TIMES := -Z unstable-options --report-time
 
 .PHONY: help build release image release-image example-image install demo demo-agents language-agents demo-down trigger test test-quick test-all \
-  check lints unit-tests models simulate mutants simulate-and-mutants test-apiserver test-crash test-pods test-again \
+  check lints unit-tests models simulate explore mutants simulate-and-mutants test-apiserver test-crash test-pods test-again \
   test-gitops test-controllers test-versions crds clean try measure-dev
 
 help: ## List the targets
@@ -96,6 +96,12 @@ models: ## Every state of small worlds: fence and claim, the lease
 
 simulate: ## SEEDS worlds (20000) of a mirror and some of the product in which everything goes wrong; a failing one prints its story
 	LOCKSTEP_SEEDS=$(SEEDS) cargo test --locked --no-fail-fast --test simulation --test product -- $(TIMES) --nocapture
+
+explore: ## New worlds for MINUTES (20), from a seed that is printed or given by SEED; what fails goes into tests/seeds.txt
+	@seed=$${SEED:-$$(( $$(date +%s) * 1000 ))}; seconds=$$(( $${MINUTES:-20} * 30 )); \
+	echo "worlds of the product and of its mirror from seed $$seed on, $$seconds s each (again: make explore SEED=$$seed)"; \
+	LOCKSTEP_EXPLORE_SECONDS=$$seconds LOCKSTEP_FIRST_SEED=$$seed LOCKSTEP_PRODUCT_FIRST_SEED=$$seed \
+	cargo test --locked --no-fail-fast --test simulation --test product whatever_happens -- $(TIMES) --nocapture
 
 mutants: ## Deliberate bugs, one at a time: simulation or model must find each
 	hack/mutants cargo test --locked --test mutants -- $(TIMES) --nocapture

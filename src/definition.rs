@@ -18,6 +18,5 @@ pub mod policy;
 pub mod program;
 pub mod schedule;
 pub mod schema;
-pub mod spelling;
 pub mod trigger;
 pub mod validate;

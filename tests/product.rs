@@ -13,82 +13,15 @@
 #[path = "product/sim.rs"]
 mod sim;
 
-use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
-
 use sim::judge::course::FEATURES;
+use sim::search::Suite;
 use sim::{run, talk};
-
-/// What two free cores do in a minute and a half.
-const SEEDS: u64 = 150;
-/// So many worlds have everything at work that there is.
-const ENOUGH: u64 = 1_000;
-const THREADS: usize = 2;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
-}
 
 #[test]
 fn whatever_happens_to_the_product_the_promises_hold() {
-    std::panic::set_hook(Box::new(|_| {}));
-    if let Some(seed) = number("LOCKSTEP_PRODUCT_SEED") {
-        let told = run::tell(seed, true);
-        println!("{}", told.story.join("\n"));
-        assert!(told.violation.is_none(), "seed {seed}: {}", told.violation.unwrap_or_default());
-        return;
-    }
-    let first = number("LOCKSTEP_PRODUCT_FIRST_SEED").unwrap_or(0);
-    let count = number("LOCKSTEP_PRODUCT_SEEDS").unwrap_or(SEEDS);
-    let (next, bad) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
-    let (writes, starts) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let had: Mutex<BTreeMap<&str, usize>> =
-        Mutex::new(FEATURES.into_iter().chain(talk::FEATURES).map(|f| (f, 0)).collect());
-    let violations: Mutex<BTreeMap<u64, String>> = Mutex::default();
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS {
-            scope.spawn(|| {
-                while bad.load(Ordering::Relaxed) == u64::MAX {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= first + count {
-                        break;
-                    }
-                    let told = run::tell(seed, false);
-                    writes.fetch_add(told.writes, Ordering::Relaxed);
-                    starts.fetch_add(told.started, Ordering::Relaxed);
-                    let mut had = had.lock().unwrap();
-                    told.had.iter().for_each(|feature| *had.entry(feature).or_default() += 1);
-                    drop(had);
-                    if let Some(violation) = told.violation {
-                        bad.fetch_min(seed, Ordering::Relaxed);
-                        violations.lock().unwrap().insert(seed, violation);
-                    }
-                }
-            });
-        }
-    });
-    let bad = bad.load(Ordering::Relaxed);
-    if bad == u64::MAX {
-        let (writes, starts) = (writes.load(Ordering::Relaxed), starts.load(Ordering::Relaxed));
-        println!("{count} seeds, {writes} writes, {starts} commands started, {:.0?}", began.elapsed());
-        let had = had.into_inner().unwrap();
-        let counts: Vec<String> = had.iter().map(|(feature, worlds)| format!("{feature} {worlds}")).collect();
-        println!("worlds that had it at work: {}", counts.join(", "));
-        let absent: Vec<&&str> = had.iter().filter(|(_, worlds)| **worlds == 0).map(|(feature, _)| feature).collect();
-        assert!(count < ENOUGH || absent.is_empty(), "no world had {absent:?}");
-        return;
-    }
-    let told = run::tell(bad, true);
-    println!("{}", told.story.join("\n"));
-    println!("\nagain: LOCKSTEP_PRODUCT_SEED={bad} cargo test --test product -- --nocapture");
-    let first = violations.into_inner().unwrap().remove(&bad).unwrap_or_default();
-    let again =
-        told.violation.unwrap_or_else(|| format!("it held the second time, so it is not the same story: {first}"));
-    println!("seed {bad}: {again}");
-    panic!("seed {bad}: {again}");
+    let features = FEATURES.into_iter().chain(talk::FEATURES).collect();
+    // What two free cores do in a minute and a half.
+    Suite { name: "product", prefix: "LOCKSTEP_PRODUCT", seeds: 150, enough: 1_000, features, tell: run::tell }.run();
 }
 
 /// A failing seed can be looked at again: its story is always the same, byte for byte.

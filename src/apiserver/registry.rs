@@ -377,6 +377,10 @@ fn forbidden(old: &Object, new: &Value) -> Option<&'static str> {
     if meta["uid"].as_str().is_some_and(|uid| !uid.is_empty() && uid != old.uid) {
         return Some("metadata.uid: Invalid value: field is immutable");
     }
+    // The real one compares bytes: a definition is kept as a text, which every client spells alike.
+    if old.key.kind == Kind::ControllerRevision && new["data"] != old.value["data"] {
+        return Some("data: Invalid value: field is immutable");
+    }
     None
 }
 

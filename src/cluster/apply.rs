@@ -28,7 +28,6 @@ use crate::api::{Document, Memory, StepRun, Workflow};
 use crate::decide::build::NewJob;
 use crate::decide::plan::ObjectVersion;
 use crate::decide::{DeletableKind, Effect, document, seen};
-use crate::definition::spelling;
 
 /// Creates of one pass that are under way at a time.
 const AT_ONCE: usize = 16;
@@ -93,7 +92,7 @@ pub async fn apply(
 async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Consistency) -> Result<Applied, Error> {
     match effect {
         Effect::CreateRevision(object) => {
-            create_revision(client, namespace, object.as_ref()).await?;
+            create(client, namespace, "ControllerRevision", object.as_ref()).await?;
         }
         // In order, by `apply`: the second is about what the first gave.
         Effect::CreateDocument(_) | Effect::SetDocumentStatus { .. } => {}
@@ -121,6 +120,7 @@ async fn one(client: &Client, namespace: &str, effect: &Effect, consistency: &Co
             DeletableKind::Document => delete::<Document>(client, namespace, name, uid).await?,
             DeletableKind::Memory => delete::<Memory>(client, namespace, name, uid).await?,
             DeletableKind::Workflow => delete::<Workflow>(client, namespace, name, uid).await?,
+            DeletableKind::ControllerRevision => delete::<ControllerRevision>(client, namespace, name, uid).await?,
         },
         Effect::EmptyMailbox { step_run, resource_version, keys } => {
             let emptied = empty_mailbox(client, namespace, step_run, resource_version, keys).await?;
@@ -143,14 +143,6 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let post = |params| async move { api.create(&params, object).await };
     there_or_made(client, namespace, kind, object, post).await
-}
-
-/// Its data may never change, and the API server takes another spelling for a change: in the spelling that it gives the data
-/// itself with a patch, so that the garbage collector can take away an owner.
-async fn create_revision(client: &Client, namespace: &str, revision: &ControllerRevision) -> Result<(), Error> {
-    let body = spelling::as_the_api_server_writes(&serde_json::to_value(revision).unwrap_or_default()).into_bytes();
-    let post = |params| post(client, namespace, body, params, "");
-    there_or_made(client, namespace, "ControllerRevision", revision, post).await.map(drop)
 }
 
 async fn there_or_made<K, F>(

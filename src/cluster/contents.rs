@@ -4,14 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use kube::{Api, Client};
+use kube::core::ObjectMeta;
+use kube::{Api, Client, ResourceExt};
 
 use super::Error;
 use super::bounded_cache::BoundedCache;
 use super::client::bounded;
-use crate::api::Document;
 use crate::api::workflow::DefinitionRef;
+use crate::api::{Document, Workflow, name};
 use crate::decide::content::{Changed, Content, Loaded, Pin};
+use crate::decide::seen;
 use crate::decide::settled::Settled;
 use crate::definition::pinned;
 use crate::definition::program::{self, Program};
@@ -69,6 +71,17 @@ impl SettledRuns {
             runs.by_uid.remove(&oldest);
         }
     }
+}
+
+/// What an older version pinned and the garbage collector cannot leave behind, where a run is deleted without what it owns.
+pub async fn plain_revision(client: &Client, namespace: &str, run: &Workflow) -> Result<Option<ObjectMeta>, Error> {
+    if !seen::goes_alone(run) {
+        return Ok(None);
+    }
+    let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
+    let name = name::revision(&run.name_any(), &run.uid().unwrap_or_default());
+    let found = bounded("GET controllerrevisions", api.get_opt(&name)).await?;
+    Ok(seen::plain_revision(run, found))
 }
 
 impl Contents {

@@ -16,7 +16,7 @@ use super::cache::Table;
 use super::client::bounded;
 use super::clock::Clock;
 use super::consistency::{Consistency, Freshness};
-use super::contents::{Contents, SettledRuns};
+use super::contents::{self, Contents, SettledRuns};
 use super::dry_run;
 use super::egress;
 use super::evaluator::{Evaluator, Kind};
@@ -92,6 +92,7 @@ impl Observer {
         let is_kept = step_runs.is_empty() && trigger::remembered(&workflow, &now).is_some();
         let is_due = workflow::is_due(&workflow, &now);
         let memories = if is_due && !is_kept { memories::of_run(&self.client, &workflow).await? } else { Vec::new() };
+        let plain_revision = contents::plain_revision(&self.client, &namespace, &workflow).await?;
         let limit = definition.as_ref().and_then(|program| program.budget.as_ref());
         let budget = self.world.budgets.of_run(limit, &run_key(&namespace, &uid));
         Ok(workflow::Observed {
@@ -105,6 +106,7 @@ impl Observer {
             contents: content::Contents::default(),
             memories,
             pods_ending,
+            plain_revision,
             previous,
             settled,
             evaluator: self.evaluator.for_pass(Kind::Workflow, &namespace, &workflow.name_any()),
@@ -244,6 +246,7 @@ impl Observer {
             pod: if done { None } else { self.pod(&step_run, &pods, attempt).await? },
             unfinished: jobs.iter().filter(|j| seen::is_unfinished(j)).map(|j| seen::identity(j)).collect(),
             pods_alive: seen::alive(&pods, &now),
+            goes_last: seen::goes_last(&step_run, workflow.as_deref()),
             lingering: seen::lingering(&pods),
             event: self.event(&job_name, &jobs, seen::newest_of(attempt, &pods)),
             guard: Guard::NotAsked,

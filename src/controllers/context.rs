@@ -340,6 +340,7 @@ fn label(effect: &Effect) -> &'static str {
             DeletableKind::Document => "delete_document",
             DeletableKind::Memory => "delete_memory",
             DeletableKind::Workflow => "delete_workflow",
+            DeletableKind::ControllerRevision => "delete_revision",
         },
         Effect::SetDocumentStatus { .. } => "document_status",
         Effect::EmptyMailbox { .. } => "empty_mailbox",

@@ -27,6 +27,7 @@ use crate::api::step::Format;
 use crate::api::step_run::{StepRun, StepRunSpec, StepRunStatus};
 use crate::api::workflow::{InlineDocument, Workflow};
 use crate::definition::agent::{CheckedAgent, template, work_digest};
+use crate::definition::pinned;
 use crate::definition::policy::AttemptPolicy;
 
 /// On a Job: the generation of the Agent that it was made from.
@@ -63,9 +64,14 @@ fn owner<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
         name: object.meta().name.clone().unwrap_or_default(),
         uid: object.meta().uid.clone().unwrap_or_default(),
         controller: Some(true),
-        // Blocking would need the right to update finalizers where OwnerReferencesPermissionEnforcement is on.
         block_owner_deletion: None,
     }
+}
+
+/// An owner that stays, where it is deleted in the foreground, until this object is gone: so a run goes when its last pod has.
+/// Whoever names one needs the right to update the owner's finalizers, where OwnerReferencesPermissionEnforcement is on.
+fn waiting_owner<K: Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
+    OwnerReference { block_owner_deletion: Some(true), ..owner(object) }
 }
 
 fn labels<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -84,7 +90,7 @@ pub fn revision(workflow: &Workflow, definition: &Definition) -> ControllerRevis
             owner_references: Some(vec![owner(workflow)]),
             ..ObjectMeta::default()
         },
-        data: Some(RawExtension(serde_json::to_value(definition).unwrap_or_default())),
+        data: Some(RawExtension(pinned::data(definition))),
         revision: 1,
     }
 }
@@ -150,7 +156,7 @@ pub fn step_run(workflow: &Workflow, session: &str, spec: StepRunSpec, keys: &[S
     let mut step_run = StepRun::new(&step_run_name(&own, &uid, &spec.path, keys), spec);
     step_run.metadata.namespace.clone_from(&meta.namespace);
     step_run.metadata.labels = Some(labels);
-    step_run.metadata.owner_references = Some(vec![owner(workflow)]);
+    step_run.metadata.owner_references = Some(vec![waiting_owner(workflow)]);
     step_run
 }
 
@@ -227,7 +233,7 @@ pub fn job(
             namespace: meta.namespace.clone(),
             labels: Some(labels),
             annotations: Some(annotations),
-            owner_references: Some(vec![owner(step_run)]),
+            owner_references: Some(vec![waiting_owner(step_run)]),
             ..ObjectMeta::default()
         },
         spec: Some(JobSpec {

@@ -40,6 +40,8 @@ pub struct Observed {
     pub pods_ending: usize,
     /// Memories that this run's UID owns; looked for once they are to go.
     pub memories: Vec<ObjectMeta>,
+    /// Its definition as older versions pinned it; looked for where the run goes and leaves what it owns.
+    pub plain_revision: Option<ObjectMeta>,
     /// What is left of its budget, as its StepRuns say.
     pub budget: RunBudget,
     /// Contents of documents that were asked for (`Decided::unread`).

@@ -68,6 +68,7 @@ pub enum DeletableKind {
     Document,
     Memory,
     Workflow,
+    ControllerRevision,
 }
 
 /// Something people should hear of, once: an Event.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodSpec, PodStatus, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,6 +20,32 @@ use crate::api::step_run::{AttemptResult, JobRef};
 use crate::api::workflow::StepStatus;
 use crate::api::{StepRun, Workflow};
 use crate::definition::agent::{ATTENDANT, CONTAINER};
+use crate::definition::pinned;
+
+/// Finalizers by which the garbage collector knows how an object is to go.
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+
+fn goes_with(meta: &ObjectMeta, finalizer: &str) -> bool {
+    meta.deletion_timestamp.is_some() && meta.finalizers.iter().flatten().any(|f| f == finalizer)
+}
+
+/// Whether a StepRun or its run is deleted in the foreground: after all that it owns.
+pub fn goes_last(step_run: &StepRun, run: Option<&Workflow>) -> bool {
+    goes_with(&step_run.metadata, FOREGROUND) || run.is_some_and(|run| goes_with(&run.metadata, FOREGROUND))
+}
+
+/// Whether a run is deleted alone: what it owns is to stay.
+pub fn goes_alone(run: &Workflow) -> bool {
+    goes_with(&run.metadata, ORPHAN)
+}
+
+/// The ControllerRevision of that run, if the definition lies in it as older versions pinned it.
+pub fn plain_revision(run: &Workflow, found: Option<ControllerRevision>) -> Option<ObjectMeta> {
+    let found = found?;
+    let own = controller(&found.metadata, "Workflow").is_some_and(|(_, uid)| Some(uid) == run.metadata.uid.as_deref());
+    found.data.filter(|data| own && pinned::is_plain(&data.0)).map(|_| found.metadata)
+}
 
 /// How many StepRuns the status says were begun, each step's once.
 pub fn begun(workflow: &Workflow) -> usize {
@@ -286,6 +313,47 @@ mod tests {
         step_run.metadata.uid = Some("s".into());
         step_run.status = serde_json::from_value(status.clone()).expect("a status");
         step_run
+    }
+
+    #[test]
+    fn how_an_object_goes_is_said_by_its_finalizers() {
+        for (deleting, finalizers, last, alone) in [
+            (true, json!(["foregroundDeletion"]), true, false),
+            (true, json!(["a.b/c", "orphan"]), false, true),
+            (true, json!(["a.b/c"]), false, false),
+            (true, json!(null), false, false),
+            (false, json!(["foregroundDeletion", "orphan"]), false, false),
+        ] {
+            let at = deleting.then_some("2026-01-01T00:00:00Z");
+            let meta = json!({"deletionTimestamp": at, "finalizers": finalizers});
+            let meta: ObjectMeta = serde_json::from_value(meta).expect("metadata");
+            let mut run = Workflow::new("shop", crate::api::WorkflowSpec::default());
+            let mut step = step_run(&Value::Null);
+            assert!(!goes_last(&step, Some(&run)) && !goes_last(&step, None));
+            run.metadata = meta.clone();
+            assert_eq!((goes_last(&step, Some(&run)), goes_alone(&run)), (last, alone), "{finalizers}");
+            step.metadata = meta;
+            assert_eq!(goes_last(&step, None), last, "{finalizers}");
+        }
+    }
+
+    #[test]
+    fn only_the_run_s_own_definition_in_the_form_of_older_versions_is_in_the_way() {
+        let mut run = Workflow::new("shop", crate::api::WorkflowSpec::default());
+        run.metadata.uid = Some("w".into());
+        let (plain, text) = (json!({"workflow": "shop"}), json!({"definition": "{}"}));
+        for (what, uid, data, expected) in [
+            ("as JSON", "w", &plain, true),
+            ("as a text", "w", &text, false),
+            ("another run's", "v", &plain, false),
+            ("nothing in it", "w", &Value::Null, false),
+        ] {
+            let owners = owner("Workflow", "lockstep.dev/v1alpha1", uid, true);
+            let found = json!({"metadata": {"name": "shop-1", "ownerReferences": owners}, "data": data, "revision": 1});
+            let found = serde_json::from_value(found).expect("a ControllerRevision");
+            assert_eq!(plain_revision(&run, Some(found)).is_some(), expected, "{what}");
+        }
+        assert_eq!(plain_revision(&run, None), None);
     }
 
     #[expect(clippy::fn_params_excessive_bools, reason = "a column of the tables")]

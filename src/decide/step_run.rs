@@ -72,6 +72,8 @@ pub struct Observed {
     pub unfinished: Vec<(String, String, i32)>,
     /// Pods of all its attempts that have not ended.
     pub pods_alive: usize,
+    /// The run, or the StepRun itself, is deleted in the foreground: the garbage collector takes the Jobs, each when its pods are gone.
+    pub goes_last: bool,
     /// Attempts whose agent's container has ended while another one keeps the pod.
     pub lingering: Vec<i32>,
     /// What Kubernetes' Events say of why the attempt has no pod, or why its pod is not set up.
@@ -218,6 +220,8 @@ impl<'a> Pass<'a> {
             (None, Some(claim)) => self.running(&claim),
             (None, None) if closing => self.cancel(),
             (None, None) if hold::was_stopped(&self.status) => self.stay_stopped(),
+            // What would be made goes with it.
+            (None, None) if self.o.step_run.metadata.deletion_timestamp.is_some() => {}
             (None, None) => self.launch(),
         }
     }
@@ -340,6 +344,10 @@ impl<'a> Pass<'a> {
 
     /// Jobs of attempts behind the fence, and of a StepRun that needs none.
     fn clean_up(&mut self) {
+        // Deleted by us, a Job would be gone before its pods, and so would be the run, which is to wait for them.
+        if self.o.goes_last {
+            return;
+        }
         let awaits_budget = |s: &StepRunStatus| {
             let waits = s.waiting_for.as_ref().is_some_and(|wait| wait.kind == WaitKind::BudgetSpent);
             waits && s.attempts.iter().all(|a| a.number != s.attempt)

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::SignedDuration;
+use kube::core::ObjectMeta;
 
 pub use committed::{Committed, committed};
 pub use finished::is_due;
@@ -25,7 +26,7 @@ use super::outcome::Failure;
 use super::scope::Admission;
 use super::settled::Settled;
 use super::step_run::POLICIES;
-use super::{Effect, Plan, budget, build, document, status};
+use super::{DeletableKind, Effect, Plan, budget, build, document, status};
 use crate::api::condition::{self, clip};
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
@@ -65,7 +66,7 @@ pub fn workflow(o: &Observed) -> Plan<WorkflowStatus> {
 pub fn decide(o: &Observed) -> Decided {
     let before = o.workflow.status.clone().unwrap_or_default();
     if o.workflow.metadata.deletion_timestamp.is_some() {
-        return Plan::default().into();
+        return going(o).into();
     }
     if before.completed_at.is_some() {
         return finished::finished(o, &before).into();
@@ -81,6 +82,17 @@ pub fn decide(o: &Observed) -> Decided {
         plan.status = None;
     }
     decided
+}
+
+/// Kubernetes takes what the run owns with it, or leaves it where that was asked for. A definition that an older version pinned
+/// it cannot leave, because its patch would spell the data anew, and without its run nobody reads it: it is deleted.
+fn going(o: &Observed) -> Plan<WorkflowStatus> {
+    let delete = |meta: &ObjectMeta| Effect::Delete {
+        what: DeletableKind::ControllerRevision,
+        name: meta.name.clone().unwrap_or_default(),
+        uid: meta.uid.clone().unwrap_or_default(),
+    };
+    Plan { effects: o.plain_revision.iter().map(delete).collect(), ..Plan::default() }
 }
 
 fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decided {
@@ -242,13 +254,10 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
 
-    #[test]
-    fn the_session_is_written_before_anything_starts() {
-        let step = Step { name: "a".into(), agent_id: Some("x".into()), ..Step::default() };
-        let mut run = Workflow::new("w", WorkflowSpec { steps: vec![step.clone()], ..WorkflowSpec::default() });
-        run.metadata.uid = Some("12345678-rest".into());
+    /// A run that begins, as its first pass sees it.
+    fn observed(run: &Workflow) -> Observed {
         let agent = Arc::new(Agent::new("x", AgentSpec::default()));
-        let mut o = Observed {
+        Observed {
             workflow: Arc::new(run.clone()),
             template: None,
             definition: None,
@@ -259,12 +268,34 @@ mod tests {
             contents: crate::decide::content::Contents::default(),
             previous: None,
             pods_ending: 0,
+            plain_revision: None,
             memories: Vec::new(),
             budget: budget::RunBudget::default(),
             settled: Arc::default(),
             evaluator: Arc::new(crate::definition::expression::InProcess),
             now: Time(Timestamp::UNIX_EPOCH),
-        };
+        }
+    }
+
+    /// As JSON it has another spelling after the garbage collector's patch, which may not change it.
+    #[test]
+    fn what_an_older_version_pinned_is_deleted_where_its_run_leaves_what_it_owns() {
+        let mut run = Workflow::new("w", WorkflowSpec::default());
+        run.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        let mut o = observed(&run);
+        assert_eq!(workflow(&o), Plan::default());
+        o.plain_revision =
+            Some(ObjectMeta { name: Some("w-1".into()), uid: Some("r".into()), ..ObjectMeta::default() });
+        let (what, name, uid) = (DeletableKind::ControllerRevision, "w-1".to_owned(), "r".to_owned());
+        assert_eq!(workflow(&o), Plan { effects: vec![Effect::Delete { what, name, uid }], ..Plan::default() });
+    }
+
+    #[test]
+    fn the_session_is_written_before_anything_starts() {
+        let step = Step { name: "a".into(), agent_id: Some("x".into()), ..Step::default() };
+        let mut run = Workflow::new("w", WorkflowSpec { steps: vec![step.clone()], ..WorkflowSpec::default() });
+        run.metadata.uid = Some("12345678-rest".into());
+        let mut o = observed(&run);
         let begins = |plan: &Plan<WorkflowStatus>| {
             plan.effects.iter().any(|e| matches!(e, Effect::CreateStepRun(_) | Effect::CreateJob(_)))
         };

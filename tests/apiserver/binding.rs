@@ -18,6 +18,7 @@ use lockstep::cluster::consistency::Consistency;
 use lockstep::cluster::contents::Contents;
 use lockstep::decide::content::Pin;
 use lockstep::decide::{Effect, build, document};
+use lockstep::definition::pinned;
 use serde_json::{Value, json};
 
 use crate::support::{Ask, Team, document as put, policies_whole, until, workflow};
@@ -46,9 +47,11 @@ async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
     let client = team.operator.client();
     let run: Workflow = Api::namespaced(client.clone(), &team.namespace).get("shop").await?;
     let uid = run.metadata.uid.clone().context("a UID")?;
-    // As a client sent them, and as the API server gave them back.
+    // As a client sent them, and as the API server gave them back; as a text, and as JSON, as older versions pinned them.
     let as_sent = awkward().as_object().cloned().context("an object")?;
-    for (n, parameters) in [as_sent, run.spec.parameters.clone().context("parameters")?].into_iter().enumerate() {
+    let as_given = run.spec.parameters.clone().context("parameters")?;
+    let all = [(as_sent.clone(), false), (as_given.clone(), false), (as_sent, true), (as_given, true)];
+    for (n, (parameters, is_plain)) in all.into_iter().enumerate() {
         let own = format!("shop-{n}");
         let definition = Definition {
             workflow: "shop".into(),
@@ -57,10 +60,13 @@ async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
             steps: run.spec.steps.clone(),
             ..Definition::default()
         };
+        let data = |definition: &Definition| -> Result<RawExtension> {
+            Ok(RawExtension(if is_plain { serde_json::to_value(definition)? } else { pinned::data(definition) }))
+        };
         let mut revision = build::revision(&run, &definition);
         revision.metadata.name = Some(own.clone());
-        let pinned =
-            DefinitionRef { revision_name: own.clone(), digest: lockstep::definition::pinned::digest(&definition) };
+        revision.data = Some(data(&definition)?);
+        let pinned = DefinitionRef { revision_name: own.clone(), digest: pinned::digest(&definition) };
         let revisions: Api<ControllerRevision> = Api::namespaced(client.clone(), &team.namespace);
         revisions.create(&PostParams::default(), &revision).await?;
         let read = |pinned: DefinitionRef| {
@@ -79,10 +85,9 @@ async fn a_definition_is_the_pinned_one_however_it_was_spelt() -> Result<()> {
         team.admin.gets(&Ask::delete(&path)).await?;
         until("it is gone", || async { Ok(revisions.get_opt(&own).await?.is_none().then_some(())) }).await?;
         let mut forged = revision.clone();
-        let data = forged.data.as_mut().context("data")?;
-        let RawExtension(value) = data;
-        value["steps"][0]["gate"] = Value::Null;
-        value["steps"][0]["parameters"] = json!({"forged": true});
+        let mut other = definition.clone();
+        other.steps[0].parameters.get_or_insert_default().insert("forged".to_owned(), json!(true));
+        forged.data = Some(data(&other)?);
         revisions.create(&PostParams::default(), &forged).await?;
         assert!(read(pinned).await?.is_none(), "{own}: another definition under its name");
     }

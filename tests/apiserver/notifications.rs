@@ -2,101 +2,16 @@
 //! operator did not tell, or did not get to write down, the next one tells.
 
 use std::collections::BTreeSet;
-use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 
-use anyhow::{Context as _, Result, ensure};
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use http::{Method, Request, Response, Uri};
-use kube::Client;
-use kube::client::Body;
-use lockstep::cluster::clock::Clock;
-use lockstep::telemetry::traces::Traces;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 
 use crate::http::Api;
-use crate::operator::operator;
 use crate::receiver::Receiver;
 use crate::support::{Ask, Team, object, policies_whole, token_of, until};
-
-/// What an operator lists and watches.
-const WATCHED: [&str; 11] = [
-    "agents",
-    "workflowtemplates",
-    "triggers",
-    "workflows",
-    "stepruns",
-    "documents",
-    "memories",
-    "jobs",
-    "pods",
-    "events",
-    "networkpolicies",
-];
-
-/// The way of an operator to the API server, on which it meets one namespace only: the other tests have the others.
-#[derive(Clone)]
-struct Confined {
-    client: Client,
-    namespace: Arc<str>,
-    /// While it is, no write comes through, and whoever makes one waits.
-    closed: Arc<AtomicBool>,
-}
-
-impl tower::Service<Request<Body>> for Confined {
-    type Response = Response<Body>;
-    type Error = kube::Error;
-    type Future = BoxFuture<'static, kube::Result<Response<Body>>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<kube::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let here = self.clone();
-        async move {
-            if here.closed.load(Ordering::SeqCst) && request.method() != Method::GET {
-                pending::<()>().await;
-            }
-            let path = request.uri().path();
-            if let Some((group, plural)) = path.rsplit_once('/')
-                && WATCHED.contains(&plural)
-                && !path.contains("/namespaces/")
-            {
-                let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-                let narrow = format!("{group}/namespaces/{}/{plural}{query}", here.namespace);
-                *request.uri_mut() = narrow.parse::<Uri>().map_err(|e| kube::Error::HttpError(e.into()))?;
-            }
-            here.client.send(request).await
-        }
-        .boxed()
-    }
-}
-
-/// An operator that remembers nothing, until it dies.
-struct Working(JoinHandle<()>);
-
-impl Working {
-    fn start(team: &Team, closed: &Arc<AtomicBool>, receiver: &Receiver) -> Self {
-        let client = team.operator.client();
-        let way = Confined { client, namespace: team.namespace.as_str().into(), closed: Arc::clone(closed) };
-        let sinks = receiver.sinks(&json!({}));
-        let client = Client::new(way, &team.namespace);
-        Self(tokio::spawn(operator(client, Clock::default(), (Traces::default(), sinks))))
-    }
-
-    /// It does nothing more from here on.
-    async fn dies(self) -> Result<()> {
-        self.0.abort();
-        let ended = self.0.await.err().context("it ended by itself")?;
-        ensure!(ended.is_cancelled(), "{ended}");
-        Ok(())
-    }
-}
+use crate::working::Working;
 
 /// The run and its step as they are stored.
 async fn stored(team: &Team) -> Result<(Value, Value)> {
@@ -124,7 +39,7 @@ async fn what_an_operator_did_not_tell_or_write_down_is_told_by_the_next_one() -
 
     // The gate is open and latched, and the receiver is down.
     receiver.answers(503);
-    let first = Working::start(&team, &closed, &receiver);
+    let first = Working::start(&team, &closed, receiver.sinks(&json!({})));
     let run = object("Workflow", "shop", &json!({"templateRef": {"name": "default"}, "session": "s"}));
     team.bob.gets(&Ask::post(team.all("workflows"), run)).await?;
     until("the gate is open, and the receiver was tried", || async {
@@ -138,7 +53,7 @@ async fn what_an_operator_did_not_tell_or_write_down_is_told_by_the_next_one() -
     ensure!(told(&run).is_empty() && told(&step).is_empty(), "{run} {step}");
     let tried: BTreeSet<String> = receiver.all().iter().map(|one| one.headers["webhook-id"].clone()).collect();
     receiver.answers(200);
-    let second = Working::start(&team, &closed, &receiver);
+    let second = Working::start(&team, &closed, receiver.sinks(&json!({})));
     until("the next one has told it, and written that down", || async {
         let (run, step) = stored(&team).await?;
         Ok((told(&run).contains("started") && told(&step).contains("gate1")).then_some(()))
@@ -171,7 +86,7 @@ async fn what_an_operator_did_not_tell_or_write_down_is_told_by_the_next_one() -
     ensure!(told(&step) == BTreeSet::from(["gate1".to_owned()]), "{step}");
     receiver.reacts(|_| {});
     closed.store(false, Ordering::SeqCst);
-    let third = Working::start(&team, &closed, &receiver);
+    let third = Working::start(&team, &closed, receiver.sinks(&json!({})));
     until("all of it is told and written down", || async {
         let (run, step) = stored(&team).await?;
         Ok((told(&run).contains("ended") && told(&step).len() == 2).then_some(()))

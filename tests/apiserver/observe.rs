@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, ResourceExt};
-use lockstep::api::definition::Definition;
 use lockstep::api::{Agent, StepRun, Workflow, condition, name};
 use lockstep::cluster::Error;
 use lockstep::cluster::apply::apply;
@@ -25,7 +24,6 @@ use lockstep::decide::build::{self, Installation};
 use lockstep::decide::step_run::{self, Hold, JobSeen};
 use lockstep::definition::agent::CheckedAgent;
 use lockstep::definition::expression::InProcess;
-use lockstep::definition::pinned;
 use lockstep::definition::policy::AttemptPolicy;
 use serde_json::{Value, json};
 
@@ -105,35 +103,6 @@ async fn what_finished_steps_made_is_seen_before_the_watch_tells_it() -> Result<
     assert!(seen.step_runs.contains_key("shop-a"), "the StepRun that the status names");
     let documents: Vec<_> = seen.documents.values().filter_map(|d| d.metadata.uid.as_deref()).collect();
     assert_eq!(documents, [uid(&put)], "the document that the StepRun names");
-    team.close().await
-}
-
-/// The garbage collector takes an owner away with a patch, and the data of a ControllerRevision may not change by a byte
-/// then: a run whose definition is spelt in another way can never be deleted without its children.
-#[tokio::test]
-async fn a_run_can_be_deleted_without_what_it_pinned() -> Result<()> {
-    let _whole = policies_whole().await;
-    let team = Team::open("orphan").await?;
-    let run = team.admin.gets(&Ask::post(team.all("workflows"), workflow("shop", &json!({})))).await?;
-    let run: Workflow = serde_json::from_value(run)?;
-    let parameters = json!({"z": "<b> & \u{2028}", "a": [1, -1, 1.0, 0.1, 1e16, 1e21, 1e-7, u64::MAX, i64::MIN], "m": {"y": null, "n": {}}});
-    let definition = Definition {
-        workflow: "shop".into(),
-        parameters: parameters.as_object().cloned().unwrap_or_default(),
-        ..Definition::default()
-    };
-    let revision = build::revision(&run, &definition);
-    let path = format!("/apis/apps/v1/namespaces/{}/controllerrevisions/{}", team.namespace, revision.name_any());
-    let effects = [Effect::CreateRevision(Box::new(revision))];
-    apply(&team.operator.client(), &team.namespace, &effects, &Consistency::default()).await?;
-    team.admin.gets(&Ask::orphan(team.one("workflows", "shop"))).await?;
-    until("the revision has no owner", || async {
-        let left = team.admin.gets(&Ask::get(path.clone())).await?;
-        Ok(left["metadata"]["ownerReferences"].is_null().then_some(()))
-    })
-    .await?;
-    let left = team.admin.gets(&Ask::get(path)).await?;
-    assert!(pinned::read(left["data"].clone(), &pinned::digest(&definition)).is_ok(), "and it is what was pinned");
     team.close().await
 }
 

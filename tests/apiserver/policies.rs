@@ -220,7 +220,6 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "labels and finalizers", alice, Ask::patch(steps("open"), json!({"metadata": {"labels": {"a": "b"}}})));
     add(g, "labels and finalizers", bob, Ask::patch(steps("open"), json!({"metadata": {"finalizers": ["a.b/c"]}})));
     let adopted = || json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Namespace", "name": "x", "uid": "y"}]}});
-    add(g, "the owners of a StepRun", bob, Ask::patch(steps("open"), adopted()));
     add(g, "the owners of a StepRun", admin, Ask::patch(steps("open"), adopted()));
     add(g, "the owners of a StepRun", admin, Ask::patch(steps("owned"), json!({"metadata": {"ownerReferences": null}})));
     add(g, "a StepRun may have 1000", bob, Ask::annotate(steps("open"), flood(1001)));
@@ -653,6 +652,44 @@ async fn names_are_stamped_where_the_server_can() -> Result<()> {
     team.close().await
 }
 
+/// Whoever writes a value of another type is told so by the schema, with its path, and not by what stamps names.
+#[tokio::test]
+async fn the_schema_speaks_before_names_are_stamped() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("types").await?;
+    stage(&team).await?;
+    let stamps = stamps(&team.admin).await?;
+    let annotated = |name: &str, more: Value, annotations: Option<&Value>| {
+        let mut run = workflow(name, &more);
+        if let Some(annotations) = annotations {
+            run["metadata"]["annotations"] = annotations.clone();
+        }
+        Ask::post(team.all("workflows"), run)
+    };
+    for (n, annotations) in
+        [None, Some(json!({})), Some(Value::Null), Some(json!({"example.com/a_b": "x"}))].iter().enumerate()
+    {
+        let (name, notes) = (format!("typed-{n}"), annotations.as_ref());
+        // `input: y`, as YAML 1.1 reads it.
+        let words = "spec.input: Invalid value: \"boolean\": spec.input in body must be of type string";
+        team.bob.is_refused(&annotated(&name, json!({"input": true}), notes), 422, words).await?;
+        let made = team.bob.gets(&annotated(&name, json!({"input": "y"}), notes)).await?;
+        ensure!(annotation(&made, "lockstep.dev/created-by") == stamps.then_some("bob"), "{made}");
+        let kept = annotations.as_ref().map_or(Value::Null, |all| all["example.com/a_b"].clone());
+        ensure!(made["metadata"]["annotations"]["example.com/a_b"] == kept, "{made}");
+        let words = "spec.suspend in body must be of type boolean";
+        let change = Ask::patch(team.one("workflows", &name), json!({"spec": {"suspend": "yes"}}));
+        team.bob.is_refused(&change, 422, words).await?;
+    }
+    let step = json!({"name": "a", "agentId": "x", "parameters": "deep"});
+    let inner = annotated("inner", json!({"templateRef": null, "steps": [step]}), None);
+    team.bob.is_refused(&inner, 422, "spec.steps[0].parameters in body must be of type object").await?;
+    let decided = json!({"metadata": {"annotations": accepted("alice")}, "spec": {"path": true}});
+    let words = "spec.path in body must be of type string";
+    team.alice.is_refused(&Ask::patch(team.one("stepruns", "open"), decided), 422, words).await?;
+    team.close().await
+}
+
 #[tokio::test]
 async fn of_many_approvers_at_once_one_is_recorded() -> Result<()> {
     let _whole = policies_whole().await;
@@ -806,7 +843,8 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
         (OPERATOR, "create", "lockstep.dev", "triggers"), (OPERATOR, "update", "batch", "jobs"),
         (OPERATOR, "update", "admissionregistration.k8s.io", "validatingadmissionpolicies"),
         (OPERATOR, "bind", "rbac.authorization.k8s.io", "clusterroles"), (OPERATOR, "create", "", "pods/exec"),
-        (GATEWAY, "create", "lockstep.dev", "stepruns"),
+        (OPERATOR, "update", "apps", "controllerrevisions"), (OPERATOR, "update", "lockstep.dev", "agents/finalizers"),
+        (GATEWAY, "update", "lockstep.dev", "workflows/finalizers"), (GATEWAY, "create", "lockstep.dev", "stepruns"),
         (GATEWAY, "patch", "lockstep.dev", "stepruns"), (GATEWAY, "create", "batch", "jobs"), (GATEWAY, "get", "", "secrets"),
         (GATEWAY, "approve", "lockstep.dev", "gates"), (GATEWAY, "update", "lockstep.dev", "workflows/status"),
         (GATEWAY, "list", "lockstep.dev", "memories"), (GATEWAY, "create", "lockstep.dev", "memories"),
@@ -828,6 +866,8 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
     }
     for (user, verb, group, resource) in [
         (OPERATOR, "create", "batch", "jobs"), (OPERATOR, "create", "apps", "controllerrevisions"),
+        (OPERATOR, "delete", "apps", "controllerrevisions"), (OPERATOR, "update", "lockstep.dev", "workflows/finalizers"),
+        (OPERATOR, "update", "lockstep.dev", "stepruns/finalizers"),
         (OPERATOR, "create", "networking.k8s.io", "networkpolicies"), (OPERATOR, "delete", "networking.k8s.io", "networkpolicies"),
         (OPERATOR, "create", "events.k8s.io", "events"), (OPERATOR, "update", "lockstep.dev", "agents/status"),
         (OPERATOR, "watch", "admissionregistration.k8s.io", "validatingadmissionpolicybindings"),

@@ -69,13 +69,21 @@ impl Ask {
 
     /// As `kubectl delete --cascade=orphan`.
     pub fn orphan(path: impl Into<String>) -> Self {
-        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Orphan"});
-        Self::new(Method::DELETE, path, "application/json", Some(options))
+        Self::delete_as(path, "Orphan")
+    }
+
+    /// As `kubectl delete --cascade=foreground`.
+    pub fn foreground(path: impl Into<String>) -> Self {
+        Self::delete_as(path, "Foreground")
     }
 
     /// Always with a propagation policy: a Job without one would leave its pods behind.
     pub fn delete(path: impl Into<String>) -> Self {
-        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
+        Self::delete_as(path, "Background")
+    }
+
+    fn delete_as(path: impl Into<String>, propagation: &str) -> Self {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation});
         Self::new(Method::DELETE, path, "application/json", Some(options))
     }
 
@@ -320,6 +328,19 @@ impl Team {
                 .await
                 .context("the admission policies do not stand: is the chart installed?")?;
         }
+        // An API server that is young, and asks for the right to finalizers, knows kinds only after some seconds.
+        let mut owned = step_run("canary-owned", &json!({}));
+        owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow",
+            "name": "shop", "uid": "u-1", "controller": true, "blockOwnerDeletion": true}]);
+        let owned = Ask::post(self.all("stepruns"), owned);
+        until("a run's end can be made to wait for its StepRuns", || async {
+            match self.operator.tries(&owned).await {
+                Err(refusal) if refusal.message.contains("RESTMapping") => Ok(None),
+                Err(refusal) => bail!("{refusal:?}"),
+                Ok(_) => Ok(Some(())),
+            }
+        })
+        .await?;
         if stamps(&self.admin).await? {
             let run = Ask::post(self.all("workflows"), workflow("canary", &json!({})));
             until("created-by is stamped", || async {

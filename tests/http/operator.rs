@@ -39,6 +39,7 @@ pub async fn operator(client: kube::Client, clock: Clock, (traces, sinks): (Trac
         settled: lockstep::cluster::contents::SettledRuns::default(),
         guard: Box::new(PolicyGuard::new(&accounts).expect("the policies parse")),
         installation: Arc::new(Installation {
+            image: "lockstep".to_owned(),
             api_url: "https://lockstep-api.lockstep-system.svc".to_owned(),
             account: OPERATOR.to_owned(),
             ..Installation::default()

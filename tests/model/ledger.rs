@@ -158,6 +158,7 @@ impl Ledger {
             refusal: None,
             slot: Some(Slot::Yours),
             pods_alive: 0,
+            goes_last: false,
             definition: None,
             agent: Some(Arc::clone(&self.agent)),
             job: job_seen(attempt - 1, usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),

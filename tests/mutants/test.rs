@@ -41,7 +41,11 @@ const PRODUCT_SEEDS: u64 = 2_000;
 /// What a world comes to, where it violates something.
 type Tell = fn(u64) -> Option<String>;
 
-fn search(seeds: u64, tell: Tell) -> Option<(u64, String)> {
+/// The seed that showed it last, if it still does, else the first of so many.
+fn search(last: Option<u64>, seeds: u64, tell: Tell) -> Option<(u64, String)> {
+    if let Some((seed, words)) = last.and_then(|seed| Some((seed, tell(seed)?))) {
+        return Some((seed, words));
+    }
     let (next, bad) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -65,15 +69,15 @@ fn search(seeds: u64, tell: Tell) -> Option<(u64, String)> {
 /// Where a bug shows, which its patch names: stories, where worlds that show it are rare; the model of fence and claim (no
 /// world starts a shim twice in one pod), that of the lease, calls of the gateway that are overtaken, worlds of the mirror, which are quick, or worlds of the product.
 /// The seed or the story, where there is one, and what was seen.
-fn found_by(place: &str) -> Option<(String, String)> {
+fn found_by(place: &str, last: Option<u64>) -> Option<(String, String)> {
     let seeded = |found: Option<(u64, String)>| found.map(|(seed, words)| (seed.to_string(), words));
     match place {
         "stories" => stories::find_difference(),
         "model" => fence::find_violation().map(|words| (String::new(), words)),
         "overtaken" => overtaken::find_violation().map(|words| (String::new(), words)),
         "lease" => lease::find_violation(2).map(|words| (String::new(), words)),
-        "simulation" => seeded(search(SEEDS, |seed| sim::run::tell(seed, false).violation)),
-        "product" => seeded(search(PRODUCT_SEEDS, |seed| product::run::tell(seed, false).violation)),
+        "simulation" => seeded(search(last, SEEDS, |seed| sim::run::tell(seed, false).violation)),
+        "product" => seeded(search(last, PRODUCT_SEEDS, |seed| product::run::tell(seed, false).violation)),
         _ => panic!("no bug is found by '{place}': stories, model, overtaken, lease, simulation or product"),
     }
 }
@@ -82,13 +86,16 @@ fn folder() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mutants")
 }
 
-/// As its patch says, or as LOCKSTEP_MUTANTS_IN does, for all.
-fn place_of(mutant: &str) -> String {
+/// Where it is found and by which seed it was last, as its patch says (`Found by: PLACE SEED`); or the place that
+/// LOCKSTEP_MUTANTS_IN names, for all.
+fn place_of(mutant: &str) -> (String, Option<u64>) {
     if let Ok(place) = std::env::var("LOCKSTEP_MUTANTS_IN") {
-        return place;
+        return (place, None);
     }
     let patch = std::fs::read_to_string(folder().join(format!("{mutant}.patch"))).expect("its patch");
-    patch.lines().find_map(|line| line.strip_prefix("Found by: ")).expect("a line `Found by: PLACE`").to_owned()
+    let line = patch.lines().find_map(|line| line.strip_prefix("Found by: ")).expect("a line `Found by: PLACE`");
+    let (place, seed) = line.split_once(' ').map_or((line, None), |(place, seed)| (place, Some(seed)));
+    (place.to_owned(), seed.map(|seed| seed.parse().expect("a seed after the place")))
 }
 
 /// The names of the patches, in order.
@@ -120,9 +127,9 @@ fn every_mutant_is_found() {
     println!("{:<24} {:<12} {:>6}  what was seen", "mutant", "found by", "where");
     assert!(!chosen.is_empty(), "no mutant is chosen");
     for mutant in chosen {
-        let place = place_of(mutant);
+        let (place, last) = place_of(mutant);
         mutant::switch(Some(mutant));
-        let found = found_by(&place);
+        let found = found_by(&place, last);
         mutant::switch(None);
         let (seed, words) = found.clone().unwrap_or_default();
         let words = if found.is_some() { words.as_str() } else { "NOT FOUND" };
@@ -131,6 +138,12 @@ fn every_mutant_is_found() {
         if found.is_none() {
             missed.push(mutant);
         }
+        if let (Some(last), Some((seed, _))) = (last, &found)
+            && last.to_string() != *seed
+        {
+            println!("  seed {last} shows it no more: write `Found by: {place} {seed}` into tests/mutants/{mutant}.patch");
+        }
     }
+    let _ = std::panic::take_hook();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

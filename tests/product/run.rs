@@ -13,6 +13,7 @@ use super::judge;
 use super::operator::Operator;
 use super::people::People;
 use super::plans::Listener;
+use super::search::Told;
 use super::server::{Kind, Propagation, Request};
 use super::talk;
 use super::workload::Workload;
@@ -23,16 +24,6 @@ const CALM: i64 = 700_000;
 const PATIENCE: usize = 60;
 /// Expressions are parsed on this stack: the parser is recursive.
 const STACK: usize = 32 << 20;
-
-/// What a seed came to.
-pub struct Told {
-    pub violation: Option<String>,
-    pub story: Vec<String>,
-    pub writes: usize,
-    pub started: usize,
-    /// Features that were seen at work.
-    pub had: BTreeSet<&'static str>,
-}
 
 type End = BTreeMap<String, Value>;
 

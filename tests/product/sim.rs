@@ -26,6 +26,8 @@ pub mod people;
 pub mod plans;
 pub mod policies;
 pub mod run;
+#[path = "../simulation/search.rs"]
+pub mod search;
 #[expect(dead_code, reason = "of the simulation with the mirror, which uses all of it")]
 #[path = "../simulation/server.rs"]
 pub mod server;

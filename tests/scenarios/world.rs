@@ -28,6 +28,7 @@ use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot, SourceAgent};
 use lockstep::decide::terms::ANNOTATION_TERMS_DIGEST;
 use lockstep::decide::{DeletableKind, Effect, Notice, Plan, document, seen, step_run, workflow};
+use lockstep::definition::pinned;
 use lockstep::definition::program::Program;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -132,9 +133,9 @@ impl World {
     }
 
     pub fn definition(&self, workflow: &Workflow) -> Option<Definition> {
-        let pinned = workflow.status.as_ref()?.definition.as_ref()?;
-        let revision = self.revisions.get(&pinned.revision_name)?;
-        serde_json::from_value(revision.data.as_ref()?.0.clone()).ok()
+        let kept = workflow.status.as_ref()?.definition.as_ref()?;
+        let revision = self.revisions.get(&kept.revision_name)?;
+        serde_json::from_value(pinned::json(revision.data.as_ref()?.0.clone()).ok()?).ok()
     }
 
     fn program(&self, workflow: &Workflow) -> Option<Arc<Program>> {
@@ -145,9 +146,9 @@ impl World {
     pub fn pin_step(&mut self, run: &Workflow, step: Step) {
         let mut definition = self.definition(run).expect("a definition");
         definition.steps.push(step);
-        let pinned = run.status.as_ref().and_then(|s| s.definition.as_ref()).expect("a pin");
-        let revision = self.revisions.get_mut(&pinned.revision_name).expect("a revision");
-        revision.data = Some(RawExtension(serde_json::to_value(definition).expect("it serializes")));
+        let kept = run.status.as_ref().and_then(|s| s.definition.as_ref()).expect("a pin");
+        let revision = self.revisions.get_mut(&kept.revision_name).expect("a revision");
+        revision.data = Some(RawExtension(pinned::data(&definition)));
     }
 
     pub fn run_of(&self, step_run: &StepRun) -> Option<&Workflow> {
@@ -200,6 +201,7 @@ impl World {
             contents: Contents::default(),
             memories: self.memories_of(workflow),
             pods_ending: self.pods_ending(workflow),
+            plain_revision: None,
             budget,
             previous,
             settled: Arc::default(),
@@ -225,6 +227,7 @@ impl World {
             refusal: self.refused.get(&job_name).cloned(),
             slot: None,
             pods_alive: self.pods_alive(own_name),
+            goes_last: false,
             input: None,
             budget: self.budget(step_run, definition.as_deref()),
             definition,

@@ -577,6 +577,7 @@ fn kind_of(what: DeletableKind) -> Kind {
         DeletableKind::Document => Kind::Document,
         DeletableKind::Memory => unreachable!("no Memory is looked for"),
         DeletableKind::Workflow => Kind::Workflow,
+        DeletableKind::ControllerRevision => Kind::ControllerRevision,
     }
 }
 

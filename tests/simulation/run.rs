@@ -1,7 +1,7 @@
 //! One seed from beginning to end: a time of faults, then calm, in which everything must come to its end; then the runs
 //! are deleted, and nothing may be left.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use super::chance::Chance;
 use super::judge;
 use super::operator::Operator;
 use super::people::People;
+use super::search::Told;
 use super::server::{Kind, Propagation, Request};
 use super::workload::Workload;
 use super::world::{Event, Faults, Who, World};
@@ -17,16 +18,6 @@ use super::world::{Event, Faults, Who, World};
 /// Longer than anything that happens by itself: time-outs (600 s to start, where the Agent is gone), back-off, resync.
 const CALM: i64 = 700_000;
 const PATIENCE: usize = 60;
-
-/// What a seed came to.
-pub struct Told {
-    pub violation: Option<String>,
-    pub story: Vec<String>,
-    pub writes: usize,
-    pub started: usize,
-    /// Features that were seen at work.
-    pub had: BTreeSet<&'static str>,
-}
 
 /// The seed, with faults; where its end state does not depend on them, it is compared with that of a quiet world.
 pub fn tell(seed: u64, aloud: bool) -> Told {

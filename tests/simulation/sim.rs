@@ -15,6 +15,7 @@ pub mod observe;
 pub mod operator;
 pub mod people;
 pub mod run;
+pub mod search;
 pub mod server;
 pub mod turns;
 pub mod workload;

@@ -9,15 +9,26 @@ use lockstep::api::step::Step;
 use lockstep::api::step_run::{AttemptResult, GateState, GateStatus, StepRunGate, StepRunSpec};
 use lockstep::api::workflow::Phase;
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use super::super::server::{Kind, Server};
 use super::reading::{self, Reading};
 
-/// The data of a ControllerRevision.
+/// A ControllerRevision.
 #[derive(Deserialize)]
 pub struct Pinned {
+    #[serde(deserialize_with = "from_text")]
     pub data: Definition,
+}
+
+/// A definition lies there as a text.
+fn from_text<'de, D: Deserializer<'de>>(data: D) -> Result<Definition, D::Error> {
+    #[derive(Deserialize)]
+    struct Data {
+        definition: String,
+    }
+    serde_json::from_str(&Data::deserialize(data)?.definition).map_err(D::Error::custom)
 }
 
 pub fn definition(server: &Server, spec: &StepRunSpec) -> Option<Arc<Pinned>> {

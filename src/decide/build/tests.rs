@@ -299,7 +299,7 @@ fn a_job_runs_one_pod_once_and_names_its_origin() {
     assert_eq!(meta.name, Some(name::job("shop-draft-0123456789abcdef", "s", 2)));
     let owner = &meta.owner_references.as_ref().expect("an owner")[0];
     assert_eq!((owner.kind.as_str(), owner.uid.as_str()), ("StepRun", "s"));
-    assert_eq!(owner.controller, Some(true));
+    assert_eq!((owner.controller, owner.block_owner_deletion), (Some(true), Some(true)));
     assert_eq!(meta.labels.as_ref().expect("labels")[LABEL_AGENT], "writer");
     let annotations = meta.annotations.as_ref().expect("annotations");
     assert_eq!(annotations[ANNOTATION_AGENT_GENERATION], "7");

@@ -42,6 +42,7 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
         contents: Contents::default(),
         previous: None,
         pods_ending: 0,
+        plain_revision: None,
         memories: Vec::new(),
         budget: crate::decide::budget::RunBudget::default(),
         settled: Arc::default(),

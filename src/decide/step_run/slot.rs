@@ -56,7 +56,8 @@ pub fn need(o: &Observed) -> Need {
     let ready = o.agent.as_deref().is_some_and(is_launchable);
     let due = status.not_before.as_ref().is_none_or(|at| o.now.0 >= at.0);
     let free = o.job == JobSeen::Absent && o.refusal.is_none() && budget::spent(&o.step_run, &o.budget).is_none();
-    let wanted = may_run(&o.step_run, &status) && ready && due && free && o.hold == Hold::No;
+    let stays = o.hold == Hold::No && o.step_run.metadata.deletion_timestamp.is_none();
+    let wanted = may_run(&o.step_run, &status) && ready && due && free && stays;
     if wanted { Need::Launch } else { Need::Nothing }
 }
 

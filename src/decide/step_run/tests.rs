@@ -30,6 +30,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         lingering: Vec::new(),
         event: None,
         pods_alive: 0,
+        goes_last: false,
         document: DocumentLookup::NotAsked,
         siblings: Vec::new(),
         output: DocumentLookup::NotAsked,
@@ -62,6 +63,31 @@ fn a_job_is_deleted_only_behind_the_fence_that_is_stored() {
         let deletes = step_run(&o).effects.iter().any(|e| matches!(e, Effect::Delete { what: DeletableKind::Job, .. }));
         assert_eq!(deletes, goes, "{name}");
     }
+}
+
+/// Deleted by the operator, a Job would be gone before its pods, and the run before those.
+#[test]
+fn what_goes_in_the_foreground_keeps_its_jobs_for_the_garbage_collector() {
+    let mut o = observed(&json!({"attempt": 2, "phase": "Running"}));
+    o.unfinished = vec![("job".into(), "uid".into(), 1)];
+    for hold in [Hold::No, Hold::Stopping] {
+        o.hold = hold;
+        o.goes_last = false;
+        assert!(step_run(&o).effects.iter().any(|e| matches!(e, Effect::Delete { .. })), "{hold:?}");
+        o.goes_last = true;
+        assert!(step_run(&o).effects.is_empty(), "{hold:?}");
+    }
+}
+
+#[test]
+fn nothing_starts_for_a_step_run_that_is_deleted() {
+    let mut o = ready(&json!(null));
+    o.input = Some(Input::default());
+    assert!(matches!(step_run(&o).effects[..], [Effect::CreateJob(_)]), "{:?}", step_run(&o));
+    assert_eq!(slot::need(&o), Need::Launch);
+    Arc::make_mut(&mut o.step_run).metadata.deletion_timestamp = Some(NOW);
+    assert!(step_run(&o).effects.is_empty());
+    assert_eq!(slot::need(&o), Need::Nothing, "nor does it take a place");
 }
 
 /// The same with an Agent that can be launched.

@@ -362,6 +362,7 @@ impl Drawer {
             Kind::Workflow if flag => json!({"spec": {"ttlSecondsAfterFinished": number}}),
             // What they are, they stay.
             Kind::StepRun | Kind::Document => json!({}),
+            Kind::ControllerRevision if flag => json!({"data": {"x": number}}),
             Kind::ControllerRevision => json!({"revision": number}),
             Kind::Job if flag => json!({"spec": {"parallelism": number}}),
             Kind::Workflow | Kind::Job => json!({"spec": {"suspend": number == 1}}),

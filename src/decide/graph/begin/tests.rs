@@ -60,6 +60,7 @@ fn again(steps: &Value) -> Again {
         contents: content::Contents::default(),
         previous: Some(Previous::default()),
         pods_ending: 0,
+        plain_revision: None,
         memories: Vec::new(),
         budget: crate::decide::budget::RunBudget::default(),
         settled: Arc::default(),

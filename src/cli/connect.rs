@@ -129,6 +129,8 @@ impl Connection {
 
     /// The same, for callers that tell the faults apart.
     pub async fn within<T>(&self, what: &str, call: impl Future<Output = T>) -> Result<T, Fault> {
+        // The future of a request is large, and those of the verbs hold it.
+        let call = Box::pin(call);
         if self.timeout.is_zero() {
             return Ok(call.await);
         }

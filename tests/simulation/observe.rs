@@ -68,6 +68,7 @@ impl World {
             definition,
             agents,
             step_runs,
+            unreadable: BTreeMap::new(),
             documents,
             contents: Contents::default(),
             memories: Vec::new(),

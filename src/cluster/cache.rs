@@ -117,6 +117,12 @@ impl<K: Watched> Cache<K> {
         self.unreadable.read().unwrap_or_else(PoisonError::into_inner).known.values().cloned().collect()
     }
 
+    /// Why the object of that name cannot be read, if it is there.
+    pub fn fault(&self, namespace: &str, name: &str) -> Option<String> {
+        let objects = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
+        objects.known.get(&(namespace.to_owned(), name.to_owned())).map(|one| one.fault.clone())
+    }
+
     /// Waits until something was heard of what cannot be read; one may wait.
     pub async fn unreadable_changed(&self) {
         self.heard.notified().await;
@@ -163,26 +169,33 @@ impl<K: Watched> Cache<K> {
     fn note(&self, event: &Event<Stored<K>>) {
         let mut objects = self.unreadable.write().unwrap_or_else(PoisonError::into_inner);
         let UnreadableObjects { known, arriving } = &mut *objects;
-        let before = known.len();
-        match event {
-            Event::Init => arriving.clear(),
+        let is_news = match event {
+            Event::Init => {
+                arriving.clear();
+                false
+            }
             Event::InitApply(Stored(Err(one))) => {
                 told::<K>(one, known.get(&one.place()));
                 arriving.insert(one.place(), Arc::new(one.as_ref().clone()));
+                false
             }
-            Event::InitDone => *known = std::mem::take(arriving),
+            Event::InitApply(Stored(Ok(_))) => false,
+            Event::InitDone => {
+                let before = std::mem::replace(known, std::mem::take(arriving));
+                !before.is_empty() || !known.is_empty()
+            }
             Event::Apply(Stored(Err(one))) => {
                 told::<K>(one, known.get(&one.place()));
                 known.insert(one.place(), Arc::new(one.as_ref().clone()));
+                true
             }
-            Event::Delete(Stored(Err(one))) => drop(known.remove(&one.place())),
+            Event::Delete(Stored(Err(one))) => known.remove(&one.place()).is_some(),
             Event::Apply(Stored(Ok(object))) | Event::Delete(Stored(Ok(object))) => {
                 let text = |field: &Option<String>| field.clone().unwrap_or_default();
-                known.remove(&(text(&object.meta().namespace), text(&object.meta().name)));
+                known.remove(&(text(&object.meta().namespace), text(&object.meta().name))).is_some()
             }
-            Event::InitApply(Stored(Ok(_))) => {}
-        }
-        if before > 0 || !known.is_empty() {
+        };
+        if is_news {
             self.heard.notify_one();
         }
     }

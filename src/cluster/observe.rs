@@ -35,6 +35,7 @@ use crate::decide::budget::RunBudget;
 use crate::decide::build::{self, Installation};
 use crate::decide::content::{self, Changed, DocumentLookup};
 use crate::decide::gate::Guard;
+use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
 use crate::decide::workflow::{Previous, Unread};
@@ -74,11 +75,20 @@ impl Observer {
             Some(pinned) => self.contents.definition(&self.client, &namespace, pinned, &uid).await?,
             None => None,
         };
-        let agents: BTreeMap<_, _> = workflow::agents(definition.as_deref(), template.as_deref(), &workflow)
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
-            .collect();
-        let (step_runs, unreadable) = self.step_runs(&workflow, &namespace, &uid).await?;
+        let mut unreadable = UnreadableObjects::default();
+        if let Some(named) = workflow.spec.template_ref.as_ref().filter(|_| template.is_none()) {
+            unreadable.template = self.world.templates.fault(&namespace, &named.name);
+        }
+        let mut agents = BTreeMap::new();
+        for name in workflow::agents(definition.as_deref(), template.as_deref(), &workflow) {
+            if let Some(agent) = self.world.agents.get(&namespace, &name) {
+                agents.insert(name, agent);
+            } else if let Some(fault) = self.world.agents.fault(&namespace, &name) {
+                unreadable.agents.insert(name, fault);
+            }
+        }
+        let step_runs;
+        (step_runs, unreadable.step_runs) = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
         let mut settled = self.settled.of(&uid);
         let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
@@ -240,6 +250,7 @@ impl Observer {
         let mut observed = step_run::Observed {
             hold,
             agent: self.world.agents.get(&namespace, &step_run.spec.agent_id),
+            agent_fault: self.world.agents.fault(&namespace, &step_run.spec.agent_id),
             job: self.job(&namespace, &job_name, &jobs),
             refusal: self.refusals.of(&namespace, &job_name),
             slot: None,

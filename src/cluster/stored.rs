@@ -135,6 +135,14 @@ where
     Ok(listed)
 }
 
+/// The object of that name, if there is one.
+pub async fn get_opt<K>(api: &Api<K>, name: &str) -> kube::Result<Option<Stored<K>>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    alone(api.clone()).get_opt(name).await
+}
+
 /// Watches.
 pub fn watch<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<Stored<K>>>> + Send
 where

@@ -41,7 +41,7 @@ async fn of_kind<K: Watched>(context: &Context, cache: &Cache<K>, form: StatusFo
         }
         let all = cache.unreadable();
         for one in &all {
-            wakes.owner(&one.metadata).await;
+            wakes.unreadable(&context.observer.world, &K::kind(&()), &one.metadata).await;
             if let Err(error) = say::<K>(context, one, form, &mut sent).await {
                 let (namespace, name) = one.place();
                 tracing::warn!(kind = %K::kind(&()), namespace, name, %error, "what cannot be read could not be told on the object");

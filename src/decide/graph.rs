@@ -138,7 +138,7 @@ impl<'a> Walk<'a> {
         if let Some(found) = self.o.step_runs.get(&own) {
             return self.existing(found, &own, step, frame);
         }
-        if let Some(fault) = self.o.unreadable.get(&own) {
+        if let Some(fault) = self.o.unreadable.step_runs.get(&own) {
             let mut found = WalkResult::default();
             let tally = found.tally(&step.path);
             (tally.counts.started, tally.found) = (1, 1);

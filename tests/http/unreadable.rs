@@ -43,6 +43,32 @@ fn said(town: &Town, kind: Kind, name: &str) -> Option<(String, String)> {
     Some((phase, why["message"].as_str().unwrap_or_default().to_owned()))
 }
 
+/// Why a run does not go on.
+fn waits_for(town: &Town, name: &str) -> Option<(String, String)> {
+    let object = town.objects(Kind::Workflow).into_iter().find(|object| object["metadata"]["name"] == name)?;
+    let conditions = object["status"]["conditions"].as_array()?.clone();
+    let why = conditions.iter().find(|condition| condition["type"] == "Succeeded")?;
+    Some((why["reason"].as_str()?.to_owned(), why["message"].as_str()?.to_owned()))
+}
+
+/// Whoever refers to them waits, and hears that they are there and why they cannot be read.
+async fn told_to_others(town: &Town, suffix: &str) {
+    let of_template = json!({"templateRef": {"name": format!("deep-{suffix}")}});
+    let of_agent = json!({"steps": [{"name": "a", "agentId": format!("wide-{suffix}")}]});
+    for (name, spec, reason, words) in [
+        ("template", of_template, "TemplateInvalid", "cannot be read: spec.parametersSchema: nests 150 levels"),
+        ("agent", of_agent, "AgentInvalid", "cannot be read: spec.maxConcurrent: "),
+    ] {
+        let name = format!("{name}-{suffix}");
+        town.make(Kind::Workflow, &name, &spec);
+        let (found, message) = town.until(&name, || waits_for(town, &name)).await;
+        assert!(found == reason && message.contains(words), "{name}: {found} {message}");
+    }
+    let reply = town.get(&format!("/runs/deep-{suffix}")).await.is(409);
+    let detail = reply.body["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("cannot be read: spec.parameters: nests 150 levels"), "{detail}");
+}
+
 async fn told(town: &Town, suffix: &str) {
     for (kind, name, phase, words) in [
         (Kind::Workflow, "deep", "Failed", "spec.parameters: nests 150 levels"),
@@ -74,6 +100,7 @@ async fn what_cannot_be_read_says_so_and_others_go_on() {
     let run = |story: &str| json!({"input": story, "story_id": story, "flow": "flow"});
     made(&town, "early");
     told(&town, "early").await;
+    told_to_others(&town, "early").await;
     assert_eq!(town.post("/run", run("beside")).await.is(200).body["result"], "beside");
     // They are there when operator and API begin.
     town.restart().await;
@@ -81,6 +108,7 @@ async fn what_cannot_be_read_says_so_and_others_go_on() {
     assert_eq!(town.post("/run", run("after")).await.is(200).body["result"], "after");
     made(&town, "late");
     told(&town, "late").await;
+    told_to_others(&town, "late").await;
     assert_eq!(town.post("/run", run("again")).await.is(200).body["result"], "again");
 }
 
@@ -91,7 +119,7 @@ async fn the_run_of_a_step_run_that_cannot_be_read_fails_and_names_it() {
     town.flow("slow", &json!({"forEach": {"in": "[1, 2, 3]", "as": "e", "maxParallel": 1}}));
     let deepen = |object: &Value| {
         let (mut deeper, name) = (object.clone(), object["metadata"]["name"].as_str().expect("a name").to_owned());
-        deeper["spec"]["item"]["value"] = deep(124);
+        deeper["spec"]["item"]["value"] = deep(150);
         let (key, by) = (Key::new(Kind::StepRun, NAMESPACE, &name), Writer { user: "admin", is_dry_run: false });
         town.api.with(|registry| registry.replace(&key, Part::Main, deeper, by)).expect("it is written");
         name

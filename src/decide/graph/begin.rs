@@ -52,12 +52,12 @@ impl Walk<'_> {
         let Some(own) = step.agent() else { return Ok(Vec::new()) };
         let mut waits = WalkResult::default();
         let Some(agent) = self.o.agents.get(&own.agent) else {
-            let message = format!(
-                "{}: Agent {} does not exist in this namespace; the step starts when it does",
-                frame.place(&step.path),
-                own.agent
-            );
-            waits.waits.pending.push(WaitReason { reason: "AgentNotFound".to_owned(), message });
+            let (reason, why) = match self.o.unreadable.agents.get(&own.agent) {
+                Some(fault) => ("AgentInvalid", format!("cannot be read: {fault}; the step starts when it is mended")),
+                None => ("AgentNotFound", "does not exist in this namespace; the step starts when it does".to_owned()),
+            };
+            let message = format!("{}: Agent {} {why}", frame.place(&step.path), own.agent);
+            waits.waits.pending.push(WaitReason { reason: reason.to_owned(), message });
             return Err(Box::new(waits));
         };
         let from = self.sources.viewpoint(frame);

@@ -37,7 +37,7 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
         definition: None,
         agents: [("x".to_owned(), agent)].into(),
         step_runs: crate::decide::observed::StepRuns::default(),
-        unreadable: BTreeMap::new(),
+        unreadable: crate::decide::observed::UnreadableObjects::default(),
         documents: document::Documents::default(),
         contents: Contents::default(),
         previous: None,
@@ -839,7 +839,7 @@ fn a_step_run_that_cannot_be_read_fails_its_run_and_is_named() {
         {"name": "b", "agentId": "x"}]);
     let (mut o, program) = run(&steps, &json!({}));
     let own = build::step_run_name("w", "12345678-rest", "a", &["1".to_owned()]);
-    o.unreadable.insert(own.clone(), "spec.item: nests 124 levels".to_owned());
+    o.unreadable.step_runs.insert(own.clone(), "spec.item: nests 124 levels".to_owned());
     // The first pass pins the list; what is there already is met in the next.
     step_on(&mut o, &program);
     let walked = walk(&o, &program, Admission::Open);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::timeout;
 
 use super::context::Context;
 use super::wakes::Wakes;
@@ -30,19 +30,23 @@ pub async fn tell(context: &Context, wakes: &Wakes) {
 }
 
 async fn of_kind<K: Watched>(context: &Context, cache: &Cache<K>, form: StatusForm, wakes: &Wakes) {
-    let mut due = interval(AGAIN);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_told = true;
     // The faults that an Event was sent of, by UID.
     let mut sent = BTreeMap::new();
     loop {
-        tokio::select! {
-            _ = due.tick() => {}
-            () = cache.unreadable_changed() => {}
+        let news = cache.unreadable_changed();
+        if is_told {
+            news.await;
+        } else {
+            // News or none, it is tried again.
+            timeout(AGAIN, news).await.unwrap_or_default();
         }
+        is_told = true;
         let all = cache.unreadable();
         for one in &all {
             wakes.unreadable(&context.observer.world, &K::kind(&()), &one.metadata).await;
             if let Err(error) = say::<K>(context, one, form, &mut sent).await {
+                is_told = false;
                 let (namespace, name) = one.place();
                 tracing::warn!(kind = %K::kind(&()), namespace, name, %error, "what cannot be read could not be told on the object");
             }

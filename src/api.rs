@@ -14,6 +14,7 @@ pub mod schema;
 pub mod step;
 pub mod step_run;
 pub mod trigger;
+pub mod unreadable;
 pub mod usage;
 pub mod workflow;
 pub mod workflow_template;

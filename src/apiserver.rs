@@ -9,6 +9,7 @@ pub mod access;
 mod answer;
 mod collector;
 mod defaults;
+pub mod json_text;
 mod kind;
 mod listing;
 mod object;

@@ -1,7 +1,7 @@
 //! The hands: what the cluster looks like, and acts upon it. Decides nothing.
 //!
 //! `world` holds the caches, `observe` gathers what a decision needs, `evaluator` works its expressions out, `apply` carries effects out, `publish` writes
-//! status and Events; `fair` shares out places between namespaces.
+//! status and Events; `fair` shares out places between namespaces, `stored` reads every object alone.
 
 pub mod apply;
 pub mod bounded_cache;
@@ -27,6 +27,7 @@ pub mod publish;
 pub mod refusals;
 pub mod sinks;
 pub mod slots;
+pub mod stored;
 pub mod tls;
 mod triggers;
 pub mod ttl_cache;

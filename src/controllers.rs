@@ -7,6 +7,7 @@ pub mod history;
 mod memories;
 mod notify;
 pub mod reconcile;
+mod unreadable;
 pub mod wakes;
 
 use std::net::SocketAddr;
@@ -343,6 +344,7 @@ async fn supervise(
         () = notifying(&context, (queues.notified_runs, queues.notified_steps), n) => {}
         () = memories::sweep(&context) => {}
         () = egress::sweep(&context) => {}
+        () = unreadable::tell(&context, &wakes) => {}
         () = wakes.turns(&context.observer.slots) => {}
         () = wakes.answers(&context.observer.evaluator) => {}
         _ = watching.join_next() => {}

@@ -37,6 +37,7 @@ pub mod terms;
 pub mod timeline;
 pub mod trace;
 pub mod trigger;
+pub mod unreadable;
 pub mod workflow;
 
 pub use plan::{DeletableKind, Effect, Notice, Plan};

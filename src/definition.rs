@@ -3,13 +3,15 @@
 //!
 //! Reading order: `program` (a definition, compiled), `expression` and `schema` (the two languages that authors write),
 //! `compile` with `order` (how a program is made, and what is wrong where it cannot be), `validate` and `agent` (every fault
-//! in words), `policy` (retries and timeouts), `pinned` (the definition that a run keeps), `digits` (how JSON is read); `trigger` with
+//! in words), `policy` (retries and timeouts), `pinned` (the definition that a run keeps), `digits` (how JSON is read), `free_value` (how deep
+//! it may nest); `trigger` with
 //! `schedule` (what starts runs).
 
 pub mod agent;
 pub mod compile;
 pub mod digits;
 pub mod expression;
+pub mod free_value;
 pub mod order;
 pub mod pinned;
 pub mod policy;

@@ -248,6 +248,37 @@ fn no_field_may_be_null_and_every_status_reads_as_unseen_first() {
     }
 }
 
+/// What an author writes beyond the range of a number is refused when it is applied: nothing else could say it.
+#[test]
+fn every_number_of_an_author_has_its_range() {
+    let mut faults = Vec::new();
+    let mut seen = 0;
+    for crd in crd::all() {
+        let kind = text(&crd, "/spec/names/kind");
+        let spec = crd.pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec");
+        if matches!(kind.as_str(), "Workflow" | "WorkflowTemplate" | "Agent" | "Trigger") {
+            seen += numbers(spec.unwrap_or(&Value::Null), &kind, &mut faults);
+        }
+    }
+    assert!(faults.is_empty() && seen > 50, "{seen}: {}", faults.join("\n"));
+}
+
+/// How many there are.
+fn numbers(schema: &Value, path: &str, faults: &mut Vec<String>) -> usize {
+    let has = |key: &str| schema.get(key).is_some();
+    let is_number = matches!(schema.get("type").and_then(Value::as_str), Some("integer" | "number"))
+        || has("x-kubernetes-int-or-string");
+    if is_number && !(has("minimum") && has("maximum")) {
+        faults.push(format!("{path}: a number without minimum and maximum"));
+    }
+    let inner = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
+    let mut seen: usize = inner.map(|(name, inner)| numbers(inner, &format!("{path}.{name}"), faults)).sum();
+    for key in ["items", "additionalProperties"] {
+        seen += schema.get(key).map_or(0, |inner| numbers(inner, &format!("{path}[]"), faults));
+    }
+    seen + usize::from(is_number)
+}
+
 /// Kubernetes' own types are exempt: `Condition` (the API machinery gives its strings their bounds) and `Time`
 /// (`format: date-time` is one).
 fn walk(schema: &Value, path: &str, faults: &mut Vec<String>) {

@@ -19,6 +19,8 @@ pub const PARAMETERS_BYTES: usize = 32 * 1024;
 pub const LOG_TAIL_BYTES: usize = 4 * 1024;
 /// Bytes. A message kept in a status.
 pub const MESSAGE_BYTES: usize = 1024;
+/// Lists and objects within each other: in parameters, items, outputs and schemas.
+pub const FREE_VALUE_LEVELS: usize = 64;
 /// Bytes. A JSON Schema as text.
 pub const SCHEMA_BYTES: usize = 32 * 1024;
 /// Bytes. One CEL expression.

@@ -3,6 +3,8 @@
 use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
+use super::limits::ITEMS;
+
 /// A JSON object with any content: a JSON Schema, a pod template, parameters.
 pub fn free_object(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "object", "maxProperties": 256, "x-kubernetes-preserve-unknown-fields": true})
@@ -13,9 +15,9 @@ pub fn free_value(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"x-kubernetes-preserve-unknown-fields": true})
 }
 
-/// A number, or a percentage such as `10%`.
+/// A number of items, or a percentage such as `10%`.
 pub fn number_or_percent(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 4, "pattern": "^([0-9]|[1-9][0-9]|100)%$"})
+    json_schema!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 0, "maximum": ITEMS, "maxLength": 4, "pattern": "^([0-9]|[1-9][0-9]|100)%$"})
 }
 
 /// An enum whose variants are documented, as one list of values. A structural schema has no place to say what a value means:

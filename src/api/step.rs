@@ -166,7 +166,7 @@ pub struct ForEach {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_parallel: Option<i32>,
-    /// How many items may fail, as a number or as a percentage of the list (`10%`, rounded down). One more, and the `onFailure`
+    /// How many items may fail, as a number from 0 to 5000 or as a percentage of the list (`10%`, rounded down). One more, and the `onFailure`
     /// of the step says what happens. A rejected item is never tolerated. The default is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "number_or_percent")]

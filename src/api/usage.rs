@@ -39,9 +39,9 @@ pub struct Usage {
 /// How much the agents' work may use. What is used up to then counts as they say it, failed attempts included.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// How many tokens models may read and write together, 1 or more. The default is no limit.
+    /// How many tokens models may read and write together: 1 to 1000000000000000. The default is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_000_i64))]
     pub tokens: Option<i64>,
     /// What it may cost, in the currency that the agents of the namespace use: a decimal number as text, with at most nine places
     /// behind the point. The default is no limit.

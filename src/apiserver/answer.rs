@@ -16,6 +16,7 @@ use kube::core::Status;
 use serde_json::{Value, json};
 use tower::Service;
 
+use super::json_text;
 use super::listing::list;
 use super::object::{Key, Object};
 use super::patch::Format;
@@ -137,7 +138,7 @@ fn delete(registry: &mut Registry, key: &Key, request: &Request<Bytes>, mut by: 
 }
 
 fn body(request: &Request<Bytes>) -> Result<Value> {
-    serde_json::from_slice(request.body()).map_err(|error| bad_request(&error.to_string()))
+    json_text::read(request.body()).map_err(|error| bad_request(&error.to_string()))
 }
 
 /// The body, if it names the object that the path names.

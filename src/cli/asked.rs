@@ -63,13 +63,13 @@ pub async fn of(on: &Connection, step: &StepRun) -> Answers {
     {
         return Answers::sure(ask.schema.as_ref().map(|schema| schema.as_object().clone()));
     }
-    let run = on.call("read the run", on.api::<Workflow>().get_opt(&step.spec.workflow.name)).await;
+    let run = on.read::<Workflow>("read the run", &step.spec.workflow.name).await;
     let Ok(Some(run)) = run else { return Answers::Unknown };
     let Some(template) = &run.spec.template_ref else {
         let ask = in_steps(run.spec.steps.clone(), &step.spec.path);
         return ask.map_or(Answers::Unknown, |ask| Answers::sure(ask.schema));
     };
-    let read = on.call("read the template", on.api::<WorkflowTemplate>().get_opt(&template.name)).await;
+    let read = on.read::<WorkflowTemplate>("read the template", &template.name).await;
     let steps = read.ok().flatten().map(|template| template.spec.steps).unwrap_or_default();
     in_steps(steps, &step.spec.path).and_then(|ask| ask.schema).map_or(Answers::Unknown, Answers::Perhaps)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, complete};
 use kube::ResourceExt;
-use kube::api::ListParams;
+use kube::api::{ListParams, PartialObjectMeta};
 
 use super::Cli;
 use super::connect::{Connection, Global};
@@ -21,6 +21,7 @@ use super::text::inline;
 use crate::api::step::{Gate, Step};
 use crate::api::workflow::Phase;
 use crate::api::{Agent, Document, StepRun, Trigger, Workflow, WorkflowTemplate};
+use crate::cluster::stored;
 
 /// Under this name kubectl looks for it.
 const NAME: &str = "kubectl_complete-lockstep";
@@ -126,14 +127,14 @@ fn params() -> ListParams {
 
 /// Names of runs, with their phases.
 pub async fn runs(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let runs = on.call("list the runs", on.api::<Workflow>().list(&params())).await?.items;
+    let runs = on.call("list the runs", stored::list(on.api::<Workflow>(), &params())).await?.items;
     let word = |run: Workflow| (run.name_any(), run.status.and_then(|s| s.phase).unwrap_or_default().to_string());
     Ok(runs.into_iter().map(word).collect())
 }
 
 /// Sessions of runs that have one by name.
 pub async fn sessions(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let runs = on.call("list the runs", on.api::<Workflow>().list(&params())).await?.items;
+    let runs = on.call("list the runs", stored::list(on.api::<Workflow>(), &params())).await?.items;
     Ok(told_once(runs.into_iter().filter_map(|run| run.spec.session)))
 }
 
@@ -157,7 +158,7 @@ pub async fn waits_for_answer(on: &Connection, _: &str) -> Result<Vec<Candidate>
 
 async fn in_phase(on: &Connection, phase: Phase) -> Result<Vec<Candidate>, Fault> {
     let params = params().fields(&format!("status.phase={phase}"));
-    Ok(on.call("list the steps", on.api::<StepRun>().list(&params)).await?.items.iter().map(word_of).collect())
+    Ok(on.call("list the steps", stored::list(on.api::<StepRun>(), &params)).await?.items.iter().map(word_of).collect())
 }
 
 fn word_of(step: &StepRun) -> Candidate {
@@ -167,19 +168,20 @@ fn word_of(step: &StepRun) -> Candidate {
 
 /// WorkflowTemplates.
 pub async fn templates(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let listed = on.call("list the templates", on.api::<WorkflowTemplate>().list_metadata(&params())).await?;
+    let listed =
+        on.call("list the templates", stored::list(on.api::<PartialObjectMeta<WorkflowTemplate>>(), &params())).await?;
     Ok(told_once(listed.items.into_iter().map(|template| template.name_any())))
 }
 
 /// Agents.
 pub async fn agents(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let listed = on.call("list the Agents", on.api::<Agent>().list_metadata(&params())).await?;
+    let listed = on.call("list the Agents", stored::list(on.api::<PartialObjectMeta<Agent>>(), &params())).await?;
     Ok(told_once(listed.items.into_iter().map(|agent| agent.name_any())))
 }
 
 /// Triggers that take events.
 pub async fn triggers(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
-    let listed = on.call("list the Triggers", on.api::<Trigger>().list(&params())).await?.items;
+    let listed = on.call("list the Triggers", stored::list(on.api::<Trigger>(), &params())).await?.items;
     let word = |trigger: Trigger| Some((trigger.name_any(), trigger.spec.event?.event_type().to_owned()));
     Ok(listed.into_iter().filter_map(word).collect())
 }
@@ -188,7 +190,7 @@ pub async fn triggers(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault>
 pub async fn documents(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
     // A page of them is large: each has its content.
     let params = ListParams { limit: Some(50), ..ListParams::default() }.fields("status.phase=Published");
-    let listed = on.call("list the documents", on.api::<Document>().list(&params)).await?.items;
+    let listed = on.call("list the documents", stored::list(on.api::<Document>(), &params)).await?.items;
     let own: Vec<Document> = listed.into_iter().filter(|d| !d.spec.document_type.starts_with("lockstep-")).collect();
     let mut words = told_once(own.iter().map(|document| document.spec.document_type.clone()));
     words.extend(own.iter().map(|document| (document.name_any(), document.spec.document_type.clone())));
@@ -198,7 +200,7 @@ pub async fn documents(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault
 /// Gates of templates and of runs; agents and questions have the same place on the line of `can-i`, and so have templates.
 pub async fn permissions(on: &Connection, _: &str) -> Result<Vec<Candidate>, Fault> {
     let mut words: Vec<Candidate> = Vec::new();
-    let listed = on.call("list the templates", on.api::<WorkflowTemplate>().list(&params())).await?.items;
+    let listed = on.call("list the templates", stored::list(on.api::<WorkflowTemplate>(), &params())).await?.items;
     words.extend(told_once(listed.iter().flat_map(|template| gates(&template.spec.steps))).into_iter().map(gate));
     words.extend(listed.iter().map(|template| (template.name_any(), "template".to_owned())));
     let agents = agents(on, "").await?;

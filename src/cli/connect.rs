@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kube::api::{Api, ListParams, PostParams};
+use futures::stream::BoxStream;
+use futures::{StreamExt, future};
+use kube::api::{Api, ListParams, PartialObjectMeta, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::NamespaceResourceScope;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event};
 use kube::{Client, Config, Resource};
 use serde::de::DeserializeOwned;
 
@@ -14,7 +18,9 @@ use super::print::Format;
 use super::text::near;
 use super::text::quote;
 use crate::api::name::CLI;
+use crate::api::unreadable::Unreadable;
 use crate::api::{StepRun, Workflow};
+use crate::cluster::stored::{self, Listed, Stored};
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Global {
@@ -123,6 +129,8 @@ impl Connection {
 
     /// The same, for callers that tell the faults apart.
     pub async fn within<T>(&self, what: &str, call: impl Future<Output = T>) -> Result<T, Fault> {
+        // The future of a request is large, and those of the verbs hold it.
+        let call = Box::pin(call);
         if self.timeout.is_zero() {
             return Ok(call.await);
         }
@@ -137,10 +145,58 @@ impl Connection {
         })
     }
 
+    /// One page of a list. What cannot be read is told on standard error, and the rest goes on.
+    pub async fn list<K>(&self, what: &str, api: Api<K>, params: &ListParams) -> Result<Listed<K>, Fault>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let listed = self.call(what, stored::list(api, params)).await?;
+        for one in &listed.unreadable {
+            eprintln!("note: {}", left_out::<K>(one));
+        }
+        Ok(listed)
+    }
+
+    /// The object of that name; one that cannot be read is a fault that says why.
+    pub async fn read<K>(&self, what: &str, name: &str) -> Result<Option<K>, Fault>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        match self.call(what, self.api::<Stored<K>>().get_opt(name)).await? {
+            Some(Stored(Ok(found))) => Ok(Some(found)),
+            Some(Stored(Err(one))) => Err(Fault::new(Code::Api, format!("cannot {what}: {}", unreadable::<K>(&one)))),
+            None => Ok(None),
+        }
+    }
+
+    /// Watches, with back-off. What cannot be read is told as in lists.
+    pub fn watch<K>(&self, config: watcher::Config) -> BoxStream<'static, watcher::Result<Event<K>>>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + 'static,
+    {
+        let events = stored::watch(self.api::<K>(), config).default_backoff();
+        let readable = events.filter_map(|event| {
+            let event = match event.map(stored::readable) {
+                Ok(Ok(event)) => Some(Ok(event)),
+                Ok(Err(one)) => {
+                    eprintln!("note: {}", left_out::<K>(&one));
+                    None
+                }
+                Err(wrong) => Some(Err(wrong)),
+            };
+            future::ready(event)
+        });
+        readable.boxed()
+    }
+
     /// The run of that name; near names where there is none.
     pub async fn workflow(&self, name: &str) -> Result<Workflow, Fault> {
-        let api = self.api::<Workflow>();
-        match self.call(&format!("read the run {name}"), api.get_opt(name)).await? {
+        match self.read::<Workflow>(&format!("read the run {name}"), name).await? {
             Some(run) => Ok(run),
             None => Err(self.unknown::<Workflow>("run", name).await),
         }
@@ -149,14 +205,13 @@ impl Connection {
     /// "There is no such object", with what may have been meant.
     pub async fn unknown<K>(&self, kind: &str, name: &str) -> Fault
     where
-        K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
-        K::DynamicType: Default,
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let known: Vec<String> =
-            match self.call("look for others", self.api::<K>().list_metadata(&ListParams::default())).await {
-                Ok(list) => list.items.into_iter().filter_map(|o| o.metadata.name).collect(),
-                Err(_) => Vec::new(),
-            };
+        let (api, params) = (self.api::<PartialObjectMeta<K>>(), ListParams::default());
+        let known: Vec<String> = match self.call("look for others", stored::list(api, &params)).await {
+            Ok(list) => list.items.into_iter().filter_map(|o| o.metadata.name).collect(),
+            Err(_) => Vec::new(),
+        };
         let remedy = match near(name, &known).as_slice() {
             [] if kind == "template" => "see kubectl get workflowtemplates, or choose another -n".to_owned(),
             [] => "see kubectl lockstep list -A, or choose another -n".to_owned(),
@@ -168,9 +223,20 @@ impl Connection {
     /// The steps of a run, in the order of making.
     pub async fn step_runs(&self, run: &str) -> Result<Vec<StepRun>, Fault> {
         let params = ListParams::default().fields(&steps_of(run));
-        let list = self.call("list the steps", self.api::<StepRun>().list(&params)).await?;
-        Ok(list.items)
+        Ok(self.list("list the steps", self.api::<StepRun>(), &params).await?.items)
     }
+}
+
+/// What cannot be read, and why.
+fn unreadable<K: Resource<DynamicType = ()>>(one: &Unreadable) -> String {
+    let (namespace, name) = one.place();
+    let (kind, fault) = (K::kind(&()), super::text::inline(&one.fault, 1024));
+    let look = format!("kubectl -n {} get {} {} -o yaml", quote(&namespace), K::plural(&()), quote(&name));
+    format!("the {kind} {name} cannot be read: {fault}; see {look}")
+}
+
+fn left_out<K: Resource<DynamicType = ()>>(one: &Unreadable) -> String {
+    format!("{}; it is left out here", unreadable::<K>(one))
 }
 
 /// Field selector of the steps of a run.
@@ -214,7 +280,56 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::apiserver::{self, ApiServer, Key, Kind, Registry, Writer};
+
+    #[tokio::test]
+    async fn lists_go_on_beside_what_cannot_be_read() {
+        let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+        let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+        let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "plugin".to_owned());
+        let server = ApiServer::new(registry, "ann");
+        let make = |name: &str, parameters: Value| {
+            let object = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "metadata": {"name": name, "namespace": "team"},
+                "spec": {"parameters": parameters, "steps": [{"name": "a", "agentId": "x"}]}});
+            let (key, by) = (Key::new(Kind::Workflow, "team", name), Writer { user: "ann", is_dry_run: false });
+            server.with(|registry| registry.create(&key, object, by)).expect("it is made");
+        };
+        make("deep", (0..150).fold(json!(1), |inner, _| json!({"a": inner})));
+        make("fine", json!({"a": 1}));
+        let (namespace, timeout) = ("team".to_owned(), Duration::from_secs(10));
+        let client = server.client("team");
+        let on = Connection { client, namespace, output: Format::default(), timeout, is_reached: true };
+        let listed =
+            on.list("list", on.reaching::<Workflow>(Reach::Cluster), &ListParams::default()).await.expect("a list");
+        assert_eq!((listed.items.len(), listed.unreadable.len()), (1, 1));
+        assert!(on.workflow("fine").await.is_ok());
+        let fault = on.workflow("deep").await.expect_err("it cannot be read").text;
+        assert!(
+            fault.starts_with(
+                "cannot read the run deep: the Workflow deep cannot be read: spec.parameters: nests 150 levels"
+            ),
+            "{fault}"
+        );
+        let missing = on.workflow("fin").await.expect_err("there is none").text;
+        assert!(missing.contains("did you mean fine?"), "{missing}");
+        let runs: Vec<String> =
+            super::super::complete::runs(&on, "").await.expect("names").into_iter().map(|(name, _)| name).collect();
+        assert_eq!(runs, ["fine"]);
+        let mut events = on.watch::<Workflow>(watcher::Config::default());
+        let mut seen = Vec::new();
+        while let Some(Ok(event)) = events.next().await {
+            match event {
+                Event::InitApply(run) => seen.push(run.metadata.name.unwrap_or_default()),
+                Event::InitDone => break,
+                _ => {}
+            }
+        }
+        assert_eq!(seen, ["fine"]);
+    }
 
     #[test]
     fn times_are_written_as_for_kubectl() {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use serde_json::{Value, json};
 
 use super::connect::Connection;
@@ -138,7 +137,7 @@ fn too_late(name: &str, verb: ControlVerb, phase: Phase, at: &str) -> String {
 pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
     let name = run.name_any();
     let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(on.api::<Workflow>(), fields).default_backoff().boxed();
+    let mut events = on.watch::<Workflow>(fields);
     let mut tick = tokio::time::interval(PROGRESS);
     tick.reset();
     let (mut seconds, mut line, mut said) = (0, waiting(run), String::new());

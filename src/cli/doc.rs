@@ -304,7 +304,7 @@ async fn get(on: &Connection, what: &str, run: Option<&str>, key: Option<&str>, 
         },
     };
     let by_type = run.is_some() || whose.session.is_some() || whose.project.is_some();
-    let named = if by_type { None } else { on.call("read the document", on.api::<Document>().get_opt(what)).await? };
+    let named = if by_type { None } else { on.read::<Document>("read the document", what).await? };
     let found = match named {
         Some(found) => found,
         None => match seen(on, what, &from).await? {
@@ -342,7 +342,7 @@ async fn seen(on: &Connection, document_type: &str, from: &Viewpoint) -> Result<
             continue;
         }
         let params = ListParams::default().fields(&document::selector(&scope, Some(document_type)));
-        let there = on.call("look for the document", on.api::<Document>().list(&params)).await?.items;
+        let there = on.list("look for the document", on.api::<Document>(), &params).await?.items;
         let newest = there.into_iter().max_by_key(|d| d.status.as_ref().and_then(|status| status.revision));
         if newest.is_some() {
             return Ok(newest);
@@ -370,14 +370,13 @@ async fn nowhere(on: &Connection, what: &str, run: Option<&str>) -> Fault {
 
 /// All of them but Lockstep's own, a page after the other, without what they hold.
 async fn paged(on: &Connection, fields: &str, reach: Reach) -> Result<Vec<Document>, Fault> {
-    let api = on.reaching::<Document>(reach);
     let mut all: Vec<Document> = Vec::new();
     let mut params = ListParams { limit: Some(PAGE), ..ListParams::default() };
     if !fields.is_empty() {
         params = params.fields(fields);
     }
     loop {
-        let page = on.call("list the documents", api.list(&params)).await?;
+        let page = on.list("list the documents", on.reaching::<Document>(reach), &params).await?;
         let own = page.items.into_iter().filter(|d| !d.spec.document_type.starts_with("lockstep-"));
         all.extend(own.map(|mut document| {
             if on.output.is_text() {

@@ -217,7 +217,7 @@ async fn documents(on: &Connection, run: &Workflow, steps: &[StepRun]) -> Result
         if !known.insert(pin.name.clone()) {
             continue;
         }
-        let found = on.call("read the document", on.api::<Document>().get_opt(&pin.name)).await?;
+        let found = on.read::<Document>("read the document", &pin.name).await?;
         let loaded = found.map(|found| Loaded::new(Arc::new(found)));
         match Content::of(&pin, loaded.as_ref()) {
             Ok(content) => all.push(carried(run, &content, step_id)),

@@ -29,7 +29,7 @@ pub struct Made {
 pub async fn from(on: &Connection, file: &Path, session: Option<&str>) -> Result<Made, Fault> {
     let export = export::read(&inline(&file.display().to_string(), 200), &read(file)?)?;
     let name = export.run.name.clone();
-    let known = on.call("look for the exported run", on.api::<Workflow>().get_opt(&name)).await?;
+    let known = on.read::<Workflow>("look for the exported run", &name).await?;
     let Some(old) = known.filter(|run| run.uid().as_ref() == Some(&export.run.uid)) else {
         eprintln!(
             "the run {} of the namespace {} is not here: every step runs, and nothing counts as approved",

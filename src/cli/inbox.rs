@@ -40,11 +40,10 @@ pub struct Args {
 
 pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     let reach = args.everywhere.reach();
-    let api = on.reaching::<StepRun>(reach);
     let mut steps = Vec::new();
     for phase in [Phase::WaitingForAcceptance, Phase::WaitingForInput] {
         let params = ListParams::default().fields(&format!("status.phase={phase}"));
-        steps.extend(on.call("list what waits", api.list(&params)).await?.items);
+        steps.extend(on.list("list what waits", on.reaching::<StepRun>(reach), &params).await?.items);
     }
     steps.sort_by_key(since);
     if !on.output.is_text() {
@@ -66,11 +65,10 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
 
 /// Runs that cannot start or lack documents, as far as they may be listed.
 async fn waiting_runs(on: &Connection, reach: Reach) -> Vec<Workflow> {
-    let api = on.reaching::<Workflow>(reach);
     let mut runs = Vec::new();
     for phase in [Phase::Pending, Phase::WaitingForDocuments] {
         let params = ListParams::default().fields(&format!("status.phase={phase}"));
-        let listed = on.call("list the runs that wait", api.list(&params)).await;
+        let listed = on.list("list the runs that wait", on.reaching::<Workflow>(reach), &params).await;
         runs.extend(listed.map(|list| list.items).unwrap_or_default());
     }
     runs.retain(held::is_run_stuck);

@@ -44,7 +44,7 @@ pub async fn run(on: &Connection, args: Args) -> Result<Code, Fault> {
     if let Some(session) = &args.session {
         params = params.fields(&format!("spec.session={session}"));
     }
-    let mut runs = on.call("list the runs", on.reaching::<Workflow>(reach).list(&params)).await?.items;
+    let mut runs = on.list("list the runs", on.reaching::<Workflow>(reach), &params).await?.items;
     runs.sort_by_key(|run| (run.namespace(), run.creation_timestamp(), run.name_any()));
     if !on.output.is_text() {
         print::list(on.output, "Workflow", &runs)?;
@@ -66,11 +66,10 @@ fn is_open(run: &Workflow) -> bool {
 
 /// StepRuns that have begun and may be held. Who may not list them is told what the runs say.
 pub async fn beginning(on: &Connection, reach: Reach) -> Vec<StepRun> {
-    let api = on.reaching::<StepRun>(reach);
     let mut steps = Vec::new();
     for phase in [Phase::Pending, Phase::Running] {
         let params = ListParams::default().fields(&format!("status.phase={phase}"));
-        let listed = on.call("list the steps that begin", api.list(&params)).await;
+        let listed = on.list("list the steps that begin", on.reaching::<StepRun>(reach), &params).await;
         steps.extend(listed.map(|list| list.items).unwrap_or_default());
     }
     steps

@@ -115,10 +115,10 @@ async fn meant(on: &Connection, target: &Target) -> Result<(Workflow, Option<Str
         Target::Step(run, wanted) => return Ok((on.workflow(run).await?, Some(wanted.clone()))),
         Target::Name(name) => name,
     };
-    if let Some(run) = on.call(&format!("read the run {name}"), on.api::<Workflow>().get_opt(name)).await? {
+    if let Some(run) = on.read::<Workflow>(&format!("read the run {name}"), name).await? {
         return Ok((run, None));
     }
-    match on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await? {
+    match on.read::<StepRun>(&format!("read the step {name}"), name).await? {
         Some(step) => Ok((on.workflow(&step.spec.workflow.name).await?, Some(label(&step)))),
         None => Err(on.unknown::<Workflow>("run or step", name).await),
     }

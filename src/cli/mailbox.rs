@@ -10,7 +10,6 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::core::v1::Event;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use serde_json::{Map, Value, json};
 
@@ -176,7 +175,7 @@ pub async fn latched(
 ) -> Result<StepRun, Fault> {
     let name = step.name_any();
     let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut events = watcher(on.api::<StepRun>(), fields).default_backoff().boxed();
+    let mut events = on.watch::<StepRun>(fields);
     let watch = async {
         while let Some(event) = events.next().await {
             match event {

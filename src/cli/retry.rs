@@ -108,7 +108,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
 async fn tell(on: &Connection, old: &Workflow, steps: &[StepRun], of: &RetryOf) -> Result<(), Fault> {
     let then = kept(on, old).await;
     let template = match &old.spec.template_ref {
-        Some(template) => on.call("read the template", on.api::<WorkflowTemplate>().get_opt(&template.name)).await,
+        Some(template) => on.read::<WorkflowTemplate>("read the template", &template.name).await,
         None => Ok(None),
     };
     // Who may not read the template is told by what the old run kept of it.
@@ -118,7 +118,7 @@ async fn tell(on: &Connection, old: &Workflow, steps: &[StepRun], of: &RetryOf) 
         (Some(_), None, Some(then)) => (then.steps.clone(), Some(then.order)),
         (Some(_), None, None) => return Ok(()),
     };
-    let agents = on.call("list the Agents", on.api::<Agent>().list(&ListParams::default())).await.ok();
+    let agents = on.list("list the Agents", on.api::<Agent>(), &ListParams::default()).await.ok();
     let agents: Option<BTreeMap<String, Agent>> =
         agents.map(|list| list.items.into_iter().map(|agent| (agent.name_any(), agent)).collect());
     let by = whoami(on).await?;

@@ -17,6 +17,7 @@ use crate::api::step::Format;
 use crate::api::workflow::{InlineDocument, Phase, TemplateRef};
 use crate::api::{Document, DocumentSpec, Workflow, WorkflowSpec, WorkflowTemplate};
 use crate::cluster::chance::run_name;
+use crate::definition::free_value;
 
 /// Start a run of a template
 #[derive(clap::Args, Debug)]
@@ -315,7 +316,13 @@ fn from_file(file: &str, text: &str) -> Result<(Workflow, Vec<Document>), Fault>
         let kind = page.value.get("kind").and_then(Value::as_str).unwrap_or("missing").to_owned();
         let unfit = |why: serde_json::Error| wrong(line, &format!("is not a {kind}: {why}"));
         match kind.as_str() {
-            "Workflow" => runs.push(serde_json::from_value(page.value).map_err(unfit)?),
+            "Workflow" => {
+                let given = page.value.pointer("/spec/parameters");
+                if let Some(fault) = given.and_then(free_value::nesting) {
+                    return Err(wrong(page.line("spec.parameters").or(line), &format!("spec.parameters {fault}")));
+                }
+                runs.push(serde_json::from_value(page.value).map_err(unfit)?);
+            }
             "Document" => documents.push(serde_json::from_value(page.value).map_err(unfit)?),
             _ => {
                 let why = format!(
@@ -346,6 +353,9 @@ fn parameters(
         };
         let value = if let Some(file) = value.strip_prefix('@') {
             let content = read(file)?;
+            if let Some(fault) = free_value::nesting_of_text(&content) {
+                return Err(Fault::usage(format!("--param {key}: {file} {fault}")));
+            }
             match (serde_json::from_str::<Value>(&content), Path::new(file).extension()) {
                 (Ok(value), _) => exact(value, &content, key, file)?,
                 (Err(why), Some(ending)) if ending == "json" => {
@@ -410,6 +420,7 @@ mod tests {
         match name {
             "f.json" => Ok("{\"a\": [1]}".to_owned()),
             "bad.json" => Ok("{a".to_owned()),
+            "deep.txt" => Ok(format!("{}{}", "[".repeat(200), "]".repeat(200))),
             "t.txt" | "t.md" => Ok("hello".to_owned()),
             _ => Err(Fault::usage("no such file")),
         }
@@ -428,6 +439,7 @@ mod tests {
             ("n=@f.json", Some(json!({"a": [1]}))),
             ("n=@t.txt", Some(json!("hello"))),
             ("n=@bad.json", None),
+            ("n=@deep.txt", None),
             ("n=@none", None),
             ("=x", None),
             ("n", None),
@@ -456,6 +468,16 @@ mod tests {
             let told = from_file("f", &text).err().map(|fault| fault.text).unwrap_or_default();
             assert!(told.contains(words), "{text}: {told:?}");
         }
+    }
+
+    #[test]
+    fn parameters_of_a_file_that_nest_too_deep_are_refused() {
+        let nested = format!("{}{}", "[".repeat(65), "]".repeat(65));
+        let run = format!(
+            "apiVersion: lockstep.dev/v1alpha1\nkind: Workflow\nmetadata: {{name: shop}}\nspec: {{templateRef: {{name: t}}, parameters: {{mode: {nested}}}}}\n"
+        );
+        let fault = from_file("f", &run).err().map(|fault| fault.text).unwrap_or_default();
+        assert!(fault.contains("f:4: spec.parameters nests 66 levels"), "{fault}");
     }
 
     #[test]

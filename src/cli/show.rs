@@ -59,7 +59,7 @@ pub async fn run(on: &Connection, args: &Args) -> Result<Code, Fault> {
 }
 
 async fn by_name(on: &Connection, name: &str) -> Result<Code, Fault> {
-    if let Some(run) = on.call(&format!("read the run {name}"), on.api::<Workflow>().get_opt(name)).await? {
+    if let Some(run) = on.read::<Workflow>(&format!("read the run {name}"), name).await? {
         let steps = on.step_runs(name).await?;
         if on.output.is_text() {
             put(&text(&run, &steps, on.output, Timestamp::now(), RenderOptions::for_stdout()))?;
@@ -68,7 +68,7 @@ async fn by_name(on: &Connection, name: &str) -> Result<Code, Fault> {
         }
         return Ok(Code::Done);
     }
-    match on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await? {
+    match on.read::<StepRun>(&format!("read the step {name}"), name).await? {
         Some(step) => step_page::show(on, &step).await,
         None => Err(on.unknown::<Workflow>("run or step", name).await),
     }

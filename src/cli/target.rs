@@ -51,7 +51,7 @@ pub async fn find_named(
 ) -> Result<(StepRun, Named), Fault> {
     let (run, wanted) = match target {
         Target::Name(name) => {
-            let found = on.call(&format!("read the step {name}"), on.api::<StepRun>().get_opt(name)).await?;
+            let found = on.read::<StepRun>(&format!("read the step {name}"), name).await?;
             if let Some(step) = found {
                 return Ok((step, Named::Step));
             }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::text::inline;
 use crate::definition::expression::{Evaluate, InProcess};
+use crate::definition::free_value;
 
 /// Doubles hold every whole number up to this one.
 const EXACT: f64 = 9_007_199_254_740_992.0;
@@ -14,6 +15,9 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 /// What a typed text is: JSON where the schema allows that, or where there is none and nothing is lost; else the text.
 pub fn typed(text: &str, schema: Option<&Map<String, Value>>) -> Result<Value, String> {
     let as_text = Value::String(text.to_owned());
+    if let Some(fault) = free_value::nesting_of_text(text) {
+        return Err(format!("the value {fault}"));
+    }
     let Ok(json) = serde_json::from_str::<Value>(text) else { return Ok(as_text) };
     let loses = inexact(text, &json);
     // Spelt in another way it is the same number still, where a number is what is wanted.
@@ -177,6 +181,8 @@ mod tests {
         }
         let lost = typed("{\"a\": [1, 12345678901234567890]}", None).expect_err("a digit would be lost");
         assert!(lost.contains("at /a/1"), "{lost}");
+        let deep = typed(&format!("{}{}", "[".repeat(200), "]".repeat(200)), None).expect_err("too deep");
+        assert!(deep.starts_with("the value nests 200 levels") && deep.contains("at most 64"), "{deep}");
         let lost = typed("[0.5, 0.12345678901234567890]", None).expect_err("a digit would be lost");
         assert!(lost.contains("at 0.12345678901234567890"), "{lost}");
     }

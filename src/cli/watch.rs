@@ -11,8 +11,7 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -82,9 +81,9 @@ pub enum RunEvent {
 /// Watches a run and its StepRuns, by the run's name.
 pub fn run_events(on: &Connection, name: &str) -> BoxStream<'static, RunEvent> {
     let fields = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let runs = watcher(on.api::<Workflow>(), fields).default_backoff();
+    let runs = on.watch::<Workflow>(fields);
     let fields = watcher::Config::default().fields(&steps_of(name));
-    let steps = watcher(on.api::<StepRun>(), fields).default_backoff();
+    let steps = on.watch::<StepRun>(fields);
     stream::select(
         runs.map(|run| RunEvent::Run(Box::new(run))).boxed(),
         steps.map(|step| RunEvent::Step(Box::new(step))).boxed(),

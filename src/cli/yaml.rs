@@ -1,18 +1,26 @@
 //! YAML as JSON values, with the line of every member: faults name paths, editors want lines. What kubectl, which reads
 //! YAML 1.1, would take for something else is told, so that one file never makes two runs.
 
+mod depth;
 mod scalar;
 mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::thread;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{Location, Spanned};
 
+use crate::api::limits::FREE_VALUE_LEVELS;
 use crate::cli::text::inline;
 use scalar::Scalar;
+
+/// How deep a file may nest: around a free value lies an object, or a list of them.
+const LEVELS: usize = FREE_VALUE_LEVELS + 32;
+/// Our reader recurses, and takes up to 40 KiB a level where nothing is optimized.
+const STACK_BYTES: usize = 16 << 20;
 
 /// One document of a file.
 #[derive(Debug, Default)]
@@ -96,15 +104,29 @@ pub fn pages(text: &str) -> Vec<Result<Page, Unreadable>> {
         Ok(parts) => parts,
         Err(refused) => return vec![Err(Unreadable { line: Some(refused.line), why: refused.why })],
     };
-    let mut found = Vec::new();
-    for part in parts {
-        let options = serde_saphyr::options! { with_snippet: false };
-        let mut bytes = part.as_bytes();
-        let source = Source { lines: part.lines().collect(), is_json: stream::is_json(text) };
-        let read = serde_saphyr::read_with_options::<_, Spanned<Node>>(&mut bytes, options);
-        found.extend(read.map(|one| one.map(|root| page(root, &source)).map_err(|wrong| unreadable(&wrong))));
+    let read_all = || parts.iter().flat_map(|part| read(part, text)).collect();
+    let found = thread::scope(|scope| {
+        let reading = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, read_all).ok()?;
+        reading.join().ok()
+    });
+    found.unwrap_or_else(|| vec![Err(Unreadable { line: None, why: "cannot be read on this machine now".to_owned() })])
+}
+
+/// The documents of a part.
+fn read(part: &str, whole: &str) -> Vec<Result<Page, Unreadable>> {
+    if let Some(deep) = depth::too_deep(part, LEVELS) {
+        let why = format!(
+            "{}: nests more than {LEVELS} levels of lists and objects; make it flatter, or put what is deeper into a text",
+            deep.path
+        );
+        return vec![Err(Unreadable { line: Some(deep.line), why })];
     }
-    found
+    // Aliases may nest deeper than what is written: the reader counts them, too.
+    let options = serde_saphyr::options! { with_snippet: false, budget: serde_saphyr::budget! { max_depth: LEVELS } };
+    let mut bytes = part.as_bytes();
+    let source = Source { lines: part.lines().collect(), is_json: stream::is_json(whole) };
+    let read = serde_saphyr::read_with_options::<_, Spanned<Node>>(&mut bytes, options);
+    read.map(|one| one.map(|root| page(root, &source)).map_err(|wrong| unreadable(&wrong))).collect()
 }
 
 fn unreadable(wrong: &serde_saphyr::Error) -> Unreadable {
@@ -322,6 +344,36 @@ impl<'de> Visitor<'de> for Reader {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_nests_deep_is_read_or_told_by_its_path() {
+        let flow = |levels: usize| format!("spec: {{parameters: {}1{}}}", "[".repeat(levels), "]".repeat(levels));
+        let object = |levels: usize| format!("{{\"spec\": {}1{}}}", "{\"a\": ".repeat(levels), "}".repeat(levels));
+        let block = |levels: usize| -> String {
+            (0..levels)
+                .map(|level| format!("{}a:\n", " ".repeat(level)))
+                .chain([format!("{}b", " ".repeat(levels))])
+                .collect()
+        };
+        let alias = |levels: usize| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            format!("a: &a {open}1{close}\nb: {open}*a{close}\n")
+        };
+        for text in [flow(LEVELS - 2), object(LEVELS - 1), block(LEVELS), alias(LEVELS / 2 - 1)] {
+            assert!(pages(&text).iter().all(Result::is_ok), "{:?}", pages(&text));
+        }
+        for (text, words) in [
+            (flow(LEVELS - 1), "spec.parameters[0][0]"),
+            (flow(100_000), "spec.parameters[0][0]"),
+            (object(LEVELS), "spec.a.a"),
+            (object(100_000), "spec.a.a"),
+            (block(LEVELS + 1), "a.a.a"),
+            (alias(LEVELS / 2 + 1), "is not valid YAML"),
+        ] {
+            let told: Vec<String> = pages(&text).into_iter().filter_map(Result::err).map(|wrong| wrong.why).collect();
+            assert!(told.len() == 1 && told[0].starts_with(words), "{words}: {told:?}");
+        }
+    }
 
     #[test]
     fn every_member_has_its_line() {

@@ -1,22 +1,38 @@
 //! One watched kind: a reflector's store, an index over it, and word of what changed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::core::DeserializeGuard;
+use kube::core::NamespaceResourceScope;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch_kind};
 use kube::{Api, Resource};
 use rpds::RedBlackTreeMapSync;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+
+use super::stored::{self, Stored};
+use crate::api::unreadable::Unreadable;
 
 /// What a kind must be to be watched.
-pub trait Watched: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
-impl<K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Watched for K {}
+pub trait Watched:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
+impl<K> Watched for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// A persistent map: a copy of it costs nothing and stays as it is.
 pub type Table<K> = RedBlackTreeMapSync<String, Arc<K>>;
@@ -44,12 +60,30 @@ pub struct Cache<K: Watched> {
     writer: RwLock<kube::runtime::reflector::store::Writer<K>>,
     index: RwLock<Index<K>>,
     keeping: Keeping<K>,
+    unreadable: RwLock<UnreadableObjects>,
+    /// Something was heard of what cannot be read.
+    heard: Notify,
+}
+
+/// What is there and cannot be read, by namespace and name.
+#[derive(Default)]
+struct UnreadableObjects {
+    known: BTreeMap<(String, String), Arc<Unreadable>>,
+    /// Of a list that is not complete yet.
+    arriving: BTreeMap<(String, String), Arc<Unreadable>>,
 }
 
 impl<K: Watched> Cache<K> {
     pub fn new(keeping: Keeping<K>) -> Self {
         let (store, writer) = store();
-        Self { store, writer: RwLock::new(writer), index: RwLock::default(), keeping }
+        Self {
+            store,
+            writer: RwLock::new(writer),
+            index: RwLock::default(),
+            keeping,
+            unreadable: RwLock::default(),
+            heard: Notify::new(),
+        }
     }
 
     pub fn store(&self) -> Store<K> {
@@ -78,6 +112,22 @@ impl<K: Watched> Cache<K> {
         self.table(key).values().cloned().collect()
     }
 
+    /// What is there and cannot be read.
+    pub fn unreadable(&self) -> Vec<Arc<Unreadable>> {
+        self.unreadable.read().unwrap_or_else(PoisonError::into_inner).known.values().cloned().collect()
+    }
+
+    /// Why the object of that name cannot be read, if it is there.
+    pub fn fault(&self, namespace: &str, name: &str) -> Option<String> {
+        let objects = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
+        objects.known.get(&(namespace.to_owned(), name.to_owned())).map(|one| one.fault.clone())
+    }
+
+    /// Waits until something was heard of what cannot be read; one may wait.
+    pub async fn unreadable_changed(&self) {
+        self.heard.notified().await;
+    }
+
     /// Watches for ever; `changed` hears of every object that came, changed or went.
     pub async fn run<F: Future<Output = ()>>(
         self: Arc<Self>,
@@ -85,13 +135,11 @@ impl<K: Watched> Cache<K> {
         config: watcher::Config,
         changed: impl Fn(Arc<K>) -> F,
     ) {
-        let api: Api<DeserializeGuard<K>> = Api::all(api.into_client());
-        let mut events = watch_kind(api, config).default_backoff().boxed();
+        let mut events = stored::watch(api, config).default_backoff().boxed();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    let touched = readable(event).map(|event| self.take(event)).unwrap_or_default();
-                    for object in touched {
+                    for object in self.hear(event) {
                         changed(object).await;
                     }
                 }
@@ -99,6 +147,56 @@ impl<K: Watched> Cache<K> {
                     tracing::warn!(kind = %K::kind(&()), %error, "the watch broke; it starts again with back-off");
                 }
             }
+        }
+    }
+
+    /// What cannot be read is kept beside the rest, and what was known of it before is as good as gone.
+    fn hear(&self, event: Event<Stored<K>>) -> Vec<Arc<K>> {
+        self.note(&event);
+        let is_gone = matches!(event, Event::Apply(Stored(Err(_))) | Event::Delete(Stored(Err(_))));
+        match stored::readable(event) {
+            Ok(event) => self.take(event),
+            Err(unreadable) if is_gone => {
+                let (namespace, name) = unreadable.place();
+                let old = self.get(&namespace, &name);
+                old.map(|old| self.take(Event::Delete(old.as_ref().clone()))).unwrap_or_default()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Notes which objects can be read, and which cannot.
+    fn note(&self, event: &Event<Stored<K>>) {
+        let mut objects = self.unreadable.write().unwrap_or_else(PoisonError::into_inner);
+        let UnreadableObjects { known, arriving } = &mut *objects;
+        let is_news = match event {
+            Event::Init => {
+                arriving.clear();
+                false
+            }
+            Event::InitApply(Stored(Err(one))) => {
+                told::<K>(one, known.get(&one.place()));
+                arriving.insert(one.place(), Arc::new(one.as_ref().clone()));
+                false
+            }
+            Event::InitApply(Stored(Ok(_))) => false,
+            Event::InitDone => {
+                let before = std::mem::replace(known, std::mem::take(arriving));
+                !before.is_empty() || !known.is_empty()
+            }
+            Event::Apply(Stored(Err(one))) => {
+                told::<K>(one, known.get(&one.place()));
+                known.insert(one.place(), Arc::new(one.as_ref().clone()));
+                true
+            }
+            Event::Delete(Stored(Err(one))) => known.remove(&one.place()).is_some(),
+            Event::Apply(Stored(Ok(object))) | Event::Delete(Stored(Ok(object))) => {
+                let text = |field: &Option<String>| field.clone().unwrap_or_default();
+                known.remove(&(text(&object.meta().namespace), text(&object.meta().name))).is_some()
+            }
+        };
+        if is_news {
+            self.heard.notify_one();
         }
     }
 
@@ -161,22 +259,12 @@ fn remove<K: Watched>(index: &mut Index<K>, keeping: &Keeping<K>, object: &Arc<K
     }
 }
 
-/// One object that does not parse must not stop the list: it is left out, and the log names it.
-fn readable<K: Watched>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
-    let parsed = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(object) => Some(object),
-        Err(invalid) => {
-            tracing::error!(kind = %K::kind(&()), namespace = ?invalid.metadata.namespace, name = ?invalid.metadata.name, error = %invalid.error, "a stored object cannot be read and is ignored");
-            None
-        }
-    };
-    Some(match event {
-        Event::Apply(guard) => Event::Apply(parsed(guard)?),
-        Event::Delete(guard) => Event::Delete(parsed(guard)?),
-        Event::InitApply(guard) => Event::InitApply(parsed(guard)?),
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-    })
+/// The log names it, once for each fault.
+fn told<K: Watched>(one: &Unreadable, before: Option<&Arc<Unreadable>>) {
+    if before.is_none_or(|before| before.fault != one.fault || before.metadata.uid != one.metadata.uid) {
+        let (namespace, name) = one.place();
+        tracing::error!(kind = %K::kind(&()), namespace, name, fault = one.fault, "a stored object cannot be read; everything else goes on");
+    }
 }
 
 /// Waits until the first list has arrived, saying so while it takes long.
@@ -192,5 +280,144 @@ pub async fn ready<K: Watched>(cache: &Cache<K>) -> bool {
                 tracing::warn!(kind = %K::kind(&()), seconds = waited, "still waiting for the first list");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::DeleteOptions;
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::{Agent, Document, StepRun, Trigger, Workflow, WorkflowTemplate};
+    use crate::apiserver::{self, ApiServer, Key, Kind, Part, Registry, Writer};
+
+    const ADMIN: Writer<'static> = Writer { user: "admin", is_dry_run: false };
+
+    fn server() -> ApiServer {
+        let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+        let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+        let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "cache".to_owned());
+        ApiServer::new(registry, "operator")
+    }
+
+    fn deep(levels: usize) -> Value {
+        (0..levels).fold(json!(1), |inner, _| json!({"a": inner}))
+    }
+
+    fn object(kind: Kind, name: &str, spec: &Value) -> Value {
+        json!({"apiVersion": kind.api_version(), "kind": kind.name(), "spec": spec,
+            "metadata": {"name": name, "namespace": "team", "labels": {"kept": "yes"}}})
+    }
+
+    fn make(server: &ApiServer, kind: Kind, name: &str, spec: &Value) {
+        let key = Key::new(kind, "team", name);
+        server.with(|registry| registry.create(&key, object(kind, name, spec), ADMIN)).expect("it is made");
+    }
+
+    fn names<K: Watched>(cache: &Cache<K>) -> (Vec<String>, Vec<String>) {
+        let readable = cache.all().iter().filter_map(|object| object.meta().name.clone()).collect();
+        (readable, cache.unreadable().iter().map(|one| one.place().1).collect())
+    }
+
+    async fn until<K: Watched>(cache: &Cache<K>, heard: &Notify, readable: &[&str], unreadable: &[&str]) {
+        let waits = async {
+            while names(cache)
+                != (
+                    readable.iter().map(|n| (*n).to_owned()).collect(),
+                    unreadable.iter().map(|n| (*n).to_owned()).collect(),
+                )
+            {
+                tokio::select! { () = heard.notified() => {}, () = cache.unreadable_changed() => {} }
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), waits).await;
+        assert!(waited.is_ok(), "{}: {:?}, not {readable:?} and {unreadable:?}", K::kind(&()), names(cache));
+    }
+
+    /// There at the start and come at run time: others are seen all the same, and what cannot be read is known.
+    async fn goes_on<K: Watched>(kind: Kind, good: Value, field: &str, wide: (&str, Value)) {
+        let server = server();
+        let with = |pointer: &str, value: Value| {
+            let mut spec = good.clone();
+            *spec.pointer_mut(pointer).expect("a field") = value;
+            spec
+        };
+        make(&server, kind, "good", &good);
+        make(&server, kind, "deep", &with(field, deep(150)));
+        make(&server, kind, "wide", &with(wide.0, wide.1.clone()));
+        let (cache, heard) = (Arc::new(Cache::<K>::new(Keeping::default())), Arc::new(Notify::new()));
+        let (told, api) = (Arc::clone(&heard), Api::all(server.client("team")));
+        let watching = tokio::spawn(Arc::clone(&cache).run(api, watcher::Config::default(), move |_| {
+            told.notify_one();
+            std::future::ready(())
+        }));
+        until(&cache, &heard, &["good"], &["deep", "wide"]).await;
+        let all = cache.unreadable();
+        let place = |pointer: &str| format!("spec{}", pointer.split('/').take(2).collect::<Vec<_>>().join("."));
+        let told = if kind == Kind::Document { "expected a string" } else { "levels" };
+        assert!(all[0].fault.starts_with(&place(field)) && all[0].fault.contains(told), "{}", all[0].fault);
+        assert!(all[1].fault.starts_with(&place(wide.0)) && !all[1].fault.contains(" line "), "{}", all[1].fault);
+        let meta = &all[0].metadata;
+        assert!(meta.uid.is_some() && meta.resource_version.is_some() && meta.labels.is_some(), "{meta:?}");
+        // One comes, one that could be read turns, and others come still.
+        make(&server, kind, "late", &with(field, deep(150)));
+        until(&cache, &heard, &["good"], &["deep", "late", "wide"]).await;
+        let turned = object(kind, "good", &with(wide.0, wide.1));
+        server
+            .with(|registry| {
+                registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, turned), ADMIN)
+            })
+            .expect("it is written");
+        until(&cache, &heard, &[], &["deep", "good", "late", "wide"]).await;
+        make(&server, kind, "new", &good);
+        until(&cache, &heard, &["new"], &["deep", "good", "late", "wide"]).await;
+        // What can be read again, and what goes.
+        let mended = object(kind, "good", &good);
+        server
+            .with(|registry| {
+                registry.replace(&Key::new(kind, "team", "good"), Part::Main, versioned(registry, kind, mended), ADMIN)
+            })
+            .expect("it is written");
+        for name in ["deep", "late"] {
+            server
+                .with(|registry| registry.delete(&Key::new(kind, "team", name), &DeleteOptions::default(), ADMIN))
+                .expect("it goes");
+        }
+        until(&cache, &heard, &["good", "new"], &["wide"]).await;
+        watching.abort();
+    }
+
+    fn versioned(registry: &Registry, kind: Kind, mut object: Value) -> Value {
+        let old = registry.get(&Key::new(kind, "team", "good")).expect("it is there");
+        object["metadata"]["resourceVersion"] = json!(old.version.to_string());
+        object
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_stops_only_itself() {
+        let step = json!({"name": "a", "agentId": "x", "forEach": {"in": "[]", "as": "e", "tolerate": 1}});
+        let (schema, large) = (json!({"type": "object"}), json!(3_000_000_000_u32));
+        let agent = json!({"template": {}, "outputSchema": schema, "maxConcurrent": 1});
+        goes_on::<Agent>(Kind::Agent, agent, "/outputSchema", ("/maxConcurrent", large.clone())).await;
+        let template = json!({"parametersSchema": schema, "steps": [step]});
+        goes_on::<WorkflowTemplate>(
+            Kind::WorkflowTemplate,
+            template,
+            "/parametersSchema",
+            ("/steps/0/forEach/tolerate", large.clone()),
+        )
+        .await;
+        let run = json!({"parameters": {}, "steps": [step]});
+        goes_on::<Workflow>(Kind::Workflow, run, "/parameters", ("/steps/0/forEach/tolerate", large.clone())).await;
+        let step_run = json!({"workflow": {"name": "w", "uid": "u"}, "definition": {"revisionName": "r", "digest": "d"},
+            "path": "a", "parameters": "{}", "inputDigest": "", "item": {"key": "0", "index": 0, "value": 1}});
+        goes_on::<StepRun>(Kind::StepRun, step_run, "/item/value", ("/item/index", large.clone())).await;
+        // No field of it is free.
+        let document = json!({"type": "brief", "scope": "Namespace", "format": "text", "content": "x", "attempt": 1});
+        goes_on::<Document>(Kind::Document, document, "/content", ("/attempt", large)).await;
+        let trigger = json!({"event": {}, "run": {"templateRef": {"name": "t"}, "parameters": {}}, "historyLimit": 1});
+        goes_on::<Trigger>(Kind::Trigger, trigger, "/run/parameters", ("/historyLimit", json!("many"))).await;
     }
 }

@@ -1,13 +1,14 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
+mod step_runs;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 
 use super::Error;
@@ -24,9 +25,9 @@ use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
 use super::slots::{Applicant, QueuePosition, Slots};
-use super::world::{World, controller_uid, run_key};
+use super::stored::Stored;
+use super::world::{World, run_key};
 use crate::api::document::OUTPUT_TYPE;
-use crate::api::name::{self, LABEL_WORKFLOW};
 use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Agent, Document, StepRun, Workflow};
 use crate::decide::agent::{self, DryRun};
@@ -34,6 +35,7 @@ use crate::decide::budget::RunBudget;
 use crate::decide::build::{self, Installation};
 use crate::decide::content::{self, Changed, DocumentLookup};
 use crate::decide::gate::Guard;
+use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
 use crate::decide::workflow::{Previous, Unread};
@@ -73,11 +75,20 @@ impl Observer {
             Some(pinned) => self.contents.definition(&self.client, &namespace, pinned, &uid).await?,
             None => None,
         };
-        let agents: BTreeMap<_, _> = workflow::agents(definition.as_deref(), template.as_deref(), &workflow)
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), self.world.agents.get(&namespace, &name)?)))
-            .collect();
-        let step_runs = self.step_runs(&workflow, &namespace, &uid).await?;
+        let mut unreadable = UnreadableObjects::default();
+        if let Some(named) = workflow.spec.template_ref.as_ref().filter(|_| template.is_none()) {
+            unreadable.template = self.world.templates.fault(&namespace, &named.name);
+        }
+        let mut agents = BTreeMap::new();
+        for name in workflow::agents(definition.as_deref(), template.as_deref(), &workflow) {
+            if let Some(agent) = self.world.agents.get(&namespace, &name) {
+                agents.insert(name, agent);
+            } else if let Some(fault) = self.world.agents.fault(&namespace, &name) {
+                unreadable.agents.insert(name, fault);
+            }
+        }
+        let step_runs;
+        (step_runs, unreadable.step_runs) = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
         let mut settled = self.settled.of(&uid);
         let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
@@ -100,6 +111,7 @@ impl Observer {
             definition,
             agents,
             step_runs,
+            unreadable,
             documents,
             contents: content::Contents::default(),
             memories,
@@ -122,7 +134,11 @@ impl Observer {
             return Ok(None);
         };
         let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), ..WorkflowIdentity::default() };
-        let run = self.run_of(namespace, &identity).await?;
+        let run = match self.run_of(namespace, &identity).await {
+            // Of what cannot be read nothing is taken over.
+            Err(Error::Unusable(_)) => None,
+            found => found?,
+        };
         if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
             return Ok(None);
         }
@@ -132,36 +148,6 @@ impl Observer {
             None => None,
         };
         Ok(Some(Previous { step_runs: self.world.step_runs.table(&run_key(namespace, &of.uid)), definition }))
-    }
-
-    async fn step_runs(&self, workflow: &Workflow, namespace: &str, uid: &str) -> Result<Table<StepRun>, Error> {
-        let mut found = self.world.step_runs.table(&run_key(namespace, uid));
-        if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {
-            return Ok(found);
-        }
-        // A StepRun is called lost only if the API server, not a cache, says that it is gone.
-        let latched = workflow.status.iter().flat_map(|s| &s.steps).filter_map(|s| s.step_run.as_ref());
-        let unseen: Vec<String> = latched.filter(|name| !found.contains_key(*name)).cloned().collect();
-        for name in unseen {
-            let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
-            let live = bounded("GET stepruns", api.get_opt(&name)).await?;
-            let ours = |s: &StepRun| controller_uid(&s.metadata, "Workflow").as_deref() == Some(uid);
-            if let Some(live) = live.filter(ours) {
-                found.insert_mut(name, Arc::new(live));
-            }
-        }
-        if found.size() < seen::begun(workflow) {
-            let api: Api<StepRun> = Api::namespaced(self.client.clone(), namespace);
-            let own = name::label_value(&workflow.name_any());
-            let live = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={own}"));
-            for live in bounded("LIST stepruns", api.list(&live)).await?.items {
-                let ours = controller_uid(&live.metadata, "Workflow").as_deref() == Some(uid);
-                if ours && !found.contains_key(&live.name_any()) {
-                    found.insert_mut(live.name_any(), Arc::new(live));
-                }
-            }
-        }
-        Ok(found)
     }
 
     /// Documents of finished steps, also where their cache is behind; the StepRuns that made those.
@@ -264,6 +250,7 @@ impl Observer {
         let mut observed = step_run::Observed {
             hold,
             agent: self.world.agents.get(&namespace, &step_run.spec.agent_id),
+            agent_fault: self.world.agents.fault(&namespace, &step_run.spec.agent_id),
             job: self.job(&namespace, &job_name, &jobs),
             refusal: self.refusals.of(&namespace, &job_name),
             slot: None,
@@ -322,8 +309,13 @@ impl Observer {
         if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {
             return Ok(Some(cached));
         }
-        let api: Api<Workflow> = Api::namespaced(self.client.clone(), namespace);
-        Ok(bounded("GET workflows", api.get_opt(&identity.name)).await?.filter(same).map(Arc::new))
+        let api: Api<Stored<Workflow>> = Api::namespaced(self.client.clone(), namespace);
+        match bounded("GET workflows", api.get_opt(&identity.name)).await? {
+            Some(Stored(Err(one))) if one.metadata.uid.as_deref() == Some(&identity.uid) => {
+                Err(Error::Unusable(format!("the run {} cannot be read: {}", identity.name, one.fault)))
+            }
+            found => Ok(found.and_then(|found| found.0.ok()).filter(same).map(Arc::new)),
+        }
     }
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.

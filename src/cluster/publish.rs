@@ -3,17 +3,20 @@
 
 use std::fmt::Debug;
 
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::Error;
 use super::client::bounded;
 use super::consistency::Consistency;
+use super::stored::Stored;
 use crate::api::name::{OPERATOR, digest_bytes};
+use crate::api::unreadable::Unreadable;
 use crate::decide::Notice;
 
 /// Replaces the status at the resourceVersion that was observed.
@@ -35,6 +38,36 @@ where
     let written = bounded("PUT status", api.replace_status(&name, &params, &object)).await?;
     consistency.wrote(written.meta());
     Ok(())
+}
+
+/// A part of a status, of the object at that version.
+#[derive(Serialize, Debug)]
+struct StatusPatch<'a> {
+    metadata: VersionedMeta<'a>,
+    status: &'a Value,
+}
+
+#[derive(Serialize, Debug)]
+#[serde(rename_all = "camelCase")]
+struct VersionedMeta<'a> {
+    uid: Option<&'a str>,
+    resource_version: Option<&'a str>,
+}
+
+/// Patches the status of an object that cannot be read. Where somebody else wrote first the watch brings the news.
+pub async fn status_of_unreadable<K>(client: &Client, one: &Unreadable, status: &Value) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let (namespace, name) = one.place();
+    let (uid, resource_version) = (one.metadata.uid.as_deref(), one.metadata.resource_version.as_deref());
+    let patch = Patch::Merge(StatusPatch { metadata: VersionedMeta { uid, resource_version }, status });
+    let api: Api<Stored<K>> = Api::namespaced(client.clone(), &namespace);
+    match bounded("PATCH status", api.patch_status(&name, &PatchParams::default(), &patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The recorder counts events that differ in their note alone as one, and shows the first note: the second attempt's

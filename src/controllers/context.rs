@@ -45,7 +45,7 @@ const QUIET: Duration = Duration::from_secs(5);
 
 pub struct Context {
     pub observer: Observer,
-    recorder: Recorder,
+    pub recorder: Recorder,
     metrics: Arc<Metrics>,
     pub traces: Traces,
     pub sinks: Sinks,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use kube::core::ObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::mpsc;
 
@@ -198,6 +199,20 @@ impl Wakes {
         .await;
     }
 
+    /// For an object that cannot be read: the run that owns it must hear of it, and so must all that refer to it.
+    pub async fn unreadable(&self, world: &World, kind: &str, of: &ObjectMeta) {
+        let (namespace, name) = (of.namespace.as_deref().unwrap_or_default(), of.name.as_deref().unwrap_or_default());
+        match kind {
+            "Agent" => self.referring_to_agent(world, namespace, name).await,
+            "WorkflowTemplate" => self.referring_to_template(world, namespace, name).await,
+            _ => {}
+        }
+        let owners = of.owner_references.as_deref().unwrap_or_default();
+        for run in owners.iter().filter(|owner| owner.controller == Some(true) && owner.kind == "Workflow") {
+            send(&self.workflows, ObjectRef::new(&run.name).within(namespace)).await;
+        }
+    }
+
     /// For Jobs and Pods.
     pub async fn labelled_step_run(&self, child: &impl ResourceExt) {
         if let (Some(name), Some(namespace)) = (child.labels().get(LABEL_STEP_RUN), child.namespace()) {
@@ -227,20 +242,26 @@ impl Wakes {
 
     pub async fn agent(&self, world: &World, agent: &Agent) {
         send(&self.agents, ObjectRef::from_obj(agent)).await;
-        let namespace = agent.namespace().unwrap_or_default();
-        for step_run in world.step_runs.under(&format!("agent {namespace}/{}", agent.name_any())) {
+        self.referring_to_agent(world, &agent.namespace().unwrap_or_default(), &agent.name_any()).await;
+    }
+
+    async fn referring_to_agent(&self, world: &World, namespace: &str, name: &str) {
+        for step_run in world.step_runs.under(&format!("agent {namespace}/{name}")) {
             send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
         }
-        self.expecting(world, &namespace).await;
+        self.expecting(world, namespace).await;
     }
 
     pub async fn template(&self, world: &World, template: &WorkflowTemplate) {
         send(&self.templates, ObjectRef::from_obj(template)).await;
-        let (namespace, name) = (template.namespace().unwrap_or_default(), template.name_any());
-        for trigger in world.triggers.under(&namespace).iter().filter(|t| t.spec.run.template_ref.name == name) {
+        self.referring_to_template(world, &template.namespace().unwrap_or_default(), &template.name_any()).await;
+    }
+
+    async fn referring_to_template(&self, world: &World, namespace: &str, name: &str) {
+        for trigger in world.triggers.under(namespace).iter().filter(|t| t.spec.run.template_ref.name == name) {
             self.trigger(trigger).await;
         }
-        self.expecting(world, &namespace).await;
+        self.expecting(world, namespace).await;
     }
 
     pub async fn trigger(&self, trigger: &Trigger) {

@@ -138,6 +138,16 @@ impl<'a> Walk<'a> {
         if let Some(found) = self.o.step_runs.get(&own) {
             return self.existing(found, &own, step, frame);
         }
+        if let Some(fault) = self.o.unreadable.step_runs.get(&own) {
+            let mut found = WalkResult::default();
+            let tally = found.tally(&step.path);
+            (tally.counts.started, tally.found) = (1, 1);
+            if frame.keys.is_empty() {
+                tally.latched.step_run = Some(own.clone());
+            }
+            let message = format!("its StepRun {own} cannot be read, and its result is lost: {fault}");
+            return failed(found, &step.path, frame, (AttemptResult::StepRunLost, message));
+        }
         let begun = self.latched.get(&*step.path).is_some_and(|s| s.step_run.as_deref() == Some(&own));
         if begun {
             let mut found = WalkResult::default();

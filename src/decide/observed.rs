@@ -32,6 +32,7 @@ pub struct Observed {
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// Those that this run's UID owns.
     pub step_runs: StepRuns,
+    pub unreadable: UnreadableObjects,
     /// Of the namespace, contents left out.
     pub documents: Documents,
     /// Pods of its StepRuns that have completed, as long as they end; looked for where the run is cancelled.
@@ -50,6 +51,16 @@ pub struct Observed {
     pub settled: Arc<Settled>,
     pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
+}
+
+/// Objects that are there and cannot be read, and why.
+#[derive(Clone, Debug, Default)]
+pub struct UnreadableObjects {
+    pub template: Option<String>,
+    /// Of the agents that the steps name.
+    pub agents: BTreeMap<String, String>,
+    /// Those that this run's UID owns, by name.
+    pub step_runs: BTreeMap<String, String>,
 }
 
 /// A run that another goes on from.

@@ -9,6 +9,7 @@ use crate::api::limits::{QUESTION_BYTES, QUESTION_KEY_BYTES, QUESTION_SCHEMA_BYT
 use crate::api::name;
 use crate::api::step_run::{AgentQuestion, AskedQuestion, Asking, StepRunStatus};
 use crate::decide::claim;
+use crate::definition::free_value;
 
 /// What was asked, by whether a person has answered it before.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -67,7 +68,7 @@ fn bounded(question: &AgentQuestion) -> Result<(), String> {
             "schema: has {bytes} bytes, at most {QUESTION_SCHEMA_BYTES} are allowed; ask for less at once"
         ));
     }
-    Ok(())
+    free_value::nesting_of_text(schema).map_or(Ok(()), |fault| Err(format!("schema: {fault}")))
 }
 
 /// The answer that stands to a question of this name, as JSON text.

@@ -61,6 +61,8 @@ pub struct Observed {
     pub hold: Hold,
     pub definition: Option<Arc<Program>>,
     pub agent: Option<Arc<Agent>>,
+    /// Why the Agent cannot be read, where that is so.
+    pub agent_fault: Option<String>,
     pub job: JobSeen,
     /// What the API server said when it refused the Job of the current attempt.
     pub refusal: Option<String>,

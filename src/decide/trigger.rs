@@ -47,6 +47,8 @@ pub struct Observed {
     /// What lies under the names of the run that is due, in the order in which they are tried (`on_the_way`).
     pub on_the_way: Vec<Arc<Workflow>>,
     pub template_exists: bool,
+    /// Why it cannot be read, where that is so.
+    pub template_fault: Option<String>,
     pub installation: Arc<Installation>,
     pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
@@ -191,6 +193,10 @@ fn ready(o: &Observed, status: &mut TriggerStatus) {
     condition::clear(&mut status.conditions, STALLED);
     if o.template_exists {
         condition::set(&mut status.conditions, "Ready", Truth::True, "Valid", "", at);
+    } else if let Some(fault) = &o.template_fault {
+        let template = &o.trigger.spec.run.template_ref.name;
+        let words = format!("spec.run.templateRef.name: WorkflowTemplate {template} cannot be read: {fault}");
+        condition::set(&mut status.conditions, "Ready", Truth::False, "TemplateInvalid", &words, at);
     } else {
         let template = &o.trigger.spec.run.template_ref.name;
         let words =

@@ -21,7 +21,7 @@ pub use taken::name_taken;
 
 use super::content::Pin;
 use super::graph::{self, NewStepRun, RunProgress};
-pub use super::observed::{Observed, Previous, StepRuns};
+pub use super::observed::{Observed, Previous, StepRuns, UnreadableObjects};
 use super::outcome::Failure;
 use super::scope::Admission;
 use super::settled::Settled;
@@ -263,6 +263,7 @@ mod tests {
             definition: None,
             agents: [("x".to_owned(), agent)].into(),
             step_runs: super::super::observed::StepRuns::default(),
+            unreadable: UnreadableObjects::default(),
             documents: super::super::document::Documents::default(),
             contents: crate::decide::content::Contents::default(),
             previous: None,
@@ -287,6 +288,33 @@ mod tests {
             Some(ObjectMeta { name: Some("w-1".into()), uid: Some("r".into()), ..ObjectMeta::default() });
         let (what, name, uid) = (DeletableKind::ControllerRevision, "w-1".to_owned(), "r".to_owned());
         assert_eq!(workflow(&o), Plan { effects: vec![Effect::Delete { what, name, uid }], ..Plan::default() });
+    }
+
+    #[test]
+    fn a_run_says_what_of_its_references_cannot_be_read() {
+        let step = |agent: &str| Step { name: agent.into(), agent_id: Some(agent.into()), ..Step::default() };
+        let steps = WorkflowSpec { steps: vec![step("x"), step("y"), step("z")], ..WorkflowSpec::default() };
+        let template_ref = Some(crate::api::workflow::TemplateRef { name: "t".into() });
+        let of_template = WorkflowSpec { template_ref, ..WorkflowSpec::default() };
+        for (spec, reason, message) in [
+            (
+                of_template,
+                "TemplateInvalid",
+                "WorkflowTemplate t cannot be read: too deep; the run starts when it is mended",
+            ),
+            (
+                steps,
+                "AgentInvalid",
+                "spec.steps[1].agentId: Agent y cannot be read: too wide; spec.steps[2].agentId: Agent z does not exist in this namespace; the run starts when that is mended",
+            ),
+        ] {
+            let mut o = observed(&Workflow::new("w", spec));
+            o.unreadable.template = Some("too deep".to_owned());
+            o.unreadable.agents.insert("y".to_owned(), "too wide".to_owned());
+            let status = workflow(&o).status.expect("a status");
+            let why = status.conditions.iter().find(|condition| condition.type_ == "Succeeded").expect("a condition");
+            assert_eq!((why.reason.as_str(), why.message.as_str()), (reason, message));
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value};
 
 use super::expression::Evaluate;
+use super::free_value;
 use super::pinned::canonical_digest;
 use crate::api::agent::{Agent, Protocol};
 
@@ -101,7 +102,8 @@ fn schema_faults(agent: &Agent, evaluator: &dyn Evaluate) -> Vec<String> {
     let spec = &agent.spec;
     let schemas = [("parametersSchema", &spec.parameters_schema), ("outputSchema", &spec.output_schema)];
     let faults = schemas.into_iter().filter_map(|(field, schema)| {
-        let fault = evaluator.check(schema.as_ref()?).err()?;
+        let schema = schema.as_ref()?;
+        let fault = free_value::nesting_of(schema).or_else(|| evaluator.check(schema).err())?;
         Some(format!("spec.{field}: {fault}"))
     });
     faults.collect()

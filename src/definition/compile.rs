@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::expression::Expression;
+use super::free_value;
 use super::order;
 use super::program::{Program, RunContext, Step, StepList, StepPath};
 use super::schema::Schema;
@@ -260,6 +261,9 @@ impl Walk<'_> {
     }
 
     fn schema(&mut self, place: &str, schema: &Map<String, Value>) -> Readable<Schema> {
+        if let Some(fault) = free_value::nesting_of(schema) {
+            self.fault(format!("{place}: {fault}"));
+        }
         let found = Schema::bounded(schema).and_then(|schema| (self.check)(&schema).map(|()| schema));
         found.or_else(|fault| self.unreadable(format!("{place}: {fault}")))
     }

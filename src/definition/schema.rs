@@ -12,7 +12,7 @@ use crate::protocol::Fault;
 
 /// Schemas within schemas.
 const DEPTH: usize = 32;
-/// Levels of JSON, `enum` values and the like included.
+/// Levels of JSON, `enum` values and the like included: what older versions let in. `FREE_VALUE_LEVELS` holds for new ones.
 const JSON_DEPTH: usize = 96;
 const SUBSCHEMAS: usize = 200;
 /// Chains of `anyOf` with two equal references double at each level: what they come to is counted, written out.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::digits;
 use super::expression::{Evaluate, Expression, Room, Scope, Template, TextTemplate, kind};
+use super::free_value;
 use super::schedule::Schedule;
 use crate::api::limits::{EXPRESSION_DATA_BYTES, PARAMETERS_BYTES, WORKFLOW_INPUT_BYTES};
 use crate::api::trigger::{TriggerSpec, TriggeredRun};
@@ -62,7 +62,7 @@ impl Program {
         let none = Map::new();
         let given = parameters.as_ref().unwrap_or(&none);
         let parameters = Template::members(given, "spec.run.parameters", &mut heard).unwrap_or_default();
-        faults.extend(digits::faults(&Value::Object(given.clone()), "spec.run.parameters"));
+        faults.extend(free_value::faults(&Value::Object(given.clone()), "spec.run.parameters"));
         let schedule = spec.schedule.as_ref().map(Schedule::parse).transpose();
         let schedule = schedule.unwrap_or_else(|found| {
             faults.extend(found);
@@ -122,6 +122,9 @@ impl Program {
                 "spec.run.parameters: give {bytes} bytes, at most {PARAMETERS_BYTES} are allowed; pick what is needed of the event"
             ));
         }
+        if let Some(fault) = free_value::nesting(&parameters) {
+            return Err(format!("spec.run.parameters: {fault}"));
+        }
         let Value::Object(parameters) = parameters else {
             return Err("spec.run.parameters: give no object".to_owned());
         };
@@ -156,6 +159,11 @@ mod tests {
             "data": {"ref": "main", "n": 3, "evil": "${ event.id } $(rm -rf /)", "list": [1, 2]}})
     }
 
+    /// An object of so many levels around a text.
+    fn around(text: &str, levels: usize) -> Value {
+        (0..levels).fold(json!(text), |inner, _| json!({"a": inner}))
+    }
+
     #[test]
     fn what_an_event_brings_is_data() {
         let evaluator: Arc<dyn Evaluate> = Arc::new(InProcess);
@@ -178,6 +186,7 @@ mod tests {
             (json!({"session": "${ event.data.nothing }"}), "spec.run.session: "),
             (json!({"session": "${ '' }"}), "empty"),
             (json!({"parameters": {"a": "${ event.data.ref + 1 }"}}), "spec.run.parameters.a: "),
+            (json!({"parameters": around("${ event.data.list }", 64)}), "spec.run.parameters: nests 65 levels"),
         ] {
             let told = run(wrong.clone()).expect_err("a fault");
             assert!(told.contains(words), "{wrong}: {told}");

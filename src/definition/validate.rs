@@ -4,8 +4,8 @@
 use serde_json::{Map, Value};
 
 use super::compile::{self, Source};
-use super::digits;
 use super::expression::Evaluate;
+use super::free_value;
 use crate::api::limits::WORKFLOW_DOCUMENTS_BYTES;
 use crate::api::step::{Order, Step};
 use crate::api::workflow::WorkflowSpec;
@@ -71,8 +71,9 @@ pub fn parameters(
     evaluator: &dyn Evaluate,
 ) -> (Map<String, Value>, Vec<String>) {
     let mut filled = given.clone();
-    let mut faults = digits::faults(&Value::Object(given.clone()), "spec.parameters");
-    let Some(schema) = parameters_schema else {
+    let mut faults = free_value::faults(&Value::Object(given.clone()), "spec.parameters");
+    // What nests too deep is held against nothing.
+    let Some(schema) = parameters_schema.filter(|_| free_value::nesting_of(given).is_none()) else {
         return (filled, faults);
     };
     if let Some(Value::Object(properties)) = schema.get("properties") {
@@ -309,6 +310,25 @@ mod tests {
             json!([{"name": "a", "agentId": "x", "parameters": {"p": {"q": [1e19, 12_345_678_901_234_567_000_u64]}}}]),
             &["spec.steps[0].parameters.p.q[1]: 12345678901234567000 is too large"],
         );
+    }
+
+    #[test]
+    fn free_values_nest_at_most_64_levels() {
+        let nested = |levels: usize| (0..levels).fold(json!(1), |inner, _| json!([inner]));
+        let object = |levels: usize| Map::from_iter([("a".to_owned(), nested(levels - 1))]);
+        let step = |levels: usize| {
+            json!([{"name": "a", "agentId": "x", "parameters": object(levels), "outputSchema": {"enum": nested(levels - 1)}},
+                {"name": "b", "ask": {"question": "?", "schema": {"enum": nested(levels - 1)}}}])
+        };
+        check(step(64), &[]);
+        let fault = |place: &str| format!("{place}: nests 65 levels of lists and objects, at most 64 are allowed");
+        let places = ["spec.steps[0].parameters", "spec.steps[0].outputSchema", "spec.steps[1].ask.schema"].map(fault);
+        check(step(65), &places.each_ref().map(String::as_str));
+        assert_eq!(parameters(&object(64), None, &InProcess).1, Vec::<String>::new());
+        for wanted in [None, Some(Map::new())] {
+            let (_, faults) = parameters(&object(65), wanted.as_ref(), &InProcess);
+            assert!(faults.len() == 1 && faults[0].starts_with(&fault("spec.parameters")), "{faults:?}");
+        }
     }
 
     #[test]

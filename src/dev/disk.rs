@@ -9,7 +9,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
 use super::chance;
-use crate::apiserver::{Change, ChangeType, Key, Kind, MemoryStore, Object, Store};
+use crate::apiserver::{Change, ChangeType, Key, Kind, MemoryStore, Object, Store, json_text};
 
 /// By kind, namespace and name: the object as JSON.
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
@@ -88,7 +88,7 @@ fn read(file: &Path) -> Result<(Database, DiskSnapshot), redb::Error> {
     let mut objects = Vec::new();
     for entry in seen.open_table(OBJECTS)?.iter()? {
         let (key, json) = entry?;
-        let object = key_of(key.value()).zip(serde_json::from_slice(json.value()).ok());
+        let object = key_of(key.value()).zip(json_text::read(json.value()).ok());
         objects.extend(object.map(|(key, value)| Object::new(key, value)));
     }
     Ok((database, DiskSnapshot { objects, version, salt }))

@@ -77,7 +77,7 @@ fn shown(path: &Path) -> String {
 /// The documents that the run's steps made, by where they are put.
 async fn documents(on: &Connection, run: &Workflow) -> Result<BTreeMap<PathBuf, Document>, Fault> {
     let params = ListParams::default().labels(&format!("{LABEL_WORKFLOW}={}", run.name_any()));
-    let list = on.call("list the documents", on.api::<Document>().list(&params)).await?;
+    let list = on.list("list the documents", on.api::<Document>(), &params).await?;
     let is_made = |document: &Document| {
         let phase = document.status.as_ref().and_then(|status| status.phase);
         document.spec.path.is_some()

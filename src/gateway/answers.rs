@@ -50,7 +50,7 @@ pub async fn of_run(
             continue;
         }
         let api = attempt::api(gateway, who);
-        let found = cluster::find(|| api.get(&name)).await?;
+        let found = cluster::read(&api, &name).await?;
         let run = &step_run.spec.workflow.uid;
         let Some(found) = found.filter(|found| found.spec.workflow.uid == *run) else { continue };
         let entries = entries::answered(&found);

@@ -26,7 +26,7 @@ pub fn api(gateway: &Gateway, attempt: &AttemptRef) -> Api<StepRun> {
 /// The StepRun as it is now, if it is the one that is meant.
 pub async fn read(gateway: &Gateway, attempt: &AttemptRef) -> Result<StepRun> {
     let api = api(gateway, attempt);
-    cluster::find(|| api.get(&attempt.step_run))
+    cluster::read(&api, &attempt.step_run)
         .await?
         .filter(|step_run| step_run.metadata.uid.as_ref() == Some(&attempt.uid))
         .ok_or_else(|| Refusal::new(Reason::NotFound, "there is no such StepRun"))

@@ -4,14 +4,19 @@
 #![expect(clippy::disallowed_methods, reason = "back-off between tries of one read")]
 #![expect(clippy::disallowed_macros, reason = "the operations of a JSON patch")]
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::refusal::Refusal;
 use crate::api::{StepRun, name};
+use crate::cluster::stored::{self, Stored};
 
 const CALL: Duration = Duration::from_secs(10);
 const TRIES: u32 = 4;
@@ -26,6 +31,8 @@ pub enum Failure {
     Broken(String),
     #[error("the API server did not answer in time")]
     Late,
+    #[error("the {kind} {name} cannot be read: {fault}")]
+    Unreadable { kind: String, name: String, fault: String },
 }
 
 impl Failure {
@@ -34,7 +41,7 @@ impl Failure {
             Self::Refused(status) => status.code == 429 || status.code >= 500,
             Self::Broken(_) => true,
             // Its time is the request's: there is none left for another try.
-            Self::Late => false,
+            Self::Late | Self::Unreadable { .. } => false,
         }
     }
 
@@ -111,11 +118,25 @@ where
     }
 }
 
+/// The object of that name; one that cannot be read is told from one that is not there.
+pub async fn read<K>(api: &Api<K>, name: &str) -> Result<Option<K>, Failure>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    match call(|| stored::get_opt(api, name)).await? {
+        Some(Stored(Ok(found))) => Ok(Some(found)),
+        Some(Stored(Err(one))) => {
+            Err(Failure::Unreadable { kind: K::kind(&()).into_owned(), name: name.to_owned(), fault: one.fault })
+        }
+        None => Ok(None),
+    }
+}
+
 /// Writes below `status.agent`, if all tests hold.
 ///
 /// A JSON patch and not a PUT of what was read: it carries no field of the operator, so it can neither lose one that
 /// this version does not know nor change how one is spelt, and its tests are as strong as a resourceVersion.
-pub async fn patch_status(api: &kube::Api<StepRun>, name: &str, operations: &[Value]) -> Result<(), Failure> {
+pub async fn patch_status(api: &Api<StepRun>, name: &str, operations: &[Value]) -> Result<(), Failure> {
     let patch: Patch<()> =
         Patch::Json(serde_json::from_value(json!(operations)).map_err(|e| Failure::Broken(e.to_string()))?);
     let params = PatchParams { field_manager: Some(name::GATEWAY.to_owned()), ..PatchParams::default() };

@@ -43,7 +43,7 @@ pub async fn read(gateway: &Gateway, caller: &Caller, request: Asked<DocumentReq
 /// it launches the next attempt, ends the step.
 pub async fn content(gateway: &Gateway, namespace: &str, pin: &Pin) -> Result<Content> {
     let api: Api<Document> = Api::namespaced(gateway.client.clone(), namespace);
-    let found = cluster::find(|| api.get(&pin.name)).await?.map(|document| Loaded::new(Arc::new(document)));
+    let found = cluster::read(&api, &pin.name).await?.map(|document| Loaded::new(Arc::new(document)));
     Content::of(pin, found.as_ref()).map_err(|changed| {
         tracing::error!(namespace, document = pin.name, %changed, "a document is not the one that was meant");
         Refusal::new(Reason::NotFound, format!("DocumentChanged: {changed}"))
@@ -92,7 +92,7 @@ pub async fn create(
         }
         Ok(made) => Ok(Ok(bound(made))),
         Err(failure) if failure.is_already_exists() => {
-            let found = cluster::find(|| api.get(&name)).await?;
+            let found = cluster::read(&api, &name).await?;
             match found {
                 Some(found) if found.spec == document.spec => Ok(Ok(bound(found))),
                 Some(found) => Ok(Err(format!(

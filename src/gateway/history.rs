@@ -16,6 +16,7 @@ use crate::api::StepRun;
 use crate::api::name::{LABEL_AGENT, LABEL_SESSION, label_value};
 use crate::api::step_run::StepRunSpec;
 use crate::cluster::bounded_cache::BoundedCache;
+use crate::cluster::stored;
 use crate::definition::program::Program;
 use crate::protocol::AttemptRef;
 use crate::protocol::HistoryRequest;
@@ -228,14 +229,14 @@ impl From<PartialObjectMeta<StepRun>> for Other {
 
 /// The StepRuns of this Agent in this session that are past their first attempt's start, by label, the own one left out.
 async fn list(gateway: &Gateway, who: &AttemptRef, spec: &StepRunSpec, session: &str) -> Result<Vec<Other>> {
-    let api = attempt::api(gateway, who);
+    let api: Api<PartialObjectMeta<StepRun>> = Api::namespaced(gateway.client.clone(), &who.namespace);
     let labels = format!("{LABEL_SESSION}={},{LABEL_AGENT}={}", label_value(session), label_value(&spec.agent_id));
     // What runs has given nothing yet: of a large forEach that would be nearly all.
     let mut wanted =
         ListParams::default().labels(&labels).fields("status.phase!=Running,status.phase!=Pending").limit(LISTED);
     let mut found = Vec::new();
     for _ in 0..LISTS {
-        let page = match cluster::call(|| api.list_metadata(&wanted)).await {
+        let page = match cluster::call(|| stored::list(api.clone(), &wanted)).await {
             Ok(page) => page,
             Err(failure) if failure.is_forbidden() => {
                 // The role of an earlier chart: the attempt can do without.
@@ -269,7 +270,9 @@ async fn tell(
     if let Some(entries) = gateway.history.0.get(&key) {
         return Ok((other, entries));
     }
-    let found = cluster::find(|| api.get(&other.name)).await?;
+    let api = stored::alone(api.clone());
+    // One that cannot be read has nothing to tell.
+    let found = cluster::find(|| api.get(&other.name)).await?.and_then(|found| found.0.ok());
     // Labels can be changed by people, the spec cannot.
     let found = found.filter(|s| s.metadata.uid.as_ref() == Some(&other.uid) && s.spec.agent_id == spec.agent_id);
     let version = found.as_ref().and_then(|s| s.metadata.resource_version.clone()).unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::api::limits::{DOCUMENT_BYTES, MESSAGE_BYTES, OUTPUT_INLINE_BYTES};
 use crate::api::step::{Format, Produces};
 use crate::api::step_run::ReportClass;
 use crate::definition::expression::Evaluate;
+use crate::definition::free_value;
 use crate::protocol::{Fault, Output};
 
 const FAULTS: usize = 20;
@@ -100,6 +101,9 @@ fn result_faults(
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || file.is_some());
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
     };
+    if let Some(fault) = free_value::nesting_of_text(text) {
+        return vec![whole(format!("result.json {fault}"))];
+    }
     let value = match parse(text) {
         Ok(value) => value,
         Err(error) => return vec![whole(format!("result.json is not JSON: {error}"))],
@@ -317,6 +321,8 @@ mod tests {
         let long = format!("\"{}\"", "x".repeat(20_000));
         let huge = format!("\"{}\"", "x".repeat(600_000));
         let deep = "[".repeat(200);
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let (deepest, too_deep) = (nested(64), nested(65));
         // contract, result.json, document file; class, part of the first fault, output, document
         #[rustfmt::skip]
         let table = [
@@ -329,6 +335,8 @@ mod tests {
             (None, None, Some(""), None, InvalidOutput, "result.json is not JSON", None, None),
             (None, None, Some("{\"a\":1,\"a\":2}"), None, InvalidOutput, "key twice", None, None),
             (None, None, Some(deep.as_str()), None, InvalidOutput, "recursion", None, None),
+            (None, None, Some(deepest.as_str()), None, Succeeded, "", Some(deepest.as_str()), None),
+            (None, None, Some(too_deep.as_str()), None, InvalidOutput, "result.json nests 65 levels", None, None),
             (None, None, Some("{} {}"), None, InvalidOutput, "trailing", None, None),
             (None, None, Some(long.as_str()), None, Succeeded, "", None, None),
             (None, None, Some(huge.as_str()), None, OutputTooLarge, "524288", None, None),

@@ -239,7 +239,7 @@ fn api(gateway: &Gateway, memory_ref: &MemoryRef) -> Api<Memory> {
 
 async fn live(gateway: &Gateway, memory_ref: &MemoryRef) -> Result<Arc<CachedMemory>> {
     let (api, asked_at) = (api(gateway, memory_ref), Instant::now());
-    match cluster::find(|| api.get(&memory_ref.name)).await? {
+    match cluster::read(&api, &memory_ref.name).await? {
         Some(memory) => keep(gateway, memory_ref, memory, asked_at),
         None => Err(memory_ref.not_found()),
     }

@@ -42,7 +42,7 @@ pub async fn of(
 
 async fn agent(gateway: &Gateway, who: &AttemptRef, step_run: &StepRun) -> Result<Option<Agent>> {
     let api: Api<Agent> = Api::namespaced(gateway.client.clone(), &who.namespace);
-    Ok(cluster::find(|| api.get(&step_run.spec.agent_id)).await?)
+    Ok(cluster::read(&api, &step_run.spec.agent_id).await?)
 }
 
 fn by_now(agent: &Agent, step: &Step) -> Terms {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "how long it counts whose a token is")]
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +15,9 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::client::Body;
-use kube::{Api, Client};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -22,6 +25,7 @@ use super::problem::{Problem, Result};
 use crate::api::name;
 use crate::cluster::client::CALL_TIMEOUT;
 use crate::cluster::fair::Fair;
+use crate::cluster::stored::{self, Stored};
 use crate::cluster::ttl_cache::TtlCache;
 
 /// How long it counts whose a token is, and that somebody may do something.
@@ -199,6 +203,29 @@ pub async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T>
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Problem::unavailable("the API server of Kubernetes did not answer in time")),
     }
+}
+
+/// The object of that name; one that cannot be read is a refusal that says why.
+pub async fn read<K>(api: &Api<K>, name: &str) -> Result<Option<K>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    match within(stored::get_opt(api, name)).await? {
+        Some(Stored(Ok(found))) => Ok(Some(found)),
+        Some(Stored(Err(one))) => {
+            Err(Problem::conflict(format!("the {} {name} cannot be read: {}", K::kind(&()), one.fault)))
+        }
+        None => Ok(None),
+    }
+}
+
+/// The same of an object that was there a moment ago.
+pub async fn read_known<K>(api: &Api<K>, name: &str) -> Result<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let found = read(api, name).await?;
+    found.ok_or_else(|| Problem::not_found(format!("the {} {name} is gone", K::kind(&()))))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str> {

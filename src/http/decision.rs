@@ -27,6 +27,7 @@ use crate::api::step_run::{Act, GateState};
 use crate::api::workflow::Phase;
 use crate::decide::history::label;
 use crate::decide::target::{waits_at_own_gate, waits_for_answer};
+use crate::definition::free_value;
 
 const COMMENT_BYTES: usize = 4096;
 /// How long the operator may take before the answer is 202.
@@ -123,6 +124,9 @@ pub async fn answer(http: Arc<Http>, call: Call) -> Result<Response> {
             fields.fault("answer", format!("has {} bytes as JSON, at most {OUTPUT_INLINE_BYTES}", answer.len()));
         }
         _ => {}
+    }
+    if let Some(fault) = value.as_ref().and_then(free_value::nesting) {
+        fields.fault("answer", fault);
     }
     if answer.is_some() && comment.is_some() {
         fields.fault("comment", "goes with action; a question takes the answer alone");

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::call::Call;
-use super::caller::{Right, within};
+use super::caller::{Right, read, read_known};
 use super::fields::Fields;
 use super::problem::{Problem, Result};
 use super::run_request::{document_type, format};
@@ -152,7 +152,7 @@ pub async fn one(http: Arc<Http>, call: Call) -> Result<Response> {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     let api: Api<Document> = Api::namespaced(call.caller.client.clone(), &call.namespace);
-    let loaded = within(api.get_opt(&name)).await?.map(|document| Loaded::new(Arc::new(document)));
+    let loaded = read(&api, &name).await?.map(|document| Loaded::new(Arc::new(document)));
     let content =
         Content::of(&pin, loaded.as_ref()).map_err(|changed| Problem::new(StatusCode::GONE, changed.to_string()))?;
     let kind = match content.document().spec.format {
@@ -179,7 +179,7 @@ pub async fn put(http: Arc<Http>, call: Call) -> Result<Response> {
         if let Some(made) = within_name(api.create(&post(), &Document::new(&name, spec.clone()))).await? {
             return Ok((StatusCode::CREATED, axum::Json(listed(&made, Some(true)))).into_response());
         }
-        let there = within(api.get(&name)).await?;
+        let there = read_known(&api, &name).await?;
         if document::is_newest_of(&there, &spec) {
             return Ok(axum::Json(listed(&there, Some(false))).into_response());
         }

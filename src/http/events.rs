@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::call::Call;
-use super::caller::{Right, within};
+use super::caller::{Right, read, read_known};
 use super::evaluate::steadily;
 use super::problem::{Problem, Result};
 use super::received::{self, For};
@@ -180,10 +180,11 @@ async fn named(http: &Http, call: &Call) -> Result<Arc<Trigger>> {
         return Ok(trigger);
     }
     let api: Api<Trigger> = Api::namespaced(call.caller.client.clone(), &call.namespace);
-    within(api.get(name)).await.map(Arc::new).map_err(|problem| match problem.status {
-        StatusCode::NOT_FOUND | StatusCode::FORBIDDEN => missing(),
-        _ => problem,
-    })
+    match read(&api, name).await {
+        Ok(found) => found.map(Arc::new).ok_or_else(missing),
+        Err(problem) if problem.status == StatusCode::FORBIDDEN => Err(missing()),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// Nobody wants any of the events: what would be wanted, as far as the caller may know it.
@@ -298,7 +299,7 @@ async fn start(
             Some(there) => there,
             None => match within_name(api.create(&post(), &wanted)).await {
                 Ok(Some(made)) => break (Arc::new(made), true),
-                Ok(None) => known(within(api.get(&name)).await, &name)?,
+                Ok(None) => known(read_known(&api, &name).await, &name)?,
                 Err(problem) => return Err(hinted(problem, call)),
             },
         };

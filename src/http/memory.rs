@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::Http;
 use super::call::Call;
-use super::caller::within;
+use super::caller::{read, within};
 use super::fields::Fields;
 use super::problem::{FieldFault, Problem, Result};
 use crate::api::limits::{MEMORY_BYTES, MEMORY_KEYS};
@@ -69,7 +69,7 @@ fn shown(memory: &Memory) -> Response {
 async fn find(call: &Call) -> Result<(Api<Memory>, Memory)> {
     let (agent, story) = (call.part("agent"), call.part("story"));
     let api: Api<Memory> = Api::namespaced(call.caller.client.clone(), &call.namespace);
-    let found = within(api.get_opt(&name::memory(agent, story))).await?;
+    let found = read(&api, &name::memory(agent, story)).await?;
     let own = found.filter(|memory| memory.spec.agent_id == agent && memory.spec.session == story);
     let missing = || {
         Problem::not_found(format!(

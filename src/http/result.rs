@@ -3,7 +3,7 @@
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use super::caller::{Caller, within};
+use super::caller::{Caller, read};
 use super::problem::{Problem, Result};
 use super::view::{self, Answer, Begun};
 use crate::api::workflow::{Phase, RunOutput};
@@ -20,7 +20,7 @@ pub async fn output_of(caller: &Caller, namespace: &str, stored: Option<&RunOutp
     let Some(name) = &stored.document_name else { return Ok(Value::Null) };
     let pin = Pin { name: name.clone(), uid: None, digest: Some(stored.digest.clone()) };
     let api: Api<Document> = Api::namespaced(caller.client.clone(), namespace);
-    let found = within(api.get_opt(name)).await?;
+    let found = read(&api, name).await?;
     let loaded = found.map(|document| Loaded::new(std::sync::Arc::new(document)));
     let content = Content::of(&pin, loaded.as_ref())
         .map_err(|changed| Problem::new(http::StatusCode::GONE, changed.to_string()))?;

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::call::Call;
-use super::caller::within;
+use super::caller::read_known;
 use super::fields::Fields;
 use super::problem::{Problem, Result};
 use super::result::{answer, url};
@@ -114,7 +114,7 @@ async fn make(
     new.metadata.annotations = Some([(CREATED_BY.to_owned(), call.caller.user.to_string())].into());
     new.annotations_mut().extend(traced(call));
     if !new.spec.documents.is_empty() {
-        new.spec.documents = within(api.get(old)).await?.spec.documents;
+        new.spec.documents = read_known(api, old).await?.spec.documents;
     }
     if let (Some(key), None) = (idempotency_key(call)?, own) {
         new.metadata.name = Some(name::keyed_run(&format!("{old}-retry"), &call.caller.user, key));
@@ -141,7 +141,7 @@ async fn keyed(api: &Api<Workflow>, call: &Call, new: &Workflow) -> Result<(Work
         return Ok((made, Begun::Now));
     }
     let name = new.name_any();
-    let there = within(api.get(&name)).await?;
+    let there = read_known(api, &name).await?;
     let is_same = there.spec.retry_of == new.spec.retry_of && there.spec.template_ref == new.spec.template_ref;
     if is_same && creator(&there) == Some(&call.caller.user) {
         return Ok((there, Begun::Before));

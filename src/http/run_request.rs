@@ -13,7 +13,7 @@ use crate::api::name::{CREATED_BY, LABEL_MADE_BY};
 use crate::api::step::Format;
 use crate::api::workflow::{InlineDocument, TemplateRef};
 use crate::api::{Workflow, WorkflowSpec};
-use crate::definition::digits;
+use crate::definition::free_value;
 
 /// How long the answer is waited for, in seconds: unless told, and at most.
 const WAIT: f64 = 5.0;
@@ -151,7 +151,7 @@ fn parameters(fields: &mut Fields) -> Option<Map<String, Value>> {
     if bytes > PARAMETERS_BYTES {
         fields.fault("parameters", format!("has {bytes} bytes as JSON, at most {PARAMETERS_BYTES} are allowed"));
     }
-    for fault in digits::faults(&value, "parameters").into_iter().take(8) {
+    for fault in free_value::faults(&value, "parameters").into_iter().take(8) {
         let (place, why) = fault.split_once(": ").unwrap_or(("parameters", &fault));
         fields.fault(place, why);
     }
@@ -273,6 +273,7 @@ mod tests {
             (with("flow", json!("x".repeat(53))), vec!["flow"]),
             (with("parameters", json!([1])), vec!["parameters"]),
             (with("parameters", json!({"a": "x".repeat(33_000)})), vec!["parameters"]),
+            (with("parameters", (0..65).fold(json!(1), |inner, _| json!({"a": inner}))), vec!["parameters"]),
             (with("wait", json!(61)), vec!["wait"]),
             (with("wait", json!(-1)), vec!["wait"]),
             (with("wait", json!("5")), vec!["wait"]),

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::Http;
 use super::call::Call;
-use super::caller::{Right, within};
+use super::caller::{Right, read};
 use super::fields::{is_identifier, is_name};
 use super::problem::{Problem, Result};
 use super::view::{self, Shown};
@@ -114,7 +114,7 @@ pub async fn find(http: &Arc<Http>, call: &Call) -> Result<Arc<Workflow>> {
     // It may have been made a moment ago, before the watch has told of it.
     if is_name(wanted) {
         let api: Api<Workflow> = Api::namespaced(call.caller.client.clone(), namespace);
-        if let Some(run) = within(api.get_opt(wanted)).await? {
+        if let Some(run) = read(&api, wanted).await? {
             return Ok(Arc::new(run));
         }
     }

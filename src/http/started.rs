@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::act::patch;
 use super::call::Call;
-use super::caller::{Right, within};
+use super::caller::{Right, read, read_known, within};
 use super::outcome::Outcome;
 use super::problem::{Problem, Result};
 use super::run_request::RunRequest;
@@ -19,6 +19,7 @@ use crate::api::name::{self, API, AWAITED, CREATED_BY, TRACEPARENT};
 use crate::api::workflow::Phase;
 use crate::api::{Workflow, WorkflowTemplate};
 use crate::cluster::chance::run_name;
+use crate::cluster::stored;
 use crate::decide::trace::TraceContext;
 
 /// W3C trace context.
@@ -47,7 +48,10 @@ pub async fn allowed(http: &Arc<Http>, call: &Call, flow: &str) -> Result<()> {
     let create = Right { verb: "create", resource: "workflows", namespace, name: "" };
     http.callers.must(&call.caller, create).await?;
     let run = Right { verb: "run", resource: "workflowtemplates", namespace, name: flow };
-    let is_there = http.watches.world.templates.get(namespace, flow).is_some() || is_new(call, flow).await;
+    let templates = &http.watches.world.templates;
+    // A run of one that cannot be read waits, and says why.
+    let is_known = templates.get(namespace, flow).is_some() || templates.fault(namespace, flow).is_some();
+    let is_there = is_known || is_new(call, flow).await;
     if is_there {
         return if http.settings.run_permission { http.callers.must(&call.caller, run).await } else { Ok(()) };
     }
@@ -135,7 +139,7 @@ async fn keyed(call: &Call, wanted: &RunRequest, api: &Api<Workflow>, run: &Work
         return Ok(Started { run: Arc::new(made), begun: Begun::Now });
     }
     let name = run.name_any();
-    let there = within(api.get(&name)).await?;
+    let there = read_known(api, &name).await?;
     let creator = creator(&there);
     if creator.is_some_and(|creator| *creator != *call.caller.user) {
         return Err(
@@ -173,7 +177,7 @@ async fn waits_already(
     }
     let selector = format!("spec.session={},status.phase=WaitingForDocuments", wanted.story_id);
     let params = ListParams::default().fields(&selector).limit(100);
-    let mut open = within(api.list(&params)).await?.items;
+    let mut open = within(stored::list(api.clone(), &params)).await?.items;
     open.sort_by_cached_key(watches::newest_last);
     let mut why = "";
     for run in open.iter().rev() {
@@ -204,7 +208,7 @@ async fn awaited(http: &Arc<Http>, call: &Call, wanted: &RunRequest, api: &Api<W
             && run.spec.input.as_ref() == Some(&wanted.input)
     };
     let Some(known) = runs.iter().rev().map(|(_, run)| run).find(|run| own(run)) else { return Ok(None) };
-    let now = within(api.get_opt(&known.name_any())).await?;
+    let now = read(api, &known.name_any()).await?;
     Ok(now.filter(|now| own(now) && wanted.difference(now).is_none()))
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kube::{Api, ResourceExt};
 
 use super::call::Call;
-use super::caller::{Right, within};
+use super::caller::{Right, read_known};
 use super::problem::{Problem, Result};
 use super::{Http, runs};
 use crate::api::{StepRun, Workflow};
@@ -59,6 +59,6 @@ pub async fn known(http: &Arc<Http>, call: &Call) -> Result<(Arc<Workflow>, Arc<
 /// The same StepRun as the API server has it now, read with the caller's token.
 pub async fn fresh(call: &Call, step: &StepRun) -> Result<StepRun> {
     let api: Api<StepRun> = Api::namespaced(call.caller.client.clone(), &call.namespace);
-    let found = within(api.get(&step.name_any())).await?;
+    let found = read_known(&api, &step.name_any()).await?;
     if found.uid() == step.uid() { Ok(found) } else { Err(Problem::not_found("the step is gone")) }
 }

@@ -25,7 +25,7 @@ use super::supervise::Event;
 use super::usage::{UsageCall, Used};
 use super::wait::{Until, WaitLimiter};
 use crate::api::limits::MESSAGE_BYTES;
-use crate::definition::digits;
+use crate::definition::{digits, free_value};
 use crate::protocol::{self, AskRequest, CheckRequest, Checked, Fault, HistoryRequest, Output, ProgressRequest};
 
 const CHECK_PATIENCE: Duration = Duration::from_secs(30);
@@ -51,6 +51,9 @@ impl OutputFiles {
             Ok(read.map_or((None, None), |file| (Some(mask.text(&file.text)), file.bytes)))
         };
         let (result, result_bytes) = one("result.json")?;
+        if let Some(fault) = result.as_deref().and_then(free_value::nesting_of_text) {
+            return Err(format!("result.json {fault}"));
+        }
         let (document, document_bytes) = self.document.as_deref().map_or(Ok((None, None)), one)?;
         Ok(Output { result, document, result_bytes, document_bytes })
     }
@@ -453,6 +456,21 @@ mod tests {
             let response = agent.get(format!("{base}{path}")).call().expect("an answer");
             assert_eq!(response.status().as_u16(), code, "{path}");
         }
+    }
+
+    #[test]
+    fn an_output_that_nests_too_deep_is_refused_here() {
+        let folder = std::env::temp_dir().join(format!("lockstep-deep-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let files = OutputFiles { folder: folder.clone(), document: None };
+        let read = |levels: usize| {
+            let text = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+            std::fs::write(folder.join("result.json"), &text).expect("it is written");
+            files.read(&Mask::default()).map(|output| output.result == Some(text))
+        };
+        assert_eq!(read(64), Ok(true));
+        assert!(read(100_000).is_err_and(|fault| fault.starts_with("result.json nests 100000 levels")));
+        std::fs::remove_dir_all(folder).expect("it goes");
     }
 
     #[test]

@@ -84,6 +84,7 @@ async fn objects_are_refused_for_each_fault_alone() -> Result<()> {
         ("workflows", run("x", json!([{"name": "a", "ask": {"question": "?"}, "retry": {}}])), 422, "go with agentId"),
         ("workflows", run("x", json!([{"name": "a", "agentId": "x", "onFailure": "Retry"}])), 422, "Unsupported value"),
         ("workflows", run("x", json!([{"name": "a", "agentId": "x", "forEach": {"in": "x", "as": "y", "tolerate": "101%"}}])), 422, "tolerate"),
+        ("workflows", run("x", json!([{"name": "a", "agentId": "x", "forEach": {"in": "x", "as": "y", "tolerate": 5001}}])), 422, "tolerate"),
         ("workflows", run("x", json!([{"name": "a", "agentId": "x", "gate": {"approvals": 17}}])), 422, "less than or equal to 16"),
         ("workflows", workflow("x", &json!({"steps": null, "templateRef": {"name": "t"}, "order": "Graph"})), 422, "go with steps"),
         ("workflows", workflow("x", &json!({"order": "Circle"})), 422, "Unsupported value"),

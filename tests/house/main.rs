@@ -5,7 +5,7 @@
 //! Only what no lint can say: what clippy knows (lines and parameters of functions, clocks, sleeping, randomness, `json!`,
 //! waivers without a reason) stands in Cargo.toml and .clippy.toml. `source` reads and masks Rust, `floors` and `circles`
 //! look at who imports whom, `budgets` at sizes, `papers` at the texts for people, `events` at what the night shift can
-//! look up, `proofs` at who may prove a decision.
+//! look up, `proofs` at who may prove a decision, `alone` at how lists are read.
 
 #![allow(
     clippy::expect_used,
@@ -16,6 +16,7 @@
 )]
 #![expect(clippy::expect_used, reason = "a check that cannot look must fail")]
 
+mod alone;
 mod budgets;
 mod circles;
 mod conditions;

@@ -26,3 +26,4 @@ mod sessions;
 mod streams;
 mod town;
 mod traces;
+mod unreadable;

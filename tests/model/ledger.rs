@@ -161,6 +161,7 @@ impl Ledger {
             goes_last: false,
             definition: None,
             agent: Some(Arc::clone(&self.agent)),
+            agent_fault: None,
             job: job_seen(attempt - 1, usize::try_from(attempt - 1).ok().and_then(|n| view.jobs.get(n)).copied()),
             pod: view.pod.map(|(pod, object)| pod_seen(pod, object)),
             unfinished: unfinished(&view.jobs),

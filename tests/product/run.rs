@@ -172,6 +172,7 @@ fn begin(world: &mut World, faulty: bool) {
     }
     world.restore_agents();
     plant(world);
+    deepen(world);
     world.start_gateway();
     for op in 0..world.operators.len() {
         world.start_operator(op);
@@ -182,6 +183,20 @@ fn begin(world: &mut World, faulty: bool) {
     }
     if world.faults.mischief > 0 {
         world.soon(1_000, 20_000, Event::Mischief);
+    }
+}
+
+/// Objects that nest deeper than they can be read: a run that must come to its end, and others. Nobody else notices.
+fn deepen(world: &mut World) {
+    let deep = (0..150).fold(json!(1), |inner, _| json!({"a": inner}));
+    let steps = json!([{"name": "a", "agentId": "deep"}]);
+    for (kind, spec) in [
+        (Kind::Workflow, json!({"parameters": deep, "steps": steps})),
+        (Kind::WorkflowTemplate, json!({"parametersSchema": deep, "steps": steps})),
+        (Kind::Agent, json!({"template": {}, "outputSchema": deep})),
+    ] {
+        let made = world.ask(Who::Admin, &Request::Create(kind, json!({"metadata": {"name": "deep"}, "spec": spec})));
+        made.expect("nothing is there yet");
     }
 }
 

@@ -100,6 +100,7 @@ impl States {
                 runs: Vec::new(),
                 on_the_way: Vec::new(),
                 template_exists,
+                template_fault: None,
                 installation: Arc::default(),
                 evaluator: Arc::new(InProcess),
                 now: now.clone(),

@@ -196,6 +196,7 @@ impl World {
             definition,
             agents,
             step_runs: table(workflow.metadata.uid.as_ref()),
+            unreadable: lockstep::decide::workflow::UnreadableObjects::default(),
             documents: self.documents.values().map(|d| (document::key(d), without_content(d))).collect(),
             contents: Contents::default(),
             memories: self.memories_of(workflow),
@@ -231,6 +232,7 @@ impl World {
             budget: self.budget(step_run, definition.as_deref()),
             definition,
             agent: self.agents.get(&step_run.spec.agent_id).cloned().map(Arc::new),
+            agent_fault: None,
             job: match job {
                 None => JobSeen::Absent,
                 Some(work) if work.step_run.as_deref() != Some(own_name) => {

@@ -68,6 +68,7 @@ impl World {
             definition,
             agents,
             step_runs,
+            unreadable: lockstep::decide::workflow::UnreadableObjects::default(),
             documents,
             contents: Contents::default(),
             memories: Vec::new(),
@@ -259,6 +260,7 @@ impl World {
             goes_last: seen::goes_last(&step_run, run.as_deref()),
             pods_alive: pods.iter().filter(|p| seen::is_alive(p, &now)).count(),
             agent: self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed()),
+            agent_fault: None,
             job: self.job_seen(op, &job_name, &jobs),
             pod: if done { None } else { self.pod(op, &step_run, attempt, &pods)? },
             unfinished: jobs

@@ -40,7 +40,7 @@ pub enum AttemptResult {
     OutputTooLarge,
     /// Somebody else's Job had the name of the attempt's Job, and nothing ran.
     NameConflict,
-    /// The StepRun was deleted, and is never made again.
+    /// The StepRun was deleted, or cannot be read, and is never made again.
     StepRunLost,
     /// Nobody may decide at the gate, because who made the run is not known or is no person.
     GateNotProven,

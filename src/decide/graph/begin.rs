@@ -23,6 +23,7 @@ use crate::decide::step_run::has_changed;
 use crate::decide::{build, document, gate, trace};
 use crate::definition::agent;
 use crate::definition::expression::{self, Room, TextTemplate};
+use crate::definition::free_value;
 use crate::definition::program::{DocumentSelector, Gate, OnReject, Parameters, Step};
 
 type Refused = (AttemptResult, Fault);
@@ -51,12 +52,12 @@ impl Walk<'_> {
         let Some(own) = step.agent() else { return Ok(Vec::new()) };
         let mut waits = WalkResult::default();
         let Some(agent) = self.o.agents.get(&own.agent) else {
-            let message = format!(
-                "{}: Agent {} does not exist in this namespace; the step starts when it does",
-                frame.place(&step.path),
-                own.agent
-            );
-            waits.waits.pending.push(WaitReason { reason: "AgentNotFound".to_owned(), message });
+            let (reason, why) = match self.o.unreadable.agents.get(&own.agent) {
+                Some(fault) => ("AgentInvalid", format!("cannot be read: {fault}; the step starts when it is mended")),
+                None => ("AgentNotFound", "does not exist in this namespace; the step starts when it does".to_owned()),
+            };
+            let message = format!("{}: Agent {} {why}", frame.place(&step.path), own.agent);
+            waits.waits.pending.push(WaitReason { reason: reason.to_owned(), message });
             return Err(Box::new(waits));
         };
         let from = self.sources.viewpoint(frame);
@@ -115,7 +116,11 @@ impl Walk<'_> {
             let too_large = |text| (AttemptResult::InvalidParameters, Fault::Wrong(text));
             if room.is_spent() { too_large(format!("{text}; pass a document instead")) } else { wrong(text) }
         })?;
-        let parameters = Value::Object(parameters).to_string();
+        let parameters = Value::Object(parameters);
+        if let Some(fault) = free_value::nesting(&parameters) {
+            return Err((AttemptResult::InvalidParameters, Fault::Wrong(format!("parameters: {fault}"))));
+        }
+        let parameters = parameters.to_string();
         if parameters.len() > PARAMETERS_BYTES {
             let message = format!(
                 "the parameters are {} bytes long, at most {PARAMETERS_BYTES} are allowed; pass a document instead",

@@ -18,6 +18,7 @@ use crate::decide::settled::{EndedItem, List};
 use crate::decide::tally::Collection;
 use crate::decide::{claim, document, output};
 use crate::definition::expression::{self, Expression, kind};
+use crate::definition::free_value;
 use crate::definition::program::{ForEach, Step};
 
 type Keyed = Vec<(String, Arc<Value>)>;
@@ -328,6 +329,9 @@ impl Walk<'_> {
         let mut seen = BTreeSet::new();
         let mut keyed = Vec::with_capacity(items.len());
         for (index, value) in items.into_iter().enumerate() {
+            if let Some(fault) = free_value::nesting(&value) {
+                return Err(wrong(format!("in gives item {index}, which {fault}")));
+            }
             scope = scope.map(|s| s.with(&for_each.as_name, value.clone()));
             let own = match (key, &scope) {
                 (Some(key), Some(scope)) => match key.evaluate(scope) {

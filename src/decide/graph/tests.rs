@@ -37,6 +37,7 @@ fn run_of(definition: &Definition) -> (Observed, Program) {
         definition: None,
         agents: [("x".to_owned(), agent)].into(),
         step_runs: crate::decide::observed::StepRuns::default(),
+        unreadable: crate::decide::observed::UnreadableObjects::default(),
         documents: document::Documents::default(),
         contents: Contents::default(),
         previous: None,
@@ -715,10 +716,21 @@ fn a_question_and_parameters_stop_at_their_bounds() {
             AttemptResult::InvalidParameters,
             "parameters.a: gives more than 32768 bytes, at most 32768 are allowed; pass a document instead",
         ),
+        (
+            json!({"agentId": "x", "parameters": {"a": ["${ parameters.deep }"]}}),
+            AttemptResult::InvalidParameters,
+            "parameters: nests 65 levels of lists and objects, at most 64 are allowed",
+        ),
+        (
+            json!({"agentId": "x", "forEach": {"in": "[1, [parameters.deep]]", "as": "e"}}),
+            AttemptResult::ExpressionError,
+            "forEach.in gives item 1, which nests 65 levels of lists and objects, at most 64 are allowed",
+        ),
     ] {
         let mut step = step;
         step["name"] = json!("a");
-        let (o, program) = run(&json!([step]), &json!({"big": big, "some": "y".repeat(5000)}));
+        let deep = (0..63 + usize::from(step.get("forEach").is_some())).fold(json!(1), |inner, _| json!([inner]));
+        let (o, program) = run(&json!([step]), &json!({"big": big, "some": "y".repeat(5000), "deep": deep}));
         let failure = walk(&o, &program, Admission::Open).progress.failure.expect("it fails");
         assert!(failure.class == class && failure.message.contains(words), "{failure:?}");
     }
@@ -819,4 +831,20 @@ fn what_failed_beside_a_cancelled_step_is_found_without_memory() {
     assert!(known.as_ref().is_some_and(|place| place.starts_with("each/inner")), "{known:?}");
     o.settled = Arc::default();
     assert_eq!(places(&o), known, "an operator that has just started knows as much");
+}
+
+#[test]
+fn a_step_run_that_cannot_be_read_fails_its_run_and_is_named() {
+    let steps = json!([{"name": "a", "agentId": "x", "forEach": {"in": "[1, 2]", "as": "e", "tolerate": 2}, "onFailure": "Continue"},
+        {"name": "b", "agentId": "x"}]);
+    let (mut o, program) = run(&steps, &json!({}));
+    let own = build::step_run_name("w", "12345678-rest", "a", &["1".to_owned()]);
+    o.unreadable.step_runs.insert(own.clone(), "spec.item: nests 124 levels".to_owned());
+    // The first pass pins the list; what is there already is met in the next.
+    step_on(&mut o, &program);
+    let walked = walk(&o, &program, Admission::Open);
+    assert!(walked.progress.creates.is_empty(), "nothing begins behind it");
+    let failure = walked.progress.failure.expect("the run fails");
+    assert_eq!((failure.place.as_str(), failure.class), ("a/1", AttemptResult::StepRunLost));
+    assert!(failure.message.contains(&own) && failure.message.contains("nests 124 levels"), "{}", failure.message);
 }

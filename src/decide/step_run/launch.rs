@@ -59,8 +59,12 @@ impl Pass<'_> {
         }
         let name = &self.o.step_run.spec.agent_id;
         let Some(agent) = self.o.agent.as_deref() else {
-            let why = format!("Agent {name} does not exist in this namespace; it starts when it does");
-            return self.pend("AgentNotFound", &why);
+            let Some(fault) = &self.o.agent_fault else {
+                let why = format!("Agent {name} does not exist in this namespace; it starts when it does");
+                return self.pend("AgentNotFound", &why);
+            };
+            return self
+                .pend("AgentInvalid", &format!("Agent {name} cannot be read: {fault}; it starts when it is mended"));
         };
         // Its status may be behind its spec, and says nothing then.
         let agent = match CheckedAgent::of(agent, self.o.evaluator.as_ref()) {

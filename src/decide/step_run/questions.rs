@@ -10,6 +10,7 @@ use super::{
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::definition::expression::Evaluate;
+use crate::definition::free_value;
 use crate::definition::schema::Schema;
 
 const QUESTION_BYTES: usize = 4096;
@@ -311,6 +312,9 @@ pub(super) fn read(
     wanted: Option<&serde_json::Map<String, Value>>,
     evaluator: &dyn Evaluate,
 ) -> Result<String, String> {
+    if let Some(fault) = free_value::nesting_of_text(text) {
+        return Err(format!("it {fault}"));
+    }
     let words = Value::String(text.to_owned());
     let faults = |value: &Value| match wanted.map(|wanted| evaluator.faults(wanted, value)) {
         None => Ok(()),
@@ -366,6 +370,9 @@ mod tests {
                 (found, _) => panic!("{text}: {found:?}"),
             }
         }
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(read(&nested(64), None, &InProcess).is_ok());
+        assert!(read(&nested(200), None, &InProcess).is_err_and(|fault| fault.starts_with("it nests 200 levels")));
         assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES), None, &InProcess).is_err(), "the quotes count");
         assert!(read(&"x".repeat(OUTPUT_INLINE_BYTES - 2), None, &InProcess).is_ok());
     }

@@ -22,6 +22,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         hold: Hold::No,
         definition: None,
         agent: Some(Arc::new(Agent::new("writer", AgentSpec::default()))),
+        agent_fault: None,
         job: JobSeen::Absent,
         refusal: None,
         slot: Some(Slot::Yours),
@@ -76,6 +77,21 @@ fn what_goes_in_the_foreground_keeps_its_jobs_for_the_garbage_collector() {
         assert!(step_run(&o).effects.iter().any(|e| matches!(e, Effect::Delete { .. })), "{hold:?}");
         o.goes_last = true;
         assert!(step_run(&o).effects.is_empty(), "{hold:?}");
+    }
+}
+
+#[test]
+fn an_agent_that_cannot_be_read_is_there() {
+    let mut o = observed(&serde_json::Value::Null);
+    o.agent = None;
+    for (fault, reason, words) in [
+        (None, "AgentNotFound", "Agent writer does not exist in this namespace; it starts when it does"),
+        (Some("too wide"), "AgentInvalid", "Agent writer cannot be read: too wide; it starts when it is mended"),
+    ] {
+        o.agent_fault = fault.map(str::to_owned);
+        let status = step_run(&o).status.expect("a status");
+        let why = crate::api::condition::get(&status.conditions, "Started").expect("a condition");
+        assert_eq!((why.reason.as_str(), why.message.as_str()), (reason, words));
     }
 }
 

@@ -22,6 +22,7 @@ fn observed(spec: Value, now: &str) -> Observed {
         runs: Vec::new(),
         on_the_way: Vec::new(),
         template_exists: true,
+        template_fault: None,
         installation: Arc::new(Installation {
             api_url: "https://api/".into(),
             account: OPERATOR.into(),
@@ -349,6 +350,12 @@ fn a_trigger_says_what_is_wrong_with_it() {
     assert_eq!((good.0.as_str(), good.1.as_str(), good.2), ("True", "Valid", false));
     let later = ready(json!({"event": {}, "run": run}), false);
     assert_eq!((later.0.as_str(), later.1.as_str(), later.2), ("False", "TemplateNotFound", false));
+    let mut unread = observed(json!({"event": {}, "run": run}), MADE);
+    (unread.template_exists, unread.template_fault) = (false, Some("too deep".to_owned()));
+    let status = trigger(&unread).status.expect("a status");
+    let told = condition::get(&status.conditions, "Ready").expect("a condition");
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("False", "TemplateInvalid"));
+    assert!(told.message.contains("WorkflowTemplate t cannot be read: too deep"), "{}", told.message);
     let bad = ready(json!({"schedule": {"cron": "x"}, "run": run}), true);
     assert_eq!((bad.0.as_str(), bad.1.as_str(), bad.2), ("False", "Invalid", true));
     assert!(bad.3.contains("spec.schedule.cron"), "{}", bad.3);

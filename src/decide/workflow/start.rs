@@ -89,6 +89,12 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
         },
         Some(wanted) => {
             let Some(template) = &o.template else {
+                if let Some(fault) = &o.unreadable.template {
+                    let name = &wanted.name;
+                    let why =
+                        format!("WorkflowTemplate {name} cannot be read: {fault}; the run starts when it is mended");
+                    return Err(("TemplateInvalid", why));
+                }
                 return Err((
                     "TemplateNotFound",
                     format!(
@@ -122,18 +128,27 @@ fn resolved(o: &Observed) -> Result<Source, (&'static str, String)> {
     };
     let missing = missing_agents(&source.steps, "spec.steps", &o.agents);
     if missing.is_empty() {
-        Ok(source)
-    } else {
-        let they = if missing.len() == 1 { "it exists" } else { "they exist" };
-        Err(("AgentNotFound", format!("{}; the run starts when {they}", missing.join("; "))))
+        return Ok(source);
     }
+    let told = |(place, agent): &(String, &str)| match o.unreadable.agents.get(*agent) {
+        Some(fault) => format!("{place}: Agent {agent} cannot be read: {fault}"),
+        None => format!("{place}: Agent {agent} does not exist in this namespace"),
+    };
+    let faults: Vec<String> = missing.iter().map(told).collect();
+    let (reason, then) = if missing.iter().any(|(_, agent)| o.unreadable.agents.contains_key(*agent)) {
+        ("AgentInvalid", "that is mended")
+    } else {
+        ("AgentNotFound", if missing.len() == 1 { "it exists" } else { "they exist" })
+    };
+    Err((reason, format!("{}; the run starts when {then}", faults.join("; "))))
 }
 
-fn missing_agents(steps: &[Step], place: &str, agents: &BTreeMap<String, Arc<Agent>>) -> Vec<String> {
+/// Agents that are not known, each with the place that names it.
+fn missing_agents<'a>(steps: &'a [Step], place: &str, agents: &BTreeMap<String, Arc<Agent>>) -> Vec<(String, &'a str)> {
     let mut missing = Vec::new();
     for (index, step) in steps.iter().enumerate() {
-        if let Some(agent) = step.agent_id.as_ref().filter(|a| !agents.contains_key(*a)) {
-            missing.push(format!("{place}[{index}].agentId: Agent {agent} does not exist in this namespace"));
+        if let Some(agent) = step.agent_id.as_deref().filter(|a| !agents.contains_key(*a)) {
+            missing.push((format!("{place}[{index}].agentId"), agent));
         }
         missing.extend(missing_agents(&step.steps, &format!("{place}[{index}].steps"), agents));
     }

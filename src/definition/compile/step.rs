@@ -8,8 +8,8 @@ use super::{Group, Readable, StepLocation, Unreadable, Walk};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::step::{self as written, Acceptors, ActionGate, OnFailure, Produces};
 use crate::api::usage::Budget;
-use crate::definition::digits;
 use crate::definition::expression::{Expression, Template, TextTemplate};
+use crate::definition::free_value;
 use crate::definition::program::{
     AgentStep, ApprovalStep, AskStep, DocumentSelector, ForEach, Gate, MAX_PARALLEL, MAX_ROUNDS, OnReject, Parameters,
     Step, StepKind, StepList, Tolerance,
@@ -88,7 +88,7 @@ impl Walk<'_> {
         let empty = serde_json::Map::new();
         let given = step.parameters.as_ref().unwrap_or(&empty);
         let at = format!("{at}.parameters");
-        for fault in digits::faults(&Value::Object(given.clone()), &at) {
+        for fault in free_value::faults(&Value::Object(given.clone()), &at) {
             self.fault(fault);
         }
         let mut heard = |pointer: &str, found: Result<&Expression, String>| self.heard(pointer, found, inside);

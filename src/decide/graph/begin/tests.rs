@@ -55,6 +55,7 @@ fn again(steps: &Value) -> Again {
         definition: None,
         agents: [("x".to_owned(), Arc::new(agent("one")))].into(),
         step_runs: crate::decide::observed::StepRuns::default(),
+        unreadable: crate::decide::observed::UnreadableObjects::default(),
         documents: document::Documents::default(),
         contents: content::Contents::default(),
         previous: Some(Previous::default()),

@@ -1,0 +1,110 @@
+//! What is known of an object that cannot be read: it nests deeper than its reader goes, or a value of it is not of its
+//! type. Its identity is read without a look at the rest. `ObjectMeta` would not do: its `managedFields` are as deep as the
+//! object.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
+use kube::core::ObjectMeta;
+use serde::Deserialize;
+
+/// An object that cannot be read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Unreadable {
+    /// Its identity, and no more.
+    pub metadata: ObjectMeta,
+    pub status: StatusHead,
+    /// Why it cannot be read, with the field.
+    pub fault: String,
+}
+
+/// What of its status stays true.
+#[derive(Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatusHead {
+    pub observed_generation: Option<i64>,
+    pub phase: Option<String>,
+    pub completed_at: Option<Time>,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WithIdentity {
+    metadata: Identity,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WithStatus {
+    status: StatusHead,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Identity {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    generation: Option<i64>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    labels: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+impl Unreadable {
+    /// From the JSON text of an object.
+    pub fn of(text: &str, fault: String) -> Self {
+        let identity = serde_json::from_str::<WithIdentity>(text).unwrap_or_default().metadata;
+        let status = serde_json::from_str::<WithStatus>(text).unwrap_or_default().status;
+        let metadata = ObjectMeta {
+            name: identity.name,
+            namespace: identity.namespace,
+            uid: identity.uid,
+            resource_version: identity.resource_version,
+            generation: identity.generation,
+            creation_timestamp: identity.creation_timestamp,
+            deletion_timestamp: identity.deletion_timestamp,
+            labels: identity.labels,
+            owner_references: identity.owner_references,
+            ..ObjectMeta::default()
+        };
+        Self { metadata, status, fault }
+    }
+
+    /// `NAMESPACE/NAME`.
+    pub fn place(&self) -> (String, String) {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        (text(&self.metadata.namespace), text(&self.metadata.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_is_read_whatever_stands_around_it() {
+        let deep = format!("{}1{}", "{\"f:a\":".repeat(5000), "}".repeat(5000));
+        let text = format!(
+            r#"{{"metadata": {{"name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 2,
+                "managedFields": [{{"fieldsV1": {deep}}}], "labels": {{"l": "1"}}, "annotations": {{"x": "y"}},
+                "ownerReferences": [{{"apiVersion": "v", "kind": "Workflow", "name": "w", "uid": "o", "controller": true}}]}},
+                "spec": {deep}, "status": {{"phase": "Running", "more": {deep}}}}}"#
+        );
+        let read = Unreadable::of(&text, "why".to_owned());
+        let meta = &read.metadata;
+        assert_eq!(read.place(), ("n".to_owned(), "a".to_owned()));
+        assert_eq!(
+            (meta.uid.as_deref(), meta.resource_version.as_deref(), meta.generation),
+            (Some("u"), Some("7"), Some(2))
+        );
+        assert_eq!(meta.owner_references.as_ref().map(|all| all[0].uid.as_str()), Some("o"));
+        assert_eq!(read.status.phase.as_deref(), Some("Running"));
+        // A status of another shape takes nothing of the identity away.
+        let odd = Unreadable::of(r#"{"metadata": {"name": "a"}, "status": {"phase": 7}}"#, String::new());
+        assert_eq!((odd.metadata.name.as_deref(), odd.status), (Some("a"), StatusHead::default()));
+    }
+}

@@ -25,6 +25,7 @@ pub mod observe;
 pub mod pod_events;
 pub mod publish;
 pub mod refusals;
+pub mod revisions;
 pub mod sinks;
 pub mod slots;
 pub mod stored;

@@ -40,6 +40,7 @@ use crate::cluster::lease::{Elector, Leadership};
 use crate::cluster::observe::Observer;
 use crate::cluster::pod_events::{self, PodEvents};
 use crate::cluster::refusals::Refusals;
+use crate::cluster::revisions::Revisions;
 use crate::cluster::sinks::{SinkOptions, Sinks};
 use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
@@ -176,6 +177,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
         refusals: Refusals::default(),
         taken: Refusals::default(),
         pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
     };
     let recorder =
         Recorder::new(client, Reporter { controller: OPERATOR.to_owned(), instance: std::env::var("HOSTNAME").ok() });

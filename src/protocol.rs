@@ -216,7 +216,13 @@ pub struct Output {
     /// Bytes of the document file, where only its first part is here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document_bytes: Option<u64>,
+    /// Whether the value of a Secret was masked in one of them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masked: bool,
 }
+
+/// What stands in the place of a Secret's value.
+pub const MASK: &str = "***";
 
 /// `POST /v1/check`: validates now, writes nothing.
 #[derive(Serialize, Deserialize, Clone, Debug)]

@@ -17,7 +17,7 @@ use super::print::put;
 use super::target::Target;
 use super::text::{clock, inline, quote};
 use super::tree;
-use super::watch::watch_fault;
+use super::watch::{Scene, watch_fault};
 use crate::api::Workflow;
 use crate::api::name::CLI;
 use crate::api::workflow::Phase;
@@ -140,20 +140,17 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
     let mut events = on.watch::<Workflow>(fields);
     let mut tick = tokio::time::interval(PROGRESS);
     tick.reset();
-    let (mut seconds, mut line, mut said) = (0, waiting(run), String::new());
+    let mut scene = Scene::new(run.clone());
+    let (mut seconds, mut said) = (0, String::new());
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some(Ok(Event::Apply(now) | Event::InitApply(now))) if now.uid() == run.uid() => {
-                    if over(&now).is_some() {
-                        return Ok(now);
+                Some(Ok(event)) => {
+                    scene.see_run(event)?;
+                    if over(&scene.run).is_some() {
+                        return Ok(scene.run);
                     }
-                    line = waiting(&now);
                 }
-                Some(Ok(Event::Delete(_) | Event::Apply(_))) => {
-                    return Err(Fault::missing(format!("the run {name} was deleted")));
-                }
-                Some(Ok(_)) => {}
                 Some(Err(wrong)) => {
                     if let Some(fault) = watch_fault("see the end of the run", &wrong) {
                         return Err(fault);
@@ -163,9 +160,10 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
             },
             _ = tick.tick() => {
                 seconds += PROGRESS.as_secs();
+                let line = waiting(&scene.run);
                 if line != said || seconds % 10 == 0 {
                     eprintln!("{seconds}s: {line}");
-                    said.clone_from(&line);
+                    said = line;
                 }
             }
         }
@@ -188,8 +186,12 @@ fn waiting(run: &Workflow) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+    use kube::api::PostParams;
+
     use super::*;
     use crate::api::WorkflowSpec;
+    use crate::apiserver::{ApiServer, MemoryStore, Registry, access};
 
     #[test]
     fn a_wish_that_is_granted_is_not_written_again() {
@@ -207,6 +209,27 @@ mod tests {
             (ControlVerb::Resume, Some(true), None, false),
         ] {
             assert_eq!(verb.is_set(&run(suspend, cancel)), granted, "{verb:?} {suspend:?} {cancel:?}");
+        }
+    }
+
+    /// Deleted before the watch begins there is no event of it, and the next run may have its name by then.
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_is_gone_is_not_waited_for() {
+        let (store, clock) = (Box::new(MemoryStore::keeping(10)), Box::new(|| Timestamp::UNIX_EPOCH));
+        let registry = Registry::new(store, Box::new(access::Open), clock, "plugin".to_owned());
+        let client = ApiServer::new(registry, "ann").client("team");
+        let (namespace, timeout) = ("team".to_owned(), Duration::from_secs(1));
+        let on = Connection { client, namespace, output: print::Format::Json, timeout, is_reached: true };
+        let mut run = Workflow::new("shop", WorkflowSpec::default());
+        let next = run.clone();
+        run.metadata.uid = Some("before".to_owned());
+        for made in [None, Some(next)] {
+            if let Some(next) = &made {
+                on.api::<Workflow>().create(&PostParams::default(), next).await.expect("made");
+            }
+            let end = tokio::time::timeout(Duration::from_secs(60), ended(&on, &run)).await;
+            let fault = end.expect("it does not wait").expect_err("a fault").text;
+            assert!(fault.contains("shop was deleted"), "{fault}");
         }
     }
 

@@ -343,7 +343,7 @@ async fn seen(on: &Connection, document_type: &str, from: &Viewpoint) -> Result<
         }
         let params = ListParams::default().fields(&document::selector(&scope, Some(document_type)));
         let there = on.list("look for the document", on.api::<Document>(), &params).await?.items;
-        let newest = there.into_iter().max_by_key(|d| d.status.as_ref().and_then(|status| status.revision));
+        let newest = there.into_iter().max_by(|a, b| document::rank(a).cmp(&document::rank(b)));
         if newest.is_some() {
             return Ok(newest);
         }

@@ -103,7 +103,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    fn new(run: Workflow) -> Self {
+    pub fn new(run: Workflow) -> Self {
         Self {
             run,
             steps: BTreeMap::new(),
@@ -114,7 +114,8 @@ impl Scene {
         }
     }
 
-    fn see_run(&mut self, event: Event<Workflow>) -> Result<(), Fault> {
+    /// What the watch of the run says; a fault where the run is gone, be it that another one has its name.
+    pub fn see_run(&mut self, event: Event<Workflow>) -> Result<(), Fault> {
         let gone = match event {
             Event::Init => {
                 self.present = false;

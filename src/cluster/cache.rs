@@ -200,7 +200,8 @@ impl<K: Watched> Cache<K> {
         }
     }
 
-    fn take(&self, mut event: Event<K>) -> Vec<Arc<K>> {
+    /// What the watch brings; which objects it touched.
+    pub(super) fn take(&self, mut event: Event<K>) -> Vec<Arc<K>> {
         if let Event::Apply(object) | Event::Delete(object) | Event::InitApply(object) = &mut event {
             object.meta_mut().managed_fields = None;
             (self.keeping.strip)(object);

@@ -24,6 +24,7 @@ use super::guard::Proves;
 use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
+use super::revisions::Revisions;
 use super::slots::{Applicant, QueuePosition, Slots};
 use super::stored::Stored;
 use super::world::{World, run_key};
@@ -61,6 +62,7 @@ pub struct Observer {
     /// Who holds the name of a Job that was to be made: it is not in the cache, which holds only what bears our label.
     pub taken: Refusals,
     pub pod_events: PodEvents,
+    pub revisions: Revisions,
 }
 
 impl Observer {
@@ -242,10 +244,6 @@ impl Observer {
         let document = self.found(&namespace, made.document_name.as_deref()).await?;
         let gated = step_run.spec.gate.is_some() && !done;
         let output = self.found(&namespace, made.output_document.as_deref().filter(|_| gated)).await?;
-        let siblings = document
-            .loaded()
-            .map(|d| document::siblings(&self.world.documents.table(&namespace), d.document()))
-            .unwrap_or_default();
         let now = self.clock.now();
         let mut observed = step_run::Observed {
             hold,
@@ -266,7 +264,7 @@ impl Observer {
             now,
             definition,
             document,
-            siblings,
+            revision: None,
             output,
             input: None,
             budget: RunBudget::default(),
@@ -299,6 +297,10 @@ impl Observer {
                 observed.input = Some(Input { changed, memory, egress });
             }
             Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
+            Lack::Revision => {
+                let made = observed.document.loaded().map(|d| d.document());
+                observed.revision = made.map(|made| self.revisions.next(made, &self.world.documents));
+            }
         }
         Ok(())
     }
@@ -465,16 +467,22 @@ impl Observer {
         }
     }
 
-    /// A Document and those of its type; with its content only while it has no status, since only then it is read.
-    pub async fn put_document(&self, cached: Arc<Document>) -> Result<(Arc<Document>, Vec<Arc<Document>>), Error> {
+    /// A Document, those that lie in its place, and its number if it is published now; with its content only while it has no status,
+    /// since only then it is read.
+    pub async fn put_document(
+        &self,
+        cached: Arc<Document>,
+    ) -> Result<(Arc<Document>, Vec<Arc<Document>>, Option<i64>), Error> {
         let namespace = cached.namespace().unwrap_or_default();
         let siblings = document::siblings(&self.world.documents.table(&namespace), &cached);
         let settled = cached.status.as_ref().is_some_and(|s| s.phase.is_some());
         if settled {
-            return Ok((cached, siblings));
+            return Ok((cached, siblings, None));
         }
         let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
         let live = bounded("GET documents", api.get_opt(&cached.name_any())).await?;
-        Ok((live.map_or(cached, Arc::new), siblings))
+        let document = live.map_or(cached, Arc::new);
+        let number = document::is_new(&document).then(|| self.revisions.next(&document, &self.world.documents));
+        Ok((document, siblings, number))
     }
 }

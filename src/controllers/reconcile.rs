@@ -101,8 +101,8 @@ fn evaluator(context: &Context, kind: Kind, of: &impl ResourceExt) -> Arc<dyn Ev
 }
 
 pub async fn document(context: Arc<Context>, document: Arc<Document>) -> Result<Action, Error> {
-    let observed = context.observer.put_document(document).await?;
-    let status = decide::document::standing(&observed.0, &observed.1);
-    let effects = status.into_iter().map(|status| decide::document::set_status(&observed.0, status)).collect();
-    context.carry_out(observed.0.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, (), _| {}).await
+    let (document, siblings, number) = context.observer.put_document(document).await?;
+    let status = decide::document::standing(&document, &siblings, number);
+    let effects = status.into_iter().map(|status| decide::document::set_status(&document, status)).collect();
+    context.carry_out(document.as_ref(), Plan::<()> { effects, ..Plan::default() }, |_, (), _| {}).await
 }

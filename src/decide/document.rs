@@ -66,7 +66,8 @@ fn place(document_type: &str, scope: Scope, id: &str) -> String {
     format!("{document_type}\0{scope:?}/{id}\0")
 }
 
-fn place_of(document: &Document) -> String {
+/// Where a document lies: its type, its scope, and whose that is. What lies in one place is numbered.
+pub fn place_of(document: &Document) -> String {
     let spec = &document.spec;
     let id = match spec.scope {
         Scope::Item | Scope::Workflow => spec.scope_id.as_deref(),
@@ -154,12 +155,17 @@ fn revision(document: &Document) -> i64 {
     document.status.as_ref().and_then(|s| s.revision).unwrap_or_default()
 }
 
+/// In this order the newest document of a place is the last. Two operators may have given the same number at once; then all who
+/// look for a document take the same one, and `standing` leaves it alone.
+pub fn rank(document: &Document) -> (i64, std::cmp::Reverse<Option<&String>>) {
+    (revision(document), std::cmp::Reverse(document.metadata.name.as_ref()))
+}
+
 /// The document of that type: the narrowest scope, in it the highest revision.
 pub fn find<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoint) -> Option<&'a Arc<Document>> {
-    from.places(document_type).iter().find_map(|place| {
-        let there = under(documents, place).filter(|d| is_published(d));
-        there.max_by_key(|d| (revision(d), std::cmp::Reverse(d.metadata.name.clone())))
-    })
+    from.places(document_type)
+        .iter()
+        .find_map(|place| under(documents, place).filter(|d| is_published(d)).max_by_key(|d| rank(d)))
 }
 
 /// The documents of that type of all items of the run: `type/*`, each with the keys of its item, in no order.
@@ -171,7 +177,7 @@ pub fn fan_in<'a>(documents: &'a Documents, document_type: &str, from: &Viewpoin
         .filter(|d| is_published(d))
         .filter_map(|d| d.spec.scope_id.as_deref()?.strip_prefix(&around).map(|key| (key.to_owned(), d)))
         .collect();
-    found.sort_by(|a, b| (&a.0, revision(b.1)).cmp(&(&b.0, revision(a.1))));
+    found.sort_by(|a, b| (&a.0, rank(b.1)).cmp(&(&b.0, rank(a.1))));
     found.dedup_by(|later, first| later.0 == first.0);
     found
 }
@@ -219,13 +225,13 @@ pub fn pinned(document: &Document, item: Option<(String, Option<i32>)>) -> Docum
 }
 
 /// The status that publishes a document of a step: what was reported, and nothing else.
-pub fn published(content: &Content, siblings: &[Arc<Document>]) -> DocumentStatus {
-    put(content.document(), content.digest().to_owned(), siblings)
+pub fn published(content: &Content, revision: i64) -> DocumentStatus {
+    put(content.document(), content.digest().to_owned(), revision)
 }
 
 /// The status that publishes a document that is put in this pass, or was put by a person: whatever it holds.
-pub fn initial_status(document: &Document, siblings: &[Arc<Document>]) -> DocumentStatus {
-    put(document, name::digest_bytes(document.spec.content.as_bytes()), siblings)
+pub fn initial_status(document: &Document, revision: i64) -> DocumentStatus {
+    put(document, name::digest_bytes(document.spec.content.as_bytes()), revision)
 }
 
 /// The name of a document that a person puts, by whom it is seen and what it holds; `copy` tells those apart that say the same
@@ -242,18 +248,17 @@ pub fn is_newest_of(there: &Document, spec: &DocumentSpec) -> bool {
     there.spec == *spec && !superseded
 }
 
-/// The next revision of its type in its scope.
-fn put(document: &Document, digest: String, siblings: &[Arc<Document>]) -> DocumentStatus {
-    let last = siblings
-        .iter()
-        .filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document))
-        .map(|d| revision(d))
-        .max()
-        .unwrap_or_default();
+/// The number after the last one in its place, as far as these show it.
+pub fn next_revision(document: &Document, siblings: &[Arc<Document>]) -> i64 {
+    let others = siblings.iter().filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document));
+    others.map(|d| revision(d)).max().unwrap_or_default() + 1
+}
+
+fn put(document: &Document, digest: String, revision: i64) -> DocumentStatus {
     DocumentStatus {
         observed_generation: generation(document),
         phase: Some(DocumentPhase::Published),
-        revision: Some(last + 1),
+        revision: Some(revision),
         digest: Some(digest),
     }
 }
@@ -286,15 +291,20 @@ fn shares_place(a: &Document, b: &Document) -> bool {
     place_of(a) == place_of(b)
 }
 
-/// What to do with a document for itself: one that a person put is published at once (those of steps are by their gate);
-/// one that a newer revision has replaced is superseded.
-pub fn standing(document: &Document, siblings: &[Arc<Document>]) -> Option<DocumentStatus> {
+/// Whether a person put it, and it is to be published now; those of steps are by their gate.
+pub fn is_new(document: &Document) -> bool {
     let spec = &document.spec;
     let of_a_run = spec.path.is_some() || spec.workflow.is_some() || spec.scope <= Scope::Workflow;
+    !of_a_run && document.status.as_ref().is_none_or(|status| status.phase.is_none())
+}
+
+/// What to do with a document for itself: one that a person put is published at once, under the number that it gets; one that a
+/// newer revision has replaced is superseded.
+pub fn standing(document: &Document, siblings: &[Arc<Document>], number: Option<i64>) -> Option<DocumentStatus> {
     let status = document.status.clone().unwrap_or_default();
-    let newer = |d: &Arc<Document>| shares_place(d, document) && is_published(d) && revision(d) > revision(document);
+    let newer = |d: &Arc<Document>| shares_place(d, document) && is_published(d) && rank(d) > rank(document);
     match status.phase {
-        None if !of_a_run => Some(initial_status(document, siblings)),
+        None => number.filter(|_| is_new(document)).map(|number| initial_status(document, number)),
         Some(DocumentPhase::Published) if siblings.iter().any(newer) => {
             Some(DocumentStatus { phase: Some(DocumentPhase::Superseded), ..status })
         }
@@ -398,9 +408,23 @@ mod tests {
         next.metadata.uid = Some("next".into());
         let others =
             [document(Scope::Session, "s", 3), document(Scope::Session, "other", 8), document(Scope::Project, "s", 9)];
-        let status = initial_status(&next, &others);
+        let status = initial_status(&next, next_revision(&next, &others));
         assert_eq!(status.phase, Some(DocumentPhase::Published));
         assert_eq!((status.revision, status.digest), (Some(4), Some(name::digest_bytes(b"a plan"))));
+    }
+
+    /// Two operators at once: what they numbered alike.
+    #[test]
+    fn of_two_with_one_number_one_is_newer_for_everybody() {
+        let named = |name: &str| {
+            let mut twin = document(Scope::Session, "s", 3).as_ref().clone();
+            (twin.metadata.name, twin.metadata.uid) = (Some(name.into()), Some(format!("uid-of-{name}")));
+            Arc::new(twin)
+        };
+        let twins = [named("a"), named("b"), document(Scope::Session, "other", 9)];
+        let superseded = |d: &Arc<Document>| standing(d, &twins, None).and_then(|s| s.phase);
+        assert_eq!(twins.each_ref().map(superseded), [None, Some(DocumentPhase::Superseded), None]);
+        check(&twins, Some("a"));
     }
 
     /// kstatus reads it: in progress until it has a phase, and never again.
@@ -420,7 +444,7 @@ mod tests {
             let mut put = Document::clone(&document(Scope::Namespace, "", 1));
             put.metadata.generation = Some(1);
             put.status = Some(before);
-            let after = standing(&put, &[]);
+            let after = standing(&put, &[], Some(1));
             assert_eq!(after.map(|s| s.observed_generation), observed, "{what}");
         }
     }

@@ -30,7 +30,7 @@ use super::trace::TraceContext;
 use super::{DeletableKind, Effect, Plan, claim, document};
 use crate::api::agent::Agent;
 use crate::api::condition::{self, Truth, clip};
-use crate::api::document::{Document, DocumentPhase, DocumentStatus};
+use crate::api::document::{DocumentPhase, DocumentStatus};
 use crate::api::limits::{ATTEMPTS_KEPT, LOG_TAIL_BYTES, MESSAGE_BYTES, SKEW_SECONDS};
 use crate::api::name::{self, ACTION, ANSWER, COMMENT, DECIDED_BY, DECISION, REVIEW};
 use crate::api::step::OnFailure;
@@ -80,9 +80,10 @@ pub struct Observed {
     pub lingering: Vec<i32>,
     /// What Kubernetes' Events say of why the attempt has no pod, or why its pod is not set up.
     pub event: Option<String>,
-    /// The document that was made, and others of its type.
+    /// The document that was made.
     pub document: DocumentLookup,
-    pub siblings: Vec<Arc<Document>>,
+    /// The number under which it is published; nothing before it was asked for (`Lack::Revision`).
+    pub revision: Option<i64>,
     /// The internal Document that carries a large output; asked for where a gate is over it.
     pub output: DocumentLookup,
     /// What a launch turns on; nothing before it was asked for (`Lack::Input`).
@@ -173,6 +174,8 @@ struct Pass<'a> {
     policy: AttemptPolicy,
     /// The decision turned on the admission policies, and nobody had looked whether they stand.
     lacks_policies: bool,
+    /// The document is published, and has no number.
+    lacks_revision: bool,
 }
 
 impl<'a> Pass<'a> {
@@ -187,6 +190,7 @@ impl<'a> Pass<'a> {
             step,
             policy: AttemptPolicy::of(step, o.agent.as_deref()),
             lacks_policies: false,
+            lacks_revision: false,
         }
     }
 

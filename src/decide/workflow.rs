@@ -26,7 +26,7 @@ use super::outcome::Failure;
 use super::scope::Admission;
 use super::settled::Settled;
 use super::step_run::POLICIES;
-use super::{DeletableKind, Effect, Plan, budget, build, document, status};
+use super::{DeletableKind, Effect, Plan, budget, build, document, seen, status};
 use crate::api::condition::{self, clip};
 use crate::api::limits::RUN_OUTPUT_BYTES;
 use crate::api::name;
@@ -102,17 +102,18 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
     if let Some(left) = stop.left {
         plan.look_again(left);
     }
-    let missing = if o.step_runs.is_empty() && status.steps.iter().all(|s| s.step_run.is_none()) {
-        needs::missing_at_start(o, program)
-    } else {
-        Vec::new()
-    };
-    let mut walked = if missing.is_empty() {
+    let has_begun = !o.step_runs.is_empty() || seen::begun(&o.workflow) > 0;
+    // Where nothing has begun, a cancel turns on nothing: neither on what is waited for nor on what an expression reads.
+    let ends = !has_begun && stop.end == status::End::Cancelled;
+    let missing = if has_begun || ends { Vec::new() } else { needs::missing_at_start(o, program) };
+    let mut walked = if missing.is_empty() && !ends {
         graph::walk(o, program, stop.start)
     } else {
         let waits = graph::Waits { documents: missing, ..graph::Waits::default() };
         let steps = if status.steps.is_empty() { graph::ahead(program) } else { Vec::new() };
-        graph::Walked { progress: RunProgress { steps, waits, ..RunProgress::default() }, ..graph::Walked::default() }
+        let pods_ending = o.pods_ending;
+        let progress = RunProgress { steps, waits, pods_ending, ..RunProgress::default() };
+        graph::Walked { progress, ..graph::Walked::default() }
     };
     let settled = Arc::new(walked.settled);
     if !walked.unread.is_empty() {
@@ -249,10 +250,12 @@ mod tests {
     use super::*;
     use crate::api::agent::{Agent, AgentSpec};
     use crate::api::definition::Definition;
+    use crate::api::document::Document;
     use crate::api::step::Step;
     use crate::api::workflow::{SessionPhase, Workflow, WorkflowSpec};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
 
     /// A run that begins, as its first pass sees it.
     fn observed(run: &Workflow) -> Observed {
@@ -288,6 +291,33 @@ mod tests {
             Some(ObjectMeta { name: Some("w-1".into()), uid: Some("r".into()), ..ObjectMeta::default() });
         let (what, name, uid) = (DeletableKind::ControllerRevision, "w-1".to_owned(), "r".to_owned());
         assert_eq!(workflow(&o), Plan { effects: vec![Effect::Delete { what, name, uid }], ..Plan::default() });
+    }
+
+    /// What a list reads that nobody has fetched yet.
+    #[test]
+    fn a_cancel_before_anything_began_asks_for_nothing() {
+        let step = json!({"name": "each", "agentId": "x", "forEach": {"in": "documents.brief.content", "as": "n"}});
+        let definition: Definition =
+            serde_json::from_value(json!({"workflow": "w", "workflowUid": "u", "session": "s", "steps": [step]}))
+                .expect("a definition");
+        let mut run = Workflow::new("w", WorkflowSpec::default());
+        run.metadata.uid = Some("u".into());
+        run.status = serde_json::from_value(json!({"definition": {"revisionName": "w-1", "digest": "d"},
+            "startedAt": "1970-01-01T00:00:00Z"}))
+        .ok();
+        let mut brief: Document = serde_json::from_value(json!({"metadata": {"name": "brief", "uid": "b"},
+            "spec": {"type": "brief", "scope": "Namespace", "format": "json", "content": ""}}))
+        .expect("a document");
+        brief.status = serde_json::from_value(json!({"phase": "Published", "revision": 1, "digest": "d"})).ok();
+        let mut o = observed(&run);
+        o.definition = Some(Arc::new(Program::compile(&definition).expect("a program")));
+        o.documents.insert_mut(document::key(&brief), Arc::new(brief));
+        assert!(decide(&o).plan.is_err_and(|unread| unread.0.len() == 1), "the list is read first");
+        run.spec.cancel = Some(true);
+        o.workflow = Arc::new(run);
+        let status = decide(&o).plan.expect("a plan").status.expect("a status");
+        assert_eq!((status.phase, status.completed_at), (Some(Phase::Cancelled), Some(o.now.clone())));
+        assert_eq!(status.steps.iter().map(|s| s.phase).collect::<Vec<_>>(), [Phase::Skipped]);
     }
 
     #[test]

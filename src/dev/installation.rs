@@ -20,6 +20,7 @@ use crate::cluster::lease::Elector;
 use crate::cluster::observe::Observer;
 use crate::cluster::pod_events::PodEvents;
 use crate::cluster::refusals::Refusals;
+use crate::cluster::revisions::Revisions;
 use crate::cluster::sinks::SinkOptions;
 use crate::cluster::slots::Slots;
 use crate::cluster::world::World;
@@ -78,6 +79,7 @@ pub async fn operate(
         refusals: Refusals::default(),
         taken: Refusals::default(),
         pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
     };
     let reporter = Reporter { controller: name::OPERATOR.to_owned(), instance: None };
     let context = Context::new(observer, Recorder::new(client.clone(), reporter), Arc::clone(&metrics));

@@ -30,7 +30,7 @@ pub fn settled(request: ReportRequest, pod: &AttemptPod) -> Result<ReportRequest
     let message = request.output.result.clone().or_else(|| ended.message.clone()).unwrap_or_default();
     let output = match (has_file, judge::parse(&message)) {
         (true, _) => request.output,
-        (false, Ok(_)) => Output { result: Some(message), ..Output::default() },
+        (false, Ok(_)) => Output { result: Some(message), masked: request.output.masked, ..Output::default() },
         (false, Err(_)) => Output::default(),
     };
     let ending = match (ended.exit_code, fault) {

@@ -11,7 +11,7 @@ use crate::api::step::{Format, Produces};
 use crate::api::step_run::ReportClass;
 use crate::definition::expression::Evaluate;
 use crate::definition::free_value;
-use crate::protocol::{Fault, Output};
+use crate::protocol::{Fault, MASK, Output};
 
 const FAULTS: usize = 20;
 const FAULT_BYTES: usize = 512;
@@ -71,9 +71,9 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
         }
     }
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
-    let mut faults = result_faults(contract, result, file, evaluator);
+    let mut faults = result_faults(contract, output, file, evaluator);
     if let Some(produces) = produces.filter(|_| !result_is_document) {
-        faults.extend(document_faults(produces, file));
+        faults.extend(document_faults(produces, file, output.masked));
     }
     if !faults.is_empty() {
         return Judgement::fault(ReportClass::InvalidOutput, faults);
@@ -91,13 +91,8 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
     }
 }
 
-fn result_faults(
-    contract: &Contract,
-    result: Option<&str>,
-    file: Option<&str>,
-    evaluator: &dyn Evaluate,
-) -> Vec<Fault> {
-    let Some(text) = result else {
+fn result_faults(contract: &Contract, output: &Output, file: Option<&str>, evaluator: &dyn Evaluate) -> Vec<Fault> {
+    let Some(text) = output.result.as_deref() else {
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || file.is_some());
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
     };
@@ -111,7 +106,7 @@ fn result_faults(
     let mut faults = Vec::new();
     for (whose, rules) in &contract.schemas {
         match evaluator.faults(rules, &value) {
-            Ok(found) => faults.extend(found.into_iter().map(|fault| with_value(fault, &value))),
+            Ok(found) => faults.extend(found.into_iter().map(|fault| with_value(fault, &value, output.masked))),
             Err(error) => faults.push(whole(format!("outputSchema of the {whose} cannot be used: {error}"))),
         }
     }
@@ -119,8 +114,10 @@ fn result_faults(
 }
 
 /// Says what stands at the pointer: the shim has masked what was secret, and here it is clipped.
-fn with_value(fault: Fault, output: &Value) -> Fault {
-    let shown = match output.pointer(&fault.pointer) {
+fn with_value(fault: Fault, output: &Value, masked: bool) -> Fault {
+    let found = output.pointer(&fault.pointer);
+    let cause = because_masked(found.filter(|_| masked));
+    let shown = match found {
         None => return fault,
         Some(Value::Object(members)) if members.len() > VALUE_MEMBERS => {
             format!("an object of {} members", members.len())
@@ -132,10 +129,19 @@ fn with_value(fault: Fault, output: &Value) -> Fault {
     if clipped.len() < shown.len() {
         clipped.push('\u{2026}');
     }
-    Fault { message: format!("{}; it is {clipped}", line(&fault.message, FAULT_BYTES - 4 * VALUE_CHARS)), ..fault }
+    let message = line(&fault.message, FAULT_BYTES - 4 * VALUE_CHARS - cause.len());
+    Fault { message: format!("{message}; it is {clipped}{cause}"), ..fault }
 }
 
-fn document_faults(produces: &Produces, file: Option<&str>) -> Vec<Fault> {
+/// What is said of a wrong value of an output with masked ones, where it is such a one or a list with such a one.
+fn because_masked(value: Option<&Value>) -> &'static str {
+    let is_masked = |value: &Value| value.as_str().is_some_and(|text| text.contains(MASK));
+    let found =
+        value.is_some_and(|value| is_masked(value) || value.as_array().is_some_and(|all| all.iter().any(is_masked)));
+    if found { "; *** stands there because the value of a Secret was masked" } else { "" }
+}
+
+fn document_faults(produces: &Produces, file: Option<&str>, masked: bool) -> Vec<Fault> {
     let name = document_file(produces);
     let parsed = match file {
         None => return vec![whole(format!("no {name}, which the step produces"))],
@@ -147,7 +153,11 @@ fn document_faults(produces: &Produces, file: Option<&str>) -> Vec<Fault> {
     };
     match parsed {
         Err(error) => vec![whole(format!("{name} is not JSON: {error}"))],
-        Ok(value) if produces.format == Format::Link => link_faults(&value),
+        Ok(value) if produces.format == Format::Link => {
+            let cause = |fault: &Fault| because_masked(value.pointer(&fault.pointer).filter(|_| masked));
+            let told = |fault: Fault| Fault { message: format!("{}{}", fault.message, cause(&fault)), ..fault };
+            link_faults(&value).into_iter().map(told).collect()
+        }
         Ok(_) => Vec::new(),
     }
 }
@@ -396,6 +406,29 @@ mod tests {
             assert_eq!(fault.pointer, pointer, "{text}");
             assert!(fault.message.ends_with(&shown), "{text}: {fault}");
         }
+    }
+
+    #[test]
+    fn what_masking_made_wrong_says_so() {
+        let schema = json!({"properties": {"mode": {"enum": ["prod"]}, "all": {"uniqueItems": true}, "n": {"type": "integer"}},
+            "required": ["m"]});
+        let (contract, link_contract) = (contract(None, Some(schema)), contract(Some(Format::Link), None));
+        for (output_text, masked, told) in [
+            (r#"{"m":1,"mode":"***"}"#, true, true),
+            (r#"{"m":1,"mode":"***"}"#, false, false),
+            (r#"{"m":1,"all":["***","***"]}"#, true, true),
+            (r#"{"m":1,"n":"two","mode":"prod","all":["***"]}"#, true, false),
+            (r#"{"mode":"prod","all":["***"]}"#, true, false),
+        ] {
+            let made = Output { masked, ..output(Some(output_text), None) };
+            let found = judge(&contract, &made, &InProcess).faults;
+            assert_eq!(found.len(), 1, "{output_text}");
+            assert_eq!(found[0].message.ends_with("because the value of a Secret was masked"), told, "{}", found[0]);
+        }
+        let link = r#"{"uri":"s3://bucket/x","sha256":"***","bytes":7}"#;
+        let made = Output { masked: true, ..output(None, Some(link)) };
+        let found = judge(&link_contract, &made, &InProcess).faults;
+        assert!(found[0].pointer == "/sha256" && found[0].message.contains("Secret was masked"), "{}", found[0]);
     }
 
     #[test]

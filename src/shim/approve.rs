@@ -106,7 +106,7 @@ pub fn call(
     let call = ApprovalCall {
         gate: request.gate.clone(),
         action: masked(&request.action),
-        payload: request.payload.as_ref().map(|payload| masked(&payload.to_string())),
+        payload: request.payload.as_ref().map(|payload| mask.json(&payload.to_string())),
         id,
         wait_seconds: None,
     };

@@ -103,7 +103,7 @@ pub fn call(
     pause: impl Fn(Duration) -> bool,
 ) -> CallOutcome {
     // People read it, in a status that more may read than the agent's log.
-    let text = mask.text(&json!(request).to_string());
+    let text = mask.json(&json!(request).to_string());
     let request: AskRequest = match serde_json::from_str(&text) {
         Ok(request) => request,
         Err(error) => return CallOutcome::Answer(400, json!({"error": format!("with its secrets masked: {error}")})),

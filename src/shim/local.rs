@@ -3,7 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "the pace of progress, and back-off")]
 #![expect(clippy::disallowed_macros, reason = "answers to the agent's calls")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,16 +46,21 @@ pub struct OutputFiles {
 impl OutputFiles {
     /// Masked. An error names the file.
     pub fn read(&self, mask: &Mask) -> Result<Output, String> {
-        let one = |name: &str| -> Result<(Option<String>, Option<u64>), String> {
+        let mut masked = false;
+        let mut one = |name: &str| -> Result<(Option<String>, Option<u64>), String> {
             let read = files::read_output(&self.folder.join(name)).map_err(|error| format!("{name} {error}"))?;
-            Ok(read.map_or((None, None), |file| (Some(mask.text(&file.text)), file.bytes)))
+            let Some(file) = read else { return Ok((None, None)) };
+            let is_json = Path::new(name).extension().is_some_and(|ending| ending == "json");
+            let text = if is_json { mask.json(&file.text) } else { mask.text(&file.text) };
+            masked |= text != file.text;
+            Ok((Some(text), file.bytes))
         };
         let (result, result_bytes) = one("result.json")?;
         if let Some(fault) = result.as_deref().and_then(free_value::nesting_of_text) {
             return Err(format!("result.json {fault}"));
         }
         let (document, document_bytes) = self.document.as_deref().map_or(Ok((None, None)), one)?;
-        Ok(Output { result, document, result_bytes, document_bytes })
+        Ok(Output { result, document, result_bytes, document_bytes, masked })
     }
 }
 

@@ -3,9 +3,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-const MASK: &[u8] = b"***";
+use serde::de::IgnoredAny;
+
+use crate::protocol::MASK;
+
 /// Shorter values would mask ordinary words.
 const SHORTEST: usize = 4;
+/// Long enough, and ordinary words all the same: as the value of a Secret they tell nobody anything.
+const WORDS: [&[u8]; 3] = [b"true", b"false", b"null"];
 /// A line of a multi-line value (a key in PEM form) is masked by itself from this length on.
 const SHORTEST_LINE: usize = 16;
 
@@ -21,6 +26,9 @@ impl Mask {
         let mut needles = Vec::new();
         for value in values {
             let trimmed = value.trim_ascii();
+            if WORDS.contains(&trimmed) {
+                continue;
+            }
             needles.push(json_form(trimmed));
             needles.extend(
                 trimmed
@@ -53,6 +61,35 @@ impl Mask {
         String::from_utf8_lossy(&self.bytes(text.as_bytes(), 0)).into_owned()
     }
 
+    /// JSON, masked within its strings: keys, numbers and all else stay as they are spelt, and it stays JSON. What is none is masked
+    /// as a text.
+    pub fn json(&self, text: &str) -> String {
+        if self.needles.is_empty() {
+            return text.to_owned();
+        }
+        self.strings(text).unwrap_or_else(|| self.text(text))
+    }
+
+    fn strings(&self, text: &str) -> Option<String> {
+        serde_json::from_str::<IgnoredAny>(text).ok()?;
+        let mut masked = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(start) = rest.find('"') {
+            let end = start + string_end(&rest[start..])?;
+            let (string, after) = (&rest[start..end], &rest[end..]);
+            masked.push_str(&rest[..start]);
+            let is_key = after.trim_start().starts_with(':');
+            // However it is spelt: an agent may escape what needs no escape.
+            let plain: String = serde_json::from_str(string).ok()?;
+            let shown = if is_key { plain.clone() } else { self.text(&plain) };
+            let spelt = if shown == plain { string.to_owned() } else { serde_json::to_string(&shown).ok()? };
+            masked.push_str(&spelt);
+            rest = after;
+        }
+        masked.push_str(rest);
+        Some(masked)
+    }
+
     /// Masks, and leaves out what lies before `from`, together with a value that begins there.
     fn bytes(&self, bytes: &[u8], from: usize) -> Vec<u8> {
         let mut masked = Vec::with_capacity(bytes.len());
@@ -64,7 +101,7 @@ impl Mask {
             if found.start >= at {
                 masked.extend_from_slice(&bytes[at..found.start]);
             }
-            masked.extend_from_slice(MASK);
+            masked.extend_from_slice(MASK.as_bytes());
             at = found.end;
         }
         masked.extend_from_slice(&bytes[at..]);
@@ -94,6 +131,19 @@ impl Mask {
             joined
         })
     }
+}
+
+/// Where the string of JSON ends that the text begins with.
+fn string_end(text: &str) -> Option<usize> {
+    let mut bytes = text.bytes().enumerate().skip(1);
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'\\' => drop(bytes.next()),
+            b'"' => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The value as it stands inside a JSON string.
@@ -195,6 +245,34 @@ mod tests {
         assert_eq!(mask.text("x s3cr\"et y"), "x *** y");
         assert_eq!(mask.text(r#"{"a":"s3cr\"et"}"#), r#"{"a":"***"}"#);
         assert_eq!(mask.text("abc hunter22."), "abc ***.");
+    }
+
+    #[test]
+    fn json_is_masked_within_its_strings_alone() {
+        let mask = mask(&["12345678", "true", "null\n", "newpass", "pässword", "s3cr\"et", "name"]);
+        for (output, expected) in [
+            (r#"{"z":12345678,"a":1.50,"b":0.1234567812345678,"m":12345678901234567890}"#, None),
+            (r#"{"ok":true,"no":null,"text":"true or null"}"#, None),
+            (
+                r#"{"12345678":1,"name" : "name\u0073","s3cr\"et":[]}"#,
+                Some(r#"{"12345678":1,"name" : "***s","s3cr\"et":[]}"#),
+            ),
+            (r#"["pin 12345678", 12345678 , "x\"y"]"#, Some(r#"["pin ***", 12345678 , "x\"y"]"#)),
+            // In the text it begins with the n of an escape.
+            (r#""\newpass""#, None),
+            (r#"["p\u00e4ssword","\/s3cr\"et"]"#, Some(r#"["***","/***"]"#)),
+            (r#"{"inside":"{\"a\":\"s3cr\\\"et\"}"}"#, Some(r#"{"inside":"{\"a\":\"***\"}"}"#)),
+            (r#""12345678""#, Some(r#""***""#)),
+            // No JSON: nothing is to be kept whole.
+            (r#"{"a": 12345678"#, Some(r#"{"a": ***"#)),
+            ("\"a\": 12345678", Some("\"a\": ***")),
+            ("", None),
+        ] {
+            assert_eq!(mask.json(output), expected.unwrap_or(output), "{output}");
+        }
+        assert_eq!(mask.text("true, null"), "true, null");
+        let deep = "[".repeat(200) + "\"12345678\"" + &"]".repeat(200);
+        assert!(!mask.json(&deep).contains("12345678"));
     }
 
     #[test]

@@ -109,14 +109,14 @@ impl Remembered {
     }
 }
 
-/// As it may leave the pod. A value that would not be JSON any more, or another key, is not written.
+/// As it may leave the pod. A value of a Secret that stands outside of strings, or in a key, is not written.
 fn masked(mask: &Mask, key: &str, value: &Value) -> Result<String, String> {
     let text = value.to_string();
-    let masked = mask.text(&text);
+    let masked = mask.json(&text);
     if mask.text(key) != key {
         return Err("key: holds the value of a Secret".to_owned());
     }
-    if masked != text && serde_json::from_str::<Value>(&masked).is_err() {
+    if mask.text(&masked) != masked {
         return Err("value: holds the value of a Secret where it cannot be masked".to_owned());
     }
     Ok(masked)
@@ -191,6 +191,7 @@ mod tests {
         let mask = Mask::new([b"s3cret-value".to_vec(), b"12345678".to_vec()]);
         assert_eq!(masked(&mask, "k", &json!({"a": "x s3cret-value y"})), Ok(r#"{"a":"x *** y"}"#.to_owned()));
         assert_eq!(masked(&mask, "k", &json!([1, null])), Ok("[1,null]".to_owned()));
+        assert!(masked(&mask, "k", &json!({"s3cret-value": 1})).is_err_and(|fault| fault.starts_with("value: ")));
         assert!(masked(&mask, "k", &json!(12_345_678)).is_err_and(|fault| fault.starts_with("value: ")));
         assert!(masked(&mask, "s3cret-value", &json!(1)).is_err_and(|fault| fault.starts_with("key: ")));
     }

@@ -150,7 +150,7 @@ async fn a_document_that_is_made_and_published_in_one_pass_is_published_once() -
     let run: Workflow = Api::namespaced(client.clone(), &team.namespace).get("shop").await?;
     let inline = serde_json::from_value(json!({"type": "brief", "content": "text"}))?;
     let made = build::run_document(&run, &inline);
-    let status = document::initial_status(&made, &[]);
+    let status = document::initial_status(&made, 1);
     let effects = document::create(made.clone(), status);
     let documents: Api<Document> = Api::namespaced(client.clone(), &team.namespace);
     let name = made.metadata.name.context("a name")?;

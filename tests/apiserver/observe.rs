@@ -16,6 +16,7 @@ use lockstep::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
 use lockstep::cluster::observe::Observer;
 use lockstep::cluster::pod_events::PodEvents;
 use lockstep::cluster::refusals::Refusals;
+use lockstep::cluster::revisions::Revisions;
 use lockstep::cluster::slots::Slots;
 use lockstep::cluster::world::World;
 use lockstep::decide::Effect;
@@ -50,6 +51,7 @@ fn observer(team: &Team) -> Result<Observer> {
         refusals: Refusals::default(),
         taken: Refusals::default(),
         pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
     })
 }
 

@@ -12,6 +12,7 @@ use lockstep::cluster::lease::Elector;
 use lockstep::cluster::observe::Observer;
 use lockstep::cluster::pod_events::PodEvents;
 use lockstep::cluster::refusals::Refusals;
+use lockstep::cluster::revisions::Revisions;
 use lockstep::cluster::sinks::{SinkOptions, Sinks};
 use lockstep::cluster::slots::Slots;
 use lockstep::controllers::context::Context as Passes;
@@ -49,6 +50,7 @@ pub async fn operator(client: kube::Client, clock: Clock, (traces, sinks): (Trac
         refusals: Refusals::default(),
         taken: Refusals::default(),
         pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
     };
     let reporter = Reporter { controller: "lockstep-operator".to_owned(), instance: None };
     let metrics = Arc::new(Metrics::default());

@@ -168,7 +168,7 @@ impl Ledger {
             lingering: Vec::new(),
             event: None,
             document: DocumentLookup::NotAsked,
-            siblings: Vec::new(),
+            revision: None,
             output: DocumentLookup::NotAsked,
             input: None,
             budget: lockstep::decide::budget::RunBudget::default(),

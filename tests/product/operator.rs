@@ -13,6 +13,7 @@ use lockstep::cluster::lease::Elector;
 use lockstep::cluster::observe::Observer;
 use lockstep::cluster::pod_events::PodEvents;
 use lockstep::cluster::refusals::Refusals;
+use lockstep::cluster::revisions::Revisions;
 use lockstep::cluster::slots::Slots;
 use lockstep::controllers::context::Context;
 use lockstep::controllers::{self, Options, Reach};
@@ -154,6 +155,7 @@ async fn live(door: Door, (op, epoch): (usize, u32), ahead: i64, (slots, leader_
         refusals: Refusals::default(),
         taken: Refusals::default(),
         pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
     };
     let reporter = Reporter { controller: "lockstep-operator".to_owned(), instance: Some(format!("operator-{op}")) };
     let metrics = Arc::new(Metrics::default());

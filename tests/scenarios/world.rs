@@ -256,7 +256,7 @@ impl World {
                 .collect(),
             lingering: Vec::new(),
             event: None,
-            siblings: document.loaded().map(|d| self.of_type(&d.document().spec.document_type)).unwrap_or_default(),
+            revision: None,
             document,
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
@@ -309,6 +309,7 @@ impl World {
                 o.input = Some(Input { changed, memory: self.memory_seen(&o.step_run, &session), ..Input::default() });
             }
             Lack::Policies => o.guard = self.guard.clone(),
+            Lack::Revision => o.revision = o.document.loaded().map(|d| self.number(d.document())),
         }
     }
 
@@ -336,6 +337,10 @@ impl World {
 
     fn of_type(&self, kind: &str) -> Vec<Arc<Document>> {
         self.documents.values().filter(|d| d.spec.document_type == kind).map(without_content).collect()
+    }
+
+    fn number(&self, document: &Document) -> i64 {
+        document::next_revision(document, &self.of_type(&document.spec.document_type))
     }
 
     // ---- passing
@@ -373,7 +378,8 @@ impl World {
         let Some(found) = self.documents.get(name) else {
             return false;
         };
-        let status = document::standing(found, &self.of_type(&found.spec.document_type));
+        let siblings = self.of_type(&found.spec.document_type);
+        let status = document::standing(found, &siblings, Some(self.number(found)));
         let Some(status) = status else { return false };
         let effect = document::set_status(found, status);
         self.carry_out(effect, log);

@@ -251,7 +251,6 @@ impl World {
         let document = self.found(op, made.document_name.as_deref())?;
         let gated = step_run.spec.gate.is_some() && !done;
         let output = self.found(op, made.output_document.as_deref().filter(|_| gated))?;
-        let siblings = document.loaded().map(|d| self.siblings(op, d.document())).unwrap_or_default();
         let now = self.time(self.operators[op].ahead);
         Ok(step_run::Observed {
             hold,
@@ -277,7 +276,7 @@ impl World {
             now,
             definition,
             document,
-            siblings,
+            revision: None,
             output,
             input: None,
             budget: lockstep::decide::budget::RunBudget::default(),
@@ -296,6 +295,10 @@ impl World {
                 observed.input = Some(Input { changed, ..Input::default() });
             }
             Lack::Policies => observed.guard = self.guard(),
+            Lack::Revision => {
+                let made = observed.document.loaded().map(|d| d.document());
+                observed.revision = made.map(|made| document::next_revision(made, &self.siblings(op, made)));
+            }
         }
         Ok(())
     }

@@ -373,7 +373,8 @@ impl World {
 
     fn plan_document(&mut self, op: usize, cached: &Arc<Object>) -> Running {
         let (document, siblings) = self.observe_document(op, cached);
-        let status = decide::document::standing(&document, &siblings);
+        let number = decide::document::next_revision(&document, &siblings);
+        let status = decide::document::standing(&document, &siblings, Some(number));
         let effects = status.map(|status| decide::document::set_status(&document, status));
         let plan = Plan::<()> { effects: effects.into_iter().collect(), ..Plan::default() };
         running(Arc::clone(cached), plan, |()| Value::Null)

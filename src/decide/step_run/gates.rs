@@ -341,15 +341,20 @@ impl Pass<'_> {
     fn set_document(&mut self, phase: DocumentPhase) {
         let Ok(Some(content)) = self.content() else { return };
         let found = content.document();
-        let status = match phase {
-            DocumentPhase::Published => document::published(&content, &self.o.siblings),
-            other => DocumentStatus { phase: Some(other), ..document::published(&content, &[]) },
-        };
         // What was published once, by the run that this one took it from, is not taken back.
         let too_late = phase == DocumentPhase::Rejected && document::has_standing(found);
-        if !too_late && found.status.as_ref().is_none_or(|s| s.phase != Some(phase)) {
-            self.plan.effects.push(document::set_status(found, status));
+        if too_late || found.status.as_ref().is_some_and(|s| s.phase == Some(phase)) {
+            return;
         }
+        let status = match (phase, self.o.revision) {
+            (DocumentPhase::Published, None) => {
+                self.lacks_revision = true;
+                return;
+            }
+            (DocumentPhase::Published, Some(number)) => document::published(&content, number),
+            (other, _) => DocumentStatus { phase: Some(other), ..document::published(&content, 1) },
+        };
+        self.plan.effects.push(document::set_status(found, status));
     }
 
     // ---- gate.when

@@ -17,6 +17,8 @@ pub enum Lack {
     Input,
     /// Whether the admission policies stand, which costs two requests.
     Policies,
+    /// The number of the document that is published: nobody else gets it.
+    Revision,
 }
 
 /// What a launch turns on.
@@ -36,7 +38,11 @@ pub fn decide(o: &Observed) -> Result<Plan<StepRunStatus>, Lack> {
         return Err(lack);
     }
     let pass = advanced(o);
-    if pass.lacks_policies { Err(Lack::Policies) } else { Ok(pass.finish()) }
+    match (pass.lacks_policies, pass.lacks_revision) {
+        (true, _) => Err(Lack::Policies),
+        (false, true) => Err(Lack::Revision),
+        (false, false) => Ok(pass.finish()),
+    }
 }
 
 fn lacks(o: &Observed) -> Option<Lack> {

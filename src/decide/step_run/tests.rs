@@ -5,6 +5,7 @@ mod pods;
 use serde_json::json;
 
 use super::*;
+use crate::api::Document;
 use crate::api::agent::AgentSpec;
 use crate::api::step_run::StepRunSpec;
 use k8s_openapi::jiff::Timestamp;
@@ -33,7 +34,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         pods_alive: 0,
         goes_last: false,
         document: DocumentLookup::NotAsked,
-        siblings: Vec::new(),
+        revision: Some(1),
         output: DocumentLookup::NotAsked,
         input: None,
         budget: crate::decide::budget::RunBudget::default(),
@@ -258,6 +259,11 @@ fn nothing_goes_on_from_a_document_that_is_not_what_was_reported() {
             let accepted = whole && (decides || !gated);
             assert_eq!(status.phase == Some(Phase::Completed), accepted, "{what}, {when}");
             assert_eq!(effects(&plan), usize::from(whole && !gated), "{what}, {when}");
+        }
+        // A number is asked for where the document is published, and nowhere else.
+        for (state, lacks) in [(json!({}), whole), (json!({"phase": "Completed", "completedAt": at}), false)] {
+            let o = Observed { revision: None, ..with_document(state, false, found) };
+            assert_eq!(decide(&o).is_err_and(|lack| lack == Lack::Revision), lacks, "{what}");
         }
         // Accepted and stored, and not yet published: its end stays, and the run learns that nothing goes on from it.
         let done = json!({"phase": "Completed", "completedAt": at, "gate": gate("Accepted", accepted.clone())});

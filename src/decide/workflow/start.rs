@@ -185,7 +185,7 @@ fn pin(
     plan.effects.push(Effect::CreateRevision(Box::new(build::revision(&o.workflow, &definition))));
     for inline in &spec.documents {
         let made = build::run_document(&o.workflow, inline);
-        let published = document::initial_status(&made, &[]);
+        let published = document::initial_status(&made, 1);
         plan.effects.extend(document::create(made, published));
     }
     status.creator = meta.annotations.as_ref().and_then(|a| a.get(CREATED_BY)).map(|c| clip(c, 512));

@@ -30,10 +30,7 @@ pub fn attend() -> Result<u8, Stop> {
     let (output, fault) = match file.as_deref().map(left) {
         None => (attempt.message()?, None),
         Some(Ok(None)) => (Output::default(), None),
-        Some(Ok(Some(read))) => {
-            let result = Some(attempt.settings.mask.text(&read.text));
-            (Output { result, result_bytes: read.bytes, ..Output::default() }, None)
-        }
+        Some(Ok(Some(read))) => (Output { result_bytes: read.bytes, ..attempt.masked(&read.text) }, None),
         Some(Err(error)) => {
             let name = file.as_deref().unwrap_or(Path::new("")).display().to_string();
             (Output::default(), Some(format!("{name} {error}")))
@@ -63,8 +60,12 @@ impl Attempt {
             Err(error) => return Err(Stop::new(exit::UNAVAILABLE, format!("the container's end: {error}"))),
         };
         let ended: ContainerEnded = serde_json::from_slice(&answer).unwrap_or_default();
-        let result = ended.message.map(|message| self.settings.mask.text(&message));
-        Ok(Output { result, ..Output::default() })
+        Ok(ended.message.map(|message| self.masked(&message)).unwrap_or_default())
+    }
+
+    fn masked(&self, text: &str) -> Output {
+        let result = self.settings.mask.json(text);
+        Output { masked: result != text, result: Some(result), ..Output::default() }
     }
 }
 

@@ -216,7 +216,7 @@ pub struct Output {
     /// Bytes of the document file, where only its first part is here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub document_bytes: Option<u64>,
-    /// Whether the value of a Secret was masked in one of them.
+    /// Whether the value of a Secret was masked in one of them. A gateway of an earlier version refuses it, see `shim/run.rs`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub masked: bool,
 }

@@ -359,12 +359,14 @@ impl Attempt {
         });
     }
 
-    /// A gateway of an earlier version knows no usage, and the end of the attempt counts for more.
+    /// A gateway of an earlier version knows no usage and no word that something was masked, and the end of the attempt counts
+    /// for more.
     fn send(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
         match self.send_once(request) {
-            Err(CallError::Refused(why)) if request.usage.is_some() => {
+            Err(CallError::Refused(why)) if request.usage.is_some() || request.output.masked => {
                 say(&format!("the report is sent again without usage: {why}"));
-                self.send_once(&ReportRequest { usage: None, ..request.clone() })
+                let output = Output { masked: false, ..request.output.clone() };
+                self.send_once(&ReportRequest { usage: None, output, ..request.clone() })
             }
             answer => answer,
         }

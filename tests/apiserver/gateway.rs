@@ -514,12 +514,11 @@ pub async fn run_shim(
     let mut end = tokio::task::spawn_blocking(move || child.wait_with_output());
     let in_time = tokio::time::timeout(SHIM_PATIENCE, &mut end).await;
     // Else it would go on for as long as a shim is patient, and with it the test.
-    let (ran, late) = match in_time {
-        Ok(ran) => (ran??, ""),
-        Err(_) => {
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
-            (end.await??, "it took too long: ")
-        }
+    let (ran, late) = if let Ok(ran) = in_time {
+        (ran??, "")
+    } else {
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+        (end.await??, "it took too long: ")
     };
     ensure!(ran.status.success(), "{late}{}: {}", ran.status, String::from_utf8_lossy(&ran.stderr));
     Ok(())

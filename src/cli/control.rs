@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::ResourceExt;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use serde_json::{Value, json};
 
 use super::connect::Connection;
@@ -146,7 +146,11 @@ pub async fn ended(on: &Connection, run: &Workflow) -> Result<Workflow, Fault> {
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(event)) => {
-                    scene.see_run(event)?;
+                    if let Err(gone) = scene.see_run(event) {
+                        // One that cannot be read is left out of the watch, and is there.
+                        on.read::<Workflow>("see the end of the run", &name).await?;
+                        return Err(gone);
+                    }
                     if over(&scene.run).is_some() {
                         return Ok(scene.run);
                     }

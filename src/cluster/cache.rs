@@ -117,6 +117,13 @@ impl<K: Watched> Cache<K> {
         self.unreadable.read().unwrap_or_else(PoisonError::into_inner).known.values().cloned().collect()
     }
 
+    /// Those of a namespace.
+    pub fn unreadable_in(&self, namespace: &str) -> Vec<Arc<Unreadable>> {
+        let objects = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
+        let from = objects.known.range((namespace.to_owned(), String::new())..);
+        from.take_while(|((within, _), _)| within == namespace).map(|(_, one)| Arc::clone(one)).collect()
+    }
+
     /// Why the object of that name cannot be read, if it is there.
     pub fn fault(&self, namespace: &str, name: &str) -> Option<String> {
         let objects = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);

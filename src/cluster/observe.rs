@@ -34,7 +34,7 @@ use crate::api::{Agent, Document, StepRun, Workflow};
 use crate::decide::agent::{self, DryRun};
 use crate::decide::budget::RunBudget;
 use crate::decide::build::{self, Installation};
-use crate::decide::content::{self, Changed, DocumentLookup};
+use crate::decide::content::{self, Changed, DocumentLookup, Loaded};
 use crate::decide::gate::Guard;
 use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
@@ -298,7 +298,7 @@ impl Observer {
             }
             Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
             Lack::Revision => {
-                let made = observed.document.loaded().map(|d| d.document());
+                let made = observed.document.loaded().map(Loaded::document);
                 observed.revision = made.map(|made| self.revisions.next(made, &self.world.documents));
             }
         }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "how long a number is remembered that no cache shows")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,15 +14,22 @@ use super::cache::Cache;
 use crate::api::Document;
 use crate::decide::document;
 
-/// Longer than a write takes that is under way, and the cache behind it.
-const KEPT: Duration = Duration::from_secs(60);
+/// Longer than a write takes that is under way, and a watch that is broken for a while.
+const KEPT: Duration = Duration::from_secs(15 * 60);
 /// Places remembered before those are looked for in which nobody publishes any more.
 const REMEMBERED: usize = 4096;
 
 /// The numbers that this process has given.
 #[derive(Default)]
 pub struct Revisions {
-    given: Mutex<HashMap<String, Numbers>>,
+    given: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    by_place: HashMap<String, Numbers>,
+    /// From so many on they are looked through; it doubles with those that stay.
+    limit: usize,
 }
 
 /// Those of one place, by UID of the document, and when each was given.
@@ -34,14 +41,17 @@ impl Revisions {
     pub fn next(&self, document: &Document, cache: &Cache<Document>) -> i64 {
         let (namespace, uid) = (document.namespace().unwrap_or_default(), document.uid().unwrap_or_default());
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        if given.len() >= REMEMBERED {
-            given.retain(|_, numbers| numbers.values().any(|(_, at)| at.elapsed() < KEPT));
+        let Places { by_place, limit } = &mut *given;
+        if by_place.len() >= REMEMBERED.max(*limit) {
+            by_place.retain(|_, numbers| numbers.values().any(|(_, at)| at.elapsed() < KEPT));
+            *limit = 2 * by_place.len();
         }
         // Read only now: nobody else forgets in between what this copy does not show yet.
         let siblings = document::siblings(&cache.table(&namespace), document);
-        let numbers = given.entry(format!("{namespace}/{}", document::place_of(document))).or_default();
-        let is_shown = |of: &String| siblings.iter().any(|d| d.uid().as_ref() == Some(of) && document::has_standing(d));
-        numbers.retain(|of, (_, at)| at.elapsed() < KEPT && !is_shown(of));
+        let numbers = by_place.entry(format!("{namespace}/{}", document::place_of(document))).or_default();
+        let shown: HashSet<&str> =
+            siblings.iter().filter(|d| document::has_standing(d)).filter_map(|d| d.metadata.uid.as_deref()).collect();
+        numbers.retain(|of, (_, at)| at.elapsed() < KEPT && !shown.contains(of.as_str()));
         let last = numbers.iter().filter(|(of, _)| **of != uid).map(|(_, (number, _))| *number).max();
         let next = document::next_revision(document, &siblings).max(last.unwrap_or_default() + 1);
         numbers.insert(uid, (next, Instant::now()));

@@ -102,7 +102,8 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
     if let Some(left) = stop.left {
         plan.look_again(left);
     }
-    let has_begun = !o.step_runs.is_empty() || seen::begun(&o.workflow) > 0;
+    let is_any = !o.step_runs.is_empty() || !o.unreadable.step_runs.is_empty();
+    let has_begun = is_any || seen::begun(&o.workflow) > 0;
     // Where nothing has begun, a cancel turns on nothing: neither on what is waited for nor on what an expression reads.
     let ends = !has_begun && stop.end == status::End::Cancelled;
     let missing = if has_begun || ends { Vec::new() } else { needs::missing_at_start(o, program) };
@@ -112,7 +113,7 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
         let waits = graph::Waits { documents: missing, ..graph::Waits::default() };
         let steps = if status.steps.is_empty() { graph::ahead(program) } else { Vec::new() };
         let pods_ending = o.pods_ending;
-        let progress = RunProgress { steps, waits, pods_ending, ..RunProgress::default() };
+        let progress = RunProgress { steps, pods_ending, waits, ..RunProgress::default() };
         graph::Walked { progress, ..graph::Walked::default() }
     };
     let settled = Arc::new(walked.settled);

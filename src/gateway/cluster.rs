@@ -14,7 +14,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::refusal::Refusal;
+use super::refusal::{Reason, Refusal};
 use crate::api::{StepRun, name};
 use crate::cluster::stored::{self, Stored};
 
@@ -79,6 +79,10 @@ impl From<kube::Error> for Failure {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
+        // Nothing that the caller repeats makes it readable.
+        if let Failure::Unreadable { .. } = failure {
+            return Refusal::new(Reason::NotFound, failure.to_string());
+        }
         // The server's words may speak of objects that the caller has no business with.
         tracing::warn!(error = %failure, "call to the API server failed");
         Refusal::unavailable("the API server cannot serve this now")

@@ -73,7 +73,7 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
     let mut faults = result_faults(contract, output, file, evaluator);
     if let Some(produces) = produces.filter(|_| !result_is_document) {
-        faults.extend(document_faults(produces, file, output.masked));
+        faults.extend(document_faults(produces, file, output));
     }
     if !faults.is_empty() {
         return Judgement::fault(ReportClass::InvalidOutput, faults);
@@ -106,7 +106,7 @@ fn result_faults(contract: &Contract, output: &Output, file: Option<&str>, evalu
     let mut faults = Vec::new();
     for (whose, rules) in &contract.schemas {
         match evaluator.faults(rules, &value) {
-            Ok(found) => faults.extend(found.into_iter().map(|fault| with_value(fault, &value, output.masked))),
+            Ok(found) => faults.extend(found.into_iter().map(|fault| with_value(fault, &value, output))),
             Err(error) => faults.push(whole(format!("outputSchema of the {whose} cannot be used: {error}"))),
         }
     }
@@ -114,9 +114,9 @@ fn result_faults(contract: &Contract, output: &Output, file: Option<&str>, evalu
 }
 
 /// Says what stands at the pointer: the shim has masked what was secret, and here it is clipped.
-fn with_value(fault: Fault, output: &Value, masked: bool) -> Fault {
-    let found = output.pointer(&fault.pointer);
-    let cause = because_masked(found.filter(|_| masked));
+fn with_value(fault: Fault, value: &Value, output: &Output) -> Fault {
+    let found = value.pointer(&fault.pointer);
+    let cause = because_masked(found.filter(|_| output.masked));
     let shown = match found {
         None => return fault,
         Some(Value::Object(members)) if members.len() > VALUE_MEMBERS => {
@@ -141,7 +141,7 @@ fn because_masked(value: Option<&Value>) -> &'static str {
     if found { "; *** stands there because the value of a Secret was masked" } else { "" }
 }
 
-fn document_faults(produces: &Produces, file: Option<&str>, masked: bool) -> Vec<Fault> {
+fn document_faults(produces: &Produces, file: Option<&str>, output: &Output) -> Vec<Fault> {
     let name = document_file(produces);
     let parsed = match file {
         None => return vec![whole(format!("no {name}, which the step produces"))],
@@ -154,7 +154,7 @@ fn document_faults(produces: &Produces, file: Option<&str>, masked: bool) -> Vec
     match parsed {
         Err(error) => vec![whole(format!("{name} is not JSON: {error}"))],
         Ok(value) if produces.format == Format::Link => {
-            let cause = |fault: &Fault| because_masked(value.pointer(&fault.pointer).filter(|_| masked));
+            let cause = |fault: &Fault| because_masked(value.pointer(&fault.pointer).filter(|_| output.masked));
             let told = |fault: Fault| Fault { message: format!("{}{}", fault.message, cause(&fault)), ..fault };
             link_faults(&value).into_iter().map(told).collect()
         }

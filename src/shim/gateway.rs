@@ -12,7 +12,7 @@ use serde::Serialize;
 use ureq::tls::TlsConfig;
 
 use crate::api::name::to_hex;
-use crate::protocol::{AttemptRef, Refusal, TRACEPARENT, trust};
+use crate::protocol::{self, AttemptRef, CheckRequest, Output, Refusal, TRACEPARENT, trust};
 
 const CONNECT: Duration = Duration::from_secs(5);
 pub const CALL: Duration = Duration::from_secs(45);
@@ -143,6 +143,23 @@ impl Gateway {
         pause: impl Fn(Duration) -> bool,
     ) -> Result<Vec<u8>, CallError> {
         self.call_within(|| CALL, path, request, patience, pause)
+    }
+
+    /// What the gateway finds wrong with an output. A gateway of an earlier version does not know that something was masked.
+    pub fn check(
+        &self,
+        output: Output,
+        patience: Duration,
+        pause: impl Fn(Duration) -> bool,
+    ) -> Result<Vec<u8>, CallError> {
+        let mut request = CheckRequest { output };
+        match self.call(protocol::CHECK, &request, patience, &pause) {
+            Err(CallError::Refused(_)) if request.output.masked => {
+                request.output.masked = false;
+                self.call(protocol::CHECK, &request, patience, pause)
+            }
+            answer => answer,
+        }
     }
 
     /// `timeout` is asked before each try.

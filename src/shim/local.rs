@@ -26,7 +26,7 @@ use super::usage::{UsageCall, Used};
 use super::wait::{Until, WaitLimiter};
 use crate::api::limits::MESSAGE_BYTES;
 use crate::definition::{digits, free_value};
-use crate::protocol::{self, AskRequest, CheckRequest, Checked, Fault, HistoryRequest, Output, ProgressRequest};
+use crate::protocol::{self, AskRequest, Checked, Fault, HistoryRequest, Output, ProgressRequest};
 
 const CHECK_PATIENCE: Duration = Duration::from_secs(30);
 const PROGRESS_PATIENCE: Duration = Duration::from_secs(10);
@@ -273,8 +273,7 @@ impl Calls {
                 return (422, json!({"faults": [Fault { pointer, message }]}));
             }
         };
-        let request = CheckRequest { output };
-        let checked = self.gateway.call(protocol::CHECK, &request, CHECK_PATIENCE, go_on).and_then(|answer| {
+        let checked = self.gateway.check(output, CHECK_PATIENCE, go_on).and_then(|answer| {
             serde_json::from_slice::<Checked>(&answer).map_err(|error| CallError::Unreachable(error.to_string()))
         });
         match checked {

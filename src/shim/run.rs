@@ -33,8 +33,7 @@ use super::{Stop, exit, files, say};
 use crate::api::limits::{LOG_TAIL_BYTES, MESSAGE_BYTES};
 use crate::api::name::digest_bytes;
 use crate::protocol::{
-    self, CheckRequest, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, Fault, InputFile, Output,
-    ReportRequest, mark,
+    self, Checked, ClaimRequest, Claimed, DocumentRequest, Ending, Fault, InputFile, Output, ReportRequest, mark,
 };
 
 pub use attend::{attend, attended};
@@ -284,7 +283,7 @@ impl Attempt {
             Err(message) => return fault(message),
         };
         let pause = |delay| self.halt.pause(delay);
-        match self.gateway.call(protocol::CHECK, &CheckRequest { output }, CHECK_PATIENCE, pause) {
+        match self.gateway.check(output, CHECK_PATIENCE, pause) {
             Ok(answer) => serde_json::from_slice::<Checked>(&answer).ok().map(|checked| checked.faults),
             Err(CallError::TooLarge(message)) => fault(message),
             Err(_) => None,
@@ -359,16 +358,21 @@ impl Attempt {
         });
     }
 
-    /// A gateway of an earlier version knows no usage and no word that something was masked, and the end of the attempt counts
-    /// for more.
+    /// A gateway of an earlier version knows neither usage nor that something was masked, and the end of the attempt counts for more.
     fn send(&self, request: &ReportRequest) -> Result<Vec<u8>, CallError> {
-        match self.send_once(request) {
-            Err(CallError::Refused(why)) if request.usage.is_some() || request.output.masked => {
-                say(&format!("the report is sent again without usage: {why}"));
-                let output = Output { masked: false, ..request.output.clone() };
-                self.send_once(&ReportRequest { usage: None, output, ..request.clone() })
+        let mut request = request.clone();
+        loop {
+            match self.send_once(&request) {
+                Err(CallError::Refused(why)) if request.output.masked => {
+                    say(&format!("the report is sent again without saying that something was masked: {why}"));
+                    request.output.masked = false;
+                }
+                Err(CallError::Refused(why)) if request.usage.is_some() => {
+                    say(&format!("the report is sent again without usage: {why}"));
+                    request.usage = None;
+                }
+                answer => return answer,
             }
-            answer => answer,
         }
     }
 

@@ -296,7 +296,7 @@ impl World {
             }
             Lack::Policies => observed.guard = self.guard(),
             Lack::Revision => {
-                let made = observed.document.loaded().map(|d| d.document());
+                let made = observed.document.loaded().map(lockstep::decide::content::Loaded::document);
                 observed.revision = made.map(|made| document::next_revision(made, &self.siblings(op, made)));
             }
         }

@@ -28,10 +28,9 @@ impl Observer {
         let ours = |meta: &ObjectMeta| controller_uid(meta, "Workflow").as_deref() == Some(uid);
         let mut found = self.world.step_runs.table(&run_key(namespace, uid));
         let mut unreadable = BTreeMap::new();
-        for one in self.world.step_runs.unreadable() {
-            let (within, name) = one.place();
-            if within == namespace && ours(&one.metadata) {
-                unreadable.insert(name, one.fault.clone());
+        for one in self.world.step_runs.unreadable_in(namespace) {
+            if ours(&one.metadata) {
+                unreadable.insert(one.place().1, one.fault.clone());
             }
         }
         if workflow.status.as_ref().is_some_and(|s| s.completed_at.is_some()) {

@@ -53,15 +53,15 @@ async fn a_quick_answer_reaches_the_agent_that_waits() -> Result<()> {
         lockstep memory set budget "$budget" || exit 12
         again=$(lockstep ask "How much?" --key budget --wait 50s) || exit 13
         echo "{\"budget\": $budget, \"again\": $again, \"attempt\": $ATTEMPT, \"at\": $(date +%s)}" > $LOCKSTEP_OUT/result.json"#;
-    space.agent("asker", script, &json!({"progressTimeoutSeconds": 5})).await?;
+    space.agent("asker", script, &json!({"progressTimeoutSeconds": 10})).await?;
     space.run("quick", &json!({"steps": [{"name": "ask", "agentId": "asker"}]})).await?;
     let asks = waits(&space, "quick", "ask").await?;
     ensure!(status(&asks).phase == Some(Phase::WaitingForInput), "{:?}", status(&asks).phase);
     // Longer than it may be silent, and the pod is there all the while.
     let since = Instant::now();
     space
-        .until("it has waited for 8 s", PATIENCE, Some("quick"), async || {
-            Ok((since.elapsed().as_secs() >= 8).then_some(()))
+        .until("it has waited for 13 s", PATIENCE, Some("quick"), async || {
+            Ok((since.elapsed().as_secs() >= 13).then_some(()))
         })
         .await?;
     let asks = waits(&space, "quick", "ask").await?;

@@ -42,10 +42,10 @@ static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_changes_nothing() -> Result<()> {
     let _alone = ALONE.lock().await;
-    let began = Instant::now();
     let budget: u64 = setting("LOCKSTEP_CRASH_SECONDS").map_or(Ok(300), |s| s.parse())?;
     let seed: u64 = setting("LOCKSTEP_CRASH_SEED").map_or(Ok(1), |s| s.parse())?;
     let mut stage = Stage::open().await?;
+    let began = Instant::now();
     let (first, _) = stage.undisturbed().await?;
     let (expected, writes) = stage.undisturbed().await?;
     let unstable = first.against(&expected);

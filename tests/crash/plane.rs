@@ -43,13 +43,30 @@ impl Plane {
         let mut operator = config().await?;
         operator.auth_info = serde_json::from_value(token.clone())?;
         let cluster = file()?.clusters.into_iter().next().and_then(|named| named.cluster).context("no cluster")?;
-        Ok(Self {
+        let found = Self {
             kubeconfig: kubeconfig(&serde_json::to_value(cluster)?, &token),
             gateway: somebody(GATEWAY).await?,
             person: somebody(PERSON).await?,
             operator: Client::try_from(operator)?,
             admin,
-        })
+        };
+        until("the API server knows the kinds as owners", || found.knows_owners()).await?;
+        Ok(found)
+    }
+
+    /// Up to half a minute after the CRDs came, the admission plugin OwnerReferencesPermissionEnforcement refuses what a deletion
+    /// of their objects in the foreground would wait for; the operator tries again, and the observer would call that strange.
+    async fn knows_owners(&self) -> bool {
+        let owner = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun", "name": "owner", "uid": "owner",
+            "controller": true, "blockOwnerDeletion": true});
+        let container = json!({"name": "none", "image": "none"});
+        let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "owned", "ownerReferences": [owner]},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}});
+        let path = format!("/apis/batch/v1/namespaces/{SYSTEM}/jobs?dryRun=All");
+        match ask(&self.operator, Method::POST, &path, Some(&job)).await {
+            Err(kube::Error::Api(status)) => !status.message.contains("RESTMapping"),
+            _ => true,
+        }
     }
 
     /// A namespace that pods can be made in.

@@ -75,10 +75,20 @@ pub mod path {
     pub const TERMINATION_LOG: &str = "/dev/termination-log";
 }
 
+/// What the kubelet runs in the agent's container, as the shim's verb `hook` calls it.
+pub mod hook {
+    pub const STARTUP_PROBE: &str = "startup-probe";
+    pub const LIVENESS_PROBE: &str = "liveness-probe";
+    pub const READINESS_PROBE: &str = "readiness-probe";
+    pub const PRE_STOP: &str = "pre-stop";
+}
+
 /// Lines of the termination log, in this order: proof of how far the shim came when its report is lost.
 pub mod mark {
     pub const CLAIMED: &str = "claimed";
     pub const STARTED: &str = "started";
+    /// The command has ended, and no repair follows; tells the shim's hooks, and nobody else.
+    pub const ENDED: &str = "ended";
     pub const SUCCEEDED: &str = "succeeded";
 }
 

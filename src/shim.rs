@@ -10,6 +10,7 @@ mod cgroup_memory;
 mod documents;
 mod files;
 mod gateway;
+mod hook;
 mod install;
 mod journal;
 mod local;
@@ -118,6 +119,13 @@ enum Verb {
     /// Whether the attempt is claimed (the sidecar's startup probe)
     #[command(hide = true)]
     Attended,
+    /// Run COMMAND for the kubelet, while the agent's own command runs (probes and `preStop`)
+    #[command(hide = true)]
+    Hook {
+        kind: hook::Hook,
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<std::ffi::OsString>,
+    },
     /// Tell how far the work is; never waits for the cluster
     Progress {
         /// 0 to 100
@@ -236,6 +244,7 @@ pub fn called(words: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         Verb::Run { command } => run::run(&command),
         Verb::Attend => run::attend(),
         Verb::Attended => Ok(run::attended()),
+        Verb::Hook { kind, command } => hook::hook(kind, &command),
         Verb::Progress { percent, text } => calls::progress(percent, &text.join(" ")),
         Verb::Journal { state, message } => talk::journal(state, &message.join(" ")),
         Verb::Usage(usage) => talk::usage(&usage),

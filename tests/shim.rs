@@ -28,7 +28,7 @@ use lockstep::cluster::clock::Clock;
 use lockstep::cluster::evaluator::Evaluator;
 use lockstep::decide::approval;
 use lockstep::gateway::calls;
-use lockstep::protocol::{self, env};
+use lockstep::protocol::{self, env, hook};
 use lockstep::telemetry::traces::Traces;
 use serde_json::{Value, json};
 
@@ -123,6 +123,21 @@ impl Scene {
             .env("LOCKSTEP_TERMINATION_LOG", self.folder.join("termination-log"))
             .env("SHIM", program);
         shim
+    }
+
+    /// What the kubelet runs beside the shim that marks in this file: what each hook answers, and whether its command ran.
+    async fn hooks(&self, log: &Path) -> Vec<(Option<i32>, bool)> {
+        let touched = self.folder.join("touched");
+        let mut answers = Vec::new();
+        for kind in [hook::STARTUP_PROBE, hook::LIVENESS_PROBE, hook::READINESS_PROBE, hook::PRE_STOP] {
+            let _ = std::fs::remove_file(&touched);
+            let script = r#"[ -z "$LOCKSTEP_GATEWAY" ] && [ -d "$LOCKSTEP_WORK" ] && touch "$TOUCHED" && exit 3"#;
+            let mut run = self.shim(&["hook", kind, "--", "sh", "-c", script]);
+            run.env("LOCKSTEP_TERMINATION_LOG", log).env("TOUCHED", &touched);
+            let ran = ended(move || run.output()).await.expect("the shim runs");
+            answers.push((ran.status.code(), touched.exists()));
+        }
+        answers
     }
 
     /// Runs the shim with this command; what was reported, and what the shim said.
@@ -225,6 +240,36 @@ async fn a_report_outlasts_an_outage_within_the_grace_period() {
     let ran = ended(move || kubelet.output()).await.expect("the shim runs");
     let report = scene.agent()["report"].clone();
     assert_eq!((&report["class"], ran.status.code()), (&json!("Exited"), Some(143)), "{report} {}", text(&ran));
+}
+
+/// `exec` probes and `preStop` run nothing of an agent whose attempt is not claimed, nor once its command is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hooks_run_only_while_the_agents_command_does() {
+    let scene = Scene::open("hooks", &json!({})).await;
+    let (own, others) = (scene.folder.join("termination-log"), scene.folder.join("other-log"));
+    let without = |codes: [i32; 4]| codes.map(|code| (Some(code), false));
+    assert_eq!(scene.hooks(&own).await, without([1, 0, 1, 0]), "before the claim");
+    let script = r#"until [ -e $LOCKSTEP_WORK/end ]; do sleep 0.1; done; echo '{"n": 1}' > $LOCKSTEP_OUT/result.json"#;
+    let command = ["sh", "-c", script];
+    let running = scene.run(&command, &[]);
+    let asking = async {
+        while !std::fs::read_to_string(&own).is_ok_and(|marks| marks.contains("started")) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut second = scene.shim(&["run", "--", "true"]);
+        second.env("LOCKSTEP_TERMINATION_LOG", &others);
+        let refused = ended(move || second.output()).await.expect("the shim runs");
+        assert_eq!(refused.status.code(), Some(75), "{}", text(&refused));
+        let answers = (scene.hooks(&own).await, scene.hooks(&others).await);
+        std::fs::write(scene.folder.join("work/end"), "").expect("a file");
+        answers
+    };
+    let ((report, ran), (beside, refused)) =
+        tokio::time::timeout(PATIENCE, async { tokio::join!(running, asking) }).await.expect("in time");
+    assert_eq!(report["class"], "Succeeded", "{}", text(&ran));
+    assert_eq!(beside, [(Some(3), true); 4], "{}", text(&ran));
+    assert_eq!(refused, without([1, 0, 1, 0]), "another pod has the attempt");
+    assert_eq!(scene.hooks(&own).await, without([0, 0, 1, 0]), "after the end of the command");
 }
 
 /// Protocol None: the sidecar of a container that is left as it is, and the node that says how that has ended.

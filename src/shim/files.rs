@@ -9,6 +9,8 @@ use nix::libc::{O_NOCTTY, O_NOFOLLOW, O_NONBLOCK};
 
 /// Bytes read of an output file: more than any limit of the gateway, so that it says what is too large.
 pub const OUTPUT_READ_BYTES: u64 = 600 * 1024;
+/// As much of the termination log as a kubelet reads.
+const MARKS_READ_BYTES: u64 = 4096;
 /// Beyond the largest `context.json` that a claim can bring.
 const CONTEXT_READ_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -107,6 +109,12 @@ pub fn mark(log: &Path, line: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// What stands in the termination log, which the agent may have written to as well.
+pub fn marks(log: &Path) -> io::Result<String> {
+    let bytes = read(log, MARKS_READ_BYTES)?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -185,8 +193,9 @@ pub mod tests {
     #[test]
     fn marks_are_appended() {
         let log = scratch("marks").join("log");
+        assert_eq!(marks(&log).unwrap(), "");
         mark(&log, "claimed").unwrap();
         mark(&log, "started").unwrap();
-        assert_eq!(fs::read_to_string(log).unwrap(), "claimed\nstarted\n");
+        assert_eq!(marks(&log).unwrap(), "claimed\nstarted\n");
     }
 }

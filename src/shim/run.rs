@@ -254,6 +254,10 @@ impl Attempt {
             supervision.on(Event::Called, Instant::now());
             code = self.run_to_its_end(command, tail, &mut supervision);
         }
+        if self.mark(mark::ENDED).is_err() {
+            // Probes only go on asking for a command that is gone.
+            say("the termination log cannot be written");
+        }
         let ended = supervision.ending(code).map_err(|message| Lost { code, message });
         Ok(ended.map(|ending| with_cause(ending, &memory)))
     }

@@ -34,16 +34,13 @@ impl Settings {
     pub fn read(get: impl Fn(&str) -> Option<OsString>, claim_id: String) -> Result<Self, String> {
         let text = |name: &str| get(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty());
         let needed = |name: &str| text(name).ok_or_else(|| format!("{name} is not set"));
-        let place = |name: &str, default: &Path| {
-            get(name).filter(|value| !value.is_empty()).map_or_else(|| default.to_owned(), PathBuf::from)
-        };
         let step_run = needed(env::STEP_RUN)?;
         let (namespace, name) =
             step_run.split_once('/').ok_or_else(|| format!("{} is not NAMESPACE/NAME: {step_run}", env::STEP_RUN))?;
         let attempt = needed(env::ATTEMPT)?;
         let secrets = text(env::SECRET_NAMES).unwrap_or_default();
         let values = secrets.split(',').filter_map(|name| get(name.trim()).map(OsString::into_vec));
-        let root = Path::new(path::ROOT);
+        let [input, output, work] = folders(&get);
         Ok(Self {
             gateway: needed(env::GATEWAY)?,
             gateway_ca: text(env::GATEWAY_CA),
@@ -54,46 +51,79 @@ impl Settings {
                 attempt: attempt.parse().map_err(|_| format!("{} is no number: {attempt}", env::ATTEMPT))?,
                 id: claim_id,
             },
-            token: place(TOKEN_FILE, Path::new(path::TOKEN)),
-            termination_log: place(TERMINATION_LOG, Path::new(path::TERMINATION_LOG)),
-            input: place(env::IN, &root.join("in")),
-            output: place(env::OUT, &root.join("out")),
-            work: place(env::WORK, &root.join("work")),
+            token: place(&get, TOKEN_FILE, Path::new(path::TOKEN)),
+            termination_log: termination_log(&get),
+            input,
+            output,
+            work,
             mask: Mask::new(values),
         })
     }
 
     /// The command with the environment of the contract. `more` comes from the claim.
     pub fn command(&self, words: &[OsString], url: &str, more: &[(String, String)]) -> Command {
-        let (program, arguments) = match words {
-            [program, arguments @ ..] => (program.clone(), arguments),
-            [] => (OsString::new(), words),
-        };
-        let mut command = Command::new(program);
-        command.args(arguments);
+        let mut command = of_words(words);
         for (name, value) in more {
             if !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0') {
                 command.env(name, value);
             }
         }
-        for name in OWN {
-            command.env_remove(name);
-        }
-        command.env(env::URL, url).env(env::IN, &self.input).env(env::OUT, &self.output).env(env::WORK, &self.work);
-        let own = std::env::current_exe().unwrap_or_else(|_| path::SHIM.into());
-        command.env("PATH", search_path(std::env::var_os("PATH"), &own));
-        let usable = |name: &str| std::env::var_os(name).is_some_and(|folder| files::writable(Path::new(&folder)));
-        if !usable("HOME") {
-            command.env("HOME", &self.work);
-        }
-        if !usable("TMPDIR") {
-            if files::writable(Path::new("/tmp")) {
-                command.env_remove("TMPDIR");
-            } else {
-                command.env("TMPDIR", &self.work);
-            }
-        }
+        surround(&mut command, [&self.input, &self.output, &self.work]);
+        command.env(env::URL, url);
         command
+    }
+}
+
+/// A command that the kubelet runs beside the agent's own: with the same folders, and without what is the shim's.
+pub fn command_beside(words: &[OsString], get: impl Fn(&str) -> Option<OsString>) -> Command {
+    let mut command = of_words(words);
+    surround(&mut command, folders(&get).each_ref().map(PathBuf::as_path));
+    command
+}
+
+/// Where the marks of the attempt stand.
+pub fn termination_log(get: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    place(get, TERMINATION_LOG, Path::new(path::TERMINATION_LOG))
+}
+
+fn place(get: &impl Fn(&str) -> Option<OsString>, name: &str, default: &Path) -> PathBuf {
+    get(name).filter(|value| !value.is_empty()).map_or_else(|| default.to_owned(), PathBuf::from)
+}
+
+/// Of input, output and work.
+fn folders(get: &impl Fn(&str) -> Option<OsString>) -> [PathBuf; 3] {
+    let root = Path::new(path::ROOT);
+    [(env::IN, "in"), (env::OUT, "out"), (env::WORK, "work")].map(|(name, folder)| place(get, name, &root.join(folder)))
+}
+
+fn of_words(words: &[OsString]) -> Command {
+    let (program, arguments) = match words {
+        [program, arguments @ ..] => (program.clone(), arguments),
+        [] => (OsString::new(), words),
+    };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+/// What every command of an agent finds around itself: the folders of input, output and work, and places to write.
+fn surround(command: &mut Command, [input, output, work]: [&Path; 3]) {
+    for name in OWN {
+        command.env_remove(name);
+    }
+    command.env(env::IN, input).env(env::OUT, output).env(env::WORK, work);
+    let own = std::env::current_exe().unwrap_or_else(|_| path::SHIM.into());
+    command.env("PATH", search_path(std::env::var_os("PATH"), &own));
+    let usable = |name: &str| std::env::var_os(name).is_some_and(|folder| files::writable(Path::new(&folder)));
+    if !usable("HOME") {
+        command.env("HOME", work);
+    }
+    if !usable("TMPDIR") {
+        if files::writable(Path::new("/tmp")) {
+            command.env_remove("TMPDIR");
+        } else {
+            command.env("TMPDIR", work);
+        }
     }
 }
 

@@ -3,15 +3,17 @@
 use std::sync::{Arc, Barrier};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use http::Method;
 use k8s_openapi::api::core::v1::Pod;
 use lockstep::api::StepRun;
 use lockstep::api::name::audience;
+use lockstep::api::step_run::StepRunStatus;
 use lockstep::api::workflow::Phase;
 use lockstep::protocol::{self, AttemptRef, ClaimRequest, Refusal, env};
 use serde_json::{Value, json};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
-use crate::support::{PATIENCE, Space, label, pod_template};
+use crate::support::{PATIENCE, Space, ask, label, pod_template};
 
 const RACES: usize = 60;
 
@@ -161,6 +163,40 @@ pub async fn token(space: &Space, pod: &Pod, audience: &str) -> Result<String> {
     let made = space.post(&path, &request).await?;
     let token = made["status"]["token"].as_str();
     Ok(token.context("no token")?.to_owned())
+}
+
+/// The kubelet runs them through the shim. That nothing of them runs before the claim is shown in tests/shim.rs.
+#[tokio::test]
+async fn probes_and_pre_stop_run_beside_the_agent() -> Result<()> {
+    let space = Space::open("hooks").await?;
+    // The pod is deleted, and what preStop has left is the output.
+    let script = r#"trap '' TERM; cd $LOCKSTEP_WORK
+        until [ -e up ] && [ -e well ] && [ -e ready ]; do sleep 0.2; done
+        lockstep progress 50 probed
+        until [ -e saved ]; do sleep 0.2; done
+        printf '{"saved": true}' > $LOCKSTEP_OUT/result.json"#;
+    let exec = |file: &str| json!({"command": ["sh", "-c", format!("touch $LOCKSTEP_WORK/{file}")]});
+    let mut template = pod_template(script);
+    template["spec"]["terminationGracePeriodSeconds"] = json!(90);
+    let own = &mut template["spec"]["containers"][0];
+    for (field, file) in [("startupProbe", "up"), ("livenessProbe", "well"), ("readinessProbe", "ready")] {
+        own[field] = json!({"exec": exec(file), "periodSeconds": 1, "timeoutSeconds": 30, "failureThreshold": 60});
+    }
+    own["lifecycle"] = json!({"preStop": {"exec": exec("saved")}});
+    space.agent("probed", "", &json!({"template": template})).await?;
+    space.run("probed", &json!({"steps": [{"name": "work", "agentId": "probed"}]})).await?;
+    let is_probed = |status: &StepRunStatus| {
+        status.agent.as_ref().and_then(|agent| agent.progress.as_ref()).is_some_and(|progress| progress.percent == 50)
+    };
+    let step = space.step("probed", "work", "its probes ran", is_probed).await?;
+    let pod = step.status.and_then(|status| status.agent?.claim).context("no claim")?.pod_name;
+    ask(&space.admin, Method::DELETE, &space.core(&format!("pods/{pod}")), None).await?;
+    space.phase("probed", Phase::Completed).await?;
+    let status = space.step_run("probed", "work").await?.and_then(|step| step.status).context("no status")?;
+    let output = status.agent.and_then(|agent| agent.report?.output);
+    ensure!(status.attempts.len() == 1, "{:?}", status.attempts);
+    ensure!(output.as_deref() == Some(r#"{"saved": true}"#), "{output:?}");
+    space.close().await
 }
 
 #[tokio::test]

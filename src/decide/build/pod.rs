@@ -15,7 +15,7 @@ use crate::api::name;
 use crate::api::step_run::StepRun;
 use crate::decide::trace;
 use crate::definition::agent::{ATTENDANT, CONTAINER, CheckedAgent, result_mount};
-use crate::protocol::{env, path};
+use crate::protocol::{env, hook, path};
 
 pub const VOLUME: &str = "lockstep";
 /// Where the volume lies in the init container: the image has a file where the agent has the folder.
@@ -189,8 +189,26 @@ fn wrap(container: &mut Container, step_run: &StepRun, attempt: i32, around: &In
     let mut command = vec![path::SHIM.to_owned(), "run".to_owned(), "--".to_owned()];
     command.extend(container.command.take().into_iter().flatten());
     container.command = Some(command);
+    guard_hooks(container);
     report_through(container, path::ROOT);
     tell(container, step_run, attempt, around);
+}
+
+/// What the kubelet runs in the container by itself goes through the shim, too: before the claim nothing of the agent's runs.
+fn guard_hooks(container: &mut Container) {
+    let probes = [
+        (hook::STARTUP_PROBE, container.startup_probe.as_mut()),
+        (hook::LIVENESS_PROBE, container.liveness_probe.as_mut()),
+        (hook::READINESS_PROBE, container.readiness_probe.as_mut()),
+    ];
+    let probes = probes.into_iter().filter_map(|(name, probe)| Some((name, probe?.exec.as_mut()?)));
+    let pre_stop = container.lifecycle.as_mut().and_then(|lifecycle| lifecycle.pre_stop.as_mut()?.exec.as_mut());
+    for (name, exec) in probes.chain(pre_stop.map(|exec| (hook::PRE_STOP, exec))) {
+        // The API server refuses one without a command.
+        if let Some(command) = exec.command.as_mut().filter(|command| !command.is_empty()) {
+            command.splice(0..0, [path::SHIM, "hook", name, "--"].map(str::to_owned));
+        }
+    }
 }
 
 /// What the shim tells the node, and where it finds its folder and its token.

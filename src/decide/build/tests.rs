@@ -85,6 +85,48 @@ fn the_shim_stands_before_the_agents_own_command() {
 }
 
 #[test]
+fn what_the_kubelet_runs_in_the_agents_container_goes_through_the_shim() {
+    let exec = |word: &str| json!({"exec": {"command": [word, "-v"], "newerField": "kept"}, "timeoutSeconds": 5});
+    let hooks = json!({"startupProbe": exec("up"), "livenessProbe": exec("well"), "readinessProbe": exec("ready"),
+        "lifecycle": {"preStop": {"exec": {"command": ["save", "--", "all"]}}, "stopSignal": "SIGUSR1"}});
+    let with = |hooks: &Value| {
+        let mut pod = plain();
+        pod["initContainers"] = json!([{"name": "cache", "image": "c", "restartPolicy": "Always"}]);
+        for place in ["/containers/0", "/initContainers/0"] {
+            let container = pod.pointer_mut(place).and_then(Value::as_object_mut).expect("a container");
+            container.extend(hooks.as_object().cloned().expect("an object"));
+        }
+        pod
+    };
+    let spec = built(&agent(with(&hooks)), 1).body["spec"]["template"]["spec"].clone();
+    let own = &spec["containers"][0];
+    for (field, kind, word) in [
+        ("startupProbe", "startup-probe", "up"),
+        ("livenessProbe", "liveness-probe", "well"),
+        ("readinessProbe", "readiness-probe", "ready"),
+    ] {
+        let command = json!([path::SHIM, "hook", kind, "--", word, "-v"]);
+        assert_eq!(own[field], json!({"exec": {"command": command, "newerField": "kept"}, "timeoutSeconds": 5}));
+        assert_eq!(spec["initContainers"][1][field], hooks[field], "a sidecar's are its own");
+    }
+    let pre_stop = json!([path::SHIM, "hook", "pre-stop", "--", "save", "--", "all"]);
+    let lifecycle = json!({"preStop": {"exec": {"command": pre_stop}}, "stopSignal": "SIGUSR1"});
+    assert_eq!((&own["lifecycle"], &spec["initContainers"][1]["lifecycle"]), (&lifecycle, &hooks["lifecycle"]));
+    // Who asks from outside runs nothing.
+    let outside = json!({"startupProbe": {"tcpSocket": {"port": 80}}, "livenessProbe": {"httpGet": {"port": 80}},
+        "readinessProbe": {"grpc": {"port": 80}}, "lifecycle": {"preStop": {"sleep": {"seconds": 5}}}});
+    let spec = built(&agent(with(&outside)), 1).body["spec"]["template"]["spec"].clone();
+    for (field, written) in outside.as_object().into_iter().flatten() {
+        assert_eq!(&spec["containers"][0][field], written);
+    }
+    // One that is left as it is starts after the claim.
+    let mut bare = agent(json!({"containers": [with(&hooks)["containers"][0]]}));
+    bare.spec.protocol = Protocol::None;
+    let spec = built(&bare, 1).body["spec"]["template"]["spec"].clone();
+    assert_eq!(spec["containers"][0], with(&hooks)["containers"][0]);
+}
+
+#[test]
 fn a_pod_ends_once_and_has_no_credentials_for_the_api_server() {
     let pod = pod_of(&built(&agent(plain()), 1));
     assert_eq!(pod.restart_policy.as_deref(), Some("Never"));

@@ -12,9 +12,9 @@ use crate::protocol::path;
 /// Volumes, containers and labels that begin so are Lockstep's.
 const OURS: &str = "lockstep";
 const OUR_LABELS: &str = "lockstep.dev/";
-/// Where the shim and its token lie in the agent's container; the folders of input, output and work are the agent's to lay
-/// something over.
-const OUR_PATHS: [&str; 2] = ["/lockstep/bin", "/var/run/secrets/lockstep.dev"];
+/// Where the shim and its token lie in the agent's container, and where it marks how far it came, in a file that is new with each
+/// container; the folders of input, output and work are the agent's to lay something over.
+const OUR_PATHS: [&str; 3] = ["/lockstep/bin", "/var/run/secrets/lockstep.dev", path::TERMINATION_LOG];
 const PLACE: &str = "spec.template.spec";
 
 /// All faults of the template, each with its path.
@@ -106,31 +106,16 @@ fn agent(container: &Container, (place, protocol): (&str, Protocol), faults: &mu
     if container.image.as_ref().is_none_or(String::is_empty) {
         faults.push(format!("{place}.image: is required"));
     }
-    before_the_claim(container, place, faults);
-    if container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some()) {
+    // A container that is left as it is starts after the claim, and probes and preStop go through the shim.
+    if protocol == Protocol::Shim && container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some()) {
         faults.push(format!(
-            "{place}.lifecycle.postStart: is not allowed; it would run before the attempt is claimed, and once more with every pod"
+            "{place}.lifecycle.postStart: is not allowed; it would run before the attempt is claimed, and once more with every pod; let the command begin with it"
         ));
     }
     for (n, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let whole = lies_in(path::ROOT, &mount.mount_path).then_some(&path::ROOT);
         if let Some(ours) = OUR_PATHS.iter().find(|ours| lies_in(&mount.mount_path, ours)).or(whole) {
             faults.push(format!("{place}.volumeMounts[{n}].mountPath: {}: {ours} is Lockstep's own", mount.mount_path));
-        }
-    }
-}
-
-/// Kubernetes runs the commands of probes as soon as the container is there, whether the attempt is claimed or not.
-fn before_the_claim(container: &Container, place: &str, faults: &mut Vec<String>) {
-    for (field, probe) in [
-        ("startupProbe", &container.startup_probe),
-        ("livenessProbe", &container.liveness_probe),
-        ("readinessProbe", &container.readiness_probe),
-    ] {
-        if probe.as_ref().is_some_and(|probe| probe.exec.is_some()) {
-            faults.push(format!(
-                "{place}.{field}.exec: is not allowed; it would run in the agent's container before the attempt is claimed; use httpGet, tcpSocket or grpc, or spec.progressTimeoutSeconds for an agent that hangs"
-            ));
         }
     }
 }
@@ -274,6 +259,8 @@ mod tests {
             "containers": [
                 {"name": "agent", "image": "i", "command": ["run"], "env": [{"name": "MODEL", "value": "m"}],
                     "envFrom": [{"secretRef": {"name": "keys"}}], "lifecycle": {"preStop": {"exec": {"command": ["save"]}}},
+                    "startupProbe": {"exec": {"command": ["up"]}}, "livenessProbe": {"exec": {"command": ["well"]}},
+                    "readinessProbe": {"exec": {"command": ["ready"]}},
                     "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "keys", "mountPath": "/var/run/secrets/keys"},
                         {"name": "data", "mountPath": "/lockstep-data"}, {"name": "data", "mountPath": "/lockstep/work"}]},
                 {"name": "cache", "image": "i", "lifecycle": {"postStart": {"exec": {"command": ["warm-up"]}}},
@@ -332,6 +319,9 @@ mod tests {
             ("spec.template.spec.containers[0].lifecycle.postStart: ", |t| {
                 t["spec"]["containers"][0]["lifecycle"] = json!({"postStart": {"exec": {"command": ["run"]}}});
             }),
+            ("spec.template.spec.containers[0].lifecycle.postStart: is not allowed", |t| {
+                t["spec"]["containers"][0]["lifecycle"]["postStart"] = json!({"sleep": {"seconds": 1}});
+            }),
             ("spec.template.spec.initContainers[0].volumeMounts[0].name: lockstep-token: ", |t| {
                 t["spec"]["initContainers"][0]["volumeMounts"][0]["name"] = json!("lockstep-token");
             }),
@@ -343,6 +333,9 @@ mod tests {
             }),
             ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /lockstep/bin: ", |t| {
                 t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/lockstep/bin");
+            }),
+            ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /dev/termination-log: ", |t| {
+                t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/dev/termination-log");
             }),
             ("spec.template.spec.containers[0].volumeMounts[0].mountPath: /lockstep/: /lockstep is", |t| {
                 t["spec"]["containers"][0]["volumeMounts"][0]["mountPath"] = json!("/lockstep/");
@@ -375,25 +368,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_runs_before_the_claim_and_nobody_sees_the_shims_memory() {
+    fn nobody_sees_the_shims_memory() {
         let with = |place: &str, value: Value| {
             let (kind, more) = place.split_once('/').expect("a place");
             faults_of(&template(|t| t["spec"][kind][0][more] = value)).join("; ")
         };
-        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
-            let exec = json!({"exec": {"command": ["work"]}});
-            let told = with(&format!("containers/{probe}"), exec.clone());
-            assert!(
-                told.starts_with(&format!("spec.template.spec.containers[0].{probe}.exec: is not allowed")),
-                "{told}"
-            );
-            for other in
-                [json!({"httpGet": {"port": 80}}), json!({"tcpSocket": {"port": 80}}), json!({"grpc": {"port": 80}})]
-            {
-                assert_eq!(with(&format!("containers/{probe}"), other), "", "asked from outside");
-            }
-            assert_eq!(with(&format!("initContainers/{probe}"), exec), "", "of another container");
-        }
         let allowed = json!({"privileged": false, "procMount": "Default", "capabilities": {"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}});
         for kind in ["containers", "initContainers"] {
             let place = format!("{kind}/securityContext");
@@ -442,12 +421,16 @@ mod tests {
             faults(&bare(change), &serde_json::from_value(all).expect("a spec")).join("; ")
         };
         let as_it_is = |_: &mut Value| {};
+        let begins = |t: &mut Value| {
+            t["spec"]["containers"][0]["lifecycle"] = json!({"postStart": {"exec": {"command": ["warm-up"]}}});
+        };
         let beside = |t: &mut Value| {
             t["spec"]["containers"].as_array_mut().expect("a list").push(json!({"name": "b", "image": "i"}));
         };
         for (what, spec, change, part) in [
             ("no command, no path", json!({"protocol": "None"}), &as_it_is as &dyn Fn(&mut Value), ""),
             ("a file", json!({"protocol": "None", "resultPath": "/out/result.json"}), &as_it_is, ""),
+            ("it starts after the claim", json!({"protocol": "None"}), &begins, ""),
             ("the shim needs a command", json!({}), &as_it_is, "command: is required"),
             (
                 "the shim knows where",

@@ -4,7 +4,6 @@
 #![expect(clippy::disallowed_methods, reason = "how long a proof of the policies is worth something")]
 #![expect(clippy::disallowed_macros, reason = "the dry run of the canary")]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _, try_join_all};
@@ -12,6 +11,7 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Error;
@@ -62,6 +62,7 @@ impl Proves for PolicyGuard {
 
 pub struct PolicyGuard {
     expected: Vec<Value>,
+    /// Held while the specs are read: whoever needs them at the same time waits, and asks for nothing itself.
     last: Mutex<Option<(Instant, Result<String, String>)>>,
 }
 
@@ -92,14 +93,15 @@ impl PolicyGuard {
     }
 
     async fn specs(&self, client: &Client) -> Result<Result<String, String>, Error> {
-        if let Some((at, verdict)) = &*self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut last = self.last.lock().await;
+        if let Some((at, verdict)) = &*last
             && at.elapsed() < REUSE
         {
             return Ok(verdict.clone());
         }
         let live = try_join_all(self.expected.iter().map(|wanted| fetch(client, wanted))).await?;
         let verdict = compare(&self.expected, &live);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), verdict.clone()));
+        *last = Some((Instant::now(), verdict.clone()));
         Ok(verdict)
     }
 }
@@ -195,7 +197,34 @@ fn api_of(client: &Client, step_run: &StepRun) -> (Api<StepRun>, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    /// Sixteen passes at once, of an API server that answers slowly.
+    #[tokio::test]
+    async fn the_policies_are_read_once_for_all() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let absent = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async {
+                tokio::task::yield_now().await;
+                let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
+                let answer = http::Response::builder().status(404).body(kube::client::Body::from(status.to_string().into_bytes()));
+                Ok::<_, std::convert::Infallible>(answer.expect("an answer"))
+            }
+        });
+        let client = Client::new(absent, "team");
+        let account = String::from("system:serviceaccount:lockstep-system:some");
+        let accounts =
+            Accounts { operator: account.clone(), gateway: account.clone(), job_controller: account };
+        let guard = PolicyGuard::new(&accounts).expect("the policies of the chart");
+        let verdicts = futures::future::join_all((0..16).map(|_| guard.specs(&client))).await;
+        assert!(verdicts.iter().all(|verdict| matches!(verdict, Ok(Err(why)) if why.ends_with("is not installed"))));
+        assert_eq!(asked.load(Ordering::SeqCst), guard.expected.len());
+    }
 
     #[test]
     fn every_deviation_has_a_place() {

@@ -49,11 +49,24 @@ pub struct Context {
     metrics: Arc<Metrics>,
     pub traces: Traces,
     pub sinks: Sinks,
+    events: EventQueue,
     failures: Mutex<HashMap<String, u32>>,
     /// Every pass that runs holds one place.
     passes: Arc<Semaphore>,
     /// When the status of a run or a Trigger was last written, by UID.
     paces: Mutex<HashMap<String, Instant>>,
+}
+
+/// The Events that are on their way: so many changes may wait to be told, and so many are told at once.
+struct EventQueue {
+    waiting: Arc<Semaphore>,
+    posting: Arc<Semaphore>,
+}
+
+impl Default for EventQueue {
+    fn default() -> Self {
+        Self { waiting: Arc::new(Semaphore::new(4096)), posting: Arc::new(Semaphore::new(4)) }
+    }
 }
 
 /// What is new in a status that is about to be written.
@@ -70,7 +83,8 @@ impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
         let passes = Arc::new(Semaphore::new(PASSES as usize));
         let (traces, sinks) = (Traces::default(), Sinks::default());
-        Self { observer, recorder, metrics, traces, sinks, failures: Mutex::default(), passes, paces: Mutex::default() }
+        let (events, failures, paces) = (EventQueue::default(), Mutex::default(), Mutex::default());
+        Self { observer, recorder, metrics, traces, sinks, events, failures, passes, paces }
     }
 
     /// With traces of what has ended.
@@ -199,7 +213,7 @@ impl Context {
         log_plan(observed, &plan);
         let (first, notices): (Vec<_>, Vec<_>) = plan.notices.into_iter().partition(|notice| notice.comes_first);
         log_notices(observed, &first);
-        publish::notices(&self.recorder, observed, first).await;
+        publish::notices(&self.recorder, &observed.object_ref(&()), first).await;
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
         let applied = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
             Ok(applied) => applied,
@@ -238,13 +252,22 @@ impl Context {
         decide::workflow::session_refused(workflow, why, times, &self.observer.clock.now())
     }
 
-    /// Events go out beside the work: nothing waits for them.
+    /// Events go out beside the work: nothing waits for them, and they take few of the places of its calls.
     fn tell<K: Watched>(&self, about: &K, notices: Vec<Notice>) {
         log_notices(about, &notices);
-        if !notices.is_empty() {
-            let (recorder, about) = (self.recorder.clone(), about.clone());
-            tokio::spawn(async move { publish::notices(&recorder, &about, notices).await });
+        if notices.is_empty() {
+            return;
         }
+        let Ok(place) = Arc::clone(&self.events.waiting).try_acquire_owned() else {
+            tracing::warn!(count = notices.len(), "Events were lost: too many wait for the API server");
+            return;
+        };
+        let (recorder, about, posting) = (self.recorder.clone(), about.object_ref(&()), Arc::clone(&self.events.posting));
+        tokio::spawn(async move {
+            let _turn = posting.acquire().await;
+            publish::notices(&recorder, &about, notices).await;
+            drop(place);
+        });
     }
 
     /// When to try again.

@@ -264,7 +264,8 @@ impl Context {
             tracing::warn!(count = notices.len(), "Events were lost: too many wait for the API server");
             return;
         };
-        let (recorder, about, posting) = (self.recorder.clone(), about.object_ref(&()), Arc::clone(&self.events.posting));
+        let (recorder, about, posting) =
+            (self.recorder.clone(), about.object_ref(&()), Arc::clone(&self.events.posting));
         tokio::spawn(async move {
             let _turn = posting.acquire().await;
             publish::notices(&recorder, &about, notices).await;

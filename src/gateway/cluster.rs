@@ -183,7 +183,11 @@ mod tests {
         for (failure, outrun, words) in [
             (refused(422, "Invalid", test), true, "the API server cannot serve this now"),
             (refused(409, "Conflict", json!({"message": "modified"})), true, "the API server cannot serve this now"),
-            (refused(422, "Invalid", field), false, "the CRDs are not those of this gateway: the API server answered 422: no"),
+            (
+                refused(422, "Invalid", field),
+                false,
+                "the CRDs are not those of this gateway: the API server answered 422: no",
+            ),
         ] {
             assert_eq!(failure.is_outrun(), outrun, "{failure:?}");
             assert_eq!(Refusal::from(failure), Refusal::unavailable(words));

@@ -143,8 +143,9 @@ pub enum Reach {
     ClusterIp,
 }
 
-/// Runs the operator until SIGTERM; an error ends the process, and Kubernetes starts it again.
-pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
+/// Runs the operator until SIGTERM; an error ends the process, and Kubernetes starts it again. The lease has a client of its own:
+/// when the API server is slow, renewing it must not wait behind the calls of passes.
+pub async fn run(options: Options, client: Client, for_lease: Client) -> anyhow::Result<()> {
     let sinks = Sinks::open(&options.sinks)?;
     let metrics = Arc::new(Metrics::default());
     let health = Health::new(Arc::clone(&metrics));
@@ -185,7 +186,7 @@ pub async fn run(options: Options, client: Client) -> anyhow::Result<()> {
     let context = Context::new(observer, recorder, metrics).with_traces(traces.clone()).with_sinks(sinks);
     let context = Arc::new(context);
     let lease = (options.namespace.as_str(), options.lease_name.as_str());
-    let mut elector = Elector::new(context.observer.client.clone(), lease, identity(), Clock::default());
+    let mut elector = Elector::new(for_lease, lease, identity(), Clock::default());
     let ended = tokio::select! {
         why = work(&options, Arc::clone(&context), health, &mut elector) => why,
         () = renewing => "renewing the certificate ended".to_owned(),

@@ -4,7 +4,6 @@
 #![expect(clippy::disallowed_methods, reason = "how long a proof of the policies is worth something")]
 #![expect(clippy::disallowed_macros, reason = "the dry run of the canary")]
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _, try_join_all};
@@ -12,11 +11,13 @@ use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Error;
 use super::client::bounded;
 use crate::api::StepRun;
+use crate::api::condition::clip;
 use crate::api::name::{self, CANARY};
 use crate::decide::gate::Guard;
 
@@ -38,6 +39,9 @@ const DEFAULT_GATEWAY: &str = "system:serviceaccount:lockstep-system:lockstep-ga
 pub const JOB_CONTROLLER: &str = "system:serviceaccount:kube-system:job-controller";
 /// How long a comparison of the specs may be used again; the canary is fresh every time.
 const REUSE: Duration = Duration::from_secs(2);
+
+/// Bytes of what refused a canary write.
+const HIDDEN_BYTES: usize = 300;
 
 /// The accounts that the policies name.
 #[derive(Clone, Debug)]
@@ -62,6 +66,7 @@ impl Proves for PolicyGuard {
 
 pub struct PolicyGuard {
     expected: Vec<Value>,
+    /// Held while the specs are read: whoever needs them at the same time waits, and asks for nothing itself.
     last: Mutex<Option<(Instant, Result<String, String>)>>,
 }
 
@@ -79,27 +84,38 @@ impl PolicyGuard {
     async fn verdict(&self, client: &Client, step_run: &StepRun) -> Result<Guard, Error> {
         let stamp = match self.specs(client).await? {
             Ok(stamp) => stamp,
-            Err(why) => return Ok(Guard::Missing(why)),
+            Err(why) => return Ok(Guard::Missing(format!("{why}; reinstall the chart"))),
         };
         let (main, status) =
             futures::future::join(main_canary(client, step_run), status_canary(client, step_run)).await;
-        for (policy, refused) in [("lockstep-gate", main?), ("lockstep-status", status?)] {
-            if !refused {
-                return Ok(Guard::Missing(format!("the policy {policy} is not in force: it let a canary write pass")));
+        for (policy, canary) in [("lockstep-gate", main?), ("lockstep-status", status?)] {
+            match canary {
+                Canary::Refused => {}
+                Canary::Passed => {
+                    let why = format!("the policy {policy} is not in force: it let a canary write pass");
+                    return Ok(Guard::Missing(format!("{why}; reinstall the chart")));
+                }
+                Canary::Hidden(by) => {
+                    let why = format!(
+                        "whether the policy {policy} is in force cannot be seen: its canary write was refused before"
+                    );
+                    return Ok(Guard::Missing(format!("{why} ({by}); allow the operator that write")));
+                }
             }
         }
         Ok(Guard::Proven(stamp))
     }
 
     async fn specs(&self, client: &Client) -> Result<Result<String, String>, Error> {
-        if let Some((at, verdict)) = &*self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut last = self.last.lock().await;
+        if let Some((at, verdict)) = &*last
             && at.elapsed() < REUSE
         {
             return Ok(verdict.clone());
         }
         let live = try_join_all(self.expected.iter().map(|wanted| fetch(client, wanted))).await?;
         let verdict = compare(&self.expected, &live);
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), verdict.clone()));
+        *last = Some((Instant::now(), verdict.clone()));
         Ok(verdict)
     }
 }
@@ -163,26 +179,37 @@ fn dry_run() -> PatchParams {
     PatchParams { dry_run: true, ..PatchParams::default() }
 }
 
-fn refused_as_canary<T>(answer: Result<T, Error>) -> Result<bool, Error> {
+/// What became of a canary write.
+#[derive(Debug, PartialEq)]
+enum Canary {
+    /// By the policy that is tried.
+    Refused,
+    Passed,
+    /// Something else refused it first: RBAC, or a policy or webhook of somebody's own.
+    Hidden(String),
+}
+
+fn canary<T>(answer: Result<T, Error>) -> Result<Canary, Error> {
     match answer {
-        Ok(_) => Ok(false),
-        Err(Error::Api(kube::Error::Api(status))) if status.code == 403 => Ok(status.message.contains("canary ok")),
-        Err(other) => Err(other),
+        Ok(_) => Ok(Canary::Passed),
+        Err(error) => match error.refusal() {
+            Some(words) if words.contains("canary ok") => Ok(Canary::Refused),
+            Some(words) => Ok(Canary::Hidden(clip(words, HIDDEN_BYTES))),
+            None => Err(error),
+        },
     }
 }
 
-async fn main_canary(client: &Client, step_run: &StepRun) -> Result<bool, Error> {
+async fn main_canary(client: &Client, step_run: &StepRun) -> Result<Canary, Error> {
     let (api, name) = api_of(client, step_run);
     let patch = json!({"metadata": {"annotations": {CANARY: "probe"}}});
-    refused_as_canary(bounded("PATCH stepruns (dry run)", api.patch(&name, &dry_run(), &Patch::Merge(patch))).await)
+    canary(bounded("PATCH stepruns (dry run)", api.patch(&name, &dry_run(), &Patch::Merge(patch))).await)
 }
 
-async fn status_canary(client: &Client, step_run: &StepRun) -> Result<bool, Error> {
+async fn status_canary(client: &Client, step_run: &StepRun) -> Result<Canary, Error> {
     let (api, name) = api_of(client, step_run);
     let patch = json!({"status": {"canary": "probe"}});
-    refused_as_canary(
-        bounded("PATCH stepruns/status (dry run)", api.patch_status(&name, &dry_run(), &Patch::Merge(patch))).await,
-    )
+    canary(bounded("PATCH stepruns/status (dry run)", api.patch_status(&name, &dry_run(), &Patch::Merge(patch))).await)
 }
 
 fn api_of(client: &Client, step_run: &StepRun) -> (Api<StepRun>, String) {
@@ -195,7 +222,55 @@ fn api_of(client: &Client, step_run: &StepRun) -> (Api<StepRun>, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+
+    /// Sixteen passes at once, of an API server that answers slowly.
+    #[tokio::test]
+    async fn the_policies_are_read_once_for_all() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let absent = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async {
+                tokio::task::yield_now().await;
+                let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
+                let answer = http::Response::builder()
+                    .status(404)
+                    .body(kube::client::Body::from(status.to_string().into_bytes()));
+                Ok::<_, std::convert::Infallible>(answer.expect("an answer"))
+            }
+        });
+        let client = Client::new(absent, "team");
+        let account = String::from("system:serviceaccount:lockstep-system:some");
+        let accounts = Accounts { operator: account.clone(), gateway: account.clone(), job_controller: account };
+        let guard = PolicyGuard::new(&accounts).expect("the policies of the chart");
+        let verdicts = futures::future::join_all((0..16).map(|_| guard.specs(&client))).await;
+        assert!(verdicts.iter().all(|verdict| matches!(verdict, Ok(Err(why)) if why.ends_with("is not installed"))));
+        assert_eq!(asked.load(Ordering::SeqCst), guard.expected.len());
+    }
+
+    #[test]
+    fn what_refused_a_canary_write_is_told_apart() {
+        let refused = |code: u16, words: &str| {
+            let status = json!({"status": "Failure", "code": code, "reason": "Forbidden", "message": words});
+            let status = serde_json::from_value(status).expect("a status");
+            canary(Err::<(), _>(Error::Api(kube::Error::Api(status))))
+        };
+        assert!(canary(Ok(())).is_ok_and(|canary| canary == Canary::Passed));
+        assert!(
+            refused(403, "ValidatingAdmissionPolicy 'lockstep-gate' denied request: canary ok")
+                .is_ok_and(|canary| canary == Canary::Refused)
+        );
+        for (code, words) in
+            [(403, "User \"operator\" cannot patch resource \"stepruns\""), (422, "another policy denied it")]
+        {
+            assert!(refused(code, words).is_ok_and(|canary| canary == Canary::Hidden(words.to_owned())));
+        }
+        assert!(refused(503, "not now").is_err());
+    }
 
     #[test]
     fn every_deviation_has_a_place() {

@@ -25,7 +25,7 @@ use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
 use super::revisions::Revisions;
-use super::slots::{Applicant, QueuePosition, Slots};
+use super::slots::{Applicant, Limit, QueuePosition, Slots};
 use super::stored::Stored;
 use super::world::{World, run_key};
 use crate::api::document::OUTPUT_TYPE;
@@ -359,7 +359,7 @@ impl Observer {
         let namespace = step_run.namespace().unwrap_or_default();
         let agent = self.world.agents.get(&namespace, &step_run.spec.agent_id);
         Applicant {
-            limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
+            limit: Limit::of(agent.as_deref()),
             agent: step_run.spec.agent_id.clone(),
             position: QueuePosition {
                 run_created: run.and_then(ResourceExt::creation_timestamp),

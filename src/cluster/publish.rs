@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -78,10 +79,7 @@ fn action(notice: &Notice) -> String {
 }
 
 /// Tells people.
-pub async fn notices<K>(recorder: &Recorder, about: &K, notices: Vec<Notice>)
-where
-    K: Resource<DynamicType = ()>,
-{
+pub async fn notices(recorder: &Recorder, about: &ObjectReference, notices: Vec<Notice>) {
     for notice in notices {
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
@@ -90,7 +88,7 @@ where
             note: Some(notice.note),
             secondary: None,
         };
-        if let Err(error) = bounded("POST event", recorder.publish(&event, &about.object_ref(&()))).await {
+        if let Err(error) = bounded("POST event", recorder.publish(&event, about)).await {
             tracing::warn!(%error, reason = notice.reason, "an Event was lost");
         }
     }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::Notify;
 
+use crate::api::Agent;
 use crate::decide::step_run::Slot;
 
 /// Where a StepRun stands in the queue for a slot: the oldest run first, within a run the oldest StepRun. Name and UID
@@ -20,13 +21,30 @@ pub struct QueuePosition {
     pub uid: String,
 }
 
+/// How many StepRuns of an Agent may run at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Limit {
+    /// The Agent is not known, for now or any more. What was known of its limit counts; where nothing was, nobody begins.
+    #[default]
+    Unknown,
+    None,
+    At(usize),
+}
+
+impl Limit {
+    /// The Agent's `maxConcurrent`.
+    pub fn of(agent: Option<&Agent>) -> Self {
+        let Some(agent) = agent else { return Self::Unknown };
+        agent.spec.max_concurrent.and_then(|most| usize::try_from(most).ok()).map_or(Self::None, Self::At)
+    }
+}
+
 /// A StepRun that waits for a slot or holds one.
 #[derive(Clone, Debug)]
 pub struct Applicant {
     pub namespace: String,
     pub agent: String,
-    /// The Agent's `maxConcurrent`.
-    pub limit: Option<usize>,
+    pub limit: Limit,
     pub position: QueuePosition,
 }
 
@@ -100,14 +118,18 @@ struct Namespace {
 
 #[derive(Default)]
 struct Queue {
-    limit: Option<usize>,
+    limit: Limit,
     holders: usize,
     waiting: BTreeSet<QueuePosition>,
 }
 
 impl Queue {
     fn is_free(&self) -> bool {
-        self.limit.is_none_or(|limit| self.holders < limit)
+        match self.limit {
+            Limit::Unknown => false,
+            Limit::None => true,
+            Limit::At(limit) => self.holders < limit,
+        }
     }
 }
 
@@ -115,7 +137,9 @@ impl Ledger {
     fn queue(&mut self, who: &Applicant) -> &mut Queue {
         let namespace = self.namespaces.entry(who.namespace.clone()).or_default();
         let queue = namespace.agents.entry(who.agent.clone()).or_default();
-        queue.limit = who.limit;
+        if who.limit != Limit::Unknown {
+            queue.limit = who.limit;
+        }
         queue
     }
 
@@ -190,7 +214,8 @@ impl Ledger {
             let free = namespace.agents.values().filter(|q| q.is_free());
             let Some(next) = free.filter_map(|q| q.waiting.first()).min() else { return };
             let Some((who, _)) = self.known.get(&next.uid).cloned() else { return };
-            self.take(&Applicant { limit: namespace.agents.get(&who.agent).and_then(|q| q.limit), ..who.clone() });
+            let limit = namespace.agents.get(&who.agent).map_or(Limit::Unknown, |q| q.limit);
+            self.take(&Applicant { limit, ..who.clone() });
             self.granted.push((who.namespace, who.position.name));
         }
     }
@@ -208,7 +233,7 @@ mod tests {
         Applicant {
             namespace: "team".into(),
             agent: agent.into(),
-            limit,
+            limit: limit.map_or(Limit::None, Limit::At),
             position: QueuePosition {
                 run_created: created.clone(),
                 run: format!("run-{age}"),
@@ -281,6 +306,27 @@ mod tests {
         assert_eq!(l.ask(&who("a", 3, "z", None)), Slot::Wait { ahead: 0 });
         l.release("y");
         assert_eq!(woken(&mut l), ["z"]);
+    }
+
+    /// `kubectl replace --force` of an Agent: for a moment there is none.
+    #[test]
+    fn an_agent_that_is_not_known_is_no_agent_without_a_limit() {
+        let gone = |age, uid| Applicant { limit: Limit::Unknown, ..who("a", age, uid, None) };
+        let mut l = ledger(0);
+        assert_eq!(l.ask(&who("a", 1, "x", Some(1))), Slot::Yours);
+        assert_eq!(l.ask(&who("a", 2, "y", Some(1))), Slot::Wait { ahead: 0 });
+        l.hold(&gone(1, "x"));
+        assert_eq!(l.ask(&gone(3, "z")), Slot::Wait { ahead: 1 });
+        assert!(woken(&mut l).is_empty(), "its limit stays");
+        l.release("x");
+        assert_eq!(woken(&mut l), ["y"], "one after the other, as before");
+        // An operator that begins meanwhile has never seen the Agent.
+        let mut l = ledger(0);
+        l.hold(&gone(1, "x"));
+        l.release("x");
+        assert_eq!(l.ask(&gone(2, "y")), Slot::Wait { ahead: 0 });
+        assert_eq!(l.ask(&who("a", 3, "z", Some(1))), Slot::Wait { ahead: 0 });
+        assert_eq!(woken(&mut l), ["y"], "the Agent is back");
     }
 
     #[derive(Clone, Debug)]

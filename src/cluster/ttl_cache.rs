@@ -26,6 +26,11 @@ impl<V: Clone> TtlCache<V> {
         answers.get(key).filter(|(at, _)| at.elapsed() < self.ttl).map(|(_, answer)| answer.clone())
     }
 
+    /// Forgets the value under this key.
+    pub fn remove(&self, key: &str) {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     /// The number of entries, those included whose time is over.
     pub fn entries(&self) -> usize {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -60,5 +65,7 @@ mod tests {
         assert_eq!(cache.get("a"), None);
         cache.insert("c".to_owned(), 3, Instant::now());
         assert_eq!(cache.get("c"), Some(3), "what is over makes room");
+        cache.remove("c");
+        assert_eq!((cache.get("c"), cache.entries()), (None, 0));
     }
 }

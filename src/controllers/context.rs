@@ -2,8 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "measures a pass")]
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Resource;
@@ -19,9 +18,11 @@ use crate::api::trigger::TriggerStatus;
 use crate::api::workflow::WorkflowStatus;
 use crate::api::{Trigger, Workflow};
 use crate::cluster::cache::Watched;
+use crate::cluster::client::CALL_TIMEOUT;
 use crate::cluster::consistency::PATIENCE;
 use crate::cluster::observe::Observer;
 use crate::cluster::sinks::Sinks;
+use crate::cluster::ttl_cache::TtlCache;
 use crate::cluster::{Error, apply, evaluator, publish};
 use crate::decide::status::differs_by_progress_only;
 use crate::decide::trigger::differs_by_runs_only;
@@ -34,6 +35,8 @@ use crate::telemetry::traces::Traces;
 const RESYNC: Duration = Duration::from_secs(300);
 /// Progress of a run is written at most this often.
 const PACE: Duration = Duration::from_millis(500);
+/// Objects of which something is remembered from pass to pass. Of more than these nothing is: they are written and tried sooner.
+const REMEMBERED: usize = 65_536;
 /// What is read may name more to be read; deeper than this no definition goes.
 const ROUNDS: usize = 256;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
@@ -49,11 +52,25 @@ pub struct Context {
     metrics: Arc<Metrics>,
     pub traces: Traces,
     pub sinks: Sinks,
-    failures: Mutex<HashMap<String, u32>>,
+    events: EventQueue,
+    /// How often passes failed, one after the other, by UID.
+    failures: TtlCache<u32>,
     /// Every pass that runs holds one place.
     passes: Arc<Semaphore>,
     /// When the status of a run or a Trigger was last written, by UID.
-    paces: Mutex<HashMap<String, Instant>>,
+    paces: TtlCache<Instant>,
+}
+
+/// The Events that are on their way: so many changes may wait to be told, and so many are told at once.
+struct EventQueue {
+    waiting: Arc<Semaphore>,
+    posting: Arc<Semaphore>,
+}
+
+impl Default for EventQueue {
+    fn default() -> Self {
+        Self { waiting: Arc::new(Semaphore::new(4096)), posting: Arc::new(Semaphore::new(4)) }
+    }
 }
 
 /// What is new in a status that is about to be written.
@@ -70,7 +87,9 @@ impl Context {
     pub fn new(observer: Observer, recorder: Recorder, metrics: Arc<Metrics>) -> Self {
         let passes = Arc::new(Semaphore::new(PASSES as usize));
         let (traces, sinks) = (Traces::default(), Sinks::default());
-        Self { observer, recorder, metrics, traces, sinks, failures: Mutex::default(), passes, paces: Mutex::default() }
+        let failures = TtlCache::new(LONGEST_BACKOFF * 2 + CALL_TIMEOUT * 2, REMEMBERED);
+        let (events, paces) = (EventQueue::default(), TtlCache::new(PACE, REMEMBERED));
+        Self { observer, recorder, metrics, traces, sinks, events, failures, passes, paces }
     }
 
     /// With traces of what has ended.
@@ -170,16 +189,13 @@ impl Context {
 
     fn in_pace<S>(&self, uid: Option<&String>, mut plan: Plan<S>, change: StatusChange) -> Plan<S> {
         let Some(uid) = uid.filter(|_| plan.status.is_some()) else { return plan };
-        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
-        let since =
-            paces.get(uid).map(Instant::elapsed).filter(|since| change == StatusChange::Progress && *since < PACE);
-        if let Some(since) = since {
+        let written = self.paces.get(uid).filter(|_| change == StatusChange::Progress);
+        let now = Instant::now();
+        if let Some(at) = written {
             plan.status = None;
-            plan.look_again(PACE.saturating_sub(since));
-        } else if change == StatusChange::End {
-            paces.remove(uid);
-        } else {
-            paces.insert(uid.clone(), Instant::now());
+            plan.look_again(PACE.saturating_sub(now.duration_since(at)));
+        } else if change != StatusChange::End {
+            self.paces.insert(uid.clone(), now, now);
         }
         plan
     }
@@ -199,7 +215,7 @@ impl Context {
         log_plan(observed, &plan);
         let (first, notices): (Vec<_>, Vec<_>) = plan.notices.into_iter().partition(|notice| notice.comes_first);
         log_notices(observed, &first);
-        publish::notices(&self.recorder, observed, first).await;
+        publish::notices(&self.recorder, &observed.object_ref(&()), first).await;
         plan.effects.iter().for_each(|effect| self.metrics.wrote(label(effect)));
         let applied = match apply::apply(&cluster.client, &namespace, &plan.effects, &cluster.consistency).await {
             Ok(applied) => applied,
@@ -238,13 +254,23 @@ impl Context {
         decide::workflow::session_refused(workflow, why, times, &self.observer.clock.now())
     }
 
-    /// Events go out beside the work: nothing waits for them.
+    /// Events go out beside the work: nothing waits for them, and they take few of the places of its calls.
     fn tell<K: Watched>(&self, about: &K, notices: Vec<Notice>) {
         log_notices(about, &notices);
-        if !notices.is_empty() {
-            let (recorder, about) = (self.recorder.clone(), about.clone());
-            tokio::spawn(async move { publish::notices(&recorder, &about, notices).await });
+        if notices.is_empty() {
+            return;
         }
+        let Ok(place) = Arc::clone(&self.events.waiting).try_acquire_owned() else {
+            tracing::warn!(count = notices.len(), "Events were lost: too many wait for the API server");
+            return;
+        };
+        let (recorder, about, posting) =
+            (self.recorder.clone(), about.object_ref(&()), Arc::clone(&self.events.posting));
+        tokio::spawn(async move {
+            let _turn = posting.acquire().await;
+            publish::notices(&recorder, &about, notices).await;
+            drop(place);
+        });
     }
 
     /// When to try again.
@@ -258,12 +284,9 @@ impl Context {
             self.metrics.failed(kind, "stale");
             return Action::requeue(PATIENCE + Duration::from_millis(50));
         }
-        let failures = {
-            let mut all = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = all.entry(meta.uid.clone().unwrap_or_default()).or_insert(0);
-            *count = count.saturating_add(1);
-            *count
-        };
+        let uid = meta.uid.clone().unwrap_or_default();
+        let failures = self.failures.get(&uid).unwrap_or_default().saturating_add(1);
+        self.failures.insert(uid, failures, Instant::now());
         let wait = Duration::from_millis(200).saturating_mul(1 << failures.min(12)).min(LONGEST_BACKOFF);
         self.metrics.failed(kind, if matches!(error, Error::Panic(_)) { "panic" } else { "api" });
         tracing::warn!(kind, namespace = meta.namespace.as_deref().unwrap_or_default(), name = meta.name.as_deref().unwrap_or_default(), %error, failures, again_in = ?wait, "a pass failed");
@@ -272,7 +295,7 @@ impl Context {
 
     fn succeeded(&self, uid: Option<&String>) {
         if let Some(uid) = uid {
-            self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+            self.failures.remove(uid);
         }
     }
 }

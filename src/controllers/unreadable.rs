@@ -83,7 +83,7 @@ async fn say<K: Watched>(
     let uid = one.metadata.uid.clone().unwrap_or_default();
     if sent.insert(uid, one.fault.clone()).as_ref() != Some(&one.fault) {
         let about = Stored::<K>(Err(Box::new(one.clone())));
-        publish::notices(&context.recorder, &about, vec![told.notice]).await;
+        publish::notices(&context.recorder, &about.object_ref(&()), vec![told.notice]).await;
     }
     written
 }

@@ -60,7 +60,17 @@ impl Failure {
     /// A failed `test` of a JSON patch is Invalid; a PUT that came too late, or a patch that the server itself could
     /// not place among other writes, is Conflict.
     pub fn is_outrun(&self) -> bool {
-        matches!(self, Self::Refused(status) if status.is_conflict() || status.is_invalid())
+        matches!(self, Self::Refused(status) if status.is_conflict() || status.is_invalid()) && !self.is_by_schema()
+    }
+
+    /// The schema of the kind refuses what was written, so its CRD is of another version: that names a field, and no repetition
+    /// helps before somebody mends it.
+    fn is_by_schema(&self) -> bool {
+        let causes = match self {
+            Self::Refused(status) if status.is_invalid() => status.details.as_ref().map(|details| &details.causes),
+            _ => None,
+        };
+        causes.is_some_and(|causes| causes.iter().any(|cause| !cause.field.is_empty()))
     }
 
     pub fn is_invalid(&self) -> bool {
@@ -82,6 +92,10 @@ impl From<Failure> for Refusal {
         // Nothing that the caller repeats makes it readable.
         if let Failure::Unreadable { .. } = failure {
             return Refusal::new(Reason::NotFound, failure.to_string());
+        }
+        if failure.is_by_schema() {
+            tracing::error!(error = %failure, "the CRDs of this cluster refuse what this version writes; install those of this version");
+            return Refusal::unavailable(format!("the CRDs are not those of this gateway: {failure}"));
         }
         // The server's words may speak of objects that the caller has no business with.
         tracing::warn!(error = %failure, "call to the API server failed");
@@ -153,4 +167,34 @@ pub fn test(path: &str, value: impl Into<Value>) -> Value {
 
 pub fn add(path: &str, value: &impl serde::Serialize) -> Value {
     json!({"op": "add", "path": path, "value": value})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u16, reason: &str, cause: Value) -> Failure {
+        let status = json!({"status": "Failure", "code": code, "reason": reason, "message": "no",
+            "details": {"causes": [cause]}});
+        Failure::Refused(serde_json::from_value(status).expect("a status"))
+    }
+
+    /// As the API server answers a `test` that fails, a patch that it cannot place, and a value that the schema does not have.
+    #[test]
+    fn a_refusal_by_schema_is_no_conflict() {
+        let test = json!({"reason": "UnexpectedServerResponse", "message": "testing path /status: test failed"});
+        let field = json!({"reason": "FieldValueNotSupported", "message": "no", "field": "status.agent.report.class"});
+        for (failure, outrun, words) in [
+            (refused(422, "Invalid", test), true, "the API server cannot serve this now"),
+            (refused(409, "Conflict", json!({"message": "modified"})), true, "the API server cannot serve this now"),
+            (
+                refused(422, "Invalid", field),
+                false,
+                "the CRDs are not those of this gateway: the API server answered 422: no",
+            ),
+        ] {
+            assert_eq!(failure.is_outrun(), outrun, "{failure:?}");
+            assert_eq!(Refusal::from(failure), Refusal::unavailable(words));
+        }
+    }
 }

@@ -104,9 +104,14 @@ pub async fn progress(gateway: &Gateway, caller: &Caller, request: Asked<Progres
     operations.push(add("/status/agent/progress", &progress));
     match patch_status(&attempt::api(gateway, who), &who.step_run, &operations).await {
         Ok(()) => Ok(()),
-        Err(failure) if failure.is_outrun() || failure.is_not_found() => {
-            Err(Refusal::fenced("the attempt is not the running one"))
+        // The attempt may be over, or the API server could not place the patch among other writes: only a read tells. Progress
+        // may be lost; an agent that is told that its attempt is over stops.
+        Err(failure) if failure.is_outrun() => {
+            gateway.metrics.conflicts.inc();
+            attempt::works(&attempt::read(gateway, who).await?, who, caller)?;
+            Err(Refusal::unavailable("the StepRun is being written to; try again"))
         }
+        Err(failure) if failure.is_not_found() => Err(Refusal::fenced("the attempt is not the running one")),
         Err(failure) => Err(failure.into()),
     }
 }

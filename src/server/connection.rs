@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::Service;
 
+use super::answer::HeldBody;
 use super::{ConnectionGuard, Peer, Security};
 
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -71,12 +73,18 @@ where
     let router = &guard.shared.server.router;
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         let busy = peer.0.begin();
+        let known = peer.clone();
         request.extensions_mut().insert(peer.clone());
         let answer = router.clone().call(request);
         async move {
             let answer = answer.await;
-            drop(busy);
-            answer
+            // A stranger who reads slowly must not keep the place of others.
+            if known.is_proven() {
+                answer.map(|answer| answer.map(|body| Body::new(HeldBody::new(body, busy))))
+            } else {
+                drop(busy);
+                answer
+            }
         }
     });
     let builder = builder();

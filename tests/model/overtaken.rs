@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use futures::future::BoxFuture;
-use http::{Request, Response, header};
+use http::{Method, Request, Response, StatusCode, header};
 use k8s_openapi::jiff::Timestamp;
 use lockstep::apiserver::{ApiServer, Kind};
 use lockstep::cluster::clock::Clock;
@@ -21,14 +21,24 @@ use tower::{Service, ServiceExt};
 
 use super::attempt::{self, Attempt, BOUNDS, TEAM};
 
-/// The way of a gateway to the API server, on which the fence moves.
+/// What happens on the way to the API server.
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    /// The operator moves the fence before a request.
+    FenceMoves,
+    /// The API server does not place a patch among other writes, and says so.
+    PatchConflicts,
+}
+
+/// The way of a gateway to the API server.
 #[derive(Clone)]
 struct Way {
     api: ApiServer,
     step_run: String,
-    /// Requests that come before that.
+    trouble: Trouble,
+    /// Requests that come before that: patches, where it is a patch that meets it.
     left: Arc<AtomicUsize>,
-    /// What stood in `status.agent` right after it, once it has moved.
+    /// What stood in `status.agent` right after it, once it has happened.
     after: Arc<Mutex<Option<Value>>>,
 }
 
@@ -40,8 +50,27 @@ impl Way {
     fn move_fence(&self) {
         let moved = json!({"attempt": 2, "job": {"attempt": 2, "name": "next", "uid": "next"}});
         attempt::set_status(&self.api, Kind::StepRun, &self.step_run, &moved);
-        *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.status()["agent"].clone());
     }
+
+    /// Whether it happens to this request; it happens once.
+    fn is_met_by(&self, request: &Request<kube::client::Body>) -> bool {
+        if self.trouble == Trouble::PatchConflicts && request.method() != Method::PATCH {
+            return false;
+        }
+        let turn = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        turn == Err(0) && self.after().is_none()
+    }
+
+    fn after(&self) -> Option<Value> {
+        self.after.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn conflict() -> Response<Body> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Conflict", "code": 409,
+        "message": "Operation cannot be fulfilled: the object has been modified"});
+    let response = Response::builder().status(StatusCode::CONFLICT).header(header::CONTENT_TYPE, "application/json");
+    response.body(Body::from(status.to_string())).expect("a response")
 }
 
 impl Service<Request<kube::client::Body>> for Way {
@@ -55,12 +84,15 @@ impl Service<Request<kube::client::Body>> for Way {
 
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
         let way = self.clone();
-        if self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) == Err(0)
-            && self.after.lock().unwrap_or_else(PoisonError::into_inner).is_none()
-        {
-            self.move_fence();
+        let is_met = self.is_met_by(&request);
+        if is_met {
+            if self.trouble == Trouble::FenceMoves {
+                self.move_fence();
+            }
+            *self.after.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.status()["agent"].clone());
         }
-        Box::pin(async move { way.api.oneshot(request).await })
+        let is_refused = is_met && self.trouble == Trouble::PatchConflicts;
+        Box::pin(async move { if is_refused { Ok(conflict()) } else { way.api.oneshot(request).await } })
     }
 }
 
@@ -72,12 +104,12 @@ struct Scene {
 }
 
 impl Scene {
-    /// Nothing moves yet.
-    fn new() -> Self {
+    /// Nothing happens yet.
+    fn new(trouble: Trouble) -> Self {
         let attempt = Attempt::new(&json!({}));
         let (step_run, uid) = (attempt.own(), attempt.uid());
         let left = Arc::new(AtomicUsize::new(usize::MAX));
-        let way = Way { api: attempt.api, step_run: step_run.clone(), left, after: Arc::default() };
+        let way = Way { api: attempt.api, step_run: step_run.clone(), trouble, left, after: Arc::default() };
         let who = AttemptRef { namespace: TEAM.to_owned(), step_run, uid, attempt: 1, id: "0".repeat(32) };
         Self { way, who, token: attempt.token }
     }
@@ -109,44 +141,63 @@ fn writing() -> [(&'static str, Value); 5] {
     ]
 }
 
-/// What was written after the fence had moved.
-async fn written(path: &str, body: &Value) -> Option<String> {
+/// Calls at that path, each with the trouble one request later; `wrong` says what of an answer and of `status.agent` right after the
+/// trouble is wrong.
+async fn each(
+    trouble: Trouble,
+    (path, body): (&str, &Value),
+    wrong: impl Fn(&Scene, u16, Value) -> Option<String>,
+) -> Option<String> {
     for before in 0.. {
-        let scene = Scene::new();
+        let scene = Scene::new(trouble);
         if path != protocol::CLAIM {
             assert_eq!(scene.call(protocol::CLAIM, &json!({"shimVersion": "0"})).await, 200, "it claims");
         }
         scene.way.left.store(before, Ordering::SeqCst);
         let code = scene.call(path, body).await;
-        let after = scene.way.after.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(after) = after else {
+        let Some(after) = scene.way.after() else {
             // It asks for no more than that.
             assert!(before > 0 && (200..300).contains(&code), "{path}: {code} after {before} requests");
             return None;
         };
-        let mut now = scene.way.status()["agent"].clone();
-        // What was stopped keeps its exit code and its last words, with the number of the attempt: that decides nothing.
-        if let Some(now) = now.as_object_mut() {
-            now.remove("stopped");
-        }
-        if now != after {
-            return Some(format!(
-                "{path}: the fence moved before request {before}, and {now} was written over {after}"
-            ));
+        if let Some(wrong) = wrong(&scene, code, after) {
+            return Some(format!("{path}, request {before}: {wrong}"));
         }
     }
     None
 }
 
+fn written(scene: &Scene, _: u16, after: Value) -> Option<String> {
+    let mut now = scene.way.status()["agent"].clone();
+    // What was stopped keeps its exit code and its last words, with the number of the attempt: that decides nothing.
+    if let Some(now) = now.as_object_mut() {
+        now.remove("stopped");
+    }
+    (now != after).then(|| format!("the fence moved before it, and {now} was written over {after}"))
+}
+
+async fn find(trouble: Trouble, wrong: impl Fn(&Scene, u16, Value) -> Option<String>) -> Option<String> {
+    for (path, body) in writing() {
+        let found = each(trouble, (path, &body), &wrong).await;
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+fn run(search: impl Future<Output = Option<String>>) -> Option<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(search)
+}
+
 /// What a gateway writes of an attempt that is over.
 pub fn find_violation() -> Option<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        for (path, body) in writing() {
-            if let Some(found) = written(path, &body).await {
-                return Some(found);
-            }
-        }
-        None
-    })
+    run(find(Trouble::FenceMoves, written))
+}
+
+/// A call by which an attempt is told that it is over, though only a patch met other writes. 409 is what ends a shim.
+pub fn find_lost_attempt() -> Option<String> {
+    let ended = |_: &Scene, code: u16, _: Value| (code == 409).then(|| "a conflict ended the attempt".to_owned());
+    run(find(Trouble::PatchConflicts, ended))
 }

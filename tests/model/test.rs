@@ -45,3 +45,8 @@ fn somebody_leads_again_after_every_state() {
 fn nothing_is_written_of_an_attempt_that_is_over() {
     none(overtaken::find_violation());
 }
+
+#[test]
+fn a_conflict_ends_no_attempt() {
+    none(overtaken::find_lost_attempt());
+}

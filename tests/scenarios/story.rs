@@ -176,7 +176,7 @@ impl Teller {
                 self.after(number * unit, log);
             }
             ["policies", "missing"] => {
-                self.world.guard = Guard::Missing("lockstep-gate is not installed".into());
+                self.world.guard = Guard::Missing("lockstep-gate is not installed; reinstall the chart".into());
             }
             ["policies", "stand"] => self.world.guard = Guard::Proven("policies-1".into()),
             ["policies", "change"] => self.world.guard = Guard::Proven("policies-2".into()),

@@ -16,7 +16,7 @@ use lockstep::api::step::Step;
 use lockstep::api::step_run::JobRef;
 use lockstep::api::workflow::WorkflowStatus;
 use lockstep::api::{Agent, Memory, StepRun, Workflow, WorkflowTemplate};
-use lockstep::cluster::slots::{Applicant, QueuePosition, Slots};
+use lockstep::cluster::slots::{Applicant, Limit, QueuePosition, Slots};
 use lockstep::decide::budget::{self, RunBudget};
 use lockstep::decide::build::{
     ANNOTATION_AGENT_DIGEST, ANNOTATION_AGENT_GENERATION, ANNOTATION_AGENT_UID, Installation,
@@ -318,7 +318,7 @@ impl World {
         let who = Applicant {
             namespace: "team".into(),
             agent: o.step_run.spec.agent_id.clone(),
-            limit: o.agent.as_ref().and_then(|a| usize::try_from(a.spec.max_concurrent?).ok()),
+            limit: Limit::of(o.agent.as_deref()),
             position: QueuePosition {
                 run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),
                 run: o.step_run.spec.workflow.name.clone(),

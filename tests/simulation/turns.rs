@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use lockstep::api::{Agent, StepRun, Workflow};
-use lockstep::cluster::slots::{Applicant, QueuePosition};
+use lockstep::cluster::slots::{Applicant, Limit, QueuePosition};
 use lockstep::decide::seen;
 use lockstep::decide::step_run::{Need, Slot};
 
@@ -41,7 +41,7 @@ impl World {
         let agent = self.cached(op, Kind::Agent, &step_run.spec.agent_id).map(|a| a.typed::<Agent>());
         let meta = &step_run.metadata;
         Applicant {
-            limit: agent.and_then(|a| a.spec.max_concurrent).and_then(|n| usize::try_from(n).ok()),
+            limit: Limit::of(agent.as_deref()),
             agent: step_run.spec.agent_id.clone(),
             position: QueuePosition {
                 run_created: run.and_then(|r| r.metadata.creation_timestamp.clone()),

@@ -41,13 +41,12 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Says what is missing and the remedy, once as an event, and looks again.
+    /// Says what is missing, with the remedy, once as an event, and looks again.
     pub(super) fn policies_missing(&mut self, what: &str) {
-        let message = format!("{what}; reinstall the chart");
         if condition::get(&self.status.conditions, POLICIES).is_none() {
-            self.plan.warn("PolicyMissing", message.clone());
+            self.plan.warn("PolicyMissing", what.to_owned());
         }
-        self.condition(POLICIES, Truth::False, "PolicyMissing", &message);
+        self.condition(POLICIES, Truth::False, "PolicyMissing", what);
         self.plan.look_again(GUARD_AGAIN);
     }
 }

@@ -151,7 +151,7 @@ impl Pass<'_> {
     fn proven(&mut self, wait: &WaitingFor, by: Option<&String>) -> Result<String, String> {
         match (self.policies(), by) {
             (Guard::Missing(why), _) => {
-                Err(format!("the admission policies do not stand: {why}; reinstall the chart, then answer again"))
+                Err(format!("the admission policies do not stand: {why}, then answer again"))
             }
             (Guard::Proven(stamp), Some(by)) if *stamp == wait.policy => Ok(clip(by, 512)),
             (Guard::Proven(_), Some(_)) if wait.policy.is_empty() => {

@@ -1,6 +1,7 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
+mod mail;
 mod step_runs;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ use crate::decide::budget::RunBudget;
 use crate::decide::build::{self, Installation};
 use crate::decide::content::{self, Changed, DocumentLookup};
 use crate::decide::gate::Guard;
+use crate::decide::mail::Mail;
 use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
@@ -259,6 +261,7 @@ impl Observer {
             lingering: seen::lingering(&pods),
             event: self.event(&job_name, &jobs, seen::newest_of(attempt, &pods)),
             guard: Guard::NotAsked,
+            mail: Mail::NotAsked,
             installation: Arc::clone(&self.installation),
             evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
             now,
@@ -297,6 +300,7 @@ impl Observer {
                 observed.input = Some(Input { changed, memory, egress });
             }
             Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
+            Lack::Mail => observed.mail = self.mail(&observed.step_run).await?,
             Lack::Revision => {
                 let made = observed.document.loaded().map(|d| d.document());
                 observed.revision = made.map(|made| self.revisions.next(made, &self.world.documents));

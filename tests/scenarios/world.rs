@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
@@ -23,6 +23,7 @@ use lockstep::decide::build::{
 };
 use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Pin};
 use lockstep::decide::gate::{self, Guard};
+use lockstep::decide::mail::{self, Mail};
 use lockstep::decide::memory::{self, MemorySeen};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot, SourceAgent};
@@ -32,6 +33,7 @@ use lockstep::definition::pinned;
 use lockstep::definition::program::Program;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
 
 /// A Job and its one pod.
 #[derive(Clone)]
@@ -260,6 +262,7 @@ impl World {
             document,
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
+            mail: Mail::NotAsked,
             installation: Arc::new(Installation::default()),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
@@ -309,6 +312,7 @@ impl World {
                 o.input = Some(Input { changed, memory: self.memory_seen(&o.step_run, &session), ..Input::default() });
             }
             Lack::Policies => o.guard = self.guard.clone(),
+            Lack::Mail => o.mail = Mail::Read(mail::written(&o.step_run.metadata)),
             Lack::Revision => o.revision = o.document.loaded().map(|d| self.number(d.document())),
         }
     }
@@ -532,12 +536,16 @@ impl World {
                 }
             }
             Effect::EmptyMailbox { step_run, resource_version, keys } => {
+                let (next, time) = (self.next_letters.remove(step_run), self.time());
                 let found = self.step_runs.get_mut(step_run).expect("a StepRun");
                 let current = found.metadata.resource_version.as_ref();
                 assert_eq!(current, Some(resource_version), "a mailbox of another time");
                 let annotations = found.metadata.annotations.get_or_insert_default();
                 annotations.retain(|key, _| !keys.contains(&key.as_str()));
-                annotations.extend(self.next_letters.remove(step_run).unwrap_or_default());
+                found.metadata.managed_fields = None;
+                if let Some(letter) = next {
+                    put(letter, Some(&time), found);
+                }
             }
         }
         log.push(Happened::Effect(effect));
@@ -611,6 +619,12 @@ impl World {
         }
     }
 
+    /// What a person writes to a StepRun; the API server dates it, unless nobody keeps dates of this object any more.
+    pub fn write_letter(&mut self, step_run: &str, letter: BTreeMap<String, String>, is_dated: bool) {
+        let time = Some(self.time()).filter(|_| is_dated);
+        put(letter, time.as_ref(), self.touch(step_run));
+    }
+
     /// A write of somebody else: the version moves.
     pub fn touch(&mut self, step_run: &str) -> &mut StepRun {
         self.serial += 1;
@@ -619,6 +633,20 @@ impl World {
         found.metadata.resource_version = Some(version);
         found
     }
+}
+
+/// Lays a letter into the mailbox.
+fn put(letter: BTreeMap<String, String>, time: Option<&Time>, step_run: &mut StepRun) {
+    let owned: Map<String, Value> = letter.keys().map(|key| (format!("f:{key}"), json!({}))).collect();
+    let entry = |time| ManagedFieldsEntry {
+        manager: Some("kubectl-annotate".into()),
+        operation: Some("Update".into()),
+        fields_v1: Some(FieldsV1(json!({"f:metadata": {"f:annotations": owned}}))),
+        time: Some(stored(time)),
+        ..ManagedFieldsEntry::default()
+    };
+    step_run.metadata.managed_fields = time.map(|time| vec![entry(time)]);
+    step_run.metadata.annotations.get_or_insert_default().extend(letter);
 }
 
 fn annotation(job: &Job, key: &str) -> Option<String> {

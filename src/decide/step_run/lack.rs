@@ -17,6 +17,9 @@ pub enum Lack {
     Input,
     /// Whether the admission policies stand, which costs two requests.
     Policies,
+    /// When what lies in the mailbox was written, or that nothing lies there: one read of the StepRun itself, where a person has
+    /// decided or answered, or a deadline passes.
+    Mail,
     /// The number of the document that is published: nobody else gets it.
     Revision,
 }
@@ -38,10 +41,11 @@ pub fn decide(o: &Observed) -> Result<Plan<StepRunStatus>, Lack> {
         return Err(lack);
     }
     let pass = advanced(o);
-    match (pass.lacks_policies, pass.lacks_revision) {
-        (true, _) => Err(Lack::Policies),
-        (false, true) => Err(Lack::Revision),
-        (false, false) => Ok(pass.finish()),
+    let lacking =
+        [(pass.lacks_policies, Lack::Policies), (pass.lacks_mail, Lack::Mail), (pass.lacks_revision, Lack::Revision)];
+    match lacking.into_iter().find(|(lacks, _)| *lacks) {
+        Some((_, lack)) => Err(lack),
+        None => Ok(pass.finish()),
     }
 }
 
@@ -64,7 +68,9 @@ mod tests {
     use super::*;
     use crate::api::agent::Agent;
     use crate::api::definition::Definition;
+    use crate::api::name::{ACTION, DECIDED_BY};
     use crate::api::step_run::WaitKind;
+    use crate::decide::mail::Mail;
     use crate::decide::step_run::{Guard, Slot};
     use crate::definition::program::Program;
 
@@ -115,6 +121,20 @@ mod tests {
         let plan = decide(&o).expect("a plan");
         let wait = plan.status.and_then(|status| status.waiting_for).expect("a wait");
         assert_eq!((wait.kind, wait.policy.as_str()), (WaitKind::BudgetSpent, "policies"));
+
+        // A person has answered, or a deadline passes: who wrote into the mailbox, and when, is asked once.
+        let mut o = Observed {
+            slot: Some(Slot::Yours),
+            guard: Guard::Proven("p".into()),
+            ..crate::decide::step_run::tests::observed(&json!({"waitingFor": {"id": "1-0", "kind": "RetriesSpent",
+                "question": "?", "options": ["retry"], "policy": "p", "since": "1970-01-01T00:00:00Z"}}))
+        };
+        assert!(decide(&o).is_ok(), "nobody has answered");
+        let mail = [(ACTION, "retry"), (DECIDED_BY, "ann")].map(|(key, text)| (key.to_owned(), text.to_owned()));
+        Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.into());
+        assert_eq!(decide(&o), Err(Lack::Mail));
+        o.mail = Mail::Read(None);
+        assert!(decide(&o).is_ok());
 
         let ended = json!({"phase": "Completed", "completedAt": "1970-01-01T00:00:00Z"});
         let o = Observed { guard: Guard::NotAsked, ..crate::decide::step_run::tests::observed(&ended) };

@@ -1,7 +1,6 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
-mod mail;
 mod step_runs;
 
 use std::collections::BTreeMap;
@@ -22,6 +21,7 @@ use super::dry_run;
 use super::egress;
 use super::evaluator::{Evaluator, Kind};
 use super::guard::Proves;
+use super::mail;
 use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
@@ -300,7 +300,7 @@ impl Observer {
                 observed.input = Some(Input { changed, memory, egress });
             }
             Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
-            Lack::Mail => observed.mail = self.mail(&observed.step_run).await?,
+            Lack::Mail => observed.mail = mail::of(&self.client, &observed.step_run).await?,
             Lack::Revision => {
                 let made = observed.document.loaded().map(|d| d.document());
                 observed.revision = made.map(|made| self.revisions.next(made, &self.world.documents));

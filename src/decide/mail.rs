@@ -4,6 +4,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, Time};
 
 use crate::api::name::{ACTION, ANSWER, DECISION};
+use crate::api::step_run::{GateState, StepRun};
 
 /// What the API server says of the mailbox that is decided on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,20 @@ pub enum Arrival {
 pub fn written(meta: &ObjectMeta) -> Option<Time> {
     let owning = meta.managed_fields.iter().flatten().filter(|entry| owns_mail(entry));
     owning.filter_map(|entry| entry.time.clone()).max()
+}
+
+/// What the policy `lockstep-gate` holds against a write to a mailbox, for a server that evaluates no policies: the wait is over.
+pub fn comes_late(before: &StepRun, after: &ObjectMeta) -> bool {
+    let has = |meta: &ObjectMeta, key: &str| meta.annotations.as_ref().is_some_and(|all| all.contains_key(key));
+    let adds = |key: &str| has(after, key) && !has(&before.metadata, key);
+    let Some(status) = &before.status else { return false };
+    let open = status.gate.as_ref().filter(|gate| gate.state == GateState::Waiting);
+    let deadline = if adds(ACTION) || adds(ANSWER) {
+        status.waiting_for.as_ref().and_then(|wait| wait.deadline.as_ref())
+    } else {
+        open.filter(|_| adds(DECISION)).and_then(|gate| gate.deadline.as_ref())
+    };
+    deadline.is_some_and(|deadline| written(after).is_none_or(|at| at.0 > deadline.0))
 }
 
 fn owns_mail(entry: &ManagedFieldsEntry) -> bool {
@@ -93,6 +108,38 @@ mod tests {
             let written = written.map(at);
             let found = arrival(written.as_ref(), &at(since), deadline.as_ref(), &at(now));
             assert_eq!(found, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_comes_late_is_known_where_no_policy_is_evaluated() {
+        let wait =
+            json!({"id": "1-0", "kind": "Question", "question": "?", "options": [], "since": "1970-01-01T00:00:00Z"});
+        let gate = json!({"state": "Waiting", "round": 1, "outputDigest": "d", "openedAt": "1970-01-01T00:00:00Z", "policy": "p"});
+        let with = |mut value: Value, deadline: Option<&str>| {
+            value["deadline"] = json!(deadline);
+            value
+        };
+        let due = Some("1970-01-01T00:00:10Z");
+        for (what, status, key, time, late) in [
+            ("in time", json!({"gate": with(gate.clone(), due)}), DECISION, Some("1970-01-01T00:00:10Z"), false),
+            ("late", json!({"gate": with(gate.clone(), due)}), DECISION, Some("1970-01-01T00:00:11Z"), true),
+            ("not dated", json!({"gate": with(gate.clone(), due)}), DECISION, None, true),
+            ("no deadline", json!({"gate": with(gate, None)}), DECISION, None, false),
+            ("an answer", json!({"waitingFor": with(wait.clone(), due)}), ANSWER, Some("1970-01-01T00:00:11Z"), true),
+            ("an order", json!({"waitingFor": with(wait, due)}), ACTION, Some("1970-01-01T00:00:11Z"), true),
+            ("nothing of it", json!({}), DECISION, None, false),
+        ] {
+            let mut before = StepRun::new("s", crate::api::StepRunSpec::default());
+            before.status = serde_json::from_value(status).expect("a status");
+            let owned = json!({format!("f:{key}"): {}});
+            let after: ObjectMeta = serde_json::from_value(json!({"annotations": {key: "x"}, "managedFields": [
+                {"time": time, "fieldsV1": {"f:metadata": {"f:annotations": owned}}}]}))
+            .expect("metadata");
+            assert_eq!(comes_late(&before, &after), late, "{what}");
+            // What lay there before is not written again.
+            before.metadata = after.clone();
+            assert!(!comes_late(&before, &after), "{what}");
         }
     }
 

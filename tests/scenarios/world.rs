@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry, ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use lockstep::api::definition::Definition;
@@ -23,7 +23,7 @@ use lockstep::decide::build::{
 };
 use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Pin};
 use lockstep::decide::gate::{self, Guard};
-use lockstep::decide::mail::{self, Mail};
+use lockstep::decide::mail::Mail;
 use lockstep::decide::memory::{self, MemorySeen};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot, SourceAgent};
@@ -33,7 +33,6 @@ use lockstep::definition::pinned;
 use lockstep::definition::program::Program;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
 
 /// A Job and its one pod.
 #[derive(Clone)]
@@ -75,6 +74,8 @@ pub struct World {
     pub guard: Guard,
     /// What people write to StepRuns in the moment in which the mailbox is emptied next.
     pub next_letters: BTreeMap<String, BTreeMap<String, String>>,
+    /// When what lies in the mailboxes was written, as the API server dates it.
+    dates: BTreeMap<String, Time>,
     /// What the API server says to every Job, and the Jobs that heard it.
     pub quota: Option<String>,
     refused: BTreeMap<String, String>,
@@ -106,6 +107,7 @@ impl World {
             jobs: BTreeMap::new(),
             guard: Guard::Proven("policies-1".into()),
             next_letters: BTreeMap::new(),
+            dates: BTreeMap::new(),
             quota: None,
             refused: BTreeMap::new(),
             leaving: Vec::new(),
@@ -312,7 +314,7 @@ impl World {
                 o.input = Some(Input { changed, memory: self.memory_seen(&o.step_run, &session), ..Input::default() });
             }
             Lack::Policies => o.guard = self.guard.clone(),
-            Lack::Mail => o.mail = Mail::Read(mail::written(&o.step_run.metadata)),
+            Lack::Mail => o.mail = Mail::Read(self.dates.get(&own(&o.step_run.metadata)).cloned()),
             Lack::Revision => o.revision = o.document.loaded().map(|d| self.number(d.document())),
         }
     }
@@ -542,9 +544,10 @@ impl World {
                 assert_eq!(current, Some(resource_version), "a mailbox of another time");
                 let annotations = found.metadata.annotations.get_or_insert_default();
                 annotations.retain(|key, _| !keys.contains(&key.as_str()));
-                found.metadata.managed_fields = None;
+                self.dates.remove(step_run);
                 if let Some(letter) = next {
-                    put(letter, Some(&time), found);
+                    annotations.extend(letter);
+                    self.dates.insert(step_run.clone(), stored(&time));
                 }
             }
         }
@@ -621,8 +624,10 @@ impl World {
 
     /// What a person writes to a StepRun; the API server dates it, unless nobody keeps dates of this object any more.
     pub fn write_letter(&mut self, step_run: &str, letter: BTreeMap<String, String>, is_dated: bool) {
-        let time = Some(self.time()).filter(|_| is_dated);
-        put(letter, time.as_ref(), self.touch(step_run));
+        if is_dated {
+            self.dates.insert(step_run.to_owned(), stored(&self.time()));
+        }
+        self.touch(step_run).metadata.annotations.get_or_insert_default().extend(letter);
     }
 
     /// A write of somebody else: the version moves.
@@ -633,20 +638,6 @@ impl World {
         found.metadata.resource_version = Some(version);
         found
     }
-}
-
-/// Lays a letter into the mailbox.
-fn put(letter: BTreeMap<String, String>, time: Option<&Time>, step_run: &mut StepRun) {
-    let owned: Map<String, Value> = letter.keys().map(|key| (format!("f:{key}"), json!({}))).collect();
-    let entry = |time| ManagedFieldsEntry {
-        manager: Some("kubectl-annotate".into()),
-        operation: Some("Update".into()),
-        fields_v1: Some(FieldsV1(json!({"f:metadata": {"f:annotations": owned}}))),
-        time: Some(stored(time)),
-        ..ManagedFieldsEntry::default()
-    };
-    step_run.metadata.managed_fields = time.map(|time| vec![entry(time)]);
-    step_run.metadata.annotations.get_or_insert_default().extend(letter);
 }
 
 fn annotation(job: &Job, key: &str) -> Option<String> {

@@ -69,7 +69,7 @@ mod tests {
     use crate::api::agent::Agent;
     use crate::api::definition::Definition;
     use crate::api::name::{ACTION, DECIDED_BY};
-    use crate::api::step_run::WaitKind;
+    use crate::api::step_run::{StepRunAsk, WaitKind};
     use crate::decide::mail::Mail;
     use crate::decide::step_run::{Guard, Slot};
     use crate::definition::program::Program;
@@ -122,22 +122,38 @@ mod tests {
         let wait = plan.status.and_then(|status| status.waiting_for).expect("a wait");
         assert_eq!((wait.kind, wait.policy.as_str()), (WaitKind::BudgetSpent, "policies"));
 
-        // A person has answered, or a deadline passes: who wrote into the mailbox, and when, is asked once.
-        let mut o = Observed {
-            slot: Some(Slot::Yours),
-            guard: Guard::Proven("p".into()),
-            ..crate::decide::step_run::tests::observed(&json!({"waitingFor": {"id": "1-0", "kind": "RetriesSpent",
-                "question": "?", "options": ["retry"], "policy": "p", "since": "1970-01-01T00:00:00Z"}}))
-        };
-        assert!(decide(&o).is_ok(), "nobody has answered");
-        let mail = [(ACTION, "retry"), (DECIDED_BY, "ann")].map(|(key, text)| (key.to_owned(), text.to_owned()));
-        Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.into());
-        assert_eq!(decide(&o), Err(Lack::Mail));
-        o.mail = Mail::Read(None);
-        assert!(decide(&o).is_ok());
-
         let ended = json!({"phase": "Completed", "completedAt": "1970-01-01T00:00:00Z"});
         let o = Observed { guard: Guard::NotAsked, ..crate::decide::step_run::tests::observed(&ended) };
         assert!(decide(&o).is_ok(), "nothing more is asked for");
+    }
+
+    #[test]
+    fn the_mailbox_is_read_only_where_a_person_wrote_or_a_deadline_passes() {
+        let at = "1970-01-01T00:00:00Z";
+        let waits = |kind: &str, deadline: Option<&str>| {
+            json!({"waitingFor": {"id": "1-0", "kind": kind, "question": "?", "options": ["retry"], "policy": "p",
+                "since": at, "deadline": deadline}})
+        };
+        let observed = |status: &serde_json::Value| {
+            let mut o = crate::decide::step_run::tests::observed(status);
+            Arc::make_mut(&mut o.step_run).spec.ask =
+                Some(StepRunAsk { deadline_seconds: Some(60), ..StepRunAsk::default() });
+            o
+        };
+        let mail = [(ACTION, "retry"), (DECIDED_BY, "ann")].map(|(key, text)| (key.to_owned(), text.to_owned()));
+        for (what, status, answers, lacks) in [
+            ("nobody has answered", waits("RetriesSpent", None), false, false),
+            ("somebody has", waits("RetriesSpent", None), true, true),
+            ("before the deadline", waits("Question", Some("1970-01-01T00:01:00Z")), false, false),
+            ("at the deadline", waits("Question", Some(at)), false, true),
+        ] {
+            let mut o = observed(&status);
+            if answers {
+                Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.clone().into());
+            }
+            assert_eq!(decide(&o).is_err_and(|lack| lack == Lack::Mail), lacks, "{what}");
+            o.mail = Mail::Read(None);
+            assert!(decide(&o).is_ok(), "{what}");
+        }
     }
 }

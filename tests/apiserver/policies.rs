@@ -63,8 +63,8 @@ fn question() -> (Value, Value) {
 }
 
 /// An entry of managedFields that owns one field.
-fn owns(place: &str, field: &str) -> Value {
-    json!({"manager": "somebody", "operation": "Update", "apiVersion": "lockstep.dev/v1alpha1", "time": PAST,
+fn owns(place: &str, field: &str, time: &str) -> Value {
+    json!({"manager": "somebody", "operation": "Update", "apiVersion": "lockstep.dev/v1alpha1", "time": time,
         "fieldsType": "FieldsV1", "fieldsV1": {place: {field: {}}}})
 }
 
@@ -235,14 +235,13 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "too late, the deadline was", alice, mark("late", accepted("alice")));
     add(g, "too late, the deadline was", alice, mark("late-question", reply("5", "alice")));
     add(g, "too late, the deadline was", alice, mark("undated", accepted("alice")));
-    // A time of one's own does not count: what a request adds is its own, whatever entries it sends along.
-    let mut forged = owns("f:metadata", "f:annotations");
-    forged["fieldsV1"]["f:metadata"]["f:annotations"]["f:lockstep.dev/decision"] = json!({});
-    let backdated = json!({"metadata": {"annotations": accepted("alice"), "managedFields": [forged]}});
-    add(g, "too late, the deadline was", alice, Ask::patch(steps("late"), backdated));
-    add(g, "they are never emptied", alice, Ask::patch(steps("open"), json!({"metadata": {"managedFields": [{}]}})));
-    let taken = json!({"metadata": {"managedFields": [owns("f:spec", "f:path")]}});
-    add(g, "that is not taken away", alice, Ask::patch(steps("pending"), taken));
+    let entries = |entry: Value| json!({"metadata": {"managedFields": [entry]}});
+    add(g, "are the API server's", alice, Ask::patch(steps("open"), entries(json!({}))));
+    add(g, "are the API server's", alice, Ask::patch(steps("open"), entries(owns("f:spec", "f:path", FUTURE))));
+    add(g, "are the API server's", alice, Ask::patch(steps("pending"), entries(owns("f:spec", "f:path", PAST))));
+    let mut beside = entries(owns("f:spec", "f:path", FUTURE));
+    beside["metadata"]["annotations"] = json!({"example.com/note": "x"});
+    add(g, "are the API server's", bob, Ask::patch(steps("open"), beside));
     add(g, "cannot be skipped", alice, mark("asking-gated", answer("skip", "alice")));
     add(g, "cannot be skipped", alice, mark("agent-asks-gated", answer("skip", "alice")));
     add(g, "is a machine identity", &bot, mark("open", accepted(&bot_name)));
@@ -612,6 +611,18 @@ async fn a_deadline_holds_by_the_time_of_the_api_server() -> Result<()> {
     };
     is_now(&team.alice.gets(&applies("applied")).await?)?;
     team.alice.is_refused(&applies("late"), 403, "too late, the deadline was").await?;
+    // A time of one's own does not count: what a request adds is its own, whatever entries it sends along.
+    let forged = || {
+        let mut forged = owns("f:spec", "f:path", PAST);
+        forged["fieldsV1"]["f:metadata"] = json!({"f:annotations": {"f:lockstep.dev/decision": {}}});
+        json!({"metadata": {"annotations": accepted("alice"), "managedFields": [forged]}})
+    };
+    team.alice.is_refused(&Ask::patch(at("late"), forged()), 403, "too late, the deadline was").await?;
+    team.alice.is_refused(&Ask::patch(at("reset"), forged()), 403, "are the API server's").await?;
+    // A status that no schema fits is not stored, but the API server gives up dating the request.
+    let mut misfit = forged();
+    misfit["status"] = json!({"phase": 5});
+    team.alice.is_refused(&Ask::patch(at("reset"), misfit), 403, "nobody knows when this was written").await?;
     // A decision whose own request takes the entries away has no time.
     let reset = json!({"metadata": {"annotations": accepted("alice"), "managedFields": [{}]}});
     team.alice.is_refused(&Ask::patch(at("reset"), reset), 403, "nobody knows when this was written").await?;

@@ -12,6 +12,7 @@ mod defaults;
 pub mod json_text;
 mod kind;
 mod listing;
+mod managed;
 mod object;
 mod patch;
 mod registry;

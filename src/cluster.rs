@@ -20,6 +20,7 @@ pub mod evaluator;
 pub mod fair;
 pub mod guard;
 pub mod lease;
+mod mail;
 pub mod memories;
 pub mod observe;
 pub mod pod_events;

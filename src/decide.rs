@@ -18,6 +18,7 @@ pub mod failure;
 pub mod gate;
 pub mod graph;
 pub mod history;
+pub mod mail;
 pub mod memory;
 pub mod notification;
 pub mod observed;

@@ -1,8 +1,8 @@
 //! The rules by which objects are made, changed and deleted. Compared with the real API server by
 //! `tests/apiserver/comparison.rs`.
 //!
-//! Not here: validation against schemas and by the rules in them, pruning of unknown fields, managed fields, and what the
-//! real server fills in for its own kinds.
+//! Not here: validation against schemas and by the rules in them, pruning of unknown fields, managed fields but those of
+//! annotations, and what the real server fills in for its own kinds.
 
 #![expect(clippy::disallowed_macros, reason = "changes of objects of any kind")]
 
@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::access::{Access, Attributes, Operation};
 use super::kind::{Kind, Part};
+use super::managed;
 use super::object::{Key, Object};
 use super::patch::{self, Format};
 use super::status::{self, Result};
@@ -152,6 +153,7 @@ impl Registry {
             return Err(status::invalid(kind, &key.name, why));
         }
         keep_servers_own(old, &mut new);
+        managed::keep(&old.value, &mut new, by.user, &self.now());
         if kind.has_generation() && part == Part::Main && differ(&new, &old.value) {
             let generation = new["metadata"]["generation"].as_i64().unwrap_or_default();
             new["metadata"]["generation"] = json!(generation + 1);

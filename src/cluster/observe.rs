@@ -21,6 +21,7 @@ use super::dry_run;
 use super::egress;
 use super::evaluator::{Evaluator, Kind};
 use super::guard::Proves;
+use super::mail;
 use super::memories;
 use super::pod_events::PodEvents;
 use super::refusals::Refusals;
@@ -36,6 +37,7 @@ use crate::decide::budget::RunBudget;
 use crate::decide::build::{self, Installation};
 use crate::decide::content::{self, Changed, DocumentLookup, Loaded};
 use crate::decide::gate::Guard;
+use crate::decide::mail::Mail;
 use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
@@ -259,6 +261,7 @@ impl Observer {
             lingering: seen::lingering(&pods),
             event: self.event(&job_name, &jobs, seen::newest_of(attempt, &pods)),
             guard: Guard::NotAsked,
+            mail: Mail::NotAsked,
             installation: Arc::clone(&self.installation),
             evaluator: self.evaluator.for_pass(Kind::StepRun, &namespace, &step_run.name_any()),
             now,
@@ -297,6 +300,7 @@ impl Observer {
                 observed.input = Some(Input { changed, memory, egress });
             }
             Lack::Policies => observed.guard = self.guard.check(&self.client, &observed.step_run).await?,
+            Lack::Mail => observed.mail = mail::of(&self.client, &observed.step_run).await?,
             Lack::Revision => {
                 let made = observed.document.loaded().map(Loaded::document);
                 observed.revision = made.map(|made| self.revisions.next(made, &self.world.documents));

@@ -153,11 +153,11 @@ pub fn admissible(
     Err(fault.to_owned())
 }
 
-/// What a decision is about, and when it was latched.
+/// What a decision is about, and when it was made.
 pub struct About<'a> {
     pub produced: &'a str,
     pub scope_id: &'a str,
-    pub now: &'a Time,
+    pub at: &'a Time,
 }
 
 /// The gate with the decision in it: one rejection ends the round, acceptances of enough people open it.
@@ -168,7 +168,7 @@ pub fn decided(gate: &GateStatus, approvals: i32, submission: &Submission, about
         accepted: submission.accepted,
         comment: submission.comment.clone(),
         decided_by: submission.by.clone(),
-        decided_at: about.now.clone(),
+        decided_at: about.at.clone(),
         digest: gate.output_digest.clone(),
         round: gate.round,
     };
@@ -266,6 +266,7 @@ mod tests {
             round: 1,
             output_digest: "d".into(),
             opened_at: Time(Timestamp::UNIX_EPOCH),
+            deadline: None,
             policy: "p1".into(),
             commands: Vec::new(),
             decisions: Vec::new(),
@@ -286,7 +287,7 @@ mod tests {
     }
 
     fn decide(gate: &GateStatus, approvals: i32, submission: &Submission) -> GateStatus {
-        decided(gate, approvals, submission, &About { produced: "t", scope_id: "s", now: &Time(Timestamp::UNIX_EPOCH) })
+        decided(gate, approvals, submission, &About { produced: "t", scope_id: "s", at: &Time(Timestamp::UNIX_EPOCH) })
     }
 
     #[test]

@@ -26,6 +26,7 @@ use super::build::{self, Installation};
 use super::content::{self, Changed, Content, DocumentLookup};
 use super::failure::{self, Next};
 use super::gate::{self, Guard};
+use super::mail::Mail;
 use super::trace::TraceContext;
 use super::{DeletableKind, Effect, Plan, claim, document};
 use crate::api::agent::Agent;
@@ -52,6 +53,8 @@ pub use slot::{Need, Slot, holds_slot, was_launched};
 
 /// How long to wait before asking again whether the policies stand.
 const GUARD_AGAIN: Duration = Duration::from_secs(5);
+/// Why a decision or an answer is refused that is not dated within its wait.
+const TOO_LATE: &str = "the deadline had passed";
 
 /// All that the decision needs.
 #[derive(Clone, Debug)]
@@ -92,6 +95,8 @@ pub struct Observed {
     pub budget: RunBudget,
     /// Whether the admission policies stand (`Lack::Policies`).
     pub guard: Guard,
+    /// When what lies in the mailbox was written; nothing before it was asked for (`Lack::Mail`).
+    pub mail: Mail,
     pub installation: Arc<Installation>,
     pub evaluator: Arc<dyn Evaluate>,
     pub now: Time,
@@ -174,6 +179,8 @@ struct Pass<'a> {
     policy: AttemptPolicy,
     /// The decision turned on the admission policies, and nobody had looked whether they stand.
     lacks_policies: bool,
+    /// It turned on when the mailbox was written to, and nobody had asked the API server.
+    lacks_mail: bool,
     /// The document is published, and has no number.
     lacks_revision: bool,
 }
@@ -190,6 +197,7 @@ impl<'a> Pass<'a> {
             step,
             policy: AttemptPolicy::of(step, o.agent.as_deref()),
             lacks_policies: false,
+            lacks_mail: false,
             lacks_revision: false,
         }
     }

@@ -5,11 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::authentication::v1::UserInfo;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
 
 use super::chance;
 use super::installation::{GATEWAY, NAMESPACE};
+use crate::api::StepRun;
 use crate::apiserver::access::{Access, Attributes, Operation};
 use crate::apiserver::{Kind, Part};
+use crate::decide::mail;
 
 #[derive(Clone, Debug)]
 struct Holder {
@@ -41,8 +45,15 @@ impl Tokens {
     }
 }
 
+fn comes_late(write: &Attributes<'_>) -> bool {
+    let (Some(old), Some(new)) = (write.old, write.new) else { return false };
+    let after = ObjectMeta::deserialize(&new["metadata"]);
+    old.typed::<StepRun>().zip(after.ok()).is_some_and(|(before, after)| mail::comes_late(&before, &after))
+}
+
 impl Access for Tokens {
-    /// What the gateway would be refused by the policy of statuses, it is refused here.
+    /// What the gateway would be refused by the policy of statuses, it is refused here; and people what is too late by the policy of
+    /// gates.
     fn admit(&self, write: &Attributes<'_>) -> Result<(), String> {
         let is_status = write.kind == Kind::StepRun && write.part == Part::Status;
         let old = write.old.filter(|_| is_status && write.user == GATEWAY && write.operation == Operation::Update);
@@ -50,6 +61,9 @@ impl Access for Tokens {
         let is_frozen = |s: &serde_json::Value| !s["completedAt"].is_null() || s["gate"]["state"] == "Waiting";
         if status.is_some_and(is_frozen) {
             return Err("the step has ended or is under review".to_owned());
+        }
+        if write.kind == Kind::StepRun && write.part == Part::Main && comes_late(write) {
+            return Err("too late, the deadline had passed".to_owned());
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{Api, ResourceExt};
 use lockstep::api::{Agent, StepRun, Workflow, condition, name};
@@ -22,7 +22,8 @@ use lockstep::cluster::world::World;
 use lockstep::decide::Effect;
 use lockstep::decide::agent::{self, DryRun};
 use lockstep::decide::build::{self, Installation};
-use lockstep::decide::step_run::{self, Hold, JobSeen};
+use lockstep::decide::mail::{self, Mail};
+use lockstep::decide::step_run::{self, Hold, JobSeen, Lack};
 use lockstep::definition::agent::CheckedAgent;
 use lockstep::definition::expression::InProcess;
 use lockstep::definition::policy::AttemptPolicy;
@@ -81,6 +82,33 @@ async fn a_run_is_gone_only_if_the_api_server_says_so() -> Result<()> {
     assert_eq!(hold().await.context("the run is there, and no cache knows it")?, Hold::No);
     team.admin.gets(&Ask::delete(team.one("workflows", "shop"))).await?;
     until("the run is gone", || async { Ok((hold().await? == Hold::Stopping).then_some(())) }).await?;
+    team.close().await
+}
+
+/// What no cache keeps is read of the very version that is decided on.
+#[tokio::test]
+async fn a_mailbox_is_dated_by_the_entry_that_owns_what_lies_there() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("dated").await?;
+    let gate = json!({"state": "Waiting", "round": 1, "outputDigest": "sha256:a", "openedAt": "2026-01-01T00:00:00Z",
+        "policy": "p"});
+    let waits = json!({"phase": "WaitingForAcceptance", "gate": gate});
+    let before = team.step_run("held", json!({"gate": {"name": "brief"}}), waits).await?;
+    let accepted = json!({"lockstep.dev/decision": "accepted", "lockstep.dev/decided-by": "alice"});
+    let decided = team.alice.gets(&Ask::annotate(team.one("stepruns", "held"), accepted)).await?;
+    let observer = observer(&team)?;
+    let cached = |object: &Value| -> Result<Arc<StepRun>> {
+        let mut step_run: StepRun = serde_json::from_value(object.clone())?;
+        step_run.metadata.managed_fields = None;
+        Ok(Arc::new(step_run))
+    };
+    let written = mail::written(&serde_json::from_value::<StepRun>(decided.clone())?.metadata);
+    let mut observed = observer.step_run(cached(&decided)?).await?;
+    observer.step_run_lack(&mut observed, Lack::Mail).await?;
+    ensure!(written.is_some() && observed.mail == Mail::Read(written.clone()), "{:?}, not {written:?}", observed.mail);
+    let mut behind = observer.step_run(cached(&before)?).await?;
+    let asked = observer.step_run_lack(&mut behind, Lack::Mail).await;
+    ensure!(matches!(asked, Err(Error::Stale(_))), "{asked:?}");
     team.close().await
 }
 

@@ -5,6 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use futures::future::join_all;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
+use lockstep::decide::mail;
 use serde_json::{Value, json};
 
 use crate::memory;
@@ -17,6 +20,10 @@ use crate::support::{
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
 const BINDINGS: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
 const STAMPS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings";
+
+/// Deadlines that have passed, and that have not, whatever the time is.
+const PAST: &str = "2020-01-01T00:00:00Z";
+const FUTURE: &str = "2099-01-01T00:00:00Z";
 
 /// A request that exactly one rule refuses; `words` are in that rule's message and in no other's.
 pub struct Case {
@@ -38,6 +45,27 @@ fn gate(state: &str, round: i32, decided: &[&str]) -> Value {
         .collect();
     json!({"phase": "WaitingForAcceptance", "gate": {"state": state, "round": round, "outputDigest": "sha256:a",
         "openedAt": "2026-01-01T00:00:00Z", "policy": "p", "decisions": decisions}})
+}
+
+/// A gate, or a step's own question, that waits until then.
+fn until_then(mut waits: Value, deadline: &str) -> Value {
+    let place = if waits["gate"].is_null() { "waitingFor" } else { "gate" };
+    waits[place]["deadline"] = json!(deadline);
+    waits
+}
+
+/// A step that is a question, and waits for its answer.
+fn question() -> (Value, Value) {
+    let wait = json!({"id": "1-0", "kind": "Question", "question": "How much?", "options": [],
+        "since": "2026-01-01T00:00:00Z"});
+    let spec = json!({"agentId": null, "ask": {"name": "budget", "question": "How much?"}});
+    (spec, json!({"phase": "WaitingForInput", "waitingFor": wait}))
+}
+
+/// An entry of managedFields that owns one field.
+fn owns(place: &str, field: &str, time: &str) -> Value {
+    json!({"manager": "somebody", "operation": "Update", "apiVersion": "lockstep.dev/v1alpha1", "time": time,
+        "fieldsType": "FieldsV1", "fieldsV1": {place: {field: {}}}})
 }
 
 /// An agent's request for one action, as it waits for people.
@@ -117,6 +145,7 @@ async fn stage(team: &Team) -> Result<()> {
     team.step_run("cancelled", guarded(), gate("Closed", 1, &[])).await?;
     let (spec, status) = acting();
     team.step_run("acting", spec, status).await?;
+    deadlines(team).await?;
     team.step_run("running", json!({}), json!({"phase": "Running"})).await?;
     team.step_run("ended", json!({}), json!({"phase": "Completed", "completedAt": "2026-01-01T00:00:00Z"})).await?;
     team.step_run("fresh", json!({}), Value::Null).await?;
@@ -128,6 +157,23 @@ async fn stage(team: &Team) -> Result<()> {
     let mut owned = step_run("owned", &json!({}));
     owned["metadata"]["ownerReferences"] = owner(&run);
     team.operator.gets(&Ask::post(team.all("stepruns"), owned)).await?;
+    Ok(())
+}
+
+/// Waits with a deadline: one of each kind that is over, and some that are not.
+async fn deadlines(team: &Team) -> Result<()> {
+    let guarded = || json!({"gate": {"name": "brief"}});
+    let (ask, asking) = question();
+    team.step_run("late", guarded(), until_then(gate("Waiting", 1, &[]), PAST)).await?;
+    team.step_run("late-question", ask.clone(), until_then(asking.clone(), PAST)).await?;
+    team.step_run("in-time-question", ask, until_then(asking, FUTURE)).await?;
+    for name in ["in-time", "applied", "reset", "undated"] {
+        team.step_run(name, guarded(), until_then(gate("Waiting", 1, &[]), FUTURE)).await?;
+    }
+    // Whoever may, takes all entries away: the API server keeps none for this object from then on.
+    let emptied = json!({"metadata": {"managedFields": [{}]}});
+    let undated = team.operator.gets(&Ask::patch(team.one("stepruns", "undated"), emptied)).await?;
+    ensure!(undated["metadata"]["managedFields"].is_null(), "{undated}");
     Ok(())
 }
 
@@ -186,6 +232,16 @@ async fn cases(team: &Team) -> Result<Vec<Case>> {
     add(g, "the run ended or was cancelled", alice, mark("cancelled", accepted("alice")));
     add(g, "not waiting for an answer", alice, mark("question-asked", reply("5", "alice")));
     add(g, "not waiting for an answer", alice, mark("running", answer("retry", "alice")));
+    add(g, "too late, the deadline was", alice, mark("late", accepted("alice")));
+    add(g, "too late, the deadline was", alice, mark("late-question", reply("5", "alice")));
+    add(g, "too late, the deadline was", alice, mark("undated", accepted("alice")));
+    let entries = |entry: Value| json!({"metadata": {"managedFields": [entry]}});
+    add(g, "are the API server's", alice, Ask::patch(steps("open"), entries(json!({}))));
+    add(g, "are the API server's", alice, Ask::patch(steps("open"), entries(owns("f:spec", "f:path", FUTURE))));
+    add(g, "are the API server's", alice, Ask::patch(steps("pending"), entries(owns("f:spec", "f:path", PAST))));
+    let mut beside = entries(owns("f:spec", "f:path", FUTURE));
+    beside["metadata"]["annotations"] = json!({"example.com/note": "x"});
+    add(g, "are the API server's", bob, Ask::patch(steps("open"), beside));
     add(g, "cannot be skipped", alice, mark("asking-gated", answer("skip", "alice")));
     add(g, "cannot be skipped", alice, mark("agent-asks-gated", answer("skip", "alice")));
     add(g, "is a machine identity", &bot, mark("open", accepted(&bot_name)));
@@ -517,6 +573,66 @@ async fn people_decide_and_answer() -> Result<()> {
     // Nor does a status that is sent along open a gate.
     let forged = json!({"metadata": {"annotations": accepted("alice")}, "status": gate("Waiting", 1, &[])});
     team.alice.is_refused(&Ask::patch(at("closed"), forged), 403, "not waiting for a decision").await?;
+    team.close().await
+}
+
+/// What came in time is known by the API server's own time, whichever way it was written; and nobody changes that, or does without.
+#[tokio::test]
+async fn a_deadline_holds_by_the_time_of_the_api_server() -> Result<()> {
+    let _whole = policies_whole().await;
+    let team = Team::open("deadlines").await?;
+    deadlines(&team).await?;
+    let at = |name: &str| team.one("stepruns", name);
+    let began = Timestamp::now();
+    let written = |stored: &Value| -> Result<Timestamp> {
+        let meta: ObjectMeta = serde_json::from_value(stored["metadata"].clone())?;
+        Ok(mail::written(&meta).context("nobody knows when")?.0)
+    };
+    let is_now = |stored: &Value| -> Result<()> {
+        let (time, now) = (written(stored)?, Timestamp::now());
+        ensure!(
+            time.as_second() >= began.as_second() - 5 && time.as_second() <= now.as_second() + 5,
+            "{time} at {now}"
+        );
+        Ok(())
+    };
+    is_now(&team.alice.gets(&Ask::annotate(at("in-time"), accepted("alice"))).await?)?;
+    let reply = json!({"lockstep.dev/answer": "5", "lockstep.dev/decided-by": "alice"});
+    is_now(&team.alice.gets(&Ask::annotate(at("in-time-question"), reply)).await?)?;
+    // Server-side apply has an entry of another kind.
+    let applies = |name: &str| Ask {
+        path: format!("{}?fieldManager=gitops&force=true", at(name)),
+        kind: "application/apply-patch+yaml",
+        ..Ask::patch(
+            "",
+            json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "StepRun",
+            "metadata": {"name": name, "annotations": accepted("alice")}}),
+        )
+    };
+    is_now(&team.alice.gets(&applies("applied")).await?)?;
+    team.alice.is_refused(&applies("late"), 403, "too late, the deadline was").await?;
+    // A time of one's own does not count: what a request adds is its own, whatever entries it sends along.
+    let forged = || {
+        let mut forged = owns("f:spec", "f:path", PAST);
+        forged["fieldsV1"]["f:metadata"] = json!({"f:annotations": {"f:lockstep.dev/decision": {}}});
+        json!({"metadata": {"annotations": accepted("alice"), "managedFields": [forged]}})
+    };
+    team.alice.is_refused(&Ask::patch(at("late"), forged()), 403, "too late, the deadline was").await?;
+    team.alice.is_refused(&Ask::patch(at("reset"), forged()), 403, "are the API server's").await?;
+    // A status that no schema fits is not stored, but the API server gives up dating the request.
+    let mut misfit = forged();
+    misfit["status"] = json!({"phase": 5});
+    team.alice.is_refused(&Ask::patch(at("reset"), misfit), 403, "nobody knows when this was written").await?;
+    // A decision whose own request takes the entries away has no time.
+    let reset = json!({"metadata": {"annotations": accepted("alice"), "managedFields": [{}]}});
+    team.alice.is_refused(&Ask::patch(at("reset"), reset), 403, "nobody knows when this was written").await?;
+    // The status is the operator's, and what gateways write has other entries: neither dates a decision anew.
+    let before = written(&team.admin.gets(&Ask::get(at("in-time"))).await?)?;
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let status = json!({"status": {"phase": "WaitingForAcceptance", "observedGeneration": 7}});
+    team.operator.gets(&Ask::patch(team.one("stepruns", "in-time/status"), status)).await?;
+    let after = written(&team.admin.gets(&Ask::get(at("in-time"))).await?)?;
+    ensure!(before == after, "{before} became {after}");
     team.close().await
 }
 

@@ -16,7 +16,7 @@ pub struct End {
 }
 
 /// Fields that hold times, identities, or digests over identities.
-const PASSING: [&str; 28] = [
+const PASSING: [&str; 29] = [
     "lastTransitionTime",
     "startedAt",
     "completedAt",
@@ -24,6 +24,7 @@ const PASSING: [&str; 28] = [
     "at",
     "decidedAt",
     "openedAt",
+    "deadline",
     "since",
     "notBefore",
     "uid",

@@ -1,6 +1,7 @@
 //! What people do to runs by HTTP: decide, answer, cancel, suspend, resume, retry.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use lockstep::api::name::DECISION;
 use lockstep::apiserver::Kind;
@@ -134,6 +135,33 @@ async fn a_run_is_suspended_resumed_cancelled_and_retried() {
         events.last().map(|event| (event.name.as_str(), event.data["class"].as_str())),
         Some(("failure", Some("Cancelled")))
     );
+}
+
+/// What came in time counts whenever the operator reads it, and bears the time at which it was written; what comes later is refused.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_holds_while_the_operator_is_away() {
+    let town = Town::open().await;
+    town.agent("default", &json!({}), |_| Deed { output: json!({"ok": true}), ..Deed::default() });
+    town.flow("default", &json!({"gate": {"name": "plan", "deadlineSeconds": 60}}));
+    for story in ["intime", "late"] {
+        town.post("/run", json!({"input": "x", "story_id": story})).await.is(202);
+    }
+    let away = town.inside[0].open.clone().write_owned().await;
+    let decide = |story: &str| format!("/runs/{story}/steps/work/decision");
+    town.ask("bob", "POST", &decide("intime"), json!({"accepted": true})).await.is(202);
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let refused = town.ask("bob", "POST", &decide("late"), json!({"accepted": true})).await.is(403);
+    assert!(refused.text.contains("too late"), "{}", refused.text);
+    drop(away);
+    assert_eq!(town.end("intime").await.data["result"], json!({"ok": true}));
+    assert_eq!(town.end("late").await.name, "failure");
+    let gates: Vec<Value> =
+        town.objects(Kind::StepRun).iter().map(|step_run| step_run["status"]["gate"].clone()).collect();
+    let decided = gates.iter().find(|gate| gate["state"] == "Accepted").expect("the one in time");
+    let time = |value: &Value| value.as_str().expect("a time").to_owned();
+    let (at, deadline) = (time(&decided["decisions"][0]["decidedAt"]), time(&decided["deadline"]));
+    assert!(at < deadline, "{at} is not before {deadline}");
+    assert!(gates.iter().any(|gate| gate["state"] == "Rejected" && gate["decisions"].is_null()), "{gates:?}");
 }
 
 /// The operator dies at each of its requests after somebody decided what cannot be taken.

@@ -16,9 +16,11 @@ use http::{HeaderMap, Method, Request, Response, header};
 use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::ResourceAttributes;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, ResourceExt};
+use lockstep::api::StepRun;
 use lockstep::api::name::{self, CANARY, DECISION};
 use lockstep::apiserver::access::{Access, Attributes, Operation};
 use lockstep::apiserver::{ApiServer, Key, Kind, MemoryStore, Part, Registry, Writer};
@@ -26,6 +28,7 @@ use lockstep::cluster::clock::Clock;
 use lockstep::cluster::evaluator::Evaluator;
 use lockstep::cluster::guard::FILES;
 use lockstep::cluster::sinks::Sinks;
+use lockstep::decide::mail;
 use lockstep::gateway;
 use lockstep::http::{Bounds, Service, Settings};
 use lockstep::protocol::{self, AttemptRef, ClaimRequest, Claimed, Ending, Output, ProgressRequest, ReportRequest};
@@ -98,6 +101,11 @@ impl Access for Rules {
         let had = write.old.is_some_and(|old| !old.value["metadata"]["annotations"][DECISION].is_null());
         if !notes[DECISION].is_null() && !had && write.user.starts_with("system:") {
             return Err(format!("lockstep-gate/v1: only people decide; {} is a machine identity", write.user));
+        }
+        let before = write.old.and_then(|old| old.typed::<StepRun>()).filter(|_| write.part == Part::Main);
+        let after = serde_json::from_value::<ObjectMeta>(new["metadata"].clone()).ok();
+        if before.zip(after).is_some_and(|(before, after)| mail::comes_late(&before, &after)) {
+            return Err("lockstep-gate/v1: too late, the deadline had passed".to_owned());
         }
         Ok(())
     }

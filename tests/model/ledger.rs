@@ -173,6 +173,7 @@ impl Ledger {
             input: None,
             budget: lockstep::decide::budget::RunBudget::default(),
             guard: Guard::Proven("policies".into()),
+            mail: lockstep::decide::mail::Mail::NotAsked,
             installation: Arc::new(Installation::default()),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: time(match view.clock {

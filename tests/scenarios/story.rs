@@ -1,7 +1,8 @@
 //! Reads a story and plays it. A line is a step; indented lines under it are its YAML; `#` is prose; `|` begins a line of
 //! the plan, which is what followed from the step before it. After each step the operator looks until it has nothing left
 //! to do; with `unseen` before a step it does not look yet, and with `soon` before what a person does it is done when the
-//! mailbox is emptied next; `status of` a run shows what its status holds.
+//! mailbox is emptied next; what is `undated` bears no date of the API server's; `status of` a run shows what its status
+//! holds.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
@@ -302,6 +303,10 @@ impl Teller {
             ["soon", rest @ ..] => (true, rest),
             _ => (false, words),
         };
+        let (is_dated, words) = match words {
+            ["undated", rest @ ..] => (false, rest),
+            _ => (true, words),
+        };
         let mut letter: Vec<(&str, String)> = Vec::new();
         let of = match words {
             ["accepts", of, "another", "output", "by", by] => {
@@ -355,14 +360,12 @@ impl Teller {
         let answered = letter.iter().any(|(key, _)| *key == ANSWER);
         letter.extend(comment.filter(|_| !answered).map(|c| (COMMENT, c)));
         let name = self.find(of);
+        let letter = letter.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
         if soon {
-            let letter = letter.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
             self.world.next_letters.insert(name, letter);
-            return;
+        } else {
+            self.world.write_letter(&name, letter, is_dated);
         }
-        let meta = &mut self.world.touch(&name).metadata;
-        let annotations = meta.annotations.get_or_insert_default();
-        annotations.extend(letter.into_iter().map(|(k, v)| (k.to_owned(), v)));
     }
 
     // ---- objects

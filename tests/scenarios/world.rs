@@ -23,6 +23,7 @@ use lockstep::decide::build::{
 };
 use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Pin};
 use lockstep::decide::gate::{self, Guard};
+use lockstep::decide::mail::Mail;
 use lockstep::decide::memory::{self, MemorySeen};
 use lockstep::decide::settled::Settled;
 use lockstep::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot, SourceAgent};
@@ -73,6 +74,8 @@ pub struct World {
     pub guard: Guard,
     /// What people write to StepRuns in the moment in which the mailbox is emptied next.
     pub next_letters: BTreeMap<String, BTreeMap<String, String>>,
+    /// When what lies in the mailboxes was written, as the API server dates it.
+    dates: BTreeMap<String, Time>,
     /// What the API server says to every Job, and the Jobs that heard it.
     pub quota: Option<String>,
     refused: BTreeMap<String, String>,
@@ -104,6 +107,7 @@ impl World {
             jobs: BTreeMap::new(),
             guard: Guard::Proven("policies-1".into()),
             next_letters: BTreeMap::new(),
+            dates: BTreeMap::new(),
             quota: None,
             refused: BTreeMap::new(),
             leaving: Vec::new(),
@@ -260,6 +264,7 @@ impl World {
             document,
             output: self.found(made.output_document.as_ref()),
             guard: Guard::NotAsked,
+            mail: Mail::NotAsked,
             installation: Arc::new(Installation::default()),
             evaluator: Arc::new(lockstep::definition::expression::InProcess),
             now: self.time(),
@@ -309,6 +314,7 @@ impl World {
                 o.input = Some(Input { changed, memory: self.memory_seen(&o.step_run, &session), ..Input::default() });
             }
             Lack::Policies => o.guard = self.guard.clone(),
+            Lack::Mail => o.mail = Mail::Read(self.dates.get(&own(&o.step_run.metadata)).cloned()),
             Lack::Revision => o.revision = o.document.loaded().map(|d| self.number(d.document())),
         }
     }
@@ -532,12 +538,17 @@ impl World {
                 }
             }
             Effect::EmptyMailbox { step_run, resource_version, keys } => {
+                let (next, time) = (self.next_letters.remove(step_run), self.time());
                 let found = self.step_runs.get_mut(step_run).expect("a StepRun");
                 let current = found.metadata.resource_version.as_ref();
                 assert_eq!(current, Some(resource_version), "a mailbox of another time");
                 let annotations = found.metadata.annotations.get_or_insert_default();
                 annotations.retain(|key, _| !keys.contains(&key.as_str()));
-                annotations.extend(self.next_letters.remove(step_run).unwrap_or_default());
+                self.dates.remove(step_run);
+                if let Some(letter) = next {
+                    annotations.extend(letter);
+                    self.dates.insert(step_run.clone(), stored(&time));
+                }
             }
         }
         log.push(Happened::Effect(effect));
@@ -609,6 +620,14 @@ impl World {
             self.admit(&mut object.metadata, &name);
             self.documents.insert(name, object);
         }
+    }
+
+    /// What a person writes to a StepRun; the API server dates it, unless nobody keeps dates of this object any more.
+    pub fn write_letter(&mut self, step_run: &str, letter: BTreeMap<String, String>, is_dated: bool) {
+        if is_dated {
+            self.dates.insert(step_run.to_owned(), stored(&self.time()));
+        }
+        self.touch(step_run).metadata.annotations.get_or_insert_default().extend(letter);
     }
 
     /// A write of somebody else: the version moves.

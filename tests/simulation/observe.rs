@@ -15,6 +15,7 @@ use lockstep::decide::build::Installation;
 use lockstep::decide::content::{self, Changed, Content, Contents, DocumentLookup, Loaded, Pin};
 use lockstep::decide::document::{self, Documents};
 use lockstep::decide::gate::Guard;
+use lockstep::decide::mail::{self, Mail};
 use lockstep::decide::seen;
 use lockstep::decide::step_run::{self, Hold, Input, JobSeen, Lack, PodSeen};
 use lockstep::decide::workflow::{self, Previous, StepRuns};
@@ -271,6 +272,7 @@ impl World {
             lingering: seen::lingering(&pods),
             event: None,
             guard: Guard::NotAsked,
+            mail: Mail::NotAsked,
             installation: Arc::new(Installation::default()),
             evaluator: Arc::new(InProcess),
             now,
@@ -295,12 +297,21 @@ impl World {
                 observed.input = Some(Input { changed, ..Input::default() });
             }
             Lack::Policies => observed.guard = self.guard(),
+            Lack::Mail => observed.mail = self.mail(op, &observed.step_run)?,
             Lack::Revision => {
                 let made = observed.document.loaded().map(lockstep::decide::content::Loaded::document);
                 observed.revision = made.map(|made| document::next_revision(made, &self.siblings(op, made)));
             }
         }
         Ok(())
+    }
+
+    /// When its mailbox was written to, of the version that is decided on.
+    fn mail(&mut self, op: usize, step_run: &StepRun) -> Result<Mail, Trouble> {
+        let live = self.get(op, Kind::StepRun, step_run.metadata.name.as_deref().unwrap_or_default())?;
+        let live = live.map(|live| live.typed::<StepRun>()).ok_or(Trouble::Stale)?;
+        let same = live.metadata.resource_version == step_run.metadata.resource_version;
+        if same { Ok(Mail::Read(mail::written(&live.metadata))) } else { Err(Trouble::Stale) }
     }
 
     /// Where a Job decides by its absence, only the API server says that it is not there.

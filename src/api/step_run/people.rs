@@ -39,6 +39,11 @@ pub struct GateStatus {
     pub output_digest: String,
     /// When the gate was opened for this round; `deadlineSeconds` counts from then.
     pub opened_at: Time,
+    /// By when this round must be decided: `openedAt` and the seconds of `gate.deadlineSeconds`. The API server refuses a decision
+    /// that comes later, by its own clock. The default is to wait for ever.
+    // Latched when the gate opens, with `openedAt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
     /// The UIDs and generations of the admission policies that were in force when the gate was opened. If they change, a
     /// decision made before does not count and must be made again.
     #[schemars(length(max = 512))]
@@ -76,7 +81,7 @@ pub struct Decision {
     // Proven by admission, never taken from the request.
     #[schemars(length(max = 512))]
     pub decided_by: String,
-    /// When the decision was recorded.
+    /// When the person decided: the time that the API server gave the request, to the second.
     pub decided_at: Time,
     /// The `outputDigest` of the gate that was decided on.
     #[schemars(length(max = 80))]
@@ -106,6 +111,11 @@ pub struct WaitingFor {
     pub schema: Option<String>,
     /// When it was asked; `deadlineSeconds` counts from then.
     pub since: Time,
+    /// By when it must be answered: `since` and the seconds of `ask.deadlineSeconds`. The API server refuses an answer that comes
+    /// later, by its own clock. The default is to wait for ever.
+    // Latched when it is asked, with `since`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Time>,
     /// The commands that answer, with kubectl and with the plugin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 512)))]
@@ -150,7 +160,7 @@ pub struct Answer {
     /// The user name of the person who answered, as the API server proved it.
     #[schemars(length(max = 512))]
     pub by: String,
-    /// When the answer was recorded.
+    /// When the person answered: the time that the API server gave the request, to the second.
     pub at: Time,
 }
 
@@ -166,7 +176,7 @@ pub struct BudgetRaise {
     /// The user name of the person who raised it, as the API server proved it.
     #[schemars(length(max = 512))]
     pub by: String,
-    /// When the answer was recorded.
+    /// When the person answered: the time that the API server gave the request, to the second.
     pub at: Time,
 }
 
@@ -198,7 +208,7 @@ pub struct Action {
     /// The user name of the person who ordered it, as the API server proved it.
     #[schemars(length(max = 512))]
     pub by: String,
-    /// When the order was recorded.
+    /// When the person ordered it: the time that the API server gave the request, to the second.
     pub at: Time,
     /// What the person said, at most 4096 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]

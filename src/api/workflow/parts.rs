@@ -139,7 +139,7 @@ pub struct AcceptanceDecision {
     /// The user name of the person who decided, as the API server proved it.
     #[schemars(length(max = 512))]
     pub decided_by: String,
-    /// When the decision was recorded.
+    /// When the person decided: the time that the API server gave the request, to the second.
     pub decided_at: Time,
 }
 

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::api::step_run::{ApprovalRequest, RequestedApproval, StepRunGate};
 use crate::decide::approval;
+use crate::decide::mail::Arrival;
 
 impl Pass<'_> {
     /// What the agent of this attempt has used, for good: the next claim takes away what the gateway wrote. So it is latched before
@@ -52,6 +53,7 @@ impl Pass<'_> {
             commands: self.accepting(&digest),
             output_digest: digest,
             opened_at: self.o.now.clone(),
+            deadline: None,
             policy,
             decisions: Vec::new(),
         };
@@ -100,8 +102,11 @@ impl Pass<'_> {
 
     fn decide_request(&mut self, index: usize, wanted: &StepRunGate, submission: &gate::Submission) {
         let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.clone()).unwrap_or_default();
+        let opened_at = self.status.approval_requests[index].gate.opened_at.clone();
+        // It waits for as long as its step does.
+        let Arrival::InTime(at) = self.arrival(&opened_at, None) else { return };
         let request = &mut self.status.approval_requests[index];
-        let about = gate::About { produced: &wanted.name, scope_id: &scope_id, now: &self.o.now };
+        let about = gate::About { produced: &wanted.name, scope_id: &scope_id, at: &at };
         request.gate = gate::decided(&request.gate, wanted.approvals, submission, &about);
         if request.gate.state != GateState::Waiting {
             request.gate.commands.clear();

@@ -91,7 +91,7 @@ impl Pass<'_> {
     }
 
     /// The answer to the question that is open, if it meets the schema.
-    pub(super) fn take_reply(&mut self, wait: &WaitingFor, by: &str, text: &str) {
+    pub(super) fn take_reply(&mut self, wait: &WaitingFor, (by, at): (&str, Time), text: &str) {
         let schema = wait.schema.as_deref().map(serde_json::from_str).transpose();
         let value = match schema {
             Ok(schema) => read(text, schema.as_ref(), self.o.evaluator.as_ref()),
@@ -105,7 +105,7 @@ impl Pass<'_> {
         self.status.waiting_for = None;
         let answers = self.status.counts.answers + 1;
         self.status.counts = AttemptCounts { answers, ..AttemptCounts::default() };
-        let answer = Answer { value, by: by.to_owned(), at: self.o.now.clone() };
+        let answer = Answer { value, by: by.to_owned(), at };
         if let Some(open) = self.status.questions.iter_mut().find(|q| q.answer.is_none()) {
             open.answer = Some(answer);
         }

@@ -1,6 +1,6 @@
 //! A budget that is spent: nothing of the step starts until people have raised it.
 
-use super::{Pass, Phase, WaitKind, WaitingFor, questions::read};
+use super::{Pass, Phase, Time, WaitKind, WaitingFor, questions::read};
 use crate::api::step_run::BudgetRaise;
 use crate::api::usage::Budget;
 use crate::decide::budget::{self, BUDGET_SPENT, Spent};
@@ -29,14 +29,14 @@ impl Pass<'_> {
     }
 
     /// The answer: a higher budget.
-    pub(super) fn take_raise(&mut self, wait: &WaitingFor, by: &str, text: &str) {
+    pub(super) fn take_raise(&mut self, wait: &WaitingFor, (by, at): (&str, Time), text: &str) {
         let to = match self.raised(wait, text) {
             Ok(to) => to,
             Err(fault) => return self.refuse_answer(&format!("the answer was not recorded: {fault}; answer again")),
         };
         let whose = if wait.of_run { "run" } else { "step" };
         self.plan.notice("BudgetRaised", format!("the budget of the {whose} was raised by {by}"));
-        let raise = BudgetRaise { of_run: wait.of_run, budget: to, by: by.to_owned(), at: self.o.now.clone() };
+        let raise = BudgetRaise { of_run: wait.of_run, budget: to, by: by.to_owned(), at };
         budget::keep(&mut self.status, raise);
         self.status.waiting_for = None;
         self.status.counts.answers += 1;

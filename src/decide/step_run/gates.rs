@@ -5,11 +5,12 @@ use serde_json::Value;
 use super::{
     ATTEMPTS_KEPT, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION, Decision, DocumentLookup,
     DocumentPhase, DocumentStatus, GUARD_AGAIN, GateState, GateStatus, Guard, Guidance, Hold, MESSAGE_BYTES, OnFailure,
-    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, WaitKind, after, clip, condition,
-    content, document, gate, name,
+    POLICIES, Pass, Phase, REVIEW, ResultRef, Reuse, StepError, StepRun, StepRunGate, TOO_LATE, Time, WaitKind, after,
+    clip, condition, content, document, gate, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
 use crate::api::step::OnReject;
+use crate::decide::mail::{Arrival, Deadline};
 use crate::decide::output::{self, StoredOutput};
 use crate::definition::expression::{Expression, Scope, kind};
 use crate::definition::program::{Gate, MAX_ROUNDS, Step};
@@ -88,6 +89,7 @@ impl Pass<'_> {
             output_digest,
             commands,
             opened_at: self.o.now.clone(),
+            deadline: self.deadline_of_new_round().filter(|_| state == GateState::Waiting),
             policy: policy.to_owned(),
             decisions: self.status.gate.take().map(|g| g.decisions).unwrap_or_default(),
         });
@@ -132,9 +134,14 @@ impl Pass<'_> {
     // ---- while it waits
 
     pub(super) fn review(&mut self) {
-        let (Some(open), Some(wanted)) = (self.status.gate.clone(), self.o.step_run.spec.gate.clone()) else {
+        let (Some(mut open), Some(wanted)) = (self.status.gate.clone(), self.o.step_run.spec.gate.clone()) else {
             return;
         };
+        let deadline = self.deadline();
+        if let Some(deadline) = deadline.as_ref().filter(|deadline| !deadline.is_enforced) {
+            open.deadline = Some(deadline.at.clone());
+            self.status.gate = Some(open.clone());
+        }
         match gate::submission(&self.o.step_run) {
             None => return self.watch_deadline(&open),
             Some(Err(why)) => self.refuse_submission(&why),
@@ -145,25 +152,36 @@ impl Pass<'_> {
                     self.refuse_submission(&why);
                     match self.policies() {
                         Guard::Proven(stamp) if *stamp != open.policy => {
-                            self.status.gate =
-                                Some(GateStatus { policy: stamp.clone(), opened_at: self.o.now.clone(), ..open });
+                            self.status.gate = Some(GateStatus {
+                                policy: stamp.clone(),
+                                opened_at: self.o.now.clone(),
+                                deadline: self.deadline_of_new_round(),
+                                ..open
+                            });
                         }
                         Guard::Proven(_) => {}
                         _ => self.plan.look_again(GUARD_AGAIN),
                     }
                 }
-                Ok(()) => self.decide(&open, &wanted, &submission),
+                Ok(()) => match self.arrival(&open.opened_at, deadline.as_ref()) {
+                    Arrival::InTime(at) => self.decide(&open, &wanted, &submission, &at),
+                    Arrival::Late => {
+                        let why = format!("the decision of {} was not recorded: {TOO_LATE}", clip(&submission.by, 256));
+                        self.plan.refuse("DecisionRefused", why);
+                        self.clear_decision();
+                        return self.round_is_over(&open);
+                    }
+                },
             },
         }
         self.wake_at_deadline();
     }
 
-    fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, submission: &gate::Submission) {
+    fn decide(&mut self, open: &GateStatus, wanted: &StepRunGate, submission: &gate::Submission, at: &Time) {
         let produced =
             self.step.and_then(Step::produces).map_or(self.o.step_run.spec.path.as_str(), |p| p.document_type.as_str());
         let scope_id = self.o.step_run.spec.scope_chain.last().map(|s| s.scope_id.as_str()).unwrap_or_default();
-        let decided =
-            gate::decided(open, wanted.approvals, submission, &gate::About { produced, scope_id, now: &self.o.now });
+        let decided = gate::decided(open, wanted.approvals, submission, &gate::About { produced, scope_id, at });
         let (state, by) = (decided.state, submission.by.as_str());
         let so_far = decided.decisions.iter().filter(|d| d.round == decided.round).count();
         self.status.gate = Some(decided);
@@ -183,29 +201,41 @@ impl Pass<'_> {
         }
     }
 
-    fn deadline(&self) -> Option<(i64, super::Time)> {
+    /// By when a round must be decided that opens now.
+    fn deadline_of_new_round(&self) -> Option<Time> {
+        let seconds = self.gate_terms()?.deadline_seconds?;
+        Some(after(&self.o.now, seconds))
+    }
+
+    /// By when the open round must be decided. One that an older version opened has it not in its status.
+    fn deadline(&self) -> Option<Deadline> {
         let gate = self.status.gate.as_ref().filter(|g| g.state == GateState::Waiting)?;
         let seconds = self.gate_terms()?.deadline_seconds?;
-        Some((seconds, after(&gate.opened_at, seconds)))
+        let stored = gate.deadline.clone();
+        let is_enforced = stored.is_some();
+        Some(Deadline { at: stored.unwrap_or_else(|| after(&gate.opened_at, seconds)), is_enforced })
     }
 
     fn wake_at_deadline(&mut self) {
-        if let Some((_, at)) = self.deadline() {
-            self.wake_at(&at);
+        if let Some(deadline) = self.deadline() {
+            self.wake_at(&deadline.at);
+        }
+    }
+
+    fn watch_deadline(&mut self, open: &GateStatus) {
+        match self.deadline() {
+            Some(deadline) if self.has_passed(&deadline.at) => self.round_is_over(open),
+            _ => self.wake_at_deadline(),
         }
     }
 
     /// A round that nobody decided in time is rejected, and has no comment to go on from: that is the end.
-    fn watch_deadline(&mut self, open: &GateStatus) {
-        match self.deadline() {
-            Some((seconds, at)) if self.o.now.0 >= at.0 => {
-                self.status.gate = Some(GateStatus { state: GateState::Rejected, ..open.clone() });
-                self.plan.warn("GateDeadline", format!("not decided within {seconds} s"));
-                let why = format!("the gate was not decided within {seconds} s, which counts as rejected");
-                self.rejected(&why, OnReject::Fail);
-            }
-            _ => self.wake_at_deadline(),
-        }
+    fn round_is_over(&mut self, open: &GateStatus) {
+        let seconds = self.gate_terms().and_then(|gate| gate.deadline_seconds).unwrap_or_default();
+        self.status.gate = Some(GateStatus { state: GateState::Rejected, ..open.clone() });
+        self.plan.warn("GateDeadline", format!("not decided within {seconds} s"));
+        let why = format!("the gate was not decided within {seconds} s, which counts as rejected");
+        self.rejected(&why, OnReject::Fail);
     }
 
     // ---- after a rejection

@@ -17,6 +17,9 @@ pub enum Lack {
     Input,
     /// Whether the admission policies stand, which costs two requests.
     Policies,
+    /// When what lies in the mailbox was written, or that nothing lies there: one read of the StepRun itself, where a person has
+    /// decided or answered, or a deadline passes.
+    Mail,
     /// The number of the document that is published: nobody else gets it.
     Revision,
 }
@@ -38,10 +41,11 @@ pub fn decide(o: &Observed) -> Result<Plan<StepRunStatus>, Lack> {
         return Err(lack);
     }
     let pass = advanced(o);
-    match (pass.lacks_policies, pass.lacks_revision) {
-        (true, _) => Err(Lack::Policies),
-        (false, true) => Err(Lack::Revision),
-        (false, false) => Ok(pass.finish()),
+    let lacking =
+        [(pass.lacks_policies, Lack::Policies), (pass.lacks_mail, Lack::Mail), (pass.lacks_revision, Lack::Revision)];
+    match lacking.into_iter().find(|(lacks, _)| *lacks) {
+        Some((_, lack)) => Err(lack),
+        None => Ok(pass.finish()),
     }
 }
 
@@ -64,7 +68,9 @@ mod tests {
     use super::*;
     use crate::api::agent::Agent;
     use crate::api::definition::Definition;
-    use crate::api::step_run::WaitKind;
+    use crate::api::name::{ACTION, DECIDED_BY};
+    use crate::api::step_run::{StepRunAsk, WaitKind};
+    use crate::decide::mail::Mail;
     use crate::decide::step_run::{Guard, Slot};
     use crate::definition::program::Program;
 
@@ -119,5 +125,35 @@ mod tests {
         let ended = json!({"phase": "Completed", "completedAt": "1970-01-01T00:00:00Z"});
         let o = Observed { guard: Guard::NotAsked, ..crate::decide::step_run::tests::observed(&ended) };
         assert!(decide(&o).is_ok(), "nothing more is asked for");
+    }
+
+    #[test]
+    fn the_mailbox_is_read_only_where_a_person_wrote_or_a_deadline_passes() {
+        let at = "1970-01-01T00:00:00Z";
+        let waits = |kind: &str, deadline: Option<&str>| {
+            json!({"waitingFor": {"id": "1-0", "kind": kind, "question": "?", "options": ["retry"], "policy": "p",
+                "since": at, "deadline": deadline}})
+        };
+        let observed = |status: &serde_json::Value| {
+            let mut o = crate::decide::step_run::tests::observed(status);
+            Arc::make_mut(&mut o.step_run).spec.ask =
+                Some(StepRunAsk { deadline_seconds: Some(60), ..StepRunAsk::default() });
+            o
+        };
+        let mail = [(ACTION, "retry"), (DECIDED_BY, "ann")].map(|(key, text)| (key.to_owned(), text.to_owned()));
+        for (what, status, answers, lacks) in [
+            ("nobody has answered", waits("RetriesSpent", None), false, false),
+            ("somebody has", waits("RetriesSpent", None), true, true),
+            ("before the deadline", waits("Question", Some("1970-01-01T00:01:00Z")), false, false),
+            ("at the deadline", waits("Question", Some(at)), false, true),
+        ] {
+            let mut o = observed(&status);
+            if answers {
+                Arc::make_mut(&mut o.step_run).metadata.annotations = Some(mail.clone().into());
+            }
+            assert_eq!(decide(&o).is_err_and(|lack| lack == Lack::Mail), lacks, "{what}");
+            o.mail = Mail::Read(None);
+            assert!(decide(&o).is_ok(), "{what}");
+        }
     }
 }

@@ -6,9 +6,10 @@ use serde_json::Value;
 use super::{
     ACTION, ANSWER, ATTEMPTS_KEPT, Act, Action, Answer, AttemptCounts, AttemptResult, COMMENT, DECIDED_BY, DECISION,
     Effect, GUARD_AGAIN, GateState, Guard, Guidance, MESSAGE_BYTES, Pass, Phase, REVIEW, ResultRef, StepRunAsk,
-    WaitKind, WaitingFor, after, clip, name,
+    TOO_LATE, Time, WaitKind, WaitingFor, after, clip, name,
 };
 use crate::api::limits::OUTPUT_INLINE_BYTES;
+use crate::decide::mail::{Arrival, Deadline};
 use crate::definition::expression::Evaluate;
 use crate::definition::free_value;
 use crate::definition::schema::Schema;
@@ -34,6 +35,7 @@ impl Pass<'_> {
             _ => &["retry", "skip", "fail"],
         };
         self.plan.warn("WaitingForInput", clip(&question, 400));
+        let seconds = self.answer_seconds().filter(|_| kind == WaitKind::Question);
         self.status.waiting_for = Some(WaitingFor {
             id: format!("{}-{}", self.status.attempt, self.status.counts.answers),
             kind,
@@ -41,6 +43,7 @@ impl Pass<'_> {
             options: options.iter().map(|o| (*o).to_owned()).collect(),
             schema: None,
             since: self.o.now.clone(),
+            deadline: seconds.map(|seconds| after(&self.o.now, seconds)),
             commands: self.commands(kind),
             policy: self.stamp(),
             of_run: false,
@@ -96,6 +99,10 @@ impl Pass<'_> {
     // ---- answering
 
     pub(super) fn answer(&mut self) {
+        let deadline = self.answer_deadline();
+        if let (Some(deadline), Some(wait)) = (&deadline, &mut self.status.waiting_for) {
+            wait.deadline = Some(deadline.at.clone());
+        }
         let Some(wait) = self.status.waiting_for.clone() else {
             return;
         };
@@ -115,6 +122,10 @@ impl Pass<'_> {
                 return self.refuse_answer(&format!("the answer was not recorded: {why}"));
             }
         };
+        let Arrival::InTime(at) = self.arrival(&wait.since, deadline.as_ref()) else {
+            self.refuse_answer(&format!("the answer of {} was not recorded: {TOO_LATE}", clip(&by, 256)));
+            return self.question_is_over();
+        };
         let comment = annotations.get(COMMENT);
         let act = action.and_then(|word| Act::parse(word)).filter(|_| text.is_none());
         if wait.agent_waits_until.is_some() {
@@ -122,22 +133,22 @@ impl Pass<'_> {
         }
         match (wait.kind, act, text) {
             (WaitKind::Question, None, Some(text)) if action.is_none() => match self.o.step_run.spec.ask {
-                Some(_) => self.take_answer(&by, text),
-                None => self.take_reply(&wait, &by, text),
+                Some(_) => self.take_answer((&by, at), text),
+                None => self.take_reply(&wait, (&by, at), text),
             },
-            (WaitKind::BudgetSpent, None, Some(text)) if action.is_none() => self.take_raise(&wait, &by, text),
+            (WaitKind::BudgetSpent, None, Some(text)) if action.is_none() => self.take_raise(&wait, (&by, at), text),
             (WaitKind::Question, Some(Act::Fail), _) => {
-                self.keep_action(Act::Fail, &wait, &by, comment);
+                self.keep_action(Act::Fail, &wait, (&by, at), comment);
                 self.status.waiting_for = None;
                 self.fail(AttemptResult::Unrecoverable, &failed_by(&by, comment));
             }
             (_, Some(act), _) if wait.options.iter().any(|o| o == act.word()) => {
                 if let Some(text) = comment {
-                    let at = Some(self.o.now.clone());
+                    let at = Some(at.clone());
                     self.guide(Guidance { attempt: self.status.attempt, by: by.clone(), text: clip(text, 4096), at });
                 }
                 self.plan.notice("Answered", format!("{} by {by}", act.word()));
-                self.keep_action(act, &wait, &by, comment);
+                self.keep_action(act, &wait, (&by, at), comment);
                 self.act(act, &wait, &failed_by(&by, comment));
             }
             _ => {
@@ -190,21 +201,21 @@ impl Pass<'_> {
         }
     }
 
-    /// Who ordered what, for good: an Event is gone after an hour.
-    fn keep_action(&mut self, action: Act, wait: &WaitingFor, by: &str, comment: Option<&String>) {
+    /// Who ordered what, and when, for good: an Event is gone after an hour.
+    fn keep_action(&mut self, action: Act, wait: &WaitingFor, (by, at): (&str, Time), comment: Option<&String>) {
         self.status.actions.push(Action {
             action,
             wait: wait.kind,
             attempt: self.status.attempt,
             by: by.to_owned(),
-            at: self.o.now.clone(),
+            at,
             comment: comment.filter(|c| !c.trim().is_empty()).map(|c| clip(c, 4096)),
         });
         let surplus = self.status.actions.len().saturating_sub(ATTEMPTS_KEPT);
         self.status.actions.drain(..surplus);
     }
 
-    fn take_answer(&mut self, by: &str, text: &str) {
+    fn take_answer(&mut self, (by, at): (&str, Time), text: &str) {
         // Without the definition nobody knows the schema.
         let Some(step) = self.step else { return self.plan.look_again(GUARD_AGAIN) };
         let wanted = step.ask().and_then(|a| a.schema.as_ref()).map(Schema::as_object);
@@ -216,7 +227,7 @@ impl Pass<'_> {
         self.status.waiting_for = None;
         self.status.counts.answers += 1;
         let digest = name::digest_bytes(value.as_bytes());
-        self.status.answer = Some(Answer { value, by: by.to_owned(), at: self.o.now.clone() });
+        self.status.answer = Some(Answer { value, by: by.to_owned(), at });
         self.status.result = Some(ResultRef { attempt: self.status.attempt, digest, ..ResultRef::default() });
         self.open_gate();
     }
@@ -227,26 +238,36 @@ impl Pass<'_> {
         self.empty_mailbox(vec![ACTION, ANSWER, COMMENT, DECIDED_BY]);
     }
 
-    fn answer_deadline(&self) -> Option<(i64, super::Time)> {
+    /// How long a step that is a question waits for its answer.
+    fn answer_seconds(&self) -> Option<i64> {
+        self.o.step_run.spec.ask.as_ref()?.deadline_seconds
+    }
+
+    /// By when the question must be answered. One that an older version asked has it not in its status.
+    fn answer_deadline(&self) -> Option<Deadline> {
         let wait = self.status.waiting_for.as_ref().filter(|w| w.kind == WaitKind::Question)?;
-        let seconds = self.o.step_run.spec.ask.as_ref()?.deadline_seconds?;
-        Some((seconds, after(&wait.since, seconds)))
+        let seconds = self.answer_seconds()?;
+        let is_enforced = wait.deadline.is_some();
+        Some(Deadline { at: wait.deadline.clone().unwrap_or_else(|| after(&wait.since, seconds)), is_enforced })
     }
 
     fn wake_at_answer_deadline(&mut self) {
-        if let Some((_, at)) = self.answer_deadline() {
-            self.wake_at(&at);
+        if let Some(deadline) = self.answer_deadline() {
+            self.wake_at(&deadline.at);
         }
     }
 
     fn watch_answer_deadline(&mut self) {
         match self.answer_deadline() {
-            Some((seconds, at)) if self.o.now.0 >= at.0 => {
-                self.status.waiting_for = None;
-                self.fail(AttemptResult::Timeout, &format!("the question was not answered within {seconds} s"));
-            }
+            Some(deadline) if self.has_passed(&deadline.at) => self.question_is_over(),
             _ => self.wake_at_answer_deadline(),
         }
+    }
+
+    fn question_is_over(&mut self) {
+        let seconds = self.answer_seconds().unwrap_or_default();
+        self.status.waiting_for = None;
+        self.fail(AttemptResult::Timeout, &format!("the question was not answered within {seconds} s"));
     }
 
     // ---- the mailbox

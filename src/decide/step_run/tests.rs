@@ -39,6 +39,7 @@ pub fn observed(status: &serde_json::Value) -> Observed {
         input: None,
         budget: crate::decide::budget::RunBudget::default(),
         guard: Guard::Proven("p".into()),
+        mail: Mail::NotAsked,
         installation: Arc::default(),
         evaluator: Arc::new(crate::definition::expression::InProcess),
         now: NOW,

@@ -70,6 +70,9 @@ pub fn judge(contract: &Contract, output: &Output, evaluator: &dyn Evaluate) -> 
             return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(text)]);
         }
     }
+    if let Some(fault) = result.and_then(free_value::nesting_of_text) {
+        return Judgement::fault(ReportClass::OutputTooLarge, vec![whole(format!("result.json {fault}"))]);
+    }
     let result_is_document = file.is_none() && produces.is_some_and(|produces| produces.format == Format::Json);
     let mut faults = result_faults(contract, output, file, evaluator);
     if let Some(produces) = produces.filter(|_| !result_is_document) {
@@ -96,9 +99,6 @@ fn result_faults(contract: &Contract, output: &Output, file: Option<&str>, evalu
         let needless = contract.schemas.is_empty() && (contract.produces.is_none() || file.is_some());
         return if needless { Vec::new() } else { vec![whole("no result.json".to_owned())] };
     };
-    if let Some(fault) = free_value::nesting_of_text(text) {
-        return vec![whole(format!("result.json {fault}"))];
-    }
     let value = match parse(text) {
         Ok(value) => value,
         Err(error) => return vec![whole(format!("result.json is not JSON: {error}"))],
@@ -346,7 +346,7 @@ mod tests {
             (None, None, Some("{\"a\":1,\"a\":2}"), None, InvalidOutput, "key twice", None, None),
             (None, None, Some(deep.as_str()), None, InvalidOutput, "recursion", None, None),
             (None, None, Some(deepest.as_str()), None, Succeeded, "", Some(deepest.as_str()), None),
-            (None, None, Some(too_deep.as_str()), None, InvalidOutput, "result.json nests 65 levels", None, None),
+            (None, None, Some(too_deep.as_str()), None, OutputTooLarge, "result.json nests 65 levels", None, None),
             (None, None, Some("{} {}"), None, InvalidOutput, "trailing", None, None),
             (None, None, Some(long.as_str()), None, Succeeded, "", None, None),
             (None, None, Some(huge.as_str()), None, OutputTooLarge, "524288", None, None),

@@ -230,7 +230,7 @@ pub enum ReportClass {
     Succeeded,
     /// The command ended with code 0, and the output is missing or does not meet a schema.
     InvalidOutput,
-    /// The output or the document is larger than 512 KiB.
+    /// The output or the document is larger than 512 KiB, or the output nests deeper than 64 levels.
     OutputTooLarge,
     /// The command ended with another code; the Agent's `exitCodes` say what it means.
     Exited,

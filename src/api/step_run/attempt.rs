@@ -36,7 +36,7 @@ pub enum AttemptResult {
     InvalidParameters,
     /// An expression cannot be evaluated.
     ExpressionError,
-    /// The output, the document, or the list of the outputs of all items is larger than 512 KiB.
+    /// The output, the document, or the list of the outputs of all items is larger than 512 KiB, or the output nests deeper than 64 levels.
     OutputTooLarge,
     /// Somebody else's Job had the name of the attempt's Job, and nothing ran.
     NameConflict,

@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use crate::api::name::{LABEL_STEP_RUN, OPERATOR};
 use crate::api::{StepRun, Workflow};
 use crate::cluster::cache::{Cache, Watched, ready};
-use crate::cluster::client::bounded;
+use crate::cluster::client::{bounded, connect};
 use crate::cluster::clock::Clock;
 use crate::cluster::consistency::Consistency;
 use crate::cluster::contents::{Contents, SettledRuns};
@@ -145,7 +145,8 @@ pub enum Reach {
 
 /// Runs the operator until SIGTERM; an error ends the process, and Kubernetes starts it again. The lease has a client of its own:
 /// when the API server is slow, renewing it must not wait behind the calls of passes.
-pub async fn run(options: Options, client: Client, for_lease: Client) -> anyhow::Result<()> {
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let (client, for_lease) = (connect(OPERATOR, 32).await?, connect(OPERATOR, 2).await?);
     let sinks = Sinks::open(&options.sinks)?;
     let metrics = Arc::new(Metrics::default());
     let health = Health::new(Arc::clone(&metrics));

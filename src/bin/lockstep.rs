@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lockstep::api::name::{API, GATEWAY, OPERATOR};
+use lockstep::api::name::{API, GATEWAY};
 use lockstep::cluster::client::connect;
 use lockstep::{controllers, gateway, http, telemetry};
 
@@ -65,10 +65,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(64 << 20).build()?;
     runtime.block_on(async {
         match arguments.command {
-            Command::Operator(options) => {
-                let (client, for_lease) = (connect(OPERATOR, 32).await?, connect(OPERATOR, 2).await?);
-                Box::pin(controllers::run(*options, client, for_lease)).await
-            }
+            Command::Operator(options) => Box::pin(controllers::run(*options)).await,
             Command::Gateway(options) => gateway::run(options, connect(GATEWAY, 64).await?).await,
             Command::Api(options) => http::run(options, connect(API, 64).await?, http::door(256).await?).await,
             Command::Crds { .. } | Command::Evaluate | Command::Prompt => Ok(()),

@@ -49,13 +49,7 @@ impl HttpBody for HeldBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, left) = (self.body.size_hint(), self.left.len() as u64);
-        let upper = hint.upper().map(|upper| upper.saturating_add(left));
-        hint.set_lower(hint.lower().saturating_add(left));
-        if let Some(upper) = upper {
-            hint.set_upper(upper);
-        }
-        hint
+        self.body.size_hint() + SizeHint::with_exact(self.left.len() as u64)
     }
 }
 

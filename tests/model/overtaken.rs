@@ -146,7 +146,7 @@ fn writing() -> [(&'static str, Value); 5] {
 async fn each(
     trouble: Trouble,
     (path, body): (&str, &Value),
-    wrong: impl Fn(&Scene, u16, Value) -> Option<String>,
+    wrong: impl Fn(&Scene, u16, &Value) -> Option<String>,
 ) -> Option<String> {
     for before in 0.. {
         let scene = Scene::new(trouble);
@@ -160,23 +160,23 @@ async fn each(
             assert!(before > 0 && (200..300).contains(&code), "{path}: {code} after {before} requests");
             return None;
         };
-        if let Some(wrong) = wrong(&scene, code, after) {
+        if let Some(wrong) = wrong(&scene, code, &after) {
             return Some(format!("{path}, request {before}: {wrong}"));
         }
     }
     None
 }
 
-fn written(scene: &Scene, _: u16, after: Value) -> Option<String> {
+fn written(scene: &Scene, _: u16, after: &Value) -> Option<String> {
     let mut now = scene.way.status()["agent"].clone();
     // What was stopped keeps its exit code and its last words, with the number of the attempt: that decides nothing.
     if let Some(now) = now.as_object_mut() {
         now.remove("stopped");
     }
-    (now != after).then(|| format!("the fence moved before it, and {now} was written over {after}"))
+    (now != *after).then(|| format!("the fence moved before it, and {now} was written over {after}"))
 }
 
-async fn find(trouble: Trouble, wrong: impl Fn(&Scene, u16, Value) -> Option<String>) -> Option<String> {
+async fn find(trouble: Trouble, wrong: impl Fn(&Scene, u16, &Value) -> Option<String>) -> Option<String> {
     for (path, body) in writing() {
         let found = each(trouble, (path, &body), &wrong).await;
         if found.is_some() {
@@ -198,6 +198,6 @@ pub fn find_violation() -> Option<String> {
 
 /// A call by which an attempt is told that it is over, though only a patch met other writes. 409 is what ends a shim.
 pub fn find_lost_attempt() -> Option<String> {
-    let ended = |_: &Scene, code: u16, _: Value| (code == 409).then(|| "a conflict ended the attempt".to_owned());
+    let ended = |_: &Scene, code: u16, _: &Value| (code == 409).then(|| "a conflict ended the attempt".to_owned());
     run(find(Trouble::PatchConflicts, ended))
 }

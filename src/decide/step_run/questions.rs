@@ -161,9 +161,7 @@ impl Pass<'_> {
     /// Who answered, if the policies under which the question was asked prove it.
     fn proven(&mut self, wait: &WaitingFor, by: Option<&String>) -> Result<String, String> {
         match (self.policies(), by) {
-            (Guard::Missing(why), _) => {
-                Err(format!("the admission policies do not stand: {why}, then answer again"))
-            }
+            (Guard::Missing(why), _) => Err(format!("the admission policies do not stand: {why}, then answer again")),
             (Guard::Proven(stamp), Some(by)) if *stamp == wait.policy => Ok(clip(by, 512)),
             (Guard::Proven(_), Some(_)) if wait.policy.is_empty() => {
                 Err("the admission policies did not stand when the question was asked; answer again".to_owned())

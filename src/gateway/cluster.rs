@@ -173,7 +173,7 @@ pub fn add(path: &str, value: &impl serde::Serialize) -> Value {
 mod tests {
     use super::*;
 
-    fn refused(code: u16, reason: &str, cause: Value) -> Failure {
+    fn refused(code: u16, reason: &str, cause: &Value) -> Failure {
         let status = json!({"status": "Failure", "code": code, "reason": reason, "message": "no",
             "details": {"causes": [cause]}});
         Failure::Refused(serde_json::from_value(status).expect("a status"))
@@ -185,10 +185,10 @@ mod tests {
         let test = json!({"reason": "UnexpectedServerResponse", "message": "testing path /status: test failed"});
         let field = json!({"reason": "FieldValueNotSupported", "message": "no", "field": "status.agent.report.class"});
         for (failure, outrun, words) in [
-            (refused(422, "Invalid", test), true, "the API server cannot serve this now"),
-            (refused(409, "Conflict", json!({"message": "modified"})), true, "the API server cannot serve this now"),
+            (refused(422, "Invalid", &test), true, "the API server cannot serve this now"),
+            (refused(409, "Conflict", &json!({"message": "modified"})), true, "the API server cannot serve this now"),
             (
-                refused(422, "Invalid", field),
+                refused(422, "Invalid", &field),
                 false,
                 "the CRDs are not those of this gateway: the API server answered 422: no",
             ),

@@ -64,10 +64,13 @@ impl Proves for PolicyGuard {
     }
 }
 
+/// The stamp of the policies or what is wrong with them; or why they could not be read.
+type Comparison = Result<Result<String, String>, String>;
+
 pub struct PolicyGuard {
     expected: Vec<Value>,
     /// Held while the specs are read: whoever needs them at the same time waits, and asks for nothing itself.
-    last: Mutex<Option<(Instant, Result<String, String>)>>,
+    last: Mutex<Option<(Instant, Comparison)>>,
 }
 
 impl PolicyGuard {
@@ -108,15 +111,16 @@ impl PolicyGuard {
 
     async fn specs(&self, client: &Client) -> Result<Result<String, String>, Error> {
         let mut last = self.last.lock().await;
-        if let Some((at, verdict)) = &*last
+        if let Some((at, comparison)) = &*last
             && at.elapsed() < REUSE
         {
-            return Ok(verdict.clone());
+            return comparison.clone().map_err(Error::Unusable);
         }
-        let live = try_join_all(self.expected.iter().map(|wanted| fetch(client, wanted))).await?;
-        let verdict = compare(&self.expected, &live);
-        *last = Some((Instant::now(), verdict.clone()));
-        Ok(verdict)
+        let live = try_join_all(self.expected.iter().map(|wanted| fetch(client, wanted))).await;
+        let comparison = live.map(|live| compare(&self.expected, &live));
+        let kept = comparison.as_ref().map(Clone::clone).map_err(ToString::to_string);
+        *last = Some((Instant::now(), kept));
+        comparison
     }
 }
 

@@ -43,7 +43,7 @@ impl<V: Clone> TtlCache<V> {
         if answers.len() >= self.capacity {
             answers.retain(|_, (at, _)| at.elapsed() < self.ttl);
         }
-        if answers.len() < self.capacity {
+        if answers.len() < self.capacity || answers.contains_key(&key) {
             answers.insert(key, (asked_at, answer));
         }
     }

@@ -130,7 +130,7 @@ async fn a_refused_caller_leaves_a_line_with_all_that_is_known() {
         (&with(&attempt, "word".to_owned()), protocol::PROGRESS, &progress, "progress", "Unauthenticated", None),
         (&unbound, protocol::CLAIM, &claim, "claim", "WrongPod", Some("unbound-pod")),
         (&second, protocol::CLAIM, &claim, "claim", "AlreadyClaimed", Some("second")),
-        (&stranger, protocol::PROGRESS, &progress, "progress", "Fenced", Some("run-pod")),
+        (&stranger, protocol::PROGRESS, &progress, "progress", "AlreadyClaimed", Some("run-pod")),
     ] {
         scene.call(of, path, body).await;
         let lines = log.lines();

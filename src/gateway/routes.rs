@@ -199,7 +199,7 @@ async fn history(State(gateway): State<Arc<Gateway>>, request: Request) -> Respo
 async fn documents(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let sort = Sort { name: "documents", limit: SMALL, pool: Pool::Inputs };
     serve(gateway, request, sort, |gateway, caller, asked: Asked<DocumentsRequest>| async move {
-        let found = documents::look_up(&gateway, &caller, asked).await?;
+        let found = Box::pin(documents::look_up(&gateway, &caller, asked)).await?;
         Ok(axum::Json(found).into_response())
     })
     .await

@@ -42,8 +42,8 @@ pub fn hook(kind: Hook, words: &[OsString]) -> Result<u8, Stop> {
     let Some(code) = instead(kind, stage) else { return Err(replaced_by(words)) };
     if code != 0 {
         // It becomes the message of the kubelet's Event.
-        let state = if stage == Stage::Before { "has not started yet" } else { "has ended" };
-        say(&format!("the agent's command {state}"));
+        let so_far = if stage == Stage::Before { "has not started yet" } else { "has ended" };
+        say(&format!("the agent's command {so_far}"));
     }
     Ok(code)
 }

@@ -103,9 +103,9 @@ async fn a_mailbox_is_dated_by_the_entry_that_owns_what_lies_there() -> Result<(
         Ok(Arc::new(step_run))
     };
     let written = mail::written(&serde_json::from_value::<StepRun>(decided.clone())?.metadata);
-    let mut observed = observer.step_run(cached(&decided)?).await?;
-    observer.step_run_lack(&mut observed, Lack::Mail).await?;
-    ensure!(written.is_some() && observed.mail == Mail::Read(written.clone()), "{:?}, not {written:?}", observed.mail);
+    let mut current = observer.step_run(cached(&decided)?).await?;
+    observer.step_run_lack(&mut current, Lack::Mail).await?;
+    ensure!(written.is_some() && current.mail == Mail::Read(written.clone()), "{:?}, not {written:?}", current.mail);
     let mut behind = observer.step_run(cached(&before)?).await?;
     let asked = observer.step_run_lack(&mut behind, Lack::Mail).await;
     ensure!(matches!(asked, Err(Error::Stale(_))), "{asked:?}");

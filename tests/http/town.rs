@@ -102,7 +102,8 @@ impl Access for Rules {
         if !notes[DECISION].is_null() && !had && write.user.starts_with("system:") {
             return Err(format!("lockstep-gate/v1: only people decide; {} is a machine identity", write.user));
         }
-        let before = write.old.and_then(|old| old.typed::<StepRun>()).filter(|_| write.part == Part::Main);
+        let before =
+            write.old.and_then(lockstep::apiserver::Object::typed::<StepRun>).filter(|_| write.part == Part::Main);
         let after = serde_json::from_value::<ObjectMeta>(new["metadata"].clone()).ok();
         if before.zip(after).is_some_and(|(before, after)| mail::comes_late(&before, &after)) {
             return Err("lockstep-gate/v1: too late, the deadline had passed".to_owned());

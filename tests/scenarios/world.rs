@@ -538,20 +538,24 @@ impl World {
                 }
             }
             Effect::EmptyMailbox { step_run, resource_version, keys } => {
-                let (next, time) = (self.next_letters.remove(step_run), self.time());
-                let found = self.step_runs.get_mut(step_run).expect("a StepRun");
-                let current = found.metadata.resource_version.as_ref();
-                assert_eq!(current, Some(resource_version), "a mailbox of another time");
-                let annotations = found.metadata.annotations.get_or_insert_default();
-                annotations.retain(|key, _| !keys.contains(&key.as_str()));
-                self.dates.remove(step_run);
-                if let Some(letter) = next {
-                    annotations.extend(letter);
-                    self.dates.insert(step_run.clone(), stored(&time));
-                }
+                self.empty_mailbox(step_run, resource_version, keys);
             }
         }
         log.push(Happened::Effect(effect));
+    }
+
+    fn empty_mailbox(&mut self, step_run: &str, resource_version: &str, keys: &[&str]) {
+        let (next, time) = (self.next_letters.remove(step_run), self.time());
+        let found = self.step_runs.get_mut(step_run).expect("a StepRun");
+        let current = found.metadata.resource_version.as_deref();
+        assert_eq!(current, Some(resource_version), "a mailbox of another time");
+        let annotations = found.metadata.annotations.get_or_insert_default();
+        annotations.retain(|key, _| !keys.contains(&key.as_str()));
+        self.dates.remove(step_run);
+        if let Some(letter) = next {
+            annotations.extend(letter);
+            self.dates.insert(step_run.to_owned(), stored(&time));
+        }
     }
 
     /// What a gate is about is published only when the decision is stored.

@@ -1,7 +1,7 @@
 //! The hands: what the cluster looks like, and acts upon it. Decides nothing.
 //!
 //! `world` holds the caches, `observe` gathers what a decision needs, `evaluator` works its expressions out, `apply` carries effects out, `publish` writes
-//! status and Events; `fair` shares out places between namespaces, `stored` reads every object alone.
+//! status and Events, the status as a `merge_patch`; `fair` shares out places between namespaces, `stored` reads every object alone.
 
 pub mod apply;
 pub mod bounded_cache;
@@ -22,6 +22,7 @@ pub mod guard;
 pub mod lease;
 mod mail;
 pub mod memories;
+pub mod merge_patch;
 pub mod observe;
 pub mod pod_events;
 pub mod publish;

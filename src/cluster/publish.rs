@@ -1,11 +1,15 @@
 //! Writes what was decided where people and tools read it: status by compare-and-swap, once and only when it differs;
 //! then Events, whose loss harms nothing.
+//!
+//! A status is patched and never replaced: this version may be the older one of two that work on the same objects, while one
+//! takes the other's place or after it was taken back, and what it would put there is only what it can read.
 
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
+use kube::core::object::HasStatus;
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -15,12 +19,14 @@ use serde_json::Value;
 use super::Error;
 use super::client::bounded;
 use super::consistency::Consistency;
+use super::merge_patch;
 use super::stored::Stored;
 use crate::api::name::{OPERATOR, digest_bytes};
 use crate::api::unreadable::Unreadable;
 use crate::decide::Notice;
 
-/// Replaces the status at the resourceVersion that was observed.
+/// Changes the status at the resourceVersion that was observed; of it only what differs, so that the part that is the
+/// gateway's stays as it is stored, and so does what a newer version has written.
 pub async fn status<K>(
     client: &Client,
     observed: &K,
@@ -28,17 +34,28 @@ pub async fn status<K>(
     consistency: &Consistency,
 ) -> Result<(), Error>
 where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Serialize + DeserializeOwned + Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + HasStatus<Status: Serialize>
+        + Clone
+        + DeserializeOwned
+        + Debug,
 {
-    let meta = observed.meta();
-    let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
     let mut object = observed.clone();
     change(&mut object);
+    let status = merge_patch::between(&json_of(observed)?, &json_of(&object)?);
+    let meta = object.meta();
+    let (namespace, name) = (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default());
+    let metadata = VersionedMeta { uid: meta.uid.as_deref(), resource_version: meta.resource_version.as_deref() };
+    let patch = Patch::Merge(StatusPatch { metadata, status: &status });
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params = PostParams { field_manager: Some(OPERATOR.to_owned()), ..PostParams::default() };
-    let written = bounded("PUT status", api.replace_status(&name, &params, &object)).await?;
+    let params = PatchParams { field_manager: Some(OPERATOR.to_owned()), ..PatchParams::default() };
+    let written = bounded("PATCH status", api.patch_status(&name, &params, &patch)).await?;
     consistency.wrote(written.meta());
     Ok(())
+}
+
+fn json_of<K: HasStatus<Status: Serialize>>(object: &K) -> kube::Result<Value> {
+    serde_json::to_value(object.status()).map_err(kube::Error::SerdeError)
 }
 
 /// A part of a status, of the object at that version.
@@ -96,7 +113,54 @@ pub async fn notices(recorder: &Recorder, about: &ObjectReference, notices: Vec<
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+    use kube::api::PostParams;
+    use serde_json::json;
+
     use super::*;
+    use crate::api::StepRun;
+    use crate::api::step_run::{AttemptCounts, StepRunSpec};
+    use crate::apiserver::{self, ApiServer, Key, Kind, Registry};
+
+    /// An operator that was taken back works beside a newer gateway, on what a newer operator has left.
+    #[tokio::test]
+    async fn what_a_newer_version_has_written_stays() {
+        let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+        let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+        let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "publish".to_owned());
+        let server = ApiServer::new(registry, OPERATOR);
+        let client = server.client("team");
+        let api: Api<StepRun> = Api::namespaced(client.clone(), "team");
+        let made = StepRun::new("s", StepRunSpec::default());
+        api.create(&PostParams::default(), &made).await.expect("it is made");
+        let progress = json!({"percent": 10, "message": "m", "at": "1970-01-01T00:00:00Z", "newer": 1});
+        let stored = json!({
+            "attempt": 2, "phase": "Running", "launchedAt": "1970-01-01T00:00:00Z", "newer": {"kept": [1]},
+            "counts": {"retryable": 1, "newer": 1}, "agent": {"newer": {"kept": [2]}, "progress": progress}});
+        let newer = Patch::Merge(json!({"status": stored}));
+        let observed = api.patch_status("s", &PatchParams::default(), &newer).await.expect("it is written");
+
+        let consistency = Consistency::default();
+        let moved = |step_run: &mut StepRun| {
+            let status = step_run.status.get_or_insert_default();
+            (status.attempt, status.launched_at) = (3, None);
+            status.not_before = Some(Time(Timestamp::UNIX_EPOCH));
+            status.counts = AttemptCounts { retryable: 2, ..status.counts };
+        };
+        status(&client, &observed, moved, &consistency).await.expect("it is written");
+        let now = server.with(|registry| registry.get(&Key::new(Kind::StepRun, "team", "s"))).expect("it is there");
+        let now = &now.value["status"];
+        assert_eq!(now["agent"], stored["agent"]);
+        assert_eq!(now["newer"], stored["newer"]);
+        assert_eq!((&now["counts"]["retryable"], &now["counts"]["newer"]), (&json!(2), &json!(1)));
+        assert_eq!((&now["attempt"], &now["phase"]), (&json!(3), &json!("Running")));
+        assert_eq!((&now["launchedAt"], &now["notBefore"]), (&Value::Null, &json!("1970-01-01T00:00:00Z")));
+
+        // Nothing lands on a version that was not seen.
+        let late = status(&client, &observed, moved, &consistency).await;
+        assert!(late.is_err_and(|error| error.is_conflict()));
+    }
 
     #[test]
     fn what_says_something_else_is_another_event() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Resource;
+use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Recorder;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -208,7 +209,7 @@ impl Context {
         set: impl FnOnce(&mut K, S, Option<JobRef>),
     ) -> Result<Action, Error>
     where
-        K: Watched + serde::Serialize + Resource<Scope = kube::core::NamespaceResourceScope>,
+        K: Watched + HasStatus<Status: serde::Serialize> + Resource<Scope = kube::core::NamespaceResourceScope>,
     {
         let cluster = &self.observer;
         let namespace = observed.meta().namespace.clone().unwrap_or_default();

@@ -7,12 +7,14 @@ use std::time::Duration;
 use futures::future::join_all;
 use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt;
+use kube::core::object::HasStatus;
 use kube::runtime::controller::Action;
 
 use super::context::Context;
 use crate::api::notification::Notified;
 use crate::api::{StepRun, Workflow};
 use crate::cluster::Error;
+use crate::cluster::cache::Watched;
 use crate::cluster::sinks::Undelivered;
 use crate::decide::notification::{self, CloudEvent, Notification, Sink};
 use crate::decide::{Notice, Plan};
@@ -215,7 +217,7 @@ async fn finish<K, S>(
     set: impl FnOnce(&mut K, S, Option<crate::api::step_run::JobRef>),
 ) -> Result<Action, Error>
 where
-    K: crate::cluster::cache::Watched + serde::Serialize + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
+    K: Watched + HasStatus<Status: serde::Serialize> + kube::Resource<Scope = kube::core::NamespaceResourceScope>,
 {
     let plan = Plan { status, notices: outcome.notices, requeue: outcome.again_in, ..Plan::default() };
     let action = if plan.status.is_none() && plan.notices.is_empty() {

@@ -985,7 +985,7 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
         (OPERATOR, "delete", "apps", "controllerrevisions"), (OPERATOR, "update", "lockstep.dev", "workflows/finalizers"),
         (OPERATOR, "update", "lockstep.dev", "stepruns/finalizers"),
         (OPERATOR, "create", "networking.k8s.io", "networkpolicies"), (OPERATOR, "delete", "networking.k8s.io", "networkpolicies"),
-        (OPERATOR, "create", "events.k8s.io", "events"), (OPERATOR, "update", "lockstep.dev", "agents/status"),
+        (OPERATOR, "create", "events.k8s.io", "events"), (OPERATOR, "patch", "lockstep.dev", "agents/status"),
         (OPERATOR, "watch", "admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
         (OPERATOR, "delete", "lockstep.dev", "stepruns"), (OPERATOR, "delete", "lockstep.dev", "workflows"),
         (OPERATOR, "delete", "lockstep.dev", "documents"), (GATEWAY, "create", "authentication.k8s.io", "tokenreviews"),
@@ -995,7 +995,8 @@ async fn roles_hold_no_more_than_they_need() -> Result<()> {
         (GATEWAY, "patch", "lockstep.dev", "memories"), (OPERATOR, "create", "lockstep.dev", "memories"),
         (OPERATOR, "delete", "lockstep.dev", "memories"), ("bob", "patch", "lockstep.dev", "memories"),
         (OPERATOR, "create", "lockstep.dev", "workflows"), (OPERATOR, "patch", "lockstep.dev", "workflows"),
-        (OPERATOR, "update", "lockstep.dev", "triggers/status"), (API, "watch", "lockstep.dev", "triggers"),
+        (OPERATOR, "patch", "lockstep.dev", "triggers/status"), (OPERATOR, "patch", "lockstep.dev", "stepruns/status"),
+        (OPERATOR, "patch", "lockstep.dev", "workflows/status"), (OPERATOR, "patch", "lockstep.dev", "workflowtemplates/status"), (API, "watch", "lockstep.dev", "triggers"),
         ("bob", "create", "lockstep.dev", "triggers"), ("bob", "trigger", "lockstep.dev", "triggers"),
         ("bob", "watch", "lockstep.dev", "stepruns"), ("alice", "answer", "lockstep.dev", "inputs"),
     ] {

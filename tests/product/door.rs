@@ -242,7 +242,7 @@ impl About {
         let path = request.uri().path().rsplit("/namespaces/").next().unwrap_or_default();
         let what = match *request.method() {
             Method::POST => body["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-            Method::PUT => brief(&body["status"]),
+            Method::PATCH if body["status"].is_object() => brief(&body["status"]),
             Method::PATCH => body.as_array().and_then(|o| o.last()).unwrap_or(&body).to_string(),
             _ => String::new(),
         };

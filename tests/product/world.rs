@@ -402,9 +402,6 @@ fn spoken(who: Who, request: &Request, reply: &Reply) -> String {
             format!("creates {kind:?} {}", value["metadata"]["name"].as_str().unwrap_or_default())
         }
         Request::Get(kind, name) => format!("gets {kind:?} {name}"),
-        Request::Put(kind, part, value) => {
-            format!("puts {kind:?} {part:?} {}", value["metadata"]["name"].as_str().unwrap_or_default())
-        }
         Request::Merge(kind, part, name, change) | Request::Json(kind, part, name, change) => {
             format!("patches {kind:?} {part:?} {name} {change}")
         }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use k8s_openapi::api::batch::v1::Job;
 use lockstep::api::name::LABEL_STEP_RUN;
 use lockstep::api::workflow::WorkflowStatus;
-use lockstep::api::{Document, Workflow};
+use lockstep::api::{Document, StepRun, Workflow};
+use lockstep::cluster::merge_patch;
 use lockstep::cluster::slots::Slots;
 use lockstep::decide::content::Loaded;
 use lockstep::decide::settled::Settled;
@@ -550,9 +551,14 @@ impl World {
     fn publish(&mut self, op: usize, running: &Running, status: &Value) -> Result<(), Trouble> {
         let seen = &running.observed;
         let version = running.version.clone().unwrap_or_else(|| seen.version.to_string());
-        let object = json!({
-            "metadata": {"name": seen.name, "uid": seen.uid, "resourceVersion": version}, "status": status});
-        let written = self.attempt(op, &Request::Put(seen.kind, Part::Status, object))?;
+        // As this version reads it.
+        let before = match seen.kind {
+            Kind::Workflow => json_of(&seen.typed::<Workflow>().status),
+            _ => json_of(&seen.typed::<StepRun>().status),
+        };
+        let change = json!({"metadata": {"uid": seen.uid, "resourceVersion": version},
+            "status": merge_patch::between(&before, status)});
+        let written = self.attempt(op, &Request::Merge(seen.kind, Part::Status, seen.name.clone(), change))?;
         self.wrote(op, &written);
         Ok(())
     }

@@ -40,7 +40,6 @@ pub enum Propagation {
 pub enum Request {
     Create(Kind, Value),
     Get(Kind, String),
-    Put(Kind, Part, Value),
     Merge(Kind, Part, String, Value),
     Json(Kind, Part, String, Value),
     Delete { kind: Kind, name: String, uid: Option<String>, version: Option<String>, propagation: Propagation },
@@ -209,7 +208,6 @@ fn perform(registry: &mut Registry, request: &Request) -> apiserver::status::Res
     match request {
         Request::Create(kind, value) => registry.create(&key(*kind, &name_of(value)), value.clone(), ADMIN),
         Request::Get(kind, name) => registry.get(&key(*kind, name)),
-        Request::Put(kind, part, value) => registry.replace(&key(*kind, &name_of(value)), *part, value.clone(), ADMIN),
         Request::Merge(kind, part, name, change) => {
             registry.patch(&key(*kind, name), *part, (Format::Merge, change), ADMIN)
         }

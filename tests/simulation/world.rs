@@ -300,11 +300,11 @@ fn spoken(who: Who, request: &Request, reply: &Reply) -> String {
             format!("creates {kind:?} {}", value["metadata"]["name"].as_str().unwrap_or_default())
         }
         Request::Get(kind, name) => format!("gets {kind:?} {name}"),
-        Request::Put(kind, part, value) => {
-            let shown = if value["status"].is_null() { String::new() } else { brief(&value["status"]) };
-            format!("puts {kind:?} {part:?} {} {shown}", value["metadata"]["name"].as_str().unwrap_or_default())
+        Request::Merge(kind, part, name, change) => {
+            let status = &change["status"];
+            let shown = if status.is_null() { change.to_string() } else { brief(status) };
+            format!("patches {kind:?} {part:?} {name} {shown}")
         }
-        Request::Merge(kind, part, name, change) => format!("patches {kind:?} {part:?} {name} {change}"),
         Request::Json(kind, part, name, operations) => {
             format!(
                 "patches {kind:?} {part:?} {name} {}",

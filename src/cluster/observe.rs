@@ -95,10 +95,7 @@ impl Observer {
         (step_runs, unreadable.step_runs) = self.step_runs(&workflow, &namespace, &uid).await?;
         let mut documents = self.world.documents.table(&namespace);
         let mut settled = self.settled.of(&uid);
-        let late = self.add_committed(&workflow, &step_runs, &settled, &mut documents).await?;
-        if settled.late != late {
-            Arc::make_mut(&mut settled).late = late;
-        }
+        self.add_committed(&workflow, &step_runs, &mut settled, &mut documents).await?;
         let previous = self.previous(&workflow, &namespace).await?;
         let now = self.clock.now();
         let pods_ending = self.world.pods_ending(&workflow, &step_runs, &now);
@@ -154,29 +151,39 @@ impl Observer {
         Ok(Some(Previous { step_runs: self.world.step_runs.table(&run_key(namespace, &of.uid)), definition }))
     }
 
-    /// Documents of finished steps, also where their cache is behind; the StepRuns that made those.
+    /// Documents of finished steps, also where their cache is behind, however long it has been. Which StepRuns made those is
+    /// remembered, and which of them are gone: that only the API server says, and it is believed.
     async fn add_committed(
         &self,
         workflow: &Workflow,
         step_runs: &Table<StepRun>,
-        settled: &Settled,
+        settled: &mut Arc<Settled>,
         documents: &mut Table<Document>,
-    ) -> Result<Vec<String>, Error> {
+    ) -> Result<(), Error> {
         let namespace = workflow.namespace().unwrap_or_default();
-        let mut late = Vec::new();
-        for (step_run, name) in workflow::committed(workflow, step_runs, settled, &self.clock.now()).documents {
+        let (mut late, mut gone) = (Vec::new(), Vec::new());
+        for (step_run, name) in workflow::committed(workflow, step_runs, settled).documents {
             // What carries an output is never published: it is enough that it is there.
-            let seen = |d: &Document| document::is_published(d) || d.spec.document_type == OUTPUT_TYPE;
-            if self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
+            let seen = |d: &Document| document::has_standing(d) || d.spec.document_type == OUTPUT_TYPE;
+            // Nor is more to be had of one that cannot be read.
+            let is_unreadable = self.world.documents.fault(&namespace, &name).is_some();
+            if is_unreadable || self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
                 continue;
             }
-            late.extend(step_run);
             if let Some(mut live) = self.live_document(&namespace, &name).await? {
+                late.extend(step_run);
                 live.spec.content.clear();
                 documents.insert_mut(document::key(&live), Arc::new(live));
+            } else {
+                gone.push(name);
             }
         }
-        Ok(late)
+        if settled.late != late || !gone.is_empty() {
+            let settled = Arc::make_mut(settled);
+            settled.late = late;
+            Arc::make_mut(&mut settled.gone).extend(gone);
+        }
+        Ok(())
     }
 
     async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {

@@ -236,6 +236,7 @@ impl<'a> Walk<'a> {
             step_runs: found.step_runs + creates.len(),
             open: unfinished,
             late: self.o.settled.late.clone(),
+            gone: Arc::clone(&self.o.settled.gone),
             lists: found.lists,
             values: found.values,
         };

@@ -2,7 +2,7 @@
 //! in memory between passes, so that a pass costs as much as what is open, not as much as there is. A pass without it
 //! comes to the same findings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rpds::RedBlackTreeMapSync;
@@ -23,11 +23,14 @@ pub struct Settled {
     pub open: Vec<String>,
     /// Those that have ended, and whose documents the cache did not show yet.
     pub late: Vec<String>,
+    /// Documents that the run and its steps have put, and of which the API server has said that they are there no more: it is
+    /// asked once.
+    pub gone: Arc<BTreeSet<String>>,
 }
 
 impl Settled {
     pub fn is_empty(&self) -> bool {
-        self.lists.is_empty() && self.values.is_empty()
+        self.lists.is_empty() && self.values.is_empty() && self.gone.is_empty()
     }
 }
 

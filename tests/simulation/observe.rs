@@ -46,22 +46,26 @@ impl World {
         let mut documents: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
         let now = self.time(self.operators[op].ahead);
         let mut settled = self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default();
-        let mut late = Vec::new();
-        for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled, &now).documents {
+        let (mut late, mut gone) = (Vec::new(), Vec::new());
+        for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
             let there = |d: &Document| {
-                document::is_published(d) || d.spec.document_type == lockstep::api::document::OUTPUT_TYPE
+                document::has_standing(d) || d.spec.document_type == lockstep::api::document::OUTPUT_TYPE
             };
             if seen.is_some_and(|d| there(&d)) {
                 continue;
             }
-            late.extend(step_run);
             if let Some(live) = self.get(op, Kind::Document, &name)? {
+                late.extend(step_run);
                 let live = bare(&live);
                 documents.insert_mut(document::key(&live), live);
+            } else {
+                gone.push(name);
             }
         }
-        Arc::make_mut(&mut settled).late = late;
+        let remembered = Arc::make_mut(&mut settled);
+        remembered.late = late;
+        Arc::make_mut(&mut remembered.gone).extend(gone);
         let previous = self.previous(op, &workflow)?;
         let pods_ending = self.pods_ending(op, &workflow, &step_runs, &now);
         Ok(workflow::Observed {

@@ -469,18 +469,18 @@ fn documents_of_what_ended_and_was_seen_are_not_asked_for_again() {
             }
             o.step_runs.insert_mut(name.clone(), Arc::new(step_run));
         }
-        let found = committed(&o.workflow, &o.step_runs, &o.settled, &NOW);
+        let found = committed(&o.workflow, &o.step_runs, &o.settled);
         assert_eq!((found.documents.len(), found.looked), (100, 100), "pass {pass}");
         // One of them is behind in the cache of Documents: it comes again, the others do not.
         let late = ended[..1].to_vec();
         Arc::make_mut(&mut o.settled).late.clone_from(&late);
         let again = walk(&o, &program, Admission::Closed).settled;
-        let again = committed(&o.workflow, &o.step_runs, &again, &NOW);
+        let again = committed(&o.workflow, &o.step_runs, &again);
         assert_eq!(again.documents, [(Some(late[0].clone()), format!("of-{}", late[0]))]);
         Arc::make_mut(&mut o.settled).late.clear();
     }
     // Whoever remembers nothing looks at all.
-    let found = committed(&o.workflow, &o.step_runs, &crate::decide::settled::Settled::default(), &NOW);
+    let found = committed(&o.workflow, &o.step_runs, &crate::decide::settled::Settled::default());
     assert_eq!((found.documents.len(), found.looked), (500, 500));
 }
 

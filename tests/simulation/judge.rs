@@ -222,6 +222,11 @@ impl World {
         }
         self.judge_features(&new);
         self.judge_agent_part(after, &old, &new);
+        // Gateways may be newer than operators: what these do not know they leave alone.
+        let newer = |of: &Object| of.value["status"]["agent"]["newer"].clone();
+        self.uphold(newer(before).is_null() || newer(before) == newer(after), || {
+            format!("{name}: what a newer gateway has written is lost")
+        });
         self.judge_gate(after, &step_run, &old, &new);
         self.judge_answers(after, &old, &new);
         if new.attempt > old.attempt {

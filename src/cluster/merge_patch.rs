@@ -11,7 +11,7 @@ pub fn between(before: &Value, after: &Value) -> Value {
     let mut patch: Map<String, Value> = gone.map(|name| (name.clone(), Value::Null)).collect();
     for (name, value) in after {
         match before.get(name) {
-            Some(same) if same == value => {}
+            Some(old) if old == value => {}
             Some(old) => drop(patch.insert(name.clone(), between(old, value))),
             None => drop(patch.insert(name.clone(), value.clone())),
         }

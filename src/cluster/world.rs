@@ -22,7 +22,8 @@ pub struct World {
     pub triggers: Arc<Cache<Trigger>>,
     /// Under `open NAMESPACE` until they are over, and under `trigger NAMESPACE/NAME`.
     pub workflows: Arc<Cache<Workflow>>,
-    /// Under `NAMESPACE/UID` of their Workflow, and under `agent NAMESPACE/NAME`.
+    /// Under `NAMESPACE/UID` of their Workflow; until they have ended also under `open NAMESPACE/UID` of it, and under
+    /// `agent NAMESPACE/NAME`.
     pub step_runs: Arc<Cache<StepRun>>,
     /// Under their namespace; contents are fetched when needed.
     pub documents: Arc<Cache<Document>>,
@@ -79,6 +80,12 @@ impl World {
         completed.map(|step_run| seen::alive(&self.pods_of(step_run, &self.jobs_of(step_run)), now)).sum()
     }
 
+    /// The StepRuns of a run that have not ended.
+    pub fn open_step_runs(&self, run: &Workflow) -> Vec<Arc<StepRun>> {
+        let run = run_key(&run.namespace().unwrap_or_default(), &run.uid().unwrap_or_default());
+        self.step_runs.under(&open_key(&run))
+    }
+
     /// A StepRun came, changed or went; counted is what the cache says of it now.
     pub fn hear_usage(&self, step_run: &StepRun) {
         let (namespace, uid) = (step_run.namespace().unwrap_or_default(), step_run.uid().unwrap_or_default());
@@ -111,13 +118,19 @@ pub fn trigger_key(namespace: &str, name: &str) -> String {
 
 fn step_run_keys(step_run: &StepRun) -> Vec<String> {
     let namespace = step_run.namespace().unwrap_or_default();
-    let run = controller_uid(&step_run.metadata, "Workflow");
-    let mut keys: Vec<String> = run.map(|uid| run_key(&namespace, &uid)).into_iter().collect();
-    let open = step_run.status.as_ref().is_none_or(|s| s.completed_at.is_none());
-    if open {
+    let run = controller_uid(&step_run.metadata, "Workflow").map(|uid| run_key(&namespace, &uid));
+    let mut keys: Vec<String> = run.clone().into_iter().collect();
+    let is_open = step_run.status.as_ref().is_none_or(|s| s.completed_at.is_none());
+    if is_open {
+        keys.extend(run.map(|run| open_key(&run)));
         keys.push(format!("agent {namespace}/{}", step_run.spec.agent_id));
     }
     keys
+}
+
+/// Under what the StepRuns of a run are kept that have not ended.
+fn open_key(run: &str) -> String {
+    format!("open {run}")
 }
 
 /// Under what the StepRuns of a run are kept: an owner of another namespace is none.

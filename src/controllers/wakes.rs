@@ -15,7 +15,7 @@ use crate::api::{Agent, Document, StepRun, Trigger, Workflow, WorkflowTemplate};
 use crate::cluster::cache::Watched;
 use crate::cluster::evaluator::{Evaluator, Kind};
 use crate::cluster::slots::Slots;
-use crate::cluster::world::{World, run_key};
+use crate::cluster::world::World;
 use crate::decide::document;
 use crate::decide::step_run::{Hold, hold};
 
@@ -119,16 +119,15 @@ impl Wakes {
         }
         let there = world.workflows.get(&workflow.namespace().unwrap_or_default(), &workflow.name_any());
         if self.concerns_steps(workflow, there.as_deref()) {
-            for step_run in world
-                .step_runs
-                .under(&run_key(&workflow.namespace().unwrap_or_default(), &workflow.uid().unwrap_or_default()))
-            {
+            // What a run says is about what may still go on. One that has ended publishes and cleans up whatever the run says,
+            // and its own changes and those of its Jobs, pods and documents wake it for that.
+            for step_run in world.open_step_runs(workflow) {
                 send(&self.step_runs, ObjectRef::from_obj(step_run.as_ref())).await;
             }
         }
     }
 
-    /// Whether the run says something new to all its StepRuns, or something that they must not miss.
+    /// Whether the run says something new to its open StepRuns, or something that they must not miss.
     fn concerns_steps(&self, workflow: &Workflow, cached: Option<&Workflow>) -> bool {
         let uid = workflow.uid().unwrap_or_default();
         let there = cached.is_some_and(|w| w.uid().as_ref() == Some(&uid));
@@ -311,10 +310,15 @@ async fn send<K: Watched>(queue: &mpsc::Sender<ObjectRef<K>>, who: ObjectRef<K>)
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use k8s_openapi::jiff::Timestamp;
+    use kube::runtime::watcher::Config;
+    use serde_json::json;
 
     use super::*;
     use crate::api::WorkflowSpec;
     use crate::api::workflow::WorkflowStatus;
+    use crate::apiserver::{self, ApiServer, Format, Key, MemoryStore, Part, Registry, Writer};
+    use crate::cluster::cache::ready;
 
     #[test]
     fn steps_hear_of_the_end_of_their_run_once() {
@@ -345,6 +349,51 @@ mod tests {
         assert!(!hear(&run), "a change after the end is the run's alone");
         run.metadata.deletion_timestamp = Some(at);
         assert!(hear(&run) && wakes.concerns_steps(&run, None), "it goes away");
+    }
+
+    /// A run with thousands of ended steps writes its status often while the last ones end.
+    #[tokio::test]
+    async fn what_has_ended_is_not_woken_by_its_run() {
+        const ADMIN: Writer<'static> = Writer { user: "admin", is_dry_run: false };
+        let (store, clock) = (Box::new(MemoryStore::default()), Box::new(|| Timestamp::UNIX_EPOCH));
+        let server =
+            ApiServer::new(Registry::new(store, Box::new(apiserver::access::Open), clock, "wakes".to_owned()), "a");
+        for (name, run, status) in [
+            ("ended", "u", json!({"completedAt": "1970-01-01T00:00:00Z"})),
+            ("new", "u", json!(null)),
+            ("other", "v", json!(null)),
+            ("runs", "u", json!({"phase": "Running"})),
+        ] {
+            let key = Key::new(apiserver::Kind::StepRun, "team", name);
+            let owner = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "name": "shop", "uid": run,
+                "controller": true});
+            let spec = json!({"workflow": {"name": "shop", "uid": run}, "definition": {"revisionName": "r", "digest": "d"},
+                "path": "a", "parameters": "{}", "inputDigest": ""});
+            let made = json!({"metadata": {"name": name, "ownerReferences": [owner]}, "spec": spec});
+            let patch = json!({"status": status});
+            server.with(|registry| {
+                registry.create(&key, made, ADMIN).expect("it is made");
+                registry.patch(&key, Part::Status, (Format::Merge, &patch), ADMIN).expect("its status is written");
+            });
+        }
+        let (wakes, mut queues) = Wakes::new();
+        let world = World::default();
+        let api = kube::Api::all(server.client("team"));
+        tokio::select! {
+            () = Arc::clone(&world.step_runs).run(api, Config::default(), |_| std::future::ready(())) => {}
+            is_filled = ready(&world.step_runs) => assert!(is_filled, "the cache has its list"),
+        }
+        let mut run = Workflow::new("shop", WorkflowSpec { cancel: Some(true), ..WorkflowSpec::default() });
+        (run.metadata.namespace, run.metadata.uid) = (Some("team".into()), Some("u".into()));
+        for what in ["it closes", "and tells how far it is"] {
+            assert!(wakes.workflow(&world, &run).now_or_never().is_some());
+            let mut woken = Vec::new();
+            while let Ok(step_run) = queues.step_runs.try_recv() {
+                woken.push(step_run.name);
+            }
+            assert_eq!(woken, ["new", "runs"], "{what}");
+        }
+        assert_eq!(world.step_runs.under("team/u").len(), 3, "the run itself still sees all");
     }
 
     /// A pass is then about it at once, not when something else wakes the step.

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use http::{Method, Uri};
+use kube::core::response::StatusCause;
 
 use super::kind::{Kind, Part};
 use super::object::Key;
 use super::selector::{Selection, fields_of, labels_of};
-use super::status::{Refusal, Result, bad_request, no_such_path, plain};
+use super::status::{Refusal, Result, bad_request, invalid_options, no_such_path, plain};
 
 /// The verb, with what it is about.
 #[derive(Debug)]
 pub enum Call {
+    /// As it is now; which version it must have come to is not read.
     Get(Key),
     List(Kind, Selection, Page),
     Watch(Kind, Selection, Watch),
@@ -36,16 +38,37 @@ pub struct Page {
     pub after: Option<(u64, String, String)>,
     /// The version that the list must have exactly.
     pub exactly: Option<u64>,
+    /// The version that the list must have come to.
+    pub at_least: Option<u64>,
+}
+
+/// Where a watch begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// With all that is there.
+    #[default]
+    Everything,
+    /// With all that is there, which must have come to that version; a bookmark says where that ends and what happens begins.
+    List { at_least: u64 },
+    /// With what happens from now on.
+    Now,
+    /// With what happened after a version.
+    After(u64),
 }
 
 /// From where on a watch tells, and how long.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Watch {
-    /// None: it begins with all that is there.
-    pub after: Option<u64>,
+    pub start: Start,
     pub timeout_seconds: Option<u64>,
     pub bookmarks: bool,
 }
+
+/// How `resourceVersion` is meant, and whether a watch begins with all that is there.
+const MATCH: &str = "resourceVersionMatch";
+const INITIAL_EVENTS: &str = "sendInitialEvents";
+const EXACT: &str = "Exact";
+const AT_LEAST: &str = "NotOlderThan";
 
 /// The parameters of a URI.
 pub struct Query(BTreeMap<String, String>);
@@ -84,23 +107,93 @@ impl Query {
     }
 
     fn page(&self) -> Result<Page> {
+        self.check_list()?;
         let limit = self.number("limit")?.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         let after = match self.text("continue") {
             "" => None,
             token => Some(read_token(token).ok_or_else(|| bad_request("continue key is not valid"))?),
         };
-        let is_exact = self.text("resourceVersionMatch") == "Exact";
-        let exactly = if is_exact { self.number("resourceVersion")? } else { None };
-        Ok(Page { limit, after, exactly })
+        let version = self.number("resourceVersion")?.filter(|version| *version > 0);
+        let is_exact = self.text(MATCH) == EXACT;
+        let (exactly, at_least) = if is_exact { (version, None) } else { (None, version) };
+        Ok(Page { limit, after, exactly, at_least })
     }
 
     fn watch(&self) -> Result<Watch> {
+        self.check_watch()?;
+        let version = self.number("resourceVersion")?.unwrap_or_default();
+        let start = match (self.0.get(INITIAL_EVENTS).map(String::as_str), version) {
+            (Some("false" | "0"), 0) => Start::Now,
+            (None, 0) => Start::Everything,
+            (Some("false" | "0") | None, after) => Start::After(after),
+            (Some(_), at_least) => Start::List { at_least },
+        };
         Ok(Watch {
-            after: self.number("resourceVersion")?.filter(|version| *version > 0),
-            timeout_seconds: self.number("timeoutSeconds")?,
+            start,
+            timeout_seconds: self.number("timeoutSeconds")?.filter(|seconds| *seconds > 0),
             bookmarks: self.is_set("allowWatchBookmarks"),
         })
     }
+
+    /// Refuses what of the options of a list does not go together.
+    fn check_list(&self) -> Result<()> {
+        let (version, wanted) = (self.text("resourceVersion"), self.text(MATCH));
+        let mut faults = Vec::new();
+        if !wanted.is_empty() {
+            if version.is_empty() {
+                faults.push(forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            }
+            faults.extend(self.match_of_a_page());
+            if ![EXACT, AT_LEAST].contains(&wanted) {
+                faults.push(unsupported(wanted, &[EXACT, AT_LEAST, ""]));
+            }
+            if (wanted, version) == (EXACT, "0") {
+                let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+                faults.push(forbidden(MATCH, why));
+            }
+        }
+        if self.0.contains_key(INITIAL_EVENTS) {
+            faults.push(forbidden(INITIAL_EVENTS, "sendInitialEvents is forbidden for list"));
+        }
+        if faults.is_empty() { Ok(()) } else { Err(invalid_options(faults)) }
+    }
+
+    /// Refuses what of the options of a watch does not go together.
+    fn check_watch(&self) -> Result<()> {
+        let (begins, wanted) = (self.0.contains_key(INITIAL_EVENTS), self.text(MATCH));
+        let mut faults = Vec::new();
+        if begins && wanted != AT_LEAST {
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            faults.push(forbidden(MATCH, why));
+        }
+        if !wanted.is_empty() {
+            if !begins {
+                let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                faults.push(forbidden(MATCH, why));
+            }
+            if wanted != AT_LEAST {
+                faults.push(unsupported(wanted, &[AT_LEAST]));
+            }
+            faults.extend(self.match_of_a_page());
+        }
+        if faults.is_empty() { Ok(()) } else { Err(invalid_options(faults)) }
+    }
+
+    fn match_of_a_page(&self) -> Option<StatusCause> {
+        let is_page = !self.text("continue").is_empty();
+        is_page.then(|| forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"))
+    }
+}
+
+fn forbidden(field: &str, why: &str) -> StatusCause {
+    let message = format!("Forbidden: {why}");
+    StatusCause { reason: "FieldValueForbidden".to_owned(), message, field: field.to_owned() }
+}
+
+fn unsupported(wanted: &str, known: &[&str]) -> StatusCause {
+    let known: Vec<String> = known.iter().map(|value| format!("{value:?}")).collect();
+    let message = format!("Unsupported value: {wanted:?}: supported values: {}", known.join(", "));
+    StatusCause { reason: "FieldValueNotSupported".to_owned(), message, field: MATCH.to_owned() }
 }
 
 /// What a client sends back to get the next page; it is nobody's business what stands in it.
@@ -221,10 +314,66 @@ mod tests {
             panic!("a list")
         };
         assert_eq!((selection.namespace.as_str(), selection.labels.to_string().as_str()), ("", "a=b"));
-        assert_eq!(page, Page { limit: Some(2), after: Some((7, "team".into(), "j".into())), exactly: None });
+        assert_eq!(page, Page { limit: Some(2), after: Some((7, "team".into(), "j".into())), ..Page::default() });
         let uri = "/apis/batch/v1/namespaces/team/jobs?watch=true&resourceVersion=5&allowWatchBookmarks=true";
         let Ok(Call::Watch(Kind::Job, selection, watch)) = read(&Method::GET, uri) else { panic!("a watch") };
         assert_eq!(selection.namespace, "team");
-        assert_eq!(watch, Watch { after: Some(5), timeout_seconds: None, bookmarks: true });
+        assert_eq!(watch, Watch { start: Start::After(5), timeout_seconds: None, bookmarks: true });
+    }
+
+    #[test]
+    fn what_is_said_of_versions_is_read() {
+        for (query, exactly, at_least) in [
+            ("", None, None),
+            ("resourceVersion=0", None, None),
+            ("resourceVersion=5", None, Some(5)),
+            ("resourceVersion=5&resourceVersionMatch=NotOlderThan", None, Some(5)),
+            ("resourceVersion=5&resourceVersionMatch=Exact", Some(5), None),
+        ] {
+            let call = read(&Method::GET, &format!("/api/v1/pods?{query}"));
+            let Ok(Call::List(_, _, page)) = call else { panic!("{query}: a list") };
+            assert_eq!(page, Page { exactly, at_least, ..Page::default() }, "{query}");
+        }
+        let initial = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+        for (query, start) in [
+            (String::new(), Start::Everything),
+            ("resourceVersion=0".to_owned(), Start::Everything),
+            ("resourceVersion=5".to_owned(), Start::After(5)),
+            (initial.to_owned(), Start::List { at_least: 0 }),
+            (format!("{initial}&resourceVersion=5"), Start::List { at_least: 5 }),
+            (initial.replace("true", "false"), Start::Now),
+            (format!("{}&resourceVersion=5", initial.replace("true", "false")), Start::After(5)),
+        ] {
+            let call = read(&Method::GET, &format!("/api/v1/pods?watch=true&timeoutSeconds=0&{query}"));
+            let Ok(Call::Watch(_, _, watch)) = call else { panic!("{query}: a watch") };
+            assert_eq!(watch, Watch { start, timeout_seconds: None, bookmarks: false }, "{query}");
+        }
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused() {
+        let requires = "Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        let unsupported = "Unsupported value: \"Exact\": supported values: \"NotOlderThan\"";
+        for (query, faults) in [
+            (
+                "sendInitialEvents=true",
+                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list".to_owned(),
+            ),
+            (
+                "resourceVersionMatch=Exact",
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"
+                    .to_owned(),
+            ),
+            ("watch=true&sendInitialEvents=true", format!("resourceVersionMatch: {requires}")),
+            ("watch=true&sendInitialEvents=false", format!("resourceVersionMatch: {requires}")),
+            (
+                "watch=true&sendInitialEvents=true&resourceVersionMatch=Exact",
+                format!("[resourceVersionMatch: {requires}, resourceVersionMatch: {unsupported}]"),
+            ),
+        ] {
+            let refusal = read(&Method::GET, &format!("/api/v1/pods?{query}")).expect_err("refused");
+            assert_eq!((refusal.code, refusal.reason.as_str()), (422, "Invalid"), "{query}");
+            assert_eq!(refusal.message, format!("ListOptions.meta.k8s.io \"\" is invalid: {faults}"), "{query}");
+        }
     }
 }

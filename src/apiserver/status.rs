@@ -2,7 +2,7 @@
 //! the third.
 
 use kube::core::Status;
-use kube::core::response::{StatusDetails, reason};
+use kube::core::response::{StatusCause, StatusDetails, reason};
 
 use super::kind::Kind;
 use super::object::Object;
@@ -19,15 +19,19 @@ fn qualified(kind: Kind, name: &str) -> String {
 }
 
 fn about(code: u16, reason: &str, message: &str, (kind, name): (Kind, &str)) -> Refusal {
-    let details = StatusDetails {
-        name: name.to_owned(),
-        group: kind.group().to_owned(),
-        kind: kind.plural().to_owned(),
+    let details = StatusDetails { name: name.to_owned(), ..details(kind.group(), kind.plural()) };
+    Status::failure(message, reason).with_code(code).with_details(details).boxed()
+}
+
+fn details(group: &str, kind: &str) -> StatusDetails {
+    StatusDetails {
+        name: String::new(),
+        group: group.to_owned(),
+        kind: kind.to_owned(),
         uid: String::new(),
         causes: Vec::new(),
         retry_after_seconds: 0,
-    };
-    Status::failure(message, reason).with_code(code).with_details(details).boxed()
+    }
 }
 
 /// A refusal that is about no object.
@@ -82,6 +86,27 @@ pub fn forbidden(kind: Kind, name: &str, why: &str) -> Refusal {
 /// The versions that a watch or a page needs are not kept any more: list again.
 pub fn expired(why: &str) -> Refusal {
     plain(410, reason::EXPIRED, why)
+}
+
+/// A version that nothing has yet. The real server waits three seconds for it before it says so.
+pub fn too_new(asked: u64, current: u64) -> Refusal {
+    let cause = StatusCause {
+        reason: "ResourceVersionTooLarge".to_owned(),
+        message: "Too large resource version".to_owned(),
+        field: String::new(),
+    };
+    let details = StatusDetails { causes: vec![cause], retry_after_seconds: 1, ..details("", "") };
+    let message = format!("Timeout: Too large resource version: {asked}, current: {current}");
+    Status::failure(&message, reason::TIMEOUT).with_code(504).with_details(details).boxed()
+}
+
+/// What of the options of a list or a watch does not go together, a cause for each fault.
+pub fn invalid_options(faults: Vec<StatusCause>) -> Refusal {
+    let words: Vec<String> = faults.iter().map(|fault| format!("{}: {}", fault.field, fault.message)).collect();
+    let words = if words.len() == 1 { words.concat() } else { format!("[{}]", words.join(", ")) };
+    let details = StatusDetails { causes: faults, ..details("meta.k8s.io", "ListOptions") };
+    let message = format!("ListOptions.meta.k8s.io \"\" is invalid: {words}");
+    Status::failure(&message, reason::INVALID).with_code(422).with_details(details).boxed()
 }
 
 pub fn bad_request(why: &str) -> Refusal {

@@ -55,7 +55,12 @@ pub fn stream(
     asked: &Watch,
 ) -> impl Stream<Item = Bytes> + Send + use<> {
     let now = Instant::now();
-    let after = if let Start::After(version) = asked.start { Some(version) } else { None };
+    // Now is when it is asked, not when the client first reads.
+    let after = match asked.start {
+        Start::After(version) => Some(version),
+        Start::Now => Some(super::lock(&registry).store().version()),
+        Start::Everything | Start::List { .. } => None,
+    };
     let watching = Watching {
         registry,
         commits,
@@ -128,9 +133,6 @@ impl Watching {
         }
         (self.cursor, self.told) = (Some(version), version);
         let mut lines = String::new();
-        if self.start == Start::Now {
-            return lines;
-        }
         for object in registry.store().list(self.kind).iter().filter(|o| self.selection.takes(o)) {
             push(&mut lines, "ADDED", object);
         }
@@ -294,10 +296,12 @@ mod tests {
             assert_eq!(heard(&mut lines), some(&[]), "{start:?}");
             watches.push(lines);
         }
+        let mut unread = watch(&server, &Watch { start: Start::Now, ..Watch::default() });
         let mut early = watch(&server, &Watch { start: list(3), bookmarks: true, ..Watch::default() });
         let refused = "ERROR 504 \"Timeout: Too large resource version: 3, current: 2\"";
         assert_eq!((heard(&mut early), heard(&mut early)), (some(&[refused]), None));
         write(&server, "c", 0);
+        assert_eq!(heard(&mut unread), some(&["ADDED \"c\""]), "nobody read it before");
         for mut lines in watches {
             assert_eq!(heard(&mut lines), some(&["ADDED \"c\""]), "then it goes on");
         }

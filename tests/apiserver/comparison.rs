@@ -1,7 +1,7 @@
 //! T4: the API server in memory, `src/apiserver`, against the real one, through the same client. Random requests from a seed go to both; after each the
 //! replies must agree, and at the end of a story what the watches told. The garbage collector works in its own time, so
-//! where it acts its end is waited for, and compared. LOCKSTEP_COMPARISON_SEEDS=N runs that many stories from
-//! LOCKSTEP_COMPARISON_FIRST_SEED on, LOCKSTEP_COMPARISON_SEED=n one, with every request and both replies:
+//! where it acts its end is waited for, and compared. What lists and watches say of versions needs no chance: `reads`.
+//! LOCKSTEP_COMPARISON_SEEDS=N runs that many stories from LOCKSTEP_COMPARISON_FIRST_SEED on, LOCKSTEP_COMPARISON_SEED=n one, with every request and both replies:
 //!
 //!     KUBECONFIG=... cargo test --test apiserver comparison -- --nocapture
 
@@ -9,6 +9,7 @@
 #[expect(dead_code, reason = "the simulation's, which uses all of it")]
 mod chance;
 mod draw;
+mod reads;
 #[path = "../simulation/server.rs"]
 #[expect(dead_code, reason = "the simulation's, which uses all of it")]
 mod server;

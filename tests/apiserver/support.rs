@@ -105,6 +105,13 @@ impl Who {
         Ok(Self { client: Client::try_from(config().await?)?, name: "admin".to_owned() })
     }
 
+    /// The administrator, who asks once: what is refused for now is told, and not tried again.
+    pub async fn once() -> Result<Self> {
+        let mut config = config().await?;
+        config.default_retry = false;
+        Ok(Self { client: Client::try_from(config)?, name: "admin".to_owned() })
+    }
+
     /// Somebody else, by impersonation; the API server adds the groups that follow from the name.
     pub async fn user(name: &str, groups: &[&str]) -> Result<Self> {
         let mut config = config().await?;

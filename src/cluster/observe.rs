@@ -27,7 +27,7 @@ use super::pod_events::PodEvents;
 use super::refusals::Refusals;
 use super::revisions::Revisions;
 use super::slots::{Applicant, Limit, QueuePosition, Slots};
-use super::stored::Stored;
+use super::stored::{self, Stored};
 use super::world::{World, run_key};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::step_run::WorkflowIdentity;
@@ -181,7 +181,7 @@ impl Observer {
 
     async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
-        bounded("GET documents", api.get_opt(name)).await
+        stored::read("GET documents", &api, name).await
     }
 
     /// Fetches the contents of the documents that a decision about a run lacks, each compared with what is meant; as many as
@@ -466,7 +466,8 @@ impl Observer {
             Freshness::Behind => Err(Error::Stale(cached.name_any())),
             Freshness::TooLong => {
                 let api: Api<K> = Api::namespaced(self.client.clone(), &cached.namespace().unwrap_or_default());
-                Ok(Arc::new(bounded("GET", api.get(&cached.name_any())).await?))
+                let live = stored::read("GET", &api, &cached.name_any()).await?;
+                live.map(Arc::new).ok_or_else(|| Error::Stale(cached.name_any()))
             }
         }
     }
@@ -483,10 +484,12 @@ impl Observer {
         if settled {
             return Ok((cached, siblings, None));
         }
-        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
-        let live = bounded("GET documents", api.get_opt(&cached.name_any())).await?;
+        let live = self.live_document(&namespace, &cached.name_any()).await?;
         let document = live.map_or(cached, Arc::new);
         let number = document::is_new(&document).then(|| self.revisions.next(&document, &self.world.documents));
         Ok((document, siblings, number))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::apiserver::{self, ApiServer, Key, Registry, Writer};
+use crate::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
+use crate::decide::content::Pin;
+
+fn server() -> ApiServer {
+    let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+    let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+    let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "observe".to_owned());
+    ApiServer::new(registry, "operator")
+}
+
+/// The operator, a moment after its start: no watch has told it anything.
+fn observer(client: Client) -> Observer {
+    let accounts = Accounts {
+        operator: "operator".to_owned(),
+        gateway: "gateway".to_owned(),
+        job_controller: JOB_CONTROLLER.to_owned(),
+    };
+    Observer {
+        client,
+        clock: Clock::of(|| Timestamp::UNIX_EPOCH),
+        world: World::default(),
+        consistency: Consistency::default(),
+        contents: Contents::default(),
+        settled: SettledRuns::default(),
+        guard: Box::new(PolicyGuard::new(&accounts).expect("the policies")),
+        installation: Arc::new(Installation::default()),
+        evaluator: Evaluator::here(),
+        slots: Slots::new(0),
+        refusals: Refusals::default(),
+        taken: Refusals::default(),
+        pod_events: PodEvents::default(),
+        revisions: Revisions::default(),
+    }
+}
+
+fn make(server: &ApiServer, kind: apiserver::Kind, name: &str, spec: &Value) -> Value {
+    let object = json!({"apiVersion": kind.api_version(), "kind": kind.name(), "spec": spec,
+        "metadata": {"name": name, "namespace": "team"}});
+    let (key, by) = (Key::new(kind, "team", name), Writer { user: "ann", is_dry_run: false });
+    server.with(|registry| registry.create(&key, object, by)).expect("it is made");
+    server.with(|registry| registry.get(&key)).expect("it is there").value.clone()
+}
+
+fn unusable<T: std::fmt::Debug>(found: Result<T, Error>) -> String {
+    match found {
+        Err(Error::Unusable(words)) => words,
+        other => panic!("it cannot be read, and was told as {other:?}"),
+    }
+}
+
+/// The cache knows them as they were before, or does not know them yet.
+#[tokio::test]
+async fn an_object_that_cannot_be_read_is_named_with_the_reason() {
+    let server = server();
+    let observer = observer(server.client("team"));
+    let wide =
+        json!({"type": "brief", "scope": "Namespace", "format": "text", "content": "x", "attempt": 3_000_000_000_u32});
+    make(&server, apiserver::Kind::Document, "brief", &wide);
+    let expected = "the Document brief cannot be read: spec.attempt: ";
+    let pin = Pin { name: "brief".to_owned(), ..Pin::default() };
+    let words = unusable(observer.contents.content(&observer.client, "team", &pin).await);
+    assert!(words.starts_with(expected), "{words}");
+    let words = unusable(observer.live_document("team", "brief").await);
+    assert!(words.starts_with(expected), "{words}");
+    let known = json!({"metadata": {"name": "brief", "namespace": "team", "uid": "b"},
+        "spec": {"type": "brief", "scope": "Namespace", "format": "text", "content": ""}});
+    let known: Document = serde_json::from_value(known).expect("a document");
+    let words = unusable(observer.put_document(Arc::new(known)).await);
+    assert!(words.starts_with(expected), "{words}");
+}

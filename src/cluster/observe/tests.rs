@@ -73,3 +73,22 @@ async fn an_object_that_cannot_be_read_is_named_with_the_reason() {
     let words = unusable(observer.put_document(Arc::new(known)).await);
     assert!(words.starts_with(expected), "{words}");
 }
+
+fn run_that_cannot_be_read(server: &ApiServer) -> Workflow {
+    let steps = json!([{"name": "a", "agentId": "x"}]);
+    let deep = (0..150).fold(json!(1), |inner, _| json!({"a": inner}));
+    let old = make(server, apiserver::Kind::Workflow, "old", &json!({"parameters": deep, "steps": steps}));
+    let of = json!({"name": "old", "uid": old["metadata"]["uid"]});
+    let new = make(server, apiserver::Kind::Workflow, "new", &json!({"retryOf": of, "steps": steps}));
+    serde_json::from_value(new).expect("a run")
+}
+
+#[tokio::test]
+async fn a_retry_hears_why_its_run_cannot_be_read() {
+    let server = server();
+    let retry = run_that_cannot_be_read(&server);
+    let seen = observer(server.client("team")).workflow(Arc::new(retry)).await.expect("what is seen");
+    assert!(seen.previous.is_none());
+    let fault = seen.unreadable.previous.expect("it is there");
+    assert!(fault.starts_with("spec.parameters: nests 150 levels"), "{fault}");
+}

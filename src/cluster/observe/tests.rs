@@ -1,4 +1,5 @@
 use k8s_openapi::jiff::Timestamp;
+use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
@@ -91,4 +92,25 @@ async fn a_retry_hears_why_its_run_cannot_be_read() {
     assert!(seen.previous.is_none());
     let fault = seen.unreadable.previous.expect("it is there");
     assert!(fault.starts_with("spec.parameters: nests 150 levels"), "{fault}");
+}
+
+/// No watch has told yet what became of either.
+#[tokio::test]
+async fn documents_of_one_second_are_numbered_one_after_the_other() {
+    let server = server();
+    let observer = observer(server.client("team"));
+    let put = ["second", "first"].map(|name| {
+        let spec = json!({"type": "brief", "scope": "Namespace", "format": "text", "content": name});
+        let made = make(&server, apiserver::Kind::Document, name, &spec);
+        let document: Document = serde_json::from_value(made).expect("a document");
+        observer.world.documents.take(Event::Apply(document.clone()));
+        Arc::new(document)
+    });
+    let mut numbers = Vec::new();
+    for document in put {
+        let (_, siblings, number) = observer.put_document(document).await.expect("an answer");
+        assert_eq!(siblings.len(), 2);
+        numbers.push(number);
+    }
+    assert_eq!(numbers, [Some(1), Some(2)]);
 }

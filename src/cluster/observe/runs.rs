@@ -78,6 +78,12 @@ impl Observer {
         {
             return Ok(Found::There(cached));
         }
+        // Each of its open StepRuns would ask for it.
+        if let Some(one) = self.world.workflows.unreadable_named(namespace, &identity.name)
+            && same(one.metadata.uid.as_deref())
+        {
+            return Ok(Found::Unreadable(one.fault.clone()));
+        }
         let api: Api<Stored<Workflow>> = Api::namespaced(self.client.clone(), namespace);
         Ok(match bounded("GET workflows", api.get_opt(&identity.name)).await? {
             Some(Stored(Ok(run))) if same(run.metadata.uid.as_deref()) => Found::There(Arc::new(run)),

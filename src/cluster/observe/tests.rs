@@ -3,8 +3,10 @@ use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::api::step_run::WorkflowIdentity;
 use crate::apiserver::{self, ApiServer, Key, Registry, Writer};
 use crate::cluster::guard::{Accounts, JOB_CONTROLLER, PolicyGuard};
+use crate::cluster::stored::Stored;
 use crate::decide::content::Pin;
 
 fn server() -> ApiServer {
@@ -113,4 +115,19 @@ async fn documents_of_one_second_are_numbered_one_after_the_other() {
         numbers.push(number);
     }
     assert_eq!(numbers, [Some(1), Some(2)]);
+}
+
+/// Nothing lies in the API server: whoever asked it would hear that the run is gone.
+#[tokio::test]
+async fn a_run_that_is_known_to_be_unreadable_is_not_asked_for() {
+    let observer = observer(server().client("team"));
+    let text = json!({"metadata": {"name": "old", "namespace": "team", "uid": "u"}, "spec": {"input": 7}});
+    let stored: Stored<Workflow> = serde_json::from_str(&text.to_string()).expect("an object");
+    observer.world.workflows.hear(Event::Apply(stored));
+    let of =
+        |uid: &str| WorkflowIdentity { name: "old".to_owned(), uid: uid.to_owned(), ..WorkflowIdentity::default() };
+    let words = unusable(observer.run_of("team", &of("u")).await);
+    assert!(words.starts_with("the run old cannot be read: spec.input: "), "{words}");
+    // Another one of the same name may be gone.
+    assert!(observer.run_of("team", &of("v")).await.expect("an answer").is_none());
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use kube::core::ObjectMeta;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// An object that cannot be read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,11 +19,11 @@ pub struct Unreadable {
     pub fault: String,
 }
 
-/// What of its status stays true.
-#[derive(Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase", default)]
+/// What of its status stays true, each field read by itself.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StatusHead {
     pub observed_generation: Option<i64>,
+    /// Its text whatever it is: that there is a phase says that the object has begun.
     pub phase: Option<String>,
     pub completed_at: Option<Time>,
     pub conditions: Vec<Condition>,
@@ -36,8 +37,40 @@ struct WithIdentity {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct WithStatus {
-    status: StatusHead,
+struct WithStatus<'a> {
+    #[serde(borrow)]
+    status: StatusTexts<'a>,
+}
+
+/// The fields of a status as they were written.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct StatusTexts<'a> {
+    #[serde(borrow)]
+    observed_generation: Option<&'a RawValue>,
+    #[serde(borrow)]
+    phase: Option<&'a RawValue>,
+    #[serde(borrow)]
+    completed_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    conditions: Option<&'a RawValue>,
+}
+
+impl StatusTexts<'_> {
+    fn head(&self) -> StatusHead {
+        let conditions: Vec<&RawValue> = field(self.conditions).unwrap_or_default();
+        StatusHead {
+            observed_generation: field(self.observed_generation),
+            phase: self.phase.map(|phase| field(Some(phase)).unwrap_or_else(|| phase.get().to_owned())),
+            completed_at: field(self.completed_at),
+            conditions: conditions.into_iter().filter_map(|condition| field(Some(condition))).collect(),
+        }
+    }
+}
+
+/// Nothing where it is not there, or is of another type.
+fn field<'a, T: Deserialize<'a>>(text: Option<&'a RawValue>) -> Option<T> {
+    serde_json::from_str(text?.get()).ok()
 }
 
 #[derive(Deserialize, Default)]
@@ -58,7 +91,7 @@ impl Unreadable {
     /// From the JSON text of an object.
     pub fn of(text: &str, fault: String) -> Self {
         let identity = serde_json::from_str::<WithIdentity>(text).unwrap_or_default().metadata;
-        let status = serde_json::from_str::<WithStatus>(text).unwrap_or_default().status;
+        let status = serde_json::from_str::<WithStatus>(text).unwrap_or_default().status.head();
         let metadata = ObjectMeta {
             name: identity.name,
             namespace: identity.namespace,
@@ -104,7 +137,33 @@ mod tests {
         assert_eq!(meta.owner_references.as_ref().map(|all| all[0].uid.as_str()), Some("o"));
         assert_eq!(read.status.phase.as_deref(), Some("Running"));
         // A status of another shape takes nothing of the identity away.
-        let odd = Unreadable::of(r#"{"metadata": {"name": "a"}, "status": {"phase": 7}}"#, String::new());
+        let odd = Unreadable::of(r#"{"metadata": {"name": "a"}, "status": 7}"#, String::new());
         assert_eq!((odd.metadata.name.as_deref(), odd.status), (Some("a"), StatusHead::default()));
+    }
+
+    #[test]
+    fn a_field_that_is_wrong_hides_no_other() {
+        let fine = r#"{"type": "Stalled", "status": "True", "reason": "Late", "message": "",
+            "lastTransitionTime": "1970-01-01T00:00:00Z"}"#;
+        let deep = format!("{}1{}", "[".repeat(5000), "]".repeat(5000));
+        // Generation, phase, end and conditions, as they are written and as they are read.
+        for (written, generation, phase, is_over, conditions) in [
+            (["4", r#""Running""#, "null", "[FINE]"], Some(4), Some("Running"), false, 1),
+            ([r#""four""#, r#""Running""#, "null", "[FINE]"], None, Some("Running"), false, 1),
+            (["4", "7", r#""1970-01-01T00:00:00Z""#, "[FINE]"], Some(4), Some("7"), true, 1),
+            (["4", r#""Failed""#, r#""yesterday""#, "[FINE]"], Some(4), Some("Failed"), false, 1),
+            (["4", r#""Failed""#, r#""1970-01-01T00:00:00Z""#, "{}"], Some(4), Some("Failed"), true, 0),
+            (["4", "null", "null", r#"[{"type": 1}, DEEP, FINE]"#], Some(4), None, false, 1),
+            (["DEEP", r#""Running""#, "DEEP", "DEEP"], None, Some("Running"), false, 0),
+        ] {
+            let fields = written.map(|field| field.replace("FINE", fine).replace("DEEP", &deep));
+            let [observed, state, end, said] = fields;
+            let text = format!(
+                r#"{{"status": {{"observedGeneration": {observed}, "phase": {state}, "completedAt": {end}, "conditions": {said}}}}}"#
+            );
+            let head = Unreadable::of(&text, String::new()).status;
+            assert_eq!((head.observed_generation, head.phase.as_deref()), (generation, phase), "{written:?}");
+            assert_eq!((head.completed_at.is_some(), head.conditions.len()), (is_over, conditions), "{written:?}");
+        }
     }
 }

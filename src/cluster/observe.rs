@@ -453,4 +453,4 @@ impl Observer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

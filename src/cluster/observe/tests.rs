@@ -17,7 +17,7 @@ fn server() -> ApiServer {
 }
 
 /// The operator, a moment after its start: no watch has told it anything.
-fn observer(client: Client) -> Observer {
+pub(crate) fn observer(client: Client) -> Observer {
     let accounts = Accounts {
         operator: "operator".to_owned(),
         gateway: "gateway".to_owned(),

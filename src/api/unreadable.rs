@@ -9,12 +9,16 @@ use kube::core::ObjectMeta;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::name::EVENT_ID;
+
 /// An object that cannot be read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Unreadable {
-    /// Its identity, and no more.
+    /// Its identity, and no more but the event that a run was made for.
     pub metadata: ObjectMeta,
     pub status: StatusHead,
+    /// How long what a run made is kept after its end.
+    pub ttl_seconds_after_finished: Option<i64>,
     /// Why it cannot be read, with the field.
     pub fault: String,
 }
@@ -33,6 +37,21 @@ pub struct StatusHead {
 #[serde(default)]
 struct WithIdentity {
     metadata: Identity,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct WithSpec<'a> {
+    #[serde(borrow)]
+    spec: SpecTexts<'a>,
+}
+
+/// The field of a spec as it was written.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct SpecTexts<'a> {
+    #[serde(borrow)]
+    ttl_seconds_after_finished: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize, Default)]
@@ -84,6 +103,7 @@ struct Identity {
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
     owner_references: Option<Vec<OwnerReference>>,
 }
 
@@ -92,6 +112,8 @@ impl Unreadable {
     pub fn of(text: &str, fault: String) -> Self {
         let identity = serde_json::from_str::<WithIdentity>(text).unwrap_or_default().metadata;
         let status = serde_json::from_str::<WithStatus>(text).unwrap_or_default().status.head();
+        let spec = serde_json::from_str::<WithSpec>(text).unwrap_or_default().spec;
+        let event = identity.annotations.and_then(|mut notes| notes.remove_entry(EVENT_ID));
         let metadata = ObjectMeta {
             name: identity.name,
             namespace: identity.namespace,
@@ -101,10 +123,11 @@ impl Unreadable {
             creation_timestamp: identity.creation_timestamp,
             deletion_timestamp: identity.deletion_timestamp,
             labels: identity.labels,
+            annotations: event.map(|event| [event].into()),
             owner_references: identity.owner_references,
             ..ObjectMeta::default()
         };
-        Self { metadata, status, fault }
+        Self { metadata, status, ttl_seconds_after_finished: field(spec.ttl_seconds_after_finished), fault }
     }
 
     /// `NAMESPACE/NAME`.

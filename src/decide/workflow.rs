@@ -14,7 +14,7 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::core::ObjectMeta;
 
 pub use committed::{Committed, committed};
-pub use finished::is_due;
+pub use finished::{is_due, kept_for};
 pub use needs::agents;
 pub use refused::{has_no_session, session_refused};
 pub use taken::name_taken;

@@ -162,10 +162,30 @@ impl Connection {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        match self.call(what, self.api::<Stored<K>>().get_opt(name)).await? {
-            Some(Stored(Ok(found))) => Ok(Some(found)),
-            Some(Stored(Err(one))) => Err(Fault::new(Code::Api, format!("cannot {what}: {}", unreadable::<K>(&one)))),
-            None => Ok(None),
+        let found = self.call(what, self.api::<Stored<K>>().get_opt(name)).await?;
+        found.map(|one| parsed(what, one)).transpose()
+    }
+
+    /// The same of an object that was there a moment ago.
+    pub async fn read_known<K>(&self, what: &str, name: &str) -> Result<K, Fault>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let gone = || Fault::missing(format!("cannot {what}: the {} {name} is gone", K::kind(&())));
+        self.read(what, name).await?.ok_or_else(gone)
+    }
+
+    /// The same of an object that need not be seen; nothing where its reader has no right to. One that is not there is a fault.
+    pub async fn read_if_allowed<K>(&self, kind: &str, name: &str) -> Result<Option<K>, Fault>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    {
+        let what = format!("read the {kind}");
+        match self.within(&what, self.api::<Stored<K>>().get_opt(name)).await? {
+            Ok(Some(one)) => parsed(&what, one).map(Some),
+            Ok(None) => Err(self.unknown::<K>(kind, name).await),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
+            Err(wrong) => Err(Fault::call(&what, &wrong)),
         }
     }
 
@@ -227,6 +247,11 @@ impl Connection {
     }
 }
 
+/// What was read; what cannot be parsed is a fault that names it.
+pub fn parsed<K: Resource<DynamicType = ()>>(what: &str, one: Stored<K>) -> Result<K, Fault> {
+    one.0.map_err(|one| Fault::new(Code::Api, format!("cannot {what}: {}", unreadable::<K>(&one))))
+}
+
 /// What cannot be read, and why.
 fn unreadable<K: Resource<DynamicType = ()>>(one: &Unreadable) -> String {
     let (namespace, name) = one.place();
@@ -284,25 +309,59 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::api::{DocumentSpec, WorkflowTemplate};
     use crate::apiserver::{self, ApiServer, Key, Kind, Registry, Writer};
+    use crate::decide::document;
 
-    #[tokio::test]
-    async fn lists_go_on_beside_what_cannot_be_read() {
+    fn plugin() -> (ApiServer, Connection) {
         let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
         let clock = Box::new(|| Timestamp::UNIX_EPOCH);
         let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "plugin".to_owned());
         let server = ApiServer::new(registry, "ann");
-        let make = |name: &str, parameters: Value| {
-            let object = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "metadata": {"name": name, "namespace": "team"},
-                "spec": {"parameters": parameters, "steps": [{"name": "a", "agentId": "x"}]}});
-            let (key, by) = (Key::new(Kind::Workflow, "team", name), Writer { user: "ann", is_dry_run: false });
-            server.with(|registry| registry.create(&key, object, by)).expect("it is made");
-        };
-        make("deep", (0..150).fold(json!(1), |inner, _| json!({"a": inner})));
-        make("fine", json!({"a": 1}));
         let (namespace, timeout) = ("team".to_owned(), Duration::from_secs(10));
         let client = server.client("team");
         let on = Connection { client, namespace, output: Format::default(), timeout, is_reached: true };
+        (server, on)
+    }
+
+    fn make(server: &ApiServer, kind: Kind, name: &str, spec: &Value) {
+        let object = json!({"apiVersion": kind.api_version(), "kind": kind.name(), "spec": spec,
+            "metadata": {"name": name, "namespace": "team"}});
+        let (key, by) = (Key::new(kind, "team", name), Writer { user: "ann", is_dry_run: false });
+        server.with(|registry| registry.create(&key, object, by)).expect("it is made");
+    }
+
+    fn deep() -> Value {
+        (0..150).fold(json!(1), |inner, _| json!({"a": inner}))
+    }
+
+    /// Of each verb that reads one object by its name.
+    #[tokio::test]
+    async fn an_object_that_cannot_be_read_is_named_with_the_reason() {
+        let (server, on) = plugin();
+        let spec =
+            DocumentSpec { document_type: "brief".to_owned(), content: "x".to_owned(), ..DocumentSpec::default() };
+        let name = document::put_name(&spec, 0);
+        let wide = json!({"type": "brief", "scope": "Namespace", "format": "text", "content": "x", "attempt": 3_000_000_000_u32});
+        make(&server, Kind::Document, &name, &wide);
+        let fault = super::super::doc::put_one(&on, spec).await.expect_err("it cannot be read").text;
+        let expected = format!("cannot read the document: the Document {name} cannot be read: spec.attempt: ");
+        assert!(fault.starts_with(&expected), "{fault}");
+        make(&server, Kind::WorkflowTemplate, "flow", &json!({"parametersSchema": deep(), "steps": []}));
+        let read = on.read_if_allowed::<WorkflowTemplate>("template", "flow").await;
+        let fault = read.expect_err("it cannot be read").text;
+        let expected = "cannot read the template: the WorkflowTemplate flow cannot be read: spec.parametersSchema: ";
+        assert!(fault.starts_with(expected), "{fault}");
+        let gone = on.read_known::<WorkflowTemplate>("read the template", "other").await.expect_err("there is none");
+        assert_eq!(gone.text, "cannot read the template: the WorkflowTemplate other is gone");
+    }
+
+    #[tokio::test]
+    async fn lists_go_on_beside_what_cannot_be_read() {
+        let (server, on) = plugin();
+        let run = |parameters: Value| json!({"parameters": parameters, "steps": [{"name": "a", "agentId": "x"}]});
+        make(&server, Kind::Workflow, "deep", &run(deep()));
+        make(&server, Kind::Workflow, "fine", &run(json!({"a": 1})));
         let listed =
             on.list("list", on.reaching::<Workflow>(Reach::Cluster), &ListParams::default()).await.expect("a list");
         assert_eq!((listed.items.len(), listed.unreadable.len()), (1, 1));

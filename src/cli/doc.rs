@@ -180,7 +180,7 @@ pub async fn put_one(on: &Connection, spec: DocumentSpec) -> Result<(Document, b
             Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {}
             Err(wrong) => return Err(Fault::call("put the document", &wrong)),
         }
-        let there = on.call("read the document", api.get(&name)).await?;
+        let there: Document = on.read_known("read the document", &name).await?;
         if document::is_newest_of(&there, &spec) {
             return Ok((there, false));
         }

@@ -77,7 +77,7 @@ pub async fn post(
         match answer {
             Ok(written) => return Ok(written),
             Err(kube::Error::Api(status)) if status.code == 409 => {
-                known = on.call("read the step again", api.get(&name)).await?;
+                known = on.read_known("read the step again", &name).await?;
                 if let Err(why) = still(&known) {
                     let name = format!("{}/{}", known.spec.workflow.name, label(&known));
                     let again = on.hint("show", &name);

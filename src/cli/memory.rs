@@ -251,7 +251,7 @@ async fn write_it(on: &Connection, mut memory: Memory, write: Write<'_>) -> Resu
                 return Ok(Code::Done);
             }
             Err(kube::Error::Api(status)) if status.is_conflict() => {
-                memory = on.call("read the memory", api.get(&name)).await?;
+                memory = on.read_known("read the memory", &name).await?;
             }
             Err(wrong) => return Err(Fault::call(what, &wrong)),
         }

@@ -255,13 +255,8 @@ async fn waited(on: &Connection, made: &Workflow) -> Result<Code, Fault> {
 
 /// The schema of a template's parameters. One that is not there is said at once; a right to read it is not needed.
 async fn known_template(on: &Connection, name: &str) -> Result<Option<Map<String, Value>>, Fault> {
-    let api = on.api::<WorkflowTemplate>();
-    match on.within("read the template", api.get_opt(name)).await? {
-        Ok(Some(template)) => Ok(template.spec.parameters_schema),
-        Ok(None) => Err(on.unknown::<WorkflowTemplate>("template", name).await),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-        Err(wrong) => Err(Fault::call("read the template", &wrong)),
-    }
+    let template = on.read_if_allowed::<WorkflowTemplate>("template", name).await?;
+    Ok(template.and_then(|template| template.spec.parameters_schema))
 }
 
 /// A Document of the file. One that is there already and says the same is as good.
@@ -273,7 +268,7 @@ async fn put_document(on: &Connection, document: &Document) -> Result<(), Fault>
             Ok(())
         }
         Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
-            let there = on.call("read the document", api.get(&name)).await?;
+            let there: Document = on.read_known("read the document", &name).await?;
             if there.spec == document.spec {
                 return Ok(());
             }

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use super::actions;
-use super::connect::Connection;
+use super::connect::{Connection, parsed};
 use super::fault::{Code, Fault};
 use crate::api::document::OUTPUT_TYPE;
 use crate::api::name;
 use crate::api::step_run::{AttemptResult, GateState, GateStatus};
 use crate::api::{Document, StepRun, StepRunStatus};
+use crate::cluster::stored::Stored;
 use crate::decide::content::{self, Content, Loaded, Pin};
 use crate::decide::gate;
 use crate::decide::output::{self, StoredOutput};
@@ -73,10 +74,12 @@ pub async fn load(on: &Connection, step: &StepRun) -> Result<Subject, Fault> {
     }
     let mut subject = Subject { output: written(step), ..Subject::default() };
     for pin in carried(step) {
-        let read = on.within("read the document", on.api::<Document>().get_opt(&pin.name)).await?;
-        match read {
+        let what = "read the document";
+        let read = on.within(what, on.api::<Stored<Document>>().get_opt(&pin.name)).await?;
+        let read = read.map_err(|wrong| Fault::call(what, &wrong));
+        match read.and_then(|found| found.map(|one| parsed(what, one)).transpose()) {
             Ok(found) => subject.take(&pin, found),
-            Err(wrong) => subject.trouble = Some(Trouble::Unreadable(Fault::call("read the document", &wrong).text)),
+            Err(fault) => subject.trouble = Some(Trouble::Unreadable(fault.text)),
         }
     }
     if subject.trouble.is_none() {

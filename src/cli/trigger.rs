@@ -112,12 +112,7 @@ fn data(file: &Path) -> Result<Value, Fault> {
 
 /// The Trigger, where it may be read: it says which events it takes, and where they are sent.
 async fn known(on: &Connection, name: &str) -> Result<Option<Trigger>, Fault> {
-    match on.within("read the Trigger", on.api::<Trigger>().get_opt(name)).await? {
-        Ok(Some(trigger)) => Ok(Some(trigger)),
-        Ok(None) => Err(on.unknown::<Trigger>("Trigger", name).await),
-        Err(kube::Error::Api(status)) if status.code == 403 => Ok(None),
-        Err(wrong) => Err(Fault::call("read the Trigger", &wrong)),
-    }
+    on.read_if_allowed::<Trigger>("Trigger", name).await
 }
 
 fn event(args: &Args, trigger: Option<&Trigger>, data: Option<Value>) -> Value {

@@ -21,6 +21,7 @@ use super::client::{bounded, post};
 use super::consistency::Consistency;
 use super::egress;
 use super::memories;
+use super::stored::{self, Stored};
 use crate::api::document::DocumentStatus;
 use crate::api::name::{CREATED_BY, LABEL_STEP_RUN, LABEL_TRIGGER, OPERATOR};
 use crate::api::step_run::JobRef;
@@ -167,12 +168,19 @@ where
     }
     let name = object.meta().name.clone().unwrap_or_default();
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    let existing = bounded("GET", api.get(&name)).await?;
-    // Never by its content: an Agent edited after a lost reply is no conflict.
-    if is_same(existing.meta(), object.meta()) {
-        return Ok(existing);
-    }
-    Err(Error::NotOurs { kind, name, holder: seen::holder(existing.meta()) })
+    let Some(Stored(existing)) = bounded("GET", stored::get_opt(&api, &name)).await? else {
+        return Err(Error::Stale(name));
+    };
+    let holder = match existing {
+        // Never by its content: an Agent edited after a lost reply is no conflict.
+        Ok(existing) if is_same(existing.meta(), object.meta()) => return Ok(existing),
+        Ok(existing) => seen::holder(existing.meta()),
+        Err(one) if bears_our_marks(&one.metadata, object.meta()) => {
+            return Err(Error::Unusable(format!("{kind} {name} is there and cannot be read: {}", one.fault)));
+        }
+        Err(one) => seen::holder(&one.metadata),
+    };
+    Err(Error::NotOurs { kind, name, holder })
 }
 
 /// An owner can be claimed by anybody; on a Job, by policy, the label can be set by the operator only, and on a run nobody can
@@ -182,6 +190,11 @@ fn is_same(existing: &ObjectMeta, ours: &ObjectMeta) -> bool {
     if maker(ours).is_some_and(|by| maker(existing) != Some(by)) {
         return false;
     }
+    bears_our_marks(existing, ours)
+}
+
+/// What of that is known of an object that cannot be read, too.
+fn bears_our_marks(existing: &ObjectMeta, ours: &ObjectMeta) -> bool {
     let label = |meta: &ObjectMeta, key: &str| meta.labels.as_ref().and_then(|l| l.get(key)).cloned();
     let alike = |key: &str| label(existing, key) == label(ours, key);
     owner(existing) == owner(ours) && alike(LABEL_STEP_RUN) && alike(LABEL_TRIGGER)
@@ -263,7 +276,38 @@ async fn empty_mailbox(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
+    use crate::apiserver::{self, ApiServer, Key, Registry, Writer};
+
+    /// As after a lost reply, or after a downgrade.
+    #[tokio::test]
+    async fn what_lies_under_our_name_and_cannot_be_read_is_named_with_the_reason() {
+        let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+        let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+        let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "apply".to_owned());
+        let server = ApiServer::new(registry, "operator");
+        let owner = |uid: &str| json!([{"apiVersion": "lockstep.dev/v1alpha1", "kind": "Workflow", "name": "shop", "uid": uid, "controller": true}]);
+        for (name, uid) in [("ours", "run-uid"), ("theirs", "another-uid")] {
+            let object = json!({"apiVersion": "lockstep.dev/v1alpha1", "kind": "Document",
+                "metadata": {"name": name, "namespace": "team", "ownerReferences": owner(uid)},
+                "spec": {"type": "plan", "scope": "Workflow", "format": "text", "content": "x", "attempt": 3_000_000_000_u32}});
+            let (key, by) =
+                (Key::new(apiserver::Kind::Document, "team", name), Writer { user: "operator", is_dry_run: false });
+            server.with(|registry| registry.create(&key, object, by)).expect("it is made");
+            let wanted = json!({"metadata": {"name": name, "namespace": "team", "ownerReferences": owner("run-uid")},
+                "spec": {"type": "plan", "scope": "Workflow", "format": "text", "content": "x"}});
+            let wanted: Document = serde_json::from_value(wanted).expect("a document");
+            let answer = create(&server.client("team"), "team", "Document", &wanted).await;
+            let told = answer.expect_err("it cannot be taken for ours").to_string();
+            let expected = match name {
+                "ours" => "Document ours is there and cannot be read: spec.attempt: ",
+                _ => "Document theirs is there and is not Lockstep's: uid ",
+            };
+            assert!(told.starts_with(expected), "{told}");
+        }
+    }
 
     /// Names can be foreseen, and all but what admission proves can be written by whoever takes one.
     #[test]

@@ -124,10 +124,15 @@ impl<K: Watched> Cache<K> {
         from.take_while(|((within, _), _)| within == namespace).map(|(_, one)| Arc::clone(one)).collect()
     }
 
-    /// Why the object of that name cannot be read, if it is there.
-    pub fn fault(&self, namespace: &str, name: &str) -> Option<String> {
+    /// The object of that name, if it is there and cannot be read.
+    pub fn unreadable_named(&self, namespace: &str, name: &str) -> Option<Arc<Unreadable>> {
         let objects = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
-        objects.known.get(&(namespace.to_owned(), name.to_owned())).map(|one| one.fault.clone())
+        objects.known.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Why it cannot be read.
+    pub fn fault(&self, namespace: &str, name: &str) -> Option<String> {
+        self.unreadable_named(namespace, name).map(|one| one.fault.clone())
     }
 
     /// Waits until something was heard of what cannot be read; one may wait.
@@ -158,7 +163,7 @@ impl<K: Watched> Cache<K> {
     }
 
     /// What cannot be read is kept beside the rest, and what was known of it before is as good as gone.
-    fn hear(&self, event: Event<Stored<K>>) -> Vec<Arc<K>> {
+    pub(super) fn hear(&self, event: Event<Stored<K>>) -> Vec<Arc<K>> {
         self.note(&event);
         let is_gone = matches!(event, Event::Apply(Stored(Err(_))) | Event::Delete(Stored(Err(_))));
         match stored::readable(event) {

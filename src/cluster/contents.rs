@@ -9,7 +9,7 @@ use kube::{Api, Client, ResourceExt};
 
 use super::Error;
 use super::bounded_cache::BoundedCache;
-use super::client::bounded;
+use super::stored;
 use crate::api::workflow::DefinitionRef;
 use crate::api::{Document, Workflow, name};
 use crate::decide::content::{Changed, Content, Loaded, Pin};
@@ -80,7 +80,7 @@ pub async fn plain_revision(client: &Client, namespace: &str, run: &Workflow) ->
     }
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
     let name = name::revision(&run.name_any(), &run.uid().unwrap_or_default());
-    let found = bounded("GET controllerrevisions", api.get_opt(&name)).await?;
+    let found = stored::read("GET controllerrevisions", &api, &name).await?;
     Ok(seen::plain_revision(run, found))
 }
 
@@ -97,7 +97,7 @@ impl Contents {
             return Ok(Ok(content));
         }
         let api: Api<Document> = Api::namespaced(client.clone(), namespace);
-        let found = bounded("GET documents", api.get_opt(&pin.name)).await?;
+        let found = stored::read("GET documents", &api, &pin.name).await?;
         let loaded = found.map(|document| Loaded::new(Arc::new(document)));
         let content = Content::of(pin, loaded.as_ref());
         if let (Ok(_), Some(loaded)) = (&content, loaded)
@@ -122,7 +122,7 @@ impl Contents {
             return Ok(Some(found));
         }
         let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-        let Some(found) = bounded("GET controllerrevisions", api.get_opt(&wanted.revision_name)).await? else {
+        let Some(found) = stored::read("GET controllerrevisions", &api, &wanted.revision_name).await? else {
             return Ok(None);
         };
         let ours = found

@@ -1,6 +1,7 @@
 //! Gathers the object and everything its decision needs into one value. A missing or broken reference is a value, not an
 //! error; no opinions here.
 
+mod runs;
 mod step_runs;
 
 use std::collections::BTreeMap;
@@ -27,10 +28,9 @@ use super::pod_events::PodEvents;
 use super::refusals::Refusals;
 use super::revisions::Revisions;
 use super::slots::{Applicant, Limit, QueuePosition, Slots};
-use super::stored::Stored;
+use super::stored;
 use super::world::{World, run_key};
 use crate::api::document::OUTPUT_TYPE;
-use crate::api::step_run::WorkflowIdentity;
 use crate::api::{Agent, Document, StepRun, Workflow};
 use crate::decide::agent::{self, DryRun};
 use crate::decide::budget::RunBudget;
@@ -41,7 +41,7 @@ use crate::decide::mail::Mail;
 use crate::decide::observed::UnreadableObjects;
 use crate::decide::settled::Settled;
 use crate::decide::step_run::{Hold, Input, JobSeen, Lack, Need, PodSeen, Slot};
-use crate::decide::workflow::{Previous, Unread};
+use crate::decide::workflow::Unread;
 use crate::decide::{claim, document, seen, step_run, trigger, workflow};
 use crate::definition::program::Step;
 
@@ -96,7 +96,8 @@ impl Observer {
         let mut documents = self.world.documents.table(&namespace);
         let mut settled = self.settled.of(&uid);
         self.add_committed(&workflow, &step_runs, &mut settled, &mut documents).await?;
-        let previous = self.previous(&workflow, &namespace).await?;
+        let previous;
+        (previous, unreadable.previous) = self.previous(&workflow, &namespace).await?;
         let now = self.clock.now();
         let pods_ending = self.world.pods_ending(&workflow, &step_runs, &now);
         // What is left of a run that is only remembered is looked at without a request.
@@ -124,31 +125,6 @@ impl Observer {
             now,
             workflow,
         })
-    }
-
-    /// The run that this one goes on from. That it is not there is the fault of a run that begins: only the API server
-    /// says so. Later it may go, and takes what it had with it.
-    async fn previous(&self, workflow: &Workflow, namespace: &str) -> Result<Option<Previous>, Error> {
-        let status = workflow.status.as_ref();
-        let Some(of) = workflow.spec.retry_of.as_ref().filter(|_| status.is_none_or(|s| s.completed_at.is_none()))
-        else {
-            return Ok(None);
-        };
-        let identity = WorkflowIdentity { name: of.name.clone(), uid: of.uid.clone(), ..WorkflowIdentity::default() };
-        let run = match self.run_of(namespace, &identity).await {
-            // Of what cannot be read nothing is taken over.
-            Err(Error::Unusable(_)) => None,
-            found => found?,
-        };
-        if run.is_none() && status.is_none_or(|s| s.definition.is_none()) {
-            return Ok(None);
-        }
-        let pinned = run.as_ref().and_then(|run| run.status.as_ref()?.definition.as_ref());
-        let definition = match pinned {
-            Some(pinned) => self.contents.definition(&self.client, namespace, pinned, &of.uid).await?,
-            None => None,
-        };
-        Ok(Some(Previous { step_runs: self.world.step_runs.table(&run_key(namespace, &of.uid)), definition }))
     }
 
     /// Documents of finished steps, also where their cache is behind, however long it has been. Which StepRuns made those is
@@ -188,7 +164,7 @@ impl Observer {
 
     async fn live_document(&self, namespace: &str, name: &str) -> Result<Option<Document>, Error> {
         let api: Api<Document> = Api::namespaced(self.client.clone(), namespace);
-        bounded("GET documents", api.get_opt(name)).await
+        stored::read("GET documents", &api, name).await
     }
 
     /// Fetches the contents of the documents that a decision about a run lacks, each compared with what is meant; as many as
@@ -314,21 +290,6 @@ impl Observer {
             }
         }
         Ok(())
-    }
-
-    /// The run of a StepRun. That it is gone ends the StepRun for good: only the API server says so, not a cache.
-    async fn run_of(&self, namespace: &str, identity: &WorkflowIdentity) -> Result<Option<Arc<Workflow>>, Error> {
-        let same = |w: &Workflow| w.uid().as_deref() == Some(&identity.uid);
-        if let Some(cached) = self.world.workflows.get(namespace, &identity.name).filter(|w| same(w)) {
-            return Ok(Some(cached));
-        }
-        let api: Api<Stored<Workflow>> = Api::namespaced(self.client.clone(), namespace);
-        match bounded("GET workflows", api.get_opt(&identity.name)).await? {
-            Some(Stored(Err(one))) if one.metadata.uid.as_deref() == Some(&identity.uid) => {
-                Err(Error::Unusable(format!("the run {} cannot be read: {}", identity.name, one.fault)))
-            }
-            found => Ok(found.and_then(|found| found.0.ok()).filter(same).map(Arc::new)),
-        }
     }
 
     /// The Jobs of a StepRun. Where one decides by its absence, only the API server may say that it is not there.
@@ -473,7 +434,8 @@ impl Observer {
             Freshness::Behind => Err(Error::Stale(cached.name_any())),
             Freshness::TooLong => {
                 let api: Api<K> = Api::namespaced(self.client.clone(), &cached.namespace().unwrap_or_default());
-                Ok(Arc::new(bounded("GET", api.get(&cached.name_any())).await?))
+                let live = stored::read("GET", &api, &cached.name_any()).await?;
+                live.map(Arc::new).ok_or_else(|| Error::Stale(cached.name_any()))
             }
         }
     }
@@ -490,10 +452,12 @@ impl Observer {
         if settled {
             return Ok((cached, siblings, None));
         }
-        let api: Api<Document> = Api::namespaced(self.client.clone(), &namespace);
-        let live = bounded("GET documents", api.get_opt(&cached.name_any())).await?;
+        let live = self.live_document(&namespace, &cached.name_any()).await?;
         let document = live.map_or(cached, Arc::new);
         let number = document::is_new(&document).then(|| self.revisions.next(&document, &self.world.documents));
         Ok((document, siblings, number))
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

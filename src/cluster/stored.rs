@@ -13,6 +13,8 @@ use kube::{Api, Resource};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer};
 use serde_json::value::RawValue;
 
+use super::Error;
+use super::client::bounded;
 use crate::api::condition::clip;
 use crate::api::unreadable::Unreadable;
 use crate::definition::free_value;
@@ -141,6 +143,20 @@ where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
 {
     alone(api.clone()).get_opt(name).await
+}
+
+/// The same within the time that one call may take; one that cannot be read is an error that says which one, and why.
+pub async fn read<K>(what: &'static str, api: &Api<K>, name: &str) -> Result<Option<K>, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    match bounded(what, get_opt(api, name)).await? {
+        Some(Stored(Ok(found))) => Ok(Some(found)),
+        Some(Stored(Err(one))) => {
+            Err(Error::Unusable(format!("the {} {name} cannot be read: {}", K::kind(&()), one.fault)))
+        }
+        None => Ok(None),
+    }
 }
 
 /// Watches.

@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 use super::decision::Decision;
+use crate::api::condition::clip;
 use crate::api::step_run::JobRef;
 use crate::api::trigger::TriggerStatus;
 use crate::api::workflow::WorkflowStatus;
@@ -32,6 +33,8 @@ use crate::definition::expression::Evaluate;
 use crate::telemetry::Metrics;
 use crate::telemetry::traces::Traces;
 
+/// Reason of the Event that tells why passes over an object fail.
+const PASS_FAILED: &str = "PassFailed";
 /// Objects that nothing wakes are looked at again after this: deletes may be lost in a watch.
 const RESYNC: Duration = Duration::from_secs(300);
 /// Progress of a run is written at most this often.
@@ -43,6 +46,8 @@ const ROUNDS: usize = 256;
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// More than there are passes at once, of all kinds together.
 const PASSES: u32 = 1 << 20;
+/// When it is told again what stops the passes over an object.
+const REMINDED: Duration = Duration::from_secs(3600);
 /// How long the end of the passes is waited for. A pass that was given up ends at its next wait; one that computes, when
 /// its expressions have reached their own bound.
 const QUIET: Duration = Duration::from_secs(5);
@@ -56,6 +61,8 @@ pub struct Context {
     events: EventQueue,
     /// How often passes failed, one after the other, by UID.
     failures: TtlCache<u32>,
+    /// What was told of objects that passes fail over, by UID.
+    told: TtlCache<String>,
     /// Every pass that runs holds one place.
     passes: Arc<Semaphore>,
     /// When the status of a run or a Trigger was last written, by UID.
@@ -89,8 +96,9 @@ impl Context {
         let passes = Arc::new(Semaphore::new(PASSES as usize));
         let (traces, sinks) = (Traces::default(), Sinks::default());
         let failures = TtlCache::new(LONGEST_BACKOFF * 2 + CALL_TIMEOUT * 2, REMEMBERED);
+        let told = TtlCache::new(REMINDED, REMEMBERED);
         let (events, paces) = (EventQueue::default(), TtlCache::new(PACE, REMEMBERED));
-        Self { observer, recorder, metrics, traces, sinks, events, failures, passes, paces }
+        Self { observer, recorder, metrics, traces, sinks, events, failures, told, passes, paces }
     }
 
     /// With traces of what has ended.
@@ -274,6 +282,17 @@ impl Context {
         });
     }
 
+    /// Whoever looks at the object alone hears what stops it: nobody else can tell them.
+    fn tell_once<K: Watched>(&self, about: &K, why: &str) {
+        let uid = about.meta().uid.clone().unwrap_or_default();
+        if self.told.get(&uid).as_deref() == Some(why) {
+            return;
+        }
+        self.told.insert(uid, why.to_owned(), Instant::now());
+        let notice = Notice { warning: true, comes_first: false, reason: PASS_FAILED, note: clip(why, 900) };
+        self.tell(about, vec![notice]);
+    }
+
     /// When to try again.
     pub fn after_error<K: Watched>(&self, kind: &'static str, object: &K, error: &Error) -> Action {
         let meta = object.meta();
@@ -284,6 +303,9 @@ impl Context {
         if matches!(error, Error::Stale(_)) {
             self.metrics.failed(kind, "stale");
             return Action::requeue(PATIENCE + Duration::from_millis(50));
+        }
+        if let Error::Unusable(why) = error {
+            self.tell_once(object, why);
         }
         let uid = meta.uid.clone().unwrap_or_default();
         let failures = self.failures.get(&uid).unwrap_or_default().saturating_add(1);
@@ -297,6 +319,7 @@ impl Context {
     fn succeeded(&self, uid: Option<&String>) {
         if let Some(uid) = uid {
             self.failures.remove(uid);
+            self.told.remove(uid);
         }
     }
 }
@@ -429,8 +452,41 @@ mod tests {
     use std::future::pending;
 
     use futures::FutureExt;
+    use k8s_openapi::jiff::Timestamp;
+    use kube::runtime::events::Reporter;
+    use serde_json::json;
 
     use super::*;
+    use crate::apiserver::{self, ApiServer, Registry};
+    use crate::cluster::observe::tests::observer;
+
+    #[tokio::test]
+    async fn what_stops_an_object_is_told_once_on_the_object() {
+        let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
+        let clock = Box::new(|| Timestamp::UNIX_EPOCH);
+        let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "passes".to_owned());
+        let server = ApiServer::new(registry, "operator");
+        let client = server.client("team");
+        let reporter = Reporter { controller: "lockstep-operator".to_owned(), instance: None };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let context = Context::new(observer(client), recorder, Arc::new(Metrics::default()));
+        let run = json!({"metadata": {"name": "shop", "namespace": "team", "uid": "u"}, "spec": {}});
+        let run: Workflow = serde_json::from_value(run).expect("a run");
+        for why in ["Document a cannot be read", "Document a cannot be read", "Document b cannot be read"] {
+            context.after_error("Workflow", &run, &Error::Unusable(why.to_owned()));
+        }
+        context.after_error("Workflow", &run, &Error::Stale("shop".to_owned()));
+        // Each Event holds a place until it has been sent.
+        let places = u32::try_from(context.events.waiting.available_permits()).expect("a number");
+        drop(context.events.waiting.acquire_many(places + 2).await.expect("all have been sent"));
+        let kept = server.with(|registry| registry.store().list(apiserver::Kind::Event));
+        let mut told: Vec<String> = kept.iter().map(|event| event.value["note"].to_string()).collect();
+        told.sort();
+        assert_eq!(told, [r#""Document a cannot be read""#, r#""Document b cannot be read""#]);
+        assert!(
+            kept.iter().all(|event| event.value["reason"] == PASS_FAILED && event.value["regarding"]["uid"] == "u")
+        );
+    }
 
     #[tokio::test]
     async fn a_pass_ends_before_leadership_is_given_away() {

@@ -21,7 +21,7 @@ pub async fn workflow(context: Arc<Context>, workflow: Arc<Workflow>) -> Result<
     let spans = context.traces.made(|| trace::of_run(&observed.workflow, plan.status.as_ref()));
     let write = |object: &mut Workflow, status, _| object.status = Some(status);
     let done = context.carry_out(observed.workflow.as_ref(), plan, write).await;
-    if let Err(taken @ Error::NotOurs { .. }) = &done {
+    if let Err(taken @ (Error::NotOurs { .. } | Error::Unusable(_))) = &done {
         let plan = decide::workflow::name_taken(&observed.workflow, &taken.to_string(), &context.observer.clock.now());
         context.carry_out(observed.workflow.as_ref(), plan, write).await?;
     }

@@ -248,6 +248,12 @@ pub fn is_newest_of(there: &Document, spec: &DocumentSpec) -> bool {
     there.spec == *spec && !superseded
 }
 
+/// The number of a copy, in its run's own place: at least that which the original had, so that those of one pass, which do not
+/// see each other yet, keep the order that they had.
+pub fn copied_revision(original: &Document, copy: &Document, siblings: &[Arc<Document>]) -> i64 {
+    next_revision(copy, siblings).max(revision(original))
+}
+
 /// The number after the last one in its place, as far as these show it.
 pub fn next_revision(document: &Document, siblings: &[Arc<Document>]) -> i64 {
     let others = siblings.iter().filter(|d| d.metadata.uid != document.metadata.uid && shares_place(d, document));

@@ -61,6 +61,8 @@ pub struct UnreadableObjects {
     pub agents: BTreeMap<String, String>,
     /// Those that this run's UID owns, by name.
     pub step_runs: BTreeMap<String, String>,
+    /// The run that this one goes on from.
+    pub previous: Option<String>,
 }
 
 /// A run that another goes on from.

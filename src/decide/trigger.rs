@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
+use kube::core::ObjectMeta;
 use serde_json::Value;
 
 use super::build::Installation;
@@ -145,7 +146,11 @@ fn is_own((trigger, operator): (&str, &str), run: &Workflow) -> bool {
 
 /// How long a run of an event stays, so that the event is known if it comes again.
 pub fn remembered(run: &Workflow, now: &Time) -> Option<Duration> {
-    let meta = &run.metadata;
+    remembered_by(&run.metadata, now)
+}
+
+/// The same of one of which no more is known.
+pub fn remembered_by(meta: &ObjectMeta, now: &Time) -> Option<Duration> {
     let is_of_event = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_TRIGGER))
         && meta.annotations.as_ref().is_some_and(|notes| notes.contains_key(EVENT_ID));
     let until = meta.creation_timestamp.as_ref().filter(|_| is_of_event)?.0.checked_add(REMEMBERED).ok()?;

@@ -1,12 +1,15 @@
 //! What is said of an object that cannot be read, on the object itself: nobody else can tell its author.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Notice, status};
+use super::{Notice, status, trigger, workflow};
 use crate::api::condition::{self, STALLED, Truth, clip};
 use crate::api::limits::MESSAGE_BYTES;
+use crate::api::name::LABEL_MADE_BY;
 use crate::api::unreadable::Unreadable;
 use crate::api::workflow::{Phase, WorkflowStatus};
 
@@ -78,6 +81,18 @@ pub fn told(form: StatusForm, of: &Unreadable, now: &Time) -> Option<Told> {
     Some(Told { status: serde_json::to_value(status).ok(), notice })
 }
 
+/// How long a run that cannot be read and is over stays, and with it what it made; nothing where it is not over, or stays for
+/// good: nobody asked for its end, or a Git tool would make it again.
+pub fn left(run: &Unreadable, now: &Time) -> Option<Duration> {
+    let meta = &run.metadata;
+    let is_made_once = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(LABEL_MADE_BY));
+    if !is_made_once || meta.deletion_timestamp.is_some() {
+        return None;
+    }
+    let left = workflow::kept_for(run.ttl_seconds_after_finished, run.status.completed_at.as_ref(), now)?;
+    Some(left.max(trigger::remembered_by(meta, now).unwrap_or_default()))
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
@@ -121,6 +136,34 @@ mod tests {
         }
         let event = told(StatusForm::Event, &unreadable("{}"), &now).expect("it is told");
         assert_eq!(event.status, None);
+    }
+
+    #[test]
+    fn a_run_that_is_over_goes_when_its_time_has_passed() {
+        let now = Time(Timestamp::from_second(100).expect("a time"));
+        let over = r#"{"completedAt": "1970-01-01T00:00:10Z"}"#;
+        let made = r#""labels": {"lockstep.dev/made-by": "trigger", "lockstep.dev/trigger": "t"}"#;
+        let event = r#""labels": {"lockstep.dev/made-by": "trigger", "lockstep.dev/trigger": "t"},
+            "annotations": {"lockstep.dev/event-id": "1"}"#;
+        let unknown =
+            format!(r#"{{"ttlSecondsAfterFinished": 60, "input": {}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
+        for (meta, spec, status, expected) in [
+            (made, r#"{"ttlSecondsAfterFinished": 60}"#, over, Some(0)),
+            (made, unknown.as_str(), over, Some(0)),
+            (made, r#"{"ttlSecondsAfterFinished": 120}"#, over, Some(30)),
+            (event, r#"{"ttlSecondsAfterFinished": 60}"#, over, Some(24 * 3600 - 100)),
+            (made, r#"{"ttlSecondsAfterFinished": 60}"#, "{}", None),
+            (made, r#"{"ttlSecondsAfterFinished": "soon"}"#, over, None),
+            (made, "{}", over, None),
+            (r#""labels": {}"#, r#"{"ttlSecondsAfterFinished": 60}"#, over, None),
+        ] {
+            let text = format!(
+                r#"{{"metadata": {{"name": "a", "creationTimestamp": "1970-01-01T00:00:00Z", {meta}}},
+                    "spec": {spec}, "status": {status}}}"#
+            );
+            let found = left(&Unreadable::of(&text, String::new()), &now);
+            assert_eq!(found, expected.map(Duration::from_secs), "{meta} {status}");
+        }
     }
 
     #[test]

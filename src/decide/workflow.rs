@@ -14,7 +14,7 @@ use k8s_openapi::jiff::SignedDuration;
 use kube::core::ObjectMeta;
 
 pub use committed::{Committed, committed};
-pub use finished::is_due;
+pub use finished::{is_due, kept_for};
 pub use needs::agents;
 pub use refused::{has_no_session, session_refused};
 pub use taken::name_taken;
@@ -346,6 +346,30 @@ mod tests {
             let status = workflow(&o).status.expect("a status");
             let why = status.conditions.iter().find(|condition| condition.type_ == "Succeeded").expect("a condition");
             assert_eq!((why.reason.as_str(), why.message.as_str()), (reason, message));
+        }
+    }
+
+    #[test]
+    fn a_retry_says_why_there_is_nothing_to_go_on_from() {
+        let of = serde_json::from_value(json!({"name": "old", "uid": "old-uid"})).expect("a retryOf");
+        let step = Step { name: "a".into(), agent_id: Some("x".into()), ..Step::default() };
+        let spec = WorkflowSpec { retry_of: Some(of), steps: vec![step], ..WorkflowSpec::default() };
+        let mut o = observed(&Workflow::new("new", spec));
+        for (fault, reason, words) in [
+            (None, "RetryOfNotFound", ["there is no Workflow old with the UID old-uid", "that still exists"]),
+            (
+                Some("spec.input: too deep"),
+                "RetryOfUnreadable",
+                ["the Workflow old cannot be read, ", "from it: spec.input: too deep; start its work anew"],
+            ),
+        ] {
+            o.unreadable.previous = fault.map(str::to_owned);
+            let plan = workflow(&o);
+            let status = plan.status.expect("a status");
+            let why = condition::get(&status.conditions, "Succeeded").expect("a condition");
+            assert_eq!((status.phase, why.reason.as_str()), (Some(Phase::Failed), reason));
+            assert!(words.iter().all(|part| why.message.contains(*part)), "{}", why.message);
+            assert_eq!(plan.notices.iter().map(|notice| notice.reason).collect::<Vec<_>>(), [reason]);
         }
     }
 

@@ -104,7 +104,7 @@ async fn output(on: &Connection, run: &Workflow) -> Result<Option<String>, Fault
         return Ok(Some(value));
     }
     let Some(name) = output.document_name else { return Ok(None) };
-    let found = on.call("read the output", on.api::<Document>().get_opt(&name)).await?;
+    let found: Option<Document> = on.read("read the output", &name).await?;
     let loaded = found.map(|found| Loaded::new(Arc::new(found)));
     let pin = Pin { name, uid: None, digest: Some(output.digest) };
     let content = Content::of(&pin, loaded.as_ref());

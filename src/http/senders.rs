@@ -18,7 +18,7 @@ use ring::hmac;
 use tokio::time::Instant;
 
 use super::Http;
-use super::caller::within;
+use super::caller::read_known;
 use super::problem::{Problem, Result};
 use crate::api::Trigger;
 use crate::api::name::from_hex;
@@ -202,7 +202,7 @@ async fn secret(http: &Http, trigger: &Trigger, of: &SecretKeyRef) -> Option<Arc
     }
     let asked_at = Instant::now();
     let api: Api<Secret> = Api::namespaced(http.own.clone(), namespace);
-    let found = within(api.get(&of.name)).await;
+    let found = read_known(&api, &of.name).await;
     let value = match found {
         Ok(mut secret) => secret.data.as_mut().and_then(|data| data.remove(&of.key)).map(|bytes| bytes.0),
         Err(problem) => {

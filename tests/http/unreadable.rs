@@ -1,6 +1,7 @@
 //! Objects that cannot be read, at the start of the operator and at run time: they say so themselves, and nobody else
 //! notices.
 
+use lockstep::api::name::LABEL_MADE_BY;
 use lockstep::apiserver::{Key, Kind, Part, Writer};
 use lockstep::cluster::sinks::Sinks;
 use serde_json::{Value, json};
@@ -139,4 +140,23 @@ async fn the_run_of_a_step_run_that_cannot_be_read_fails_and_names_it() {
     town.echo("flow");
     let body = json!({"input": "others", "story_id": "t", "flow": "flow"});
     assert_eq!(town.post("/run", body).await.is(200).body["result"], "others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_cannot_be_read_goes_when_its_time_has_passed() {
+    let town = Town::open().await;
+    let make = |name: &str, ttl: Value| {
+        let object = json!({"apiVersion": Kind::Workflow.api_version(), "kind": "Workflow",
+            "metadata": {"name": name, "labels": {LABEL_MADE_BY: "plugin"}},
+            "spec": {"parameters": deep(150), "ttlSecondsAfterFinished": ttl, "steps": [{"name": "a", "agentId": "flow"}]}});
+        let (key, by) = (Key::new(Kind::Workflow, NAMESPACE, name), Writer { user: "admin", is_dry_run: false });
+        town.api.with(|registry| registry.create(&key, object, by)).expect("it is made");
+    };
+    make("kept", json!(null));
+    make("short", json!(60));
+    let (phase, _) = town.until("the condition", || said(&town, Kind::Workflow, "short")).await;
+    assert_eq!(phase, "Failed");
+    let names =
+        || -> Vec<Value> { town.objects(Kind::Workflow).iter().map(|run| run["metadata"]["name"].clone()).collect() };
+    town.until("the end of one", || (names() == ["kept"]).then_some(())).await;
 }

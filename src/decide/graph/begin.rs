@@ -281,7 +281,7 @@ impl Walk<'_> {
         copy.spec.scope_id = Some(name::scope_id(uid, keys));
         // What carries an output is found by nobody.
         let found = kind != OUTPUT_TYPE;
-        let number = || document::next_revision(&copy, &document::siblings(&self.o.documents, &copy));
+        let number = || document::copied_revision(old, &copy, &document::siblings(&self.o.documents, &copy));
         let status = found.then(|| document::initial_status(&copy, number()));
         let name = copy.metadata.name.clone().unwrap_or_default();
         let binding = Binding { uid: None, digest: content.digest().to_owned() };

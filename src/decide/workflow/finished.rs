@@ -19,7 +19,12 @@ const AT_ONCE: usize = 200;
 
 /// How long what a finished run made is kept still; nothing where it is not over, or is kept for good.
 fn left(run: &Workflow, status: &WorkflowStatus, now: &Time) -> Option<Duration> {
-    let (ttl, end) = (run.spec.ttl_seconds_after_finished?, status.completed_at.as_ref()?);
+    kept_for(run.spec.ttl_seconds_after_finished, status.completed_at.as_ref(), now)
+}
+
+/// The same by the time that it is kept, and by its end.
+pub fn kept_for(ttl: Option<i64>, end: Option<&Time>, now: &Time) -> Option<Duration> {
+    let (ttl, end) = (ttl?, end?);
     let due = end.0.saturating_add(SignedDuration::from_secs(ttl)).unwrap_or(end.0);
     Some(Duration::try_from(due.duration_since(now.0)).unwrap_or(Duration::ZERO))
 }

@@ -12,7 +12,7 @@ use crate::api::definition::Definition;
 use crate::api::name::{self, CREATED_BY};
 use crate::api::step::{OnFailure, Order, Step};
 use crate::api::usage::Budget;
-use crate::api::workflow::{DefinitionRef, SessionPhase, SessionStatus, WorkflowStatus};
+use crate::api::workflow::{DefinitionRef, RetryOf, SessionPhase, SessionStatus, WorkflowStatus};
 use crate::decide::{Effect, build, document, status};
 use crate::definition::{pinned, validate};
 
@@ -35,12 +35,9 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
         return plan;
     }
     if let Some(of) = spec.retry_of.as_ref().filter(|_| o.previous.is_none()) {
-        let why = format!(
-            "spec.retryOf: there is no Workflow {} with the UID {} in this namespace; a retry takes over the results of a run that still exists in the same namespace",
-            of.name, of.uid
-        );
-        status::invalid(&mut status, "RetryOfNotFound", &why, at);
-        plan.warn("RetryOfNotFound", clip(&why, 900));
+        let (reason, why) = nothing_to_retry(o, of);
+        status::invalid(&mut status, reason, &why, at);
+        plan.warn(reason, clip(&why, 900));
         plan.status = Some(status);
         return plan;
     }
@@ -61,6 +58,22 @@ pub(super) fn start(o: &Observed, mut status: WorkflowStatus) -> Plan<WorkflowSt
         return plan;
     }
     pin(o, status, source, parameters)
+}
+
+/// Why the run that this one goes on from is no use to it, and what to do. A spec never changes, so that one which cannot be
+/// read is not waited for.
+fn nothing_to_retry(o: &Observed, of: &RetryOf) -> (&'static str, String) {
+    let RetryOf { name, uid, .. } = of;
+    if let Some(fault) = &o.unreadable.previous {
+        let why = format!(
+            "spec.retryOf: the Workflow {name} cannot be read, and nothing can be taken over from it: {fault}; start its work anew, without retryOf; after a downgrade go back to the newer version, and retry it again"
+        );
+        return ("RetryOfUnreadable", why);
+    }
+    let why = format!(
+        "spec.retryOf: there is no Workflow {name} with the UID {uid} in this namespace; a retry takes over the results of a run that still exists in the same namespace"
+    );
+    ("RetryOfNotFound", why)
 }
 
 /// A definition, from the template or from the run itself.

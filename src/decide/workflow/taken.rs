@@ -1,4 +1,4 @@
-//! A name that one of the run's own objects was to have is somebody else's.
+//! A name that one of the run's own objects was to have is somebody else's, or what lies there cannot be read.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -62,6 +62,8 @@ mod tests {
         let plan = name_taken(&changed, "StepRun x is there and is not Lockstep's: uid u by kubectl-create", &now);
         assert_eq!((plan.notices.len(), plan.status.map(|s| s.observed_generation)), (0, Some(2)));
         assert_eq!(again("Document y is there and is not Lockstep's: uid v").notices.len(), 1);
+        let unreadable = again("Document z is there and cannot be read: spec.attempt: invalid value").notices;
+        assert!(unreadable[0].note.contains("spec.attempt: invalid value; delete it and the run goes on"));
         run.status.as_mut().expect("a status").completed_at = Some(now.clone());
         assert_eq!(name_taken(&run, "Document z", &now), Plan::default());
     }

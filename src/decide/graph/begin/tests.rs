@@ -306,6 +306,31 @@ fn documents_are_copied_as_they_were_reported() {
     assert!(begun.spec.reuse.is_some() && begun.copies.iter().all(|(_, status)| status.is_none()));
 }
 
+/// Two of one type that are copied in one pass do not see each other: their originals' numbers tell which one is newer.
+#[test]
+fn a_copy_is_no_older_than_its_original() {
+    for (original, there, expected) in [(1, None, 1), (4, None, 4), (4, Some(2), 4), (4, Some(6), 7)] {
+        let mut a = with_documents();
+        let published = |revision: i64| {
+            serde_json::from_value(json!({"phase": "Published", "revision": revision, "digest": "sha256:d"})).ok()
+        };
+        let mut old = Document::clone(&a.document("p", "p1", "plan", "a plan"));
+        old.status = published(original);
+        let sibling = there.map(|revision| {
+            let mut sibling = Document { status: published(revision), ..old.clone() };
+            (sibling.metadata.name, sibling.metadata.uid) = (Some("there".into()), Some("there-uid".into()));
+            sibling.spec.scope_id = Some("new-uid".into());
+            sibling
+        });
+        for document in sibling.into_iter().chain([old]) {
+            a.o.documents.insert_mut(document::key(&document), Arc::new(document));
+        }
+        let begun = read(&mut a).progress.creates.remove(0);
+        let numbers: Vec<_> = begun.copies.iter().filter_map(|(_, status)| status.as_ref()?.revision).collect();
+        assert_eq!(numbers, [expected], "{original} {there:?}");
+    }
+}
+
 #[test]
 fn what_was_exchanged_runs_again() {
     for (what, gone, made) in [

@@ -243,6 +243,7 @@ mod tests {
         Some(shown.collect())
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "what `heard` gives where the watch goes on")]
     fn some(lines: &[&str]) -> Option<Vec<String>> {
         Some(lines.iter().map(|line| (*line).to_owned()).collect())
     }

@@ -27,6 +27,8 @@ use crate::decide::memory::{self as rules, Change, Write, WriteVerdict};
 use crate::protocol::AttemptRef;
 use crate::protocol::memory::{Listed, MemoryAnswer, MemoryRequest, Operation, Outcome};
 
+mod pace;
+
 /// Bytes of the cached copies, and of the grants of attempts that read.
 const COPY_BYTES: usize = 16 * 1024 * 1024;
 const READ_GRANT_BYTES: usize = 2 * 1024 * 1024;
@@ -51,6 +53,7 @@ pub struct Memories {
     read_grants: BoundedCache<ReadGrant>,
     /// Each holds a write of a Memory, by a hash of its name, so that writes through this gateway do not conflict.
     write_locks: [Mutex<()>; WRITE_LOCKS],
+    pace: pace::WritePace,
     pub places: Fair,
 }
 
@@ -60,6 +63,7 @@ impl Memories {
             copies: BoundedCache::new(COPY_BYTES),
             read_grants: BoundedCache::new(READ_GRANT_BYTES),
             write_locks: std::array::from_fn(|_| Mutex::new(())),
+            pace: pace::WritePace::default(),
             places: Fair::new(at_once, QUEUED),
         }
     }
@@ -271,20 +275,27 @@ async fn written(gateway: &Gateway, caller: &Caller, who: &AttemptRef, write: &W
         Some(copy) => (copy, false),
         None => (live(gateway, &memory_ref).await?, true),
     };
+    let mut is_paid = false;
     for round in 0..ROUNDS {
         match rules::write(&copy.memory.spec, write) {
-            WriteVerdict::Change(change) => match change_it(gateway, &memory_ref, &copy, (write.key, &change)).await {
-                Ok(copy) => {
-                    let revision = change.entry.map(|entry| entry.revision);
-                    return Ok(answer(&copy, Outcome::Done { revision }));
+            WriteVerdict::Change(change) => {
+                // Once a call, and only where something is stored: a repetition and a conflict cost nothing.
+                if !std::mem::replace(&mut is_paid, true) && !pays(gateway, &memory_ref, &copy, write) {
+                    return Err(Refusal::unavailable("memory: too much is written at once; try again in a moment"));
                 }
-                Err(failure) if failure.is_outrun() => {
-                    gateway.metrics.conflicts.inc();
-                    tokio::time::sleep(PAUSE * round).await;
+                match change_it(gateway, &memory_ref, &copy, (write.key, &change)).await {
+                    Ok(copy) => {
+                        let revision = change.entry.map(|entry| entry.revision);
+                        return Ok(answer(&copy, Outcome::Done { revision }));
+                    }
+                    Err(failure) if failure.is_outrun() => {
+                        gateway.metrics.conflicts.inc();
+                        tokio::time::sleep(PAUSE * round).await;
+                    }
+                    Err(failure) if failure.is_not_found() => return Err(memory_ref.not_found()),
+                    Err(failure) => return Err(failure.into()),
                 }
-                Err(failure) if failure.is_not_found() => return Err(memory_ref.not_found()),
-                Err(failure) => return Err(failure.into()),
-            },
+            }
             // An older copy may say so wrongly.
             _ if !is_live => {}
             WriteVerdict::Done { revision } => return Ok(answer(&copy, Outcome::Done { revision })),
@@ -295,6 +306,14 @@ async fn written(gateway: &Gateway, caller: &Caller, who: &AttemptRef, write: &W
         (copy, is_live) = (live(gateway, &memory_ref).await?, true);
     }
     Err(Refusal::unavailable("memory: others keep writing to it; try again in a moment"))
+}
+
+/// Whether the Memory as it would be may be stored now.
+fn pays(gateway: &Gateway, memory_ref: &MemoryRef, copy: &CachedMemory, write: &Write<'_>) -> bool {
+    let spec = &copy.memory.spec;
+    let replaced = spec.entries.get(write.key).map_or(0, |entry| entry.value.len());
+    let bytes = rules::bytes(spec) - replaced + write.value.map_or(0, str::len);
+    gateway.memories.pace.take(&memory_ref.namespace, write.step_run_uid, bytes, Instant::now())
 }
 
 /// Lands only on the very copy that it was decided on.

@@ -402,6 +402,27 @@ async fn refusals_name_the_field_and_its_bound() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_writes_without_end_comes_again_and_nobody_else_waits() {
+    let cluster = Cluster::new(1, 0);
+    let (hasty, quiet) = (cluster.shim("planner", "spring", 1).await, cluster.shim("writer", "spring", 2).await);
+    let big = format!("\"{}\"", "x".repeat(64 * 1024 - 2));
+    let mut written = 0;
+    let refused = loop {
+        match hasty.set("a", &big, None).await {
+            Ok(_) => written += 1,
+            Err(refusal) => break refusal,
+        }
+        assert!(written < 200, "a bound in bytes");
+    };
+    assert!(refused.reason == Reason::Unavailable && refused.message.starts_with("memory: too much"), "{refused:?}");
+    assert!((55..70).contains(&written), "about 4 MiB at once: {written}");
+    assert_eq!(hasty.get("a").await, Ok(found(&big, written + 1)), "what was refused is not stored, and reads go on");
+    assert_eq!(quiet.set("a", "1", None).await, Ok(Outcome::Done { revision: Some(2) }));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(hasty.set("a", "1", None).await, Ok(Outcome::Done { revision: Some(written + 2) }));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_memory_that_is_gone_or_anothers_is_told() {
     let cluster = Cluster::new(1, 0);
     let shim = cluster.shim("planner", "spring", 1).await;

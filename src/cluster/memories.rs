@@ -79,7 +79,14 @@ pub async fn sweep(client: &Client, world: &World, now: &Time) -> Result<Vec<Str
         let place = (agent.namespace().unwrap_or_default(), agent.name_any());
         let open = world.step_runs.under(&format!("agent {}/{}", place.0, place.1));
         let sessions: Vec<&String> = open.iter().filter_map(|s| s.labels().get(LABEL_SESSION)).collect();
-        gone.extend(sweep_of(client, (&place.0, &place.1), (ttl, &sessions), now).await?);
+        match sweep_of(client, (&place.0, &place.1), (ttl, &sessions), now).await {
+            Ok(names) => gone.extend(names),
+            // What is refused in one namespace is nobody else's business.
+            Err(error) if error.refusal().is_some() => {
+                tracing::warn!(namespace = place.0.as_str(), agent = place.1.as_str(), %error, "the Memories of an Agent could not be looked for");
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(gone)
 }
@@ -97,18 +104,23 @@ async fn sweep_of(
         let session = meta.labels.as_ref().and_then(|labels| labels.get(LABEL_SESSION));
         let is_open = session.is_some_and(|session| sessions.contains(&session));
         let (name, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
-        match memory::fate(&meta, ttl, if is_open { Use::Open } else { Use::Over }, now) {
-            Retention::Used => used(client, namespace, (&name, &uid), now).await.or_else(passing)?,
-            Retention::Goes if remove(client, namespace, &meta).await? => gone.push(format!("{namespace}/{name}")),
-            Retention::Stays | Retention::Goes => {}
+        let went = match memory::fate(&meta, ttl, if is_open { Use::Open } else { Use::Over }, now) {
+            Retention::Used => used(client, namespace, (&name, &uid), now).await.map(|()| false),
+            Retention::Goes => remove(client, namespace, &meta).await,
+            Retention::Stays => Ok(false),
+        };
+        match went {
+            Ok(true) => gone.push(format!("{namespace}/{name}")),
+            // What changed meanwhile is looked at the next time.
+            Ok(false) | Err(Error::Stale(_)) => {}
+            // One that a policy or a quota of somebody else holds must not keep all behind it for ever.
+            Err(error) if error.refusal().is_some() => {
+                tracing::warn!(namespace, memory = name.as_str(), %error, "a Memory could not be looked after");
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(gone)
-}
-
-/// What changed meanwhile is looked at the next time.
-fn passing(error: Error) -> Result<(), Error> {
-    if matches!(error, Error::Stale(_)) { Ok(()) } else { Err(error) }
 }
 
 /// At the version that was decided on: an attempt that began meanwhile has written down that it uses it.
@@ -125,8 +137,13 @@ async fn remove(client: &Client, namespace: &str, meta: &ObjectMeta) -> Result<b
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::response::IntoResponse;
+    use http::{Method, Request, StatusCode};
     use k8s_openapi::jiff::Timestamp;
     use kube::api::PostParams;
+    use tower::{ServiceExt, service_fn};
 
     use super::*;
     use crate::api::StepRun;
@@ -137,11 +154,29 @@ mod tests {
         Time(Timestamp::from_second(seconds).expect("a time"))
     }
 
-    fn client() -> Client {
+    fn server() -> ApiServer {
         let store = Box::new(apiserver::MemoryStore::keeping(usize::MAX));
         let clock = Box::new(|| Timestamp::UNIX_EPOCH);
         let registry = Registry::new(store, Box::new(apiserver::access::Open), clock, "memories".to_owned());
-        ApiServer::new(registry, "operator").client("team")
+        ApiServer::new(registry, "operator")
+    }
+
+    /// A client whose patches of that object somebody's policy refuses.
+    fn refused(server: &ApiServer, name: &str) -> Client {
+        let (server, end) = (server.clone(), format!("/{name}"));
+        let door = service_fn(move |request: Request<kube::client::Body>| {
+            let is_refused = request.method() == Method::PATCH && request.uri().path().ends_with(&end);
+            let server = server.clone();
+            async move {
+                if is_refused {
+                    let status =
+                        r#"{"kind":"Status","status":"Failure","message":"no","reason":"Forbidden","code":403}"#;
+                    return Ok::<_, Infallible>((StatusCode::FORBIDDEN, status).into_response());
+                }
+                server.oneshot(request).await
+            }
+        });
+        Client::new(door, "team")
     }
 
     async fn make(client: &Client, agent: &str, session: &str, used_at: i64) -> String {
@@ -154,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_nobody_used_for_its_time_is_deleted_and_nothing_else() {
-        let client = client();
+        let client = server().client("team");
         let old = make(&client, "writer", "old", 0).await;
         let fresh = make(&client, "writer", "fresh", 60).await;
         let open = make(&client, "writer", "open", 0).await;
@@ -174,5 +209,18 @@ mod tests {
         let again = sweep_of(&client, ("team", "writer"), (100, &[&session]), &at(100)).await.expect("a look");
         assert!(again.is_empty());
         assert!(matches!(used(&client, "team", (&old, "u"), &at(1)).await, Err(Error::Stale(_))));
+    }
+
+    #[tokio::test]
+    async fn one_that_somebodys_policy_holds_hides_no_other() {
+        let server = server();
+        let client = server.client("team");
+        let held = make(&client, "writer", "a", 0).await;
+        let old = make(&client, "writer", "b", 0).await;
+        assert!(held < old, "the one that is refused comes first");
+        let session = "a".to_owned();
+        let door = refused(&server, &held);
+        let gone = sweep_of(&door, ("team", "writer"), (100, &[&session]), &at(100)).await.expect("a look");
+        assert_eq!(gone, [format!("team/{old}")]);
     }
 }

@@ -56,7 +56,19 @@ impl ReportedState {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
+
+    /// An agent that is told its calls by a prompt hears of all of them (docs/agents.md).
+    #[test]
+    fn the_sentence_for_a_prompt_names_every_state() {
+        let page = include_str!("../../docs/agents.md");
+        let sentence = page.lines().find(|line| line.starts_with("> Run `lockstep journal")).expect("the sentence");
+        for state in ReportedState::value_variants() {
+            assert!(sentence.contains(&format!("`lockstep journal {}", state.text())), "{state:?}: {sentence}");
+        }
+    }
 
     #[test]
     fn the_journal_goes_forward_only() {

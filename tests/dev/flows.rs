@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::place::{Place, agent, run};
+use super::place::{Place, agent, root, run};
 
 /// A question, a gate, a list, documents from step to step. What each agent did stands in `effects`.
 fn shop() -> String {
@@ -155,4 +155,17 @@ fn a_missing_document_and_a_missing_secret_are_waited_for() {
     assert!(waits.until("ConfigMap settings not found; put it into a file that -f names").is_some());
     waits.signal(nix::sys::signal::Signal::SIGTERM);
     waits.ended().expect(130);
+}
+
+#[test]
+fn the_example_of_routing_goes_each_of_its_ways() {
+    let place = Place::new("routing");
+    let example = root().join("examples/routing").display().to_string();
+    for (name, input, did) in
+        [("letter", "A letter to the customer", "write"), ("bill", "An invoice of last year", "hand over")]
+    {
+        place.run(&["-f", &example, "--name", name, "--input", input]).expect(0);
+        let output: Value = serde_json::from_str(&place.read(&format!(".lockstep/{name}/output.json"))).expect("JSON");
+        assert_eq!(output, json!({"did": did}), "{name}");
+    }
 }

@@ -161,18 +161,15 @@ async fn an_agent_that_says_nothing_is_seen_to_start() -> Result<()> {
 #[tokio::test]
 async fn the_action_of_an_agent_picks_what_follows() -> Result<()> {
     let space = Space::open("action").await?;
-    let script = r#"printf '{"action": "%s"}' $(lockstep context /parameters/word) > $LOCKSTEP_OUT/result.json"#;
-    space.agent("router", script, &json!({})).await?;
-    space.agent("worker", "true", &json!({})).await?;
-    for (run, word) in [("writes", "write"), ("asks", "ask")] {
-        let when = |action: &str| format!("steps.decide.output.action == '{action}'");
-        let steps = json!([
-            {"name": "decide", "agentId": "router", "parameters": {"word": word}},
-            {"name": "write", "agentId": "worker", "needs": ["decide"], "when": when("write")},
-            {"name": "ask", "agentId": "worker", "needs": ["decide"], "when": when("ask")}]);
-        space.run(run, &json!({"order": "Graph", "steps": steps})).await?;
+    space.apply("routing", &["agents.yaml", "workflow-template.yaml"]).await?;
+    let ways = [
+        ("letter", "A letter to the customer", "write", "hand-over"),
+        ("bill", "An invoice of last year", "hand-over", "write"),
+    ];
+    for (run, input, _, _) in ways {
+        space.run(run, &json!({"templateRef": {"name": "request"}, "input": input})).await?;
     }
-    for (run, ran, skipped) in [("writes", "write", "ask"), ("asks", "ask", "write")] {
+    for (run, _, ran, skipped) in ways {
         space
             .until(&format!("{run} is over"), PATIENCE, Some(run), async || {
                 Ok((space.status(run).await?.phase == Some(Phase::Completed)).then_some(()))

@@ -202,7 +202,7 @@ impl Calls {
 
     fn progress(&self, call: &ProgressCall) -> Answer {
         if !(0..=100).contains(&call.percent) {
-            return bad(&"percent is 0 to 100");
+            return bad(&"percent: must be 0 to 100");
         }
         self.progress.put(call.percent, self.message(&call.message));
         (202, json!({}))

@@ -136,13 +136,15 @@ fn told(outcome: Outcome) -> (u16, Value) {
             Ok(value) => (200, json!({"value": value, "revision": revision})),
             Err(error) => (500, json!({"error": format!("value: what is stored is not JSON ({error}); set it anew")})),
         },
-        Outcome::Absent => (404, json!({"error": "key: there is no such key"})),
+        Outcome::Absent => (404, json!({"error": "key: there is no such key; `memory list` says which there are"})),
         Outcome::Listed { entries, bytes } => (200, json!({"entries": entries, "bytes": bytes})),
         Outcome::Done { revision } => (200, json!({"revision": revision})),
         Outcome::Conflict { revision } => {
             let error = match revision {
-                0 => "ifRevision: there is no such key".to_owned(),
-                other => format!("ifRevision: the key has the revision {other}"),
+                0 => "ifRevision: there is no such key by now; leave it out, or say 0, to set it anew".to_owned(),
+                other => {
+                    format!("ifRevision: the key has the revision {other}; read it again, and write on top of that")
+                }
             };
             (409, json!({"error": error, "revision": revision}))
         }
@@ -162,7 +164,7 @@ mod tests {
                 200,
                 json!({"value": {"a": 1}, "revision": 4}),
             ),
-            (Outcome::Absent, 404, json!({"error": "key: there is no such key"})),
+            (Outcome::Absent, 404, json!({"error": "key: there is no such key; `memory list` says which there are"})),
             (
                 Outcome::Listed { entries: vec![listed], bytes: 4 },
                 200,
@@ -173,12 +175,12 @@ mod tests {
             (
                 Outcome::Conflict { revision: 6 },
                 409,
-                json!({"error": "ifRevision: the key has the revision 6", "revision": 6}),
+                json!({"error": "ifRevision: the key has the revision 6; read it again, and write on top of that", "revision": 6}),
             ),
             (
                 Outcome::Conflict { revision: 0 },
                 409,
-                json!({"error": "ifRevision: there is no such key", "revision": 0}),
+                json!({"error": "ifRevision: there is no such key by now; leave it out, or say 0, to set it anew", "revision": 0}),
             ),
         ] {
             assert_eq!(told(outcome), (status, body));

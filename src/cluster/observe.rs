@@ -128,7 +128,7 @@ impl Observer {
     }
 
     /// Documents of finished steps, also where their cache is behind, however long it has been. Which StepRuns made those is
-    /// remembered, and which of them are gone: that only the API server says, and it is believed.
+    /// remembered, and what the API server has said of each: it is asked once, and again only of what is not published yet.
     async fn add_committed(
         &self,
         workflow: &Workflow,
@@ -137,7 +137,7 @@ impl Observer {
         documents: &mut Table<Document>,
     ) -> Result<(), Error> {
         let namespace = workflow.namespace().unwrap_or_default();
-        let (mut late, mut gone) = (Vec::new(), Vec::new());
+        let (mut late, mut gone, mut shown) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (step_run, name) in workflow::committed(workflow, step_runs, settled).documents {
             // What carries an output is never published: it is enough that it is there.
             let seen = |d: &Document| document::has_standing(d) || d.spec.document_type == OUTPUT_TYPE;
@@ -146,17 +146,26 @@ impl Observer {
             if is_unreadable || self.world.documents.get(&namespace, &name).is_some_and(|d| seen(&d)) {
                 continue;
             }
-            if let Some(mut live) = self.live_document(&namespace, &name).await? {
-                late.extend(step_run);
-                live.spec.content.clear();
-                documents.insert_mut(document::key(&live), Arc::new(live));
-            } else {
+            let live = match settled.shown.get(&name) {
+                Some(known) => Some(Arc::clone(known)),
+                None => self.live_document(&namespace, &name).await?.map(|mut live| {
+                    live.spec.content.clear();
+                    Arc::new(live)
+                }),
+            };
+            let Some(live) = live else {
                 gone.push(name);
+                continue;
+            };
+            if seen(&live) {
+                shown.insert(name, Arc::clone(&live));
             }
+            late.extend(step_run);
+            documents.insert_mut(document::key(&live), live);
         }
-        if settled.late != late || !gone.is_empty() {
+        if settled.late != late || !gone.is_empty() || settled.shown.keys().ne(shown.keys()) {
             let settled = Arc::make_mut(settled);
-            settled.late = late;
+            (settled.late, settled.shown) = (late, Arc::new(shown));
             Arc::make_mut(&mut settled.gone).extend(gone);
         }
         Ok(())

@@ -237,6 +237,7 @@ impl<'a> Walk<'a> {
             open: unfinished,
             late: self.o.settled.late.clone(),
             gone: Arc::clone(&self.o.settled.gone),
+            shown: Arc::clone(&self.o.settled.shown),
             lists: found.lists,
             values: found.values,
         };

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::outcome::{Ended, Failure, Item};
 use super::tally::{Collection, Tally};
+use crate::api::Document;
 use crate::api::step_run::AttemptResult;
 
 #[derive(Clone, Debug, Default)]
@@ -26,11 +27,13 @@ pub struct Settled {
     /// Documents that the run and its steps have put, and of which the API server has said that they are there no more: it is
     /// asked once.
     pub gone: Arc<BTreeSet<String>>,
+    /// Those that the API server has shown, and the cache has not, without their contents.
+    pub shown: Arc<BTreeMap<String, Arc<Document>>>,
 }
 
 impl Settled {
     pub fn is_empty(&self) -> bool {
-        self.lists.is_empty() && self.values.is_empty() && self.gone.is_empty()
+        self.lists.is_empty() && self.values.is_empty() && self.gone.is_empty() && self.shown.is_empty()
     }
 }
 

@@ -114,7 +114,8 @@ fn advance(o: &Observed, mut status: WorkflowStatus, program: &Program) -> Decid
         let steps = if status.steps.is_empty() { graph::ahead(program) } else { Vec::new() };
         let pods_ending = o.pods_ending;
         let progress = RunProgress { steps, pods_ending, waits, ..RunProgress::default() };
-        let settled = Settled { gone: Arc::clone(&o.settled.gone), ..Settled::default() };
+        let (gone, shown) = (Arc::clone(&o.settled.gone), Arc::clone(&o.settled.shown));
+        let settled = Settled { gone, shown, ..Settled::default() };
         graph::Walked { progress, settled, ..graph::Walked::default() }
     };
     let settled = Arc::new(walked.settled);

@@ -44,6 +44,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const QUEUED: usize = 256;
 /// About how many Memories can be written to at once: each is written under one of so many locks.
 const WRITE_LOCKS: usize = 64;
+/// What an entry or a writer of a Memory takes beside its key and value: names of fields, numbers, who owns it.
+const PART_BYTES: usize = 128;
 
 /// The gateway's cache of Memories, and what bounds the calls about them.
 pub struct Memories {
@@ -312,7 +314,8 @@ async fn written(gateway: &Gateway, caller: &Caller, who: &AttemptRef, write: &W
 fn pays(gateway: &Gateway, memory_ref: &MemoryRef, copy: &CachedMemory, write: &Write<'_>) -> bool {
     let spec = &copy.memory.spec;
     let replaced = spec.entries.get(write.key).map_or(0, |entry| entry.value.len());
-    let bytes = rules::bytes(spec) - replaced + write.value.map_or(0, str::len);
+    let texts = rules::bytes(spec) - replaced + write.key.len() + write.value.map_or(0, str::len);
+    let bytes = texts + (spec.entries.len() + 1 + spec.writers.len()) * PART_BYTES;
     gateway.memories.pace.take(&memory_ref.namespace, write.step_run_uid, bytes, Instant::now())
 }
 

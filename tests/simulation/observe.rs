@@ -46,7 +46,7 @@ impl World {
         let mut documents: Documents = self.documents(op).into_iter().map(|d| (document::key(&d), d)).collect();
         let now = self.time(self.operators[op].ahead);
         let mut settled = self.operators[op].settled.get(&object.uid).cloned().unwrap_or_default();
-        let (mut late, mut gone) = (Vec::new(), Vec::new());
+        let (mut late, mut gone, mut shown) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (step_run, name) in workflow::committed(&workflow, &step_runs, &settled).documents {
             let seen = self.cached(op, Kind::Document, &name).map(|d| d.typed::<Document>());
             let there = |d: &Document| {
@@ -55,16 +55,22 @@ impl World {
             if seen.is_some_and(|d| there(&d)) {
                 continue;
             }
-            if let Some(live) = self.get(op, Kind::Document, &name)? {
-                late.extend(step_run);
-                let live = bare(&live);
-                documents.insert_mut(document::key(&live), live);
-            } else {
+            let live = match settled.shown.get(&name) {
+                Some(known) => Some(Arc::clone(known)),
+                None => self.get(op, Kind::Document, &name)?.map(|live| bare(&live)),
+            };
+            let Some(live) = live else {
                 gone.push(name);
+                continue;
+            };
+            if there(&live) {
+                shown.insert(name, Arc::clone(&live));
             }
+            late.extend(step_run);
+            documents.insert_mut(document::key(&live), live);
         }
         let remembered = Arc::make_mut(&mut settled);
-        remembered.late = late;
+        (remembered.late, remembered.shown) = (late, Arc::new(shown));
         Arc::make_mut(&mut remembered.gone).extend(gone);
         let previous = self.previous(op, &workflow)?;
         let pods_ending = self.pods_ending(op, &workflow, &step_runs, &now);

@@ -131,3 +131,41 @@ async fn a_run_that_is_known_to_be_unreadable_is_not_asked_for() {
     // Another one of the same name may be gone.
     assert!(observer.run_of("team", &of("v")).await.expect("an answer").is_none());
 }
+
+/// The watch of Documents tells nothing; the API server is asked once, and again only of what is not published yet.
+#[tokio::test]
+async fn a_document_that_no_watch_has_told_of_is_asked_for_once() {
+    let server = server();
+    let observer = observer(server.client("team"));
+    let spec = json!({"type": "brief", "scope": "Namespace", "format": "text", "content": "x"});
+    make(&server, apiserver::Kind::Document, "plan", &spec);
+    let run = json!({"metadata": {"name": "shop", "uid": "u", "namespace": "team"}, "spec": {"steps": []},
+        "status": {"definition": {"revisionName": "r", "digest": "d"}, "startedAt": "1970-01-01T00:00:00Z"}});
+    let run: Workflow = serde_json::from_value(run).expect("a run");
+    let mut step_run = StepRun::new("shop-plan", crate::api::step_run::StepRunSpec::default());
+    let done = json!({"phase": "Completed", "completedAt": "1970-01-01T00:00:00Z",
+        "result": {"attempt": 1, "digest": "d", "documentName": "plan"}});
+    step_run.status = serde_json::from_value(done).expect("a status");
+    let mut step_runs = Table::default();
+    step_runs.insert_mut("shop-plan".to_owned(), Arc::new(step_run));
+    let mut settled = Arc::new(Settled::default());
+    let mut documents = Table::default();
+    observer.add_committed(&run, &step_runs, &mut settled, &mut documents).await.expect("an answer");
+    assert!(documents.size() == 1 && settled.shown.is_empty(), "it is not published yet");
+
+    let published = kube::api::Patch::Merge(json!({"status": {"phase": "Published", "revision": 1}}));
+    let api: Api<Document> = Api::namespaced(observer.client.clone(), "team");
+    let told = api.patch_status("plan", &kube::api::PatchParams::default(), &published).await.expect("it is written");
+    observer.add_committed(&run, &step_runs, &mut settled, &mut documents).await.expect("an answer");
+    assert_eq!(settled.shown.keys().collect::<Vec<_>>(), ["plan"]);
+    // Whoever asked now would hear that it is gone.
+    api.delete("plan", &kube::api::DeleteParams::default()).await.expect("it is deleted");
+    let mut documents = Table::default();
+    observer.add_committed(&run, &step_runs, &mut settled, &mut documents).await.expect("an answer");
+    assert!(documents.values().any(|seen| document::is_published(seen)), "as it was shown");
+    assert_eq!(settled.late, ["shop-plan"]);
+
+    observer.world.documents.take(Event::Apply(told));
+    observer.add_committed(&run, &step_runs, &mut settled, &mut documents).await.expect("an answer");
+    assert!(settled.shown.is_empty() && settled.late.is_empty(), "the cache has it now");
+}

@@ -10,6 +10,7 @@ use crate::api::workflow::{Phase, Workflow};
 use crate::decide::content;
 use crate::decide::observed::StepRuns;
 use crate::decide::settled::Settled;
+use crate::decide::step_run::has_changed;
 
 /// The findings.
 #[derive(Debug, Default)]
@@ -34,7 +35,8 @@ pub fn committed(workflow: &Workflow, step_runs: &StepRuns, settled: &Settled) -
     let inline = inline.map(|d| (None, name::run_document(own, uid, &d.document_type)));
     let looked = looked_at(step_runs, settled);
     let made = looked.iter().flat_map(|step_run| {
-        let done = step_run.status.as_ref().filter(|s| s.phase == Some(Phase::Completed));
+        // What was exchanged before it could be published never is.
+        let done = step_run.status.as_ref().filter(|s| s.phase == Some(Phase::Completed) && !has_changed(step_run));
         let own = done.and_then(|s| s.result.as_ref()?.document_name.clone());
         let apart = done
             .and_then(|status| content::carrier(step_run, status))

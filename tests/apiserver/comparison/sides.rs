@@ -138,10 +138,12 @@ impl Real {
     }
 
     /// Hears until the check is content. Whether it ever was: while something still comes it is waited for, however slowly
-    /// it comes.
+    /// it comes, and for ten times as long at most.
     pub async fn hears(&mut self, content: impl Fn(&Self) -> bool) -> Result<bool> {
+        let end = tokio::time::Instant::now() + PATIENCE * 10;
         while !content(self) {
-            match tokio::time::timeout(PATIENCE, self.told.recv()).await {
+            let next = end.min(tokio::time::Instant::now() + PATIENCE);
+            match tokio::time::timeout_at(next, self.told.recv()).await {
                 Ok(Some(told)) => self.take(told),
                 Ok(None) => bail!("the watches ended"),
                 Err(_) => return Ok(false),

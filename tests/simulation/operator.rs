@@ -199,6 +199,7 @@ impl World {
                 keys.push((Kind::Workflow, object.name.clone()));
                 if concerns_steps {
                     let own = step_runs().filter(|s| s.is_controlled_by("Workflow", &object.uid));
+                    let own = own.filter(|s| s.value["status"]["completedAt"].is_null());
                     keys.extend(own.map(|s| (Kind::StepRun, s.name.clone())));
                 }
             }
@@ -233,7 +234,7 @@ impl World {
         }
     }
 
-    /// Whether a run says something new to all its StepRuns, or something that they must not miss.
+    /// Whether a run says something new to its open StepRuns, or something that they must not miss.
     fn concerns_steps(&mut self, op: usize, run: &Object) -> bool {
         let there = self.cached(op, Kind::Workflow, &run.name).is_some_and(|w| w.uid == run.uid);
         let suspended = &mut self.operators[op].suspended;

@@ -10,7 +10,7 @@ use super::{Gateway, cluster, entries};
 use crate::api::step_run::StepRun;
 use crate::cluster::bounded_cache::BoundedCache;
 use crate::decide::{build, history};
-use crate::definition::program::{Program, Step};
+use crate::definition::program::Program;
 use crate::protocol::AttemptRef;
 use crate::protocol::context::Entry;
 

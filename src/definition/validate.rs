@@ -34,7 +34,7 @@ fn faults(source: Source<'_>, evaluator: &dyn Evaluate) -> Vec<String> {
 /// What is allowed and likely not meant, each with its path.
 pub fn warnings(source: Source<'_>) -> Vec<String> {
     let mut found = compile::compile(source, &|_| Ok(())).warnings;
-    unawaited(source.steps, source.order, "spec.steps", &mut found);
+    unawaited(source.steps, (source.order, source.output), "spec.steps", &mut found);
     found
 }
 
@@ -49,18 +49,20 @@ pub fn undeclared(given: &Map<String, Value>, parameters_schema: Option<&Map<Str
     told.collect()
 }
 
-fn unawaited(steps: &[Step], order: Order, place: &str, found: &mut Vec<String>) {
+/// Branches that nothing waits for, where the author does not say either what the list gives.
+fn unawaited(steps: &[Step], (order, output): (Order, Option<&str>), place: &str, found: &mut Vec<String>) {
     for (index, step) in steps.iter().enumerate() {
         let place = format!("{place}[{index}]");
         let needed = steps.iter().any(|s| s.needs.contains(&step.name));
-        if order == Order::Graph && !needed && index + 1 < steps.len() {
+        if order == Order::Graph && output.is_none() && !needed && index + 1 < steps.len() {
             found.push(format!(
                 "{place}: no step needs {}; the output of the list is that of its last step, {}",
                 step.name,
                 steps.last().map_or("", |s| s.name.as_str())
             ));
         }
-        unawaited(&step.steps, step.order.unwrap_or_default(), &format!("{place}.steps"), found);
+        let own = (step.order.unwrap_or_default(), step.output.as_deref());
+        unawaited(&step.steps, own, &format!("{place}.steps"), found);
     }
 }
 
@@ -257,6 +259,23 @@ mod tests {
         assert!(told.len() == 1 && told[0].contains("is not among spec.parameters, which has depth"), "{told:?}");
         let told = undeclared(&schema(json!({"depth": 1, "villain": 2})), Some(&schema(open)));
         assert_eq!(told, ["spec.parameters.villain: is not in parametersSchema, which has depth, dry-run"]);
+    }
+
+    #[test]
+    fn a_branch_that_nothing_waits_for_is_told_unless_the_author_says_what_the_list_gives() {
+        let steps = json!([{"name": "a", "agentId": "x"}, {"name": "b", "agentId": "x"}]);
+        let of = |spec: Value| {
+            let spec: WorkflowTemplateSpec = serde_json::from_value(spec).expect("a template");
+            super::warnings((&spec).into())
+        };
+        let told = "no step needs a; the output of the list is that of its last step, b";
+        assert_eq!(of(json!({"order": "Graph", "steps": steps})), [format!("spec.steps[0]: {told}")]);
+        assert_eq!(of(json!({"order": "Graph", "output": "steps.a.output", "steps": steps})), Vec::<String>::new());
+        assert_eq!(of(json!({"steps": steps})), Vec::<String>::new());
+        let mut group = json!({"name": "g", "order": "Graph", "steps": steps});
+        assert_eq!(of(json!({"steps": [group]})), [format!("spec.steps[0].steps[0]: {told}")]);
+        group["output"] = json!("steps.a.output");
+        assert_eq!(of(json!({"steps": [group]})), Vec::<String>::new());
     }
 
     #[test]
